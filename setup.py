@@ -1,0 +1,48 @@
+"""Packaging of slmkit. Ranges are the versions the tests ran with, see CHANGELOG.md."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# The upper bound of torch is exact on purpose: without it pip may fetch a CUDA build newer than any that was tested.
+REQUIRED = [
+    "torch>=2.6,<=2.13.0",
+    "deepspeed>=0.19.4,<0.20",
+    "transformers>=5.17,<5.24",
+    "safetensors>=0.5,<1",
+    "tokenizers>=0.22,<0.24",
+    "webdataset>=0.2.100,<1.1",
+    "soundfile>=0.13,<0.15",
+    "soxr>=0.5,<1.2",
+    "numpy>=1.26,<2.5",
+    "pyyaml>=6,<7",
+    "tensorboard>=2.18,<2.22",
+    "tqdm>=4.66,<5",
+    "ninja",  # DeepSpeed compiles a small operator at its first start
+]
+EXTRAS = {
+    "flash": ["flash-attn>=2.7,<3"],
+    "eval": ["jiwer>=4,<5"],
+    "dev": [
+        "pytest>=8,<10",
+        "pytest-xdist>=3,<4",
+        "hypothesis>=6.100,<7",
+        "ruff>=0.14,<0.18",
+        "mypy>=1.18,<3",
+        "types-PyYAML",
+        "types-tqdm",
+    ],
+}
+
+setup(
+    name="slmkit",
+    version="0.1.0",
+    description="Train speech language models on codec codes with DeepSpeed, from audio files to a model that speaks",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["slmkit", "slmkit.*"]),
+    python_requires=">=3.11",
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["slmkit = slmkit.cli.main:main"]},
+)

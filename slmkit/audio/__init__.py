@@ -1,0 +1,1 @@
+"""Audio files in, mono float waves out."""

@@ -1,0 +1,1 @@
+"""Measurements, each as a ratio to a baseline in the same run."""

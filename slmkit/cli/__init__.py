@@ -1,0 +1,1 @@
+"""The `slmkit` command, one thin file per sub-command."""

@@ -1,0 +1,72 @@
+"""The `slmkit` command: finds the sub-command, loads only its file, turns user errors into exit code 2.
+
+Each sub-command is a module of `slmkit.cli` with `SUMMARY` (a line), `add_arguments(parser)` and `run(args) -> int`.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from slmkit import __version__
+from slmkit.errors import UserError
+
+COMMANDS = {
+    "init-base": "init_base",
+    "codec": "codec",
+    "tokenize": "tokenize",
+    "import": "import_codes",
+    "train": "train",
+    "consolidate": "consolidate",
+    "synthesize": "synthesize",
+    "evaluate": "evaluate",
+    "bench": "bench",
+}
+ORDER = """\
+A first run, in order:
+  slmkit codec fit AUDIO CODEC        fit the built-in codec to a folder of audio (or use the FACodec files)
+  slmkit tokenize ...                 audio to shards of codes
+  slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
+  slmkit train --config RUN.yaml      train; under `deepspeed`, `srun`, `torchrun` or alone
+  slmkit consolidate RUN OUT          checkpoint to safetensors
+  slmkit synthesize OUT ...           text to a WAV file
+`slmkit COMMAND --help` explains each."""
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser; with `command` given, only that sub-command's module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="slmkit",
+        description="Train speech language models on codec codes and speak with them.",
+        epilog=ORDER,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"slmkit {__version__}")
+    choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, module_name in COMMANDS.items():
+        if command in COMMANDS and name != command:
+            continue
+        module = importlib.import_module(f"slmkit.cli.{module_name}")
+        sub = choices.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line. Returns its exit code: 0 done, 2 user error, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser(words[0] if words else None).parse_args(words)
+    try:
+        return int(args.run(args) or 0)
+    except UserError as error:
+        print(f"slmkit {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

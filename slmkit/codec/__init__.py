@@ -1,0 +1,1 @@
+"""Waves to codes and back: the codec interface and the codecs behind it."""

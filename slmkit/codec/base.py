@@ -1,0 +1,128 @@
+"""What a speech codec is to the rest of slmkit.
+
+A codec turns mono audio into `K` parallel streams of integer codes, one entry per stream and frame, and one speaker
+vector per utterance. The language model sees only the `CodecSpec`. Streams whose role is not "detail" come first, in
+the order the language model interleaves them (a, b, c, ...); detail streams exist for reconstruction only.
+
+Shapes: B utterances, N samples, K streams, T frames, D speaker width.
+
+Invariant (law): codes and speaker vector of an utterance do not depend on the batch it travels in, its place there, or
+its padding.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+
+from slmkit.errors import UserError
+
+Role = Literal["prosody", "content", "detail", "coupled"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream of codes: entries 0 .. size - 1."""
+
+    name: str
+    size: int
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSpec:
+    """Everything the language model and the shards know of a codec."""
+
+    name: str
+    sample_rate: int  # Hz
+    hop_samples: int  # samples per frame
+    streams: tuple[Stream, ...]
+    speaker_dim: int  # width of the speaker vector, 0 when there is none
+    weights_sha256: str  # of the codec's weights, "" when unknown (imported codes)
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_samples
+
+    @property
+    def lm_streams(self) -> tuple[Stream, ...]:
+        """The streams the language model predicts, in its order."""
+        return tuple(stream for stream in self.streams if stream.role != "detail")
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "CodecSpec":
+        """Inverse of `to_dict`. Raises UserError when fields are missing, unknown or of the wrong kind."""
+        try:
+            streams = tuple(Stream(**stream) for stream in values["streams"])
+            return CodecSpec(**{**values, "streams": streams})
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"not a codec spec: {error}", got=values, next_step="use a codec_spec.json that slmkit wrote"
+            ) from error
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all fields."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    def check_compatible(self, other: "CodecSpec", *, this: str, that: str) -> None:
+        """Raise UserError naming the first field in which the two specs differ.
+
+        An empty weights hash (imported codes, whose maker is not known) matches any. Detail streams may be absent on
+        one side: the language model does not see them.
+        """
+        mine, theirs = (dataclasses.replace(spec, streams=spec.lm_streams).to_dict() for spec in (self, other))
+        for name in mine:
+            unknown = name == "weights_sha256" and "" in (mine[name], theirs[name])
+            absent = name == "speaker_dim" and 0 in (mine[name], theirs[name])
+            if mine[name] != theirs[name] and not unknown and not absent:
+                raise UserError(
+                    f"the codec of {that} is not the codec of {this}: {name} differs",
+                    got=theirs[name],
+                    expected=mine[name],
+                    next_step="use the codec that made the codes",
+                )
+
+
+class Encoded(NamedTuple):
+    """What `Codec.encode` returns."""
+
+    codes: torch.Tensor  # int16 [B, K, T], 0 beyond an utterance's frames
+    num_frames: torch.Tensor  # int64 [B]
+    speaker: torch.Tensor  # float32 [B, D]
+
+
+class Codec(Protocol):
+    """A codec ready to run on one device."""
+
+    @property
+    def spec(self) -> CodecSpec: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that `num_samples` samples give; 0 when they are too few to encode."""
+        ...
+
+    def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
+        """Codes of `waves`, float32 [B, N] in [-1, 1], of which utterance i has num_samples[i] (int64 [B]) samples.
+
+        Raises ValueError when an utterance is too short to give a frame.
+        """
+        ...
+
+    def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        """Waves float32 [B, T * hop] in [-1, 1] of codes int [B, K or len(lm_streams), T], speaker float32 [B, D].
+
+        With only the language model's streams given, the detail streams are left out.
+        Raises ValueError when a code is outside its stream's codebook.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""Run and job configuration: frozen dataclasses read from YAML and overrides."""

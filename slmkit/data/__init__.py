@@ -1,0 +1,1 @@
+"""From shards of codes to batches: vocabulary, prompts, sequences, plan, loader."""

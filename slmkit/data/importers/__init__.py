@@ -1,0 +1,1 @@
+"""Readers of corpora as users have them, one file per layout."""

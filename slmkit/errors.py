@@ -1,0 +1,61 @@
+"""Errors a user can cause and mend.
+
+A `UserError` says what is wrong, what was found, what was expected and what to do next. The command line prints it
+without a traceback and exits with code 2. Bugs in slmkit itself stay ordinary exceptions.
+
+Example:
+    raise UserError("the sample rate does not match", got=24000, expected=16000, next_step="resample the file")
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class UserError(Exception):
+    """Something outside slmkit is wrong: what, got, expected, next step, each on a line of its own."""
+
+    def __init__(self, what: str, *, got: Any = None, expected: Any = None, next_step: str = "") -> None:
+        self.what, self.got, self.expected, self.next_step = what, got, expected, next_step
+        lines = [what]
+        if got is not None:
+            lines.append(f"  got:      {got}")
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if next_step:
+            lines.append(f"  next:     {next_step}")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.what, self.got, self.expected, self.next_step)
+
+
+def _rebuild(kind: type[UserError], message: str, *fields: Any) -> UserError:
+    """Unpickle without calling the constructor of a subclass, so that errors cross process borders whole."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.what, error.got, error.expected, error.next_step = fields
+    return error
+
+
+class ConfigError(UserError):
+    """One or more problems in a configuration, all reported at once."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
+        listed = "".join(f"\n  - {problem}" for problem in self.problems)
+        super().__init__(f"{source}: {count}{listed}")
+
+
+class BadSample(UserError):
+    """One utterance cannot be used; the job records the reason in its ledger and goes on.
+
+    `reason` is a short stable word for counting ("empty", "truncated", ...); `what` is the sentence for the reader.
+    """
+
+    def __init__(self, reason: str, what: str, **fields: Any) -> None:
+        self.reason = reason
+        super().__init__(what, **fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadSample, (self.reason, self.what), {}

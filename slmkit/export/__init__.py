@@ -1,0 +1,1 @@
+"""Checkpoints to directories that `from_pretrained` loads."""

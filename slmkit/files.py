@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all, and the record of where an artefact came from.
+
+Every write goes to a temporary name in the same directory, is flushed to disk and renamed. Nothing that exists is
+replaced unless the caller asks.
+
+Example:
+    with atomic_write("out.json") as file:
+        file.write(b"{}")
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from slmkit.errors import UserError
+
+VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
+
+
+@contextmanager
+def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[bytes]]:
+    """Open a binary file that takes its name only when the block ends without an error.
+
+    Raises UserError if `path` exists and `replace` is not set, or the disk refuses (full, read-only, no permission).
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise UserError("the file already exists", got=path, next_step="remove it or choose another name")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise disk_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def disk_error(path: str | Path, error: OSError) -> UserError:
+    """The named form of a failed write, with the free space where the path lies."""
+    parent = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    free = shutil.disk_usage(parent).free / 2**20
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}",
+        got=f"{free:.0f} MiB free in {parent}",
+        next_step="free space, check the permissions, or choose another directory; finished files are kept",
+    )
+
+
+def sync_directory(path: str | Path) -> None:
+    """Make renames inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: str | Path, value: Any, *, replace: bool = False) -> None:
+    """Write `value` as indented UTF-8 JSON, whole or not at all."""
+    with atomic_write(path, replace=replace) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file. Raises UserError naming the file if it is missing, not UTF-8 or not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} as JSON: {error}", expected="a UTF-8 JSON file") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(config: Any = None) -> dict[str, Any]:
+    """What made an artefact: resolved config, slmkit commit, versions, command. No times or host names, so that equal
+    work gives equal bytes."""
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"config": config, "commit": git_commit(), "versions": versions, "command": [Path(sys.argv[0]).name]}
+
+
+def git_commit() -> str:
+    """Commit of the working tree slmkit runs from, "+dirty" if it has changes, "" when it is an installed copy."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")

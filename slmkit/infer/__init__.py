@@ -1,0 +1,1 @@
+"""Generation: text in, codes and waves out."""

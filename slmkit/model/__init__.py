@@ -1,0 +1,1 @@
+"""The speech language model: backbone, heads, losses."""

@@ -1,0 +1,1 @@
+"""The offline stage: a folder of audio becomes shards of codes."""
