@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
     path = Path(path)
     if path.exists() and not replace:
         raise UserError("the file already exists", got=path, next_step="remove it or choose another name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
