@@ -10,6 +10,7 @@ Targets are shifted already: position t of `lm_positions` or `head_positions` pr
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)

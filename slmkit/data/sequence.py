@@ -34,13 +34,13 @@ class Piece(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What an example costs and how many targets it brings, known from lengths alone."""
+    """What an example costs and how many targets it brings, known from lengths alone. Ints, or int arrays of one shape."""
 
-    positions: int
-    text_targets: int
-    frames: int  # labelled codec frames
-    steps: int  # labelled speech steps of MTP, <eosp> included; 0 for NTP
-    endings: int  # labelled <eosp>
+    positions: Any
+    text_targets: Any
+    frames: Any  # labelled codec frames
+    steps: Any  # labelled speech steps of MTP, <eosp> included; 0 for NTP
+    endings: Any  # labelled <eosp>
 
 
 class Example(NamedTuple):
@@ -68,7 +68,7 @@ def tokenize(
         elif segment.kind == "speech":
             ids = ()
         else:
-            ids = (named.get(segment.value) or layout.id_of(segment.value),)
+            ids = (named[segment.value] if segment.value in named else layout.id_of(segment.value),)
         kind = segment.kind if segment.kind in ("speech", "speaker") else "text"
         pieces.append(Piece(ids, kind, segment.labelled))
     return tuple(pieces)
@@ -81,21 +81,29 @@ def frames_per_step(group: int, num_streams: int) -> int:
     return group // num_streams
 
 
-def measure(pieces: Sequence[Piece], num_frames: int, num_streams: int, group: int) -> Size:
-    """Size of the example that `build` makes of `pieces` and `num_frames` frames."""
-    positions = text_targets = frames = steps = endings = 0
-    speech_positions = num_frames * num_streams if group == 0 else -(-num_frames // frames_per_step(group, num_streams))
-    for piece in pieces:
-        if piece.kind != "speech":
-            positions += len(piece.ids)
-            text_targets += len(piece.ids) * piece.labelled
-            continue
-        positions += speech_positions + 1
-        if piece.labelled:
-            frames += num_frames
-            endings += 1
-            steps += speech_positions + 1 if group else 0
-    return Size(positions, text_targets, frames, steps, endings)
+def text_size(pieces: Sequence[Piece]) -> tuple[int, int]:
+    """Positions of all pieces that are not speech, and those of them that are labelled."""
+    written = [piece for piece in pieces if piece.kind != "speech"]
+    return sum(len(p.ids) for p in written), sum(len(p.ids) for p in written if p.labelled)
+
+
+def measure(
+    text_positions: Any, text_targets: Any, speech: Sequence[bool], num_frames: Any, num_streams: int, group: int
+) -> Size:
+    """Size of the example that `build` makes: its `text_size`, which of its speech pieces are labelled, its frames.
+
+    Numbers may be ints, or int arrays [n] that measure n examples at once.
+    """
+    per_step = frames_per_step(group, num_streams) if group else 0
+    positions = -(-num_frames // per_step) + 1 if group else num_frames * num_streams + 1
+    labelled = sum(speech)
+    return Size(
+        positions=text_positions + len(speech) * positions,
+        text_targets=text_targets,
+        frames=labelled * num_frames,
+        steps=labelled * positions if group else 0 * positions,
+        endings=labelled + 0 * positions,
+    )
 
 
 def term_counts(sizes: npt.NDArray[Any], num_streams: int, group: int) -> npt.NDArray[np.float64]:

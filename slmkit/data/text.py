@@ -9,6 +9,7 @@ Example:
     tokenizer.encode(" The speech is: ")
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ class TextTokenizer:
         state["added_tokens"] = []
         state["post_processor"] = None
         self._backend = tokenizers.Tokenizer.from_str(json.dumps(state))
+        self.fingerprint = hashlib.sha256(self._backend.to_str().encode()).hexdigest()
         self.base_size, self.bos_id, self.eos_id = base_size, bos_id, eos_id
 
     @staticmethod

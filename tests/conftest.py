@@ -1,0 +1,25 @@
+"""Shared by all tests: one thread per process, and the places of the demo data and golden files."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def demo_dir() -> Path:
+    path = ROOT.parent / "shared" / "reference" / "demo"
+    if not path.is_dir():
+        pytest.skip("the published demo data is not beside the project")
+    return path
