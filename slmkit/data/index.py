@@ -1,0 +1,252 @@
+"""What a corpus of shards holds, known without opening a tar.
+
+Beside each tar stands an index (columnar JSON: key, frames, text length, byte offset and size of each member's
+content), written last: a shard exists if its index does. It also carries the shard's part of the ledger, so that both
+appear at once. `manifest.json` is written when every shard is there; a directory without it is not a corpus yet.
+
+It knows nothing of tar files, audio or codecs beyond their `CodecSpec`.
+
+Invariant: samples are numbered through the shards in order, so sample i is the same one on every machine.
+
+Example:
+    corpus = Corpus.open("shards/libritts")
+    len(corpus), corpus.frames.sum() / corpus.codec.frame_rate      # samples, seconds
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slmkit.codec.base import CodecSpec
+from slmkit.errors import UserError
+from slmkit.files import read_json, write_json
+
+MANIFEST = "manifest.json"
+INDEX_SUFFIX = ".index.json"
+
+
+class Failure(NamedTuple):
+    """A line of the ledger: an item that gave no sample. `reason` is a short stable word for counting."""
+
+    key: str
+    reason: str
+    detail: str
+
+
+def shard_name(corpus: str, shard: int) -> str:
+    """File name of a tar, e.g. "libritts-000042.tar"."""
+    return f"{corpus}-{shard:06d}.tar"
+
+
+def index_path(directory: str | Path, tar: str) -> Path:
+    """Where the index of `tar` stands."""
+    return Path(directory) / (tar.removesuffix(".tar") + INDEX_SUFFIX)
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """One tar with n samples. `offsets` and `sizes` map a member's suffix ("codes.npy") to int64 [n], in bytes."""
+
+    tar: str  # file name, without a directory
+    sha256: str
+    seconds: float  # of speech in all
+    keys: tuple[str, ...]  # as the corpus names its utterances, not escaped
+    frames: np.ndarray  # int32 [n]
+    text_chars: np.ndarray  # int32 [n]
+    offsets: dict[str, np.ndarray]
+    sizes: dict[str, np.ndarray]
+    failures: tuple[Failure, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with sorted keys."""
+        return {
+            "failures": [failure._asdict() for failure in self.failures],
+            "frames": self.frames.tolist(),
+            "keys": list(self.keys),
+            "offsets": {suffix: column.tolist() for suffix, column in sorted(self.offsets.items())},
+            "samples": len(self),
+            "seconds": self.seconds,
+            "sha256": self.sha256,
+            "sizes": {suffix: column.tolist() for suffix, column in sorted(self.sizes.items())},
+            "tar": self.tar,
+            "text_chars": self.text_chars.tolist(),
+        }
+
+    def write(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all. Raises UserError if `path` exists."""
+        write_json(path, self.to_dict())
+
+    @staticmethod
+    def read(path: str | Path) -> "ShardIndex":
+        """Inverse of `write`. Raises UserError naming the file when it is not an index."""
+        values = read_json(path)
+        try:
+            index = _from_dict(values)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not the index of a shard: {error!r}", next_step="remove it and run the job again"
+            ) from error
+        return index
+
+
+def _from_dict(values: dict[str, Any]) -> ShardIndex:
+    index = ShardIndex(
+        tar=str(values["tar"]),
+        sha256=str(values["sha256"]),
+        seconds=float(values["seconds"]),
+        keys=tuple(str(key) for key in values["keys"]),
+        frames=np.array(values["frames"], dtype=np.int32),
+        text_chars=np.array(values["text_chars"], dtype=np.int32),
+        offsets={str(name): np.array(column, dtype=np.int64) for name, column in values["offsets"].items()},
+        sizes={str(name): np.array(column, dtype=np.int64) for name, column in values["sizes"].items()},
+        failures=tuple(Failure(**failure) for failure in values["failures"]),
+    )
+    if Path(index.tar).name != index.tar:
+        raise ValueError(f"{index.tar!r} is not a file name")
+    if not {"codes.npy", "json"} <= index.offsets.keys() or index.offsets.keys() != index.sizes.keys():
+        raise ValueError(f"members {sorted(index.offsets)} with sizes of {sorted(index.sizes)}")
+    for column in (index.frames, index.text_chars, *index.offsets.values(), *index.sizes.values()):
+        if column.shape != (len(index),) or (column < 0).any():
+            raise ValueError(f"a column does not hold {len(index)} numbers from 0")
+    return index
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """All shards of a finished corpus, in order."""
+
+    directory: Path
+    codec: CodecSpec
+    shards: tuple[ShardIndex, ...]
+
+    @staticmethod
+    def open(directory: str | Path) -> "Corpus":
+        """Read the manifest and every index it lists.
+
+        Raises UserError when the corpus is missing or not finished, or a shard is missing, damaged or cut short.
+        """
+        directory = Path(directory)
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise UserError(
+                f"{directory} holds no finished corpus: {MANIFEST} is missing",
+                next_step="give the directory that `slmkit tokenize` or `slmkit import` wrote, or let that job finish",
+            )
+        manifest = read_json(path)
+        try:
+            codec = CodecSpec.from_dict(manifest["codec"])
+            listed = [(str(shard["tar"]), str(shard["sha256"])) for shard in manifest["shards"]]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is not the manifest of a corpus: {error!r}") from error
+        return Corpus(directory, codec, tuple(_open_shard(directory, *shard) for shard in listed))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self._starts[-1])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """int64 [shards + 1]: number of the first sample of each shard, then the number of all."""
+        return np.cumsum([0, *(len(shard) for shard in self.shards)], dtype=np.int64)
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """int32 [N]: codec frames of every sample."""
+        return np.concatenate([np.zeros(0, np.int32), *(shard.frames for shard in self.shards)])
+
+    @cached_property
+    def text_chars(self) -> np.ndarray:
+        """int32 [N]: characters of every sample's text."""
+        return np.concatenate([np.zeros(0, np.int32), *(shard.text_chars for shard in self.shards)])
+
+    def locate(self, i: int) -> tuple[int, int]:
+        """Shard number and row of sample `i`. Raises IndexError outside 0 .. len - 1."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return shard, i - int(self._starts[shard])
+
+    def key(self, i: int) -> str:
+        """Key of sample `i`."""
+        shard, row = self.locate(i)
+        return self.shards[shard].keys[row]
+
+    @property
+    def seconds(self) -> float:
+        """Speech in all shards."""
+        return sum(shard.seconds for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the codec and every shard's content: equal for equal data, wherever it lies."""
+        parts = [self.codec.sha256, *(shard.sha256 for shard in self.shards)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _open_shard(directory: Path, tar: str, sha256: str) -> ShardIndex:
+    again = f"restore it, or remove {MANIFEST} and what is left of the shard and run the job again"
+    path = index_path(directory, tar)
+    if not path.is_file() or not (directory / tar).is_file():
+        raise UserError(f"{directory} lacks {path.name if not path.is_file() else tar}", next_step=again)
+    index = ShardIndex.read(path)
+    if (index.tar, index.sha256) != (tar, sha256):
+        raise UserError(
+            f"{path} is not the index that {MANIFEST} lists",
+            got=f"{index.tar}, sha256 {index.sha256}",
+            expected=f"{tar}, sha256 {sha256}",
+            next_step=again,
+        )
+    end_bytes = max((int((index.offsets[m] + index.sizes[m]).max()) for m in index.offsets if len(index)), default=0)
+    size_bytes = (directory / tar).stat().st_size
+    if size_bytes < end_bytes:
+        raise UserError(
+            f"{directory / tar} is cut short",
+            got=f"{size_bytes} bytes",
+            expected=f"at least {end_bytes} bytes, sha256 {sha256}",
+            next_step=again,
+        )
+    return index
+
+
+def write_manifest(
+    directory: str | Path, corpus: str, codec: CodecSpec, shards: Sequence[ShardIndex], made_by: dict[str, Any]
+) -> None:
+    """Write `manifest.json`, which makes `directory` a corpus. Replaces an older one.
+
+    `made_by` is `files.provenance(...)` or as much of it as is known. Nothing in the manifest depends on the time or
+    the machine. Raises UserError when the disk refuses.
+    """
+    reasons = Counter(failure.reason for shard in shards for failure in shard.failures)
+    samples = sum(len(shard) for shard in shards)
+    manifest = {
+        "corpus": corpus,
+        "codec": codec.to_dict(),
+        "weights_sha256": codec.weights_sha256,
+        "counts": {
+            "utterances": samples + reasons.total(),
+            "samples": samples,
+            "failures": reasons.total(),
+            "seconds": sum(shard.seconds for shard in shards),
+            "frames": sum(int(shard.frames.sum()) for shard in shards),
+        },
+        "failures": dict(sorted(reasons.items())),
+        "shards": [{"tar": shard.tar, "sha256": shard.sha256, "samples": len(shard)} for shard in shards],
+        "made_by": made_by,
+    }
+    write_json(Path(directory) / MANIFEST, manifest, replace=True)
+
+
+def without_failures(index: ShardIndex) -> ShardIndex:
+    """The same shard without its part of the ledger, for keeping many in memory."""
+    return dataclasses.replace(index, failures=())

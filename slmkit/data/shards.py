@@ -1,0 +1,245 @@
+"""Shards: tars of encoded utterances that webdataset reads, written with fixed bytes and read at random by offset.
+
+A sample is `{name}.codes.npy` (int16 [K, T]), `{name}.json` and, where the codec has one, `{name}.speaker.npy`
+(float32 [D]); `name` is the key, escaped. Prompts and groups are not baked in. `webdataset.WebDataset(url).decode()`
+alone reads them too.
+
+Shapes: K streams, T frames, D speaker width.
+
+Invariants: equal samples in equal order give byte-identical tars. No pickle is ever loaded: array members are parsed
+by the shape and type the index and the codec promise, and anything else is refused.
+
+Example:
+    writer = ShardWriter("shards/libritts", "libritts", 0)
+    writer.add(Sample("19_198_000000_000000", codes, speaker, {"text": "Chapter one.", "seconds": 1.2}))
+    writer.commit()
+    ShardReader(Corpus.open("shards/libritts")).read(0)      # once the manifest is written
+"""
+
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import numpy as np
+import webdataset
+
+from slmkit.data.index import Corpus, Failure, ShardIndex, index_path, shard_name
+from slmkit.errors import UserError
+from slmkit.files import atomic_write
+
+CODES, SPEAKER, META = "codes.npy", "speaker.npy", "json"
+CODES_DTYPE, SPEAKER_DTYPE = np.dtype("<i2"), np.dtype("<f4")
+NPY_MAGIC = b"\x93NUMPY\x01\x00"  # version 1.0; two bytes of header length follow
+NPY_PREFIX_BYTES = 10
+HEADER_SHOWN = 100  # characters of a foreign header that an error shows
+OWNER = "slmkit"
+MODE = 0o644
+OPEN_TARS = 64  # file handles a reader keeps; a corpus may have more shards than a process may open files
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One encoded utterance. `meta` has text, speaker, language, seconds, source and any extra columns."""
+
+    key: str
+    codes: np.ndarray  # int16 [K, T]
+    speaker: np.ndarray | None  # float32 [D]
+    meta: dict[str, Any]
+
+
+def escape_key(key: str) -> str:
+    """A file name for `key` without dots, slashes and spaces (webdataset splits names at the first dot).
+
+    Injective: `unescape_key` gives the key back. Letters, digits, `_`, `-` and `~` stay.
+    Raises ValueError when the key is empty or not valid Unicode.
+    """
+    if not key:
+        raise ValueError("the key of a sample is empty")
+    return quote(key, safe="").replace(".", "%2E")
+
+
+def unescape_key(name: str) -> str:
+    """Inverse of `escape_key`."""
+    return unquote(name, errors="strict")
+
+
+class ShardWriter:
+    """Collects the samples of one shard in memory; `commit` makes tar and index appear, the index last."""
+
+    def __init__(self, directory: str | Path, corpus_name: str, shard_number: int) -> None:
+        self.directory = Path(directory)
+        self.tar = shard_name(corpus_name, shard_number)
+        self._buffer = io.BytesIO()
+        self._writer = webdataset.TarWriter(
+            self._buffer, user=OWNER, group=OWNER, mode=MODE, mtime=0, encoder=False, compress=False
+        )
+        self._keys: list[str] = []
+        self._frames: list[int] = []
+        self._text_chars: list[int] = []
+        self._seconds: list[float] = []
+        self._suffixes: set[str] = set()
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample. Raises ValueError when it is not as `Sample` says, or has other members than the first."""
+        if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
+            raise ValueError(f"codes must be int16 [K, T], got {sample.codes.dtype} {list(sample.codes.shape)}")
+        meta = json.dumps({**sample.meta, "key": sample.key}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        members = {CODES: _npy(sample.codes, CODES_DTYPE), META: meta.encode()}
+        if sample.speaker is not None:
+            members[SPEAKER] = _npy(sample.speaker, SPEAKER_DTYPE)
+        if self._keys and members.keys() != self._suffixes:
+            raise ValueError(
+                f"{sample.key}: members {sorted(members)}, the samples before have {sorted(self._suffixes)}"
+            )
+        self._suffixes = set(members)
+        self._writer.write({"__key__": escape_key(sample.key), **members})
+        self._keys.append(sample.key)
+        self._frames.append(sample.codes.shape[1])
+        self._text_chars.append(len(sample.meta["text"]))
+        self._seconds.append(float(sample.meta["seconds"]))
+
+    def commit(self, failures: Sequence[Failure] = ()) -> ShardIndex:
+        """Write the tar, then the index with the shard's `failures`. Raises UserError when the disk refuses."""
+        self._writer.close()
+        content = self._buffer.getvalue()
+        offsets, sizes = _member_places(content, len(self._keys))
+        index = ShardIndex(
+            tar=self.tar,
+            sha256=hashlib.sha256(content).hexdigest(),
+            seconds=math.fsum(self._seconds),
+            keys=tuple(self._keys),
+            frames=np.array(self._frames, dtype=np.int32),
+            text_chars=np.array(self._text_chars, dtype=np.int32),
+            offsets=offsets,
+            sizes=sizes,
+            failures=tuple(failures),
+        )
+        with atomic_write(self.directory / self.tar) as file:
+            file.write(content)
+        index.write(index_path(self.directory, self.tar))
+        return index
+
+
+def _npy(array: np.ndarray, dtype: np.dtype) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array, dtype=dtype), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _member_places(tar: bytes, num_samples: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Offsets and sizes of the members' content, suffix -> int64 [num_samples], read back from the tar itself."""
+    offsets: dict[str, list[int]] = {CODES: [], META: []}
+    sizes: dict[str, list[int]] = {CODES: [], META: []}
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        for member in archive:
+            _, _, suffix = member.name.partition(".")
+            offsets.setdefault(suffix, []).append(member.offset_data)
+            sizes.setdefault(suffix, []).append(member.size)
+    assert all(len(column) == num_samples for column in offsets.values())
+    return _columns(offsets), _columns(sizes)
+
+
+def _columns(lists: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    return {suffix: np.array(values, dtype=np.int64) for suffix, values in lists.items()}
+
+
+class ShardReader:
+    """Random access to the samples of a corpus. Safe to fork, to pickle (reopens its files) and to use from threads."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self._sizes = np.array([[stream.size] for stream in corpus.codec.streams])
+        self._open = functools.lru_cache(maxsize=OPEN_TARS)(_OpenTar)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardReader, (self.corpus,)
+
+    def read(self, i: int) -> Sample:
+        """Sample number `i` of the corpus. Raises UserError naming tar, key and expected sha256 when it is damaged."""
+        shard, row = self.corpus.locate(i)
+        index = self.corpus.shards[shard]
+        try:
+            return self._parse(index, row, self._members(index, row, tuple(index.offsets)))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(index, row, error) from error
+
+    def read_meta(self, i: int) -> dict[str, Any]:
+        """Only the json of sample `i`. Raises UserError like `read`."""
+        shard, row = self.corpus.locate(i)
+        index = self.corpus.shards[shard]
+        try:
+            return _parse_meta(self._members(index, row, (META,))[META], index.keys[row])
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damaged(index, row, error) from error
+
+    def _members(self, index: ShardIndex, row: int, suffixes: tuple[str, ...]) -> dict[str, bytes]:
+        """Contents of some members of a sample, in one read: they lie side by side."""
+        places = {m: (int(index.offsets[m][row]), int(index.sizes[m][row])) for m in suffixes}
+        start = min(offset for offset, _ in places.values())
+        end = max(offset + size for offset, size in places.values())
+        tar = self._open(self.corpus.directory / index.tar)
+        content = os.pread(tar.handle, end - start, start)
+        if len(content) < end - start:
+            raise ValueError(f"the tar ends {end - start - len(content)} bytes too early")
+        return {m: content[offset - start : offset - start + size] for m, (offset, size) in places.items()}
+
+    def _parse(self, index: ShardIndex, row: int, members: dict[str, bytes]) -> Sample:
+        codec, key = self.corpus.codec, index.keys[row]
+        codes = _parse_npy(members[CODES], CODES_DTYPE, (len(codec.streams), int(index.frames[row])))
+        if (codes < 0).any() or (codes >= self._sizes).any():
+            raise ValueError("a code lies outside its codebook")
+        speaker = None
+        if codec.speaker_dim:
+            if SPEAKER not in members:
+                raise ValueError(f"the speaker vector of width {codec.speaker_dim} is missing")
+            speaker = _parse_npy(members[SPEAKER], SPEAKER_DTYPE, (codec.speaker_dim,))
+        return Sample(key, codes, speaker, _parse_meta(members[META], key))
+
+    def _damaged(self, index: ShardIndex, row: int, error: Exception) -> UserError:
+        path = self.corpus.directory / index.tar
+        return UserError(
+            f"{path}: sample {index.keys[row]!r} cannot be read: {error}",
+            expected=f"a tar with sha256 {index.sha256}",
+            next_step=f"run `sha256sum {path}`; if it differs, restore the tar from a copy or make the shard again",
+        )
+
+
+class _OpenTar:
+    """A file handle that closes when its last user lets go."""
+
+    def __init__(self, path: Path) -> None:
+        self.handle = -1
+        self.handle = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.handle >= 0:
+            os.close(self.handle)
+
+
+def _parse_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """The array in `content`, which must be an npy file of exactly this type and shape. Raises ValueError otherwise."""
+    header_bytes = int.from_bytes(content[8:NPY_PREFIX_BYTES], "little")
+    data = content[NPY_PREFIX_BYTES + header_bytes :]
+    header = content[NPY_PREFIX_BYTES : NPY_PREFIX_BYTES + header_bytes].decode("latin-1").rstrip()
+    expected = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
+    if not content.startswith(NPY_MAGIC) or header != expected:
+        raise ValueError(f"an array with header {header[:HEADER_SHOWN]!r}, expected {expected!r}")
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(data)} bytes of array data, expected {math.prod(shape) * dtype.itemsize}")
+    return np.frombuffer(data, dtype=dtype).reshape(shape).copy()
+
+
+def _parse_meta(content: bytes, key: str) -> dict[str, Any]:
+    meta = json.loads(content.decode())
+    if not isinstance(meta, dict) or meta.pop("key", None) != key:
+        raise ValueError("its json belongs to another sample")
+    return meta

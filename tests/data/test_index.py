@@ -1,0 +1,150 @@
+"""Indexes and manifests: round trips, numbering, and every way a corpus can be incomplete or damaged."""
+
+import json
+
+import numpy as np
+import pytest
+
+from slmkit.codec.base import CodecSpec, Stream
+from slmkit.data.index import Corpus, Failure, ShardIndex, index_path, shard_name, without_failures, write_manifest
+from slmkit.data.shards import Sample, ShardWriter
+from slmkit.errors import UserError
+
+SPEC = CodecSpec(
+    name="tiny",
+    sample_rate=16000,
+    hop_samples=200,
+    streams=(Stream("one", 1024, "content"), Stream("two", 1024, "prosody")),
+    speaker_dim=0,
+    weights_sha256="",
+)
+
+
+def make_corpus(directory, samples_per_shard=(3, 0, 2)):
+    """A corpus whose sample i has i + 1 frames and the text "x" * i."""
+    number, shards = 0, []
+    for shard, count in enumerate(samples_per_shard):
+        writer = ShardWriter(directory, "tiny", shard)
+        for _ in range(count):
+            codes = np.full((2, number + 1), number, dtype=np.int16)
+            writer.add(Sample(f"utt {number}", codes, None, {"text": "x" * number, "seconds": 0.5}))
+            number += 1
+        shards.append(writer.commit([Failure(f"bad{shard}", "empty", "nothing in it")]))
+    write_manifest(directory, "tiny", SPEC, shards, {"config": {}})
+    return shards
+
+
+def test_an_index_reads_back_as_it_was_written(tmp_path):
+    written = make_corpus(tmp_path)[0]
+    read = ShardIndex.read(index_path(tmp_path, "tiny-000000.tar"))
+    assert read.to_dict() == written.to_dict()
+    assert read.keys == ("utt 0", "utt 1", "utt 2")
+    assert (read.frames.dtype, read.text_chars.dtype, read.offsets["json"].dtype) == (np.int32, np.int32, np.int64)
+    assert read.failures == (Failure("bad0", "empty", "nothing in it"),)
+    assert without_failures(read).failures == ()
+
+
+def test_a_corpus_numbers_its_samples_through_the_shards(tmp_path):
+    make_corpus(tmp_path)
+    corpus = Corpus.open(tmp_path)
+    assert len(corpus) == 5
+    assert [corpus.locate(i) for i in range(5)] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
+    assert [corpus.key(i) for i in range(5)] == [f"utt {i}" for i in range(5)]
+    assert corpus.frames.tolist() == [1, 2, 3, 4, 5]
+    assert corpus.text_chars.tolist() == [0, 1, 2, 3, 4]
+    assert corpus.frames.dtype == np.int32
+    assert corpus.seconds == 2.5
+    assert corpus.codec == SPEC
+    for outside in (-1, 5):
+        with pytest.raises(IndexError, match=f"sample {outside} of 5"):
+            corpus.locate(outside)
+
+
+def test_the_manifest_counts_samples_and_failures(tmp_path):
+    make_corpus(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["counts"] == {"utterances": 8, "samples": 5, "failures": 3, "seconds": 2.5, "frames": 15}
+    assert manifest["failures"] == {"empty": 3}
+    assert [shard["samples"] for shard in manifest["shards"]] == [3, 0, 2]
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
+    make_corpus(tmp_path / "a")
+    make_corpus(tmp_path / "b")
+    make_corpus(tmp_path / "c", (3, 0, 1))
+    a, b, c = (Corpus.open(tmp_path / name).fingerprint for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_an_empty_corpus_opens(tmp_path):
+    write_manifest(tmp_path, "tiny", SPEC, [], {})
+    corpus = Corpus.open(tmp_path)
+    assert (len(corpus), corpus.frames.size, corpus.seconds) == (0, 0, 0)
+
+
+def test_a_corpus_without_a_manifest_is_refused(tmp_path):
+    make_corpus(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"holds no finished corpus: manifest\.json is missing"):
+        Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny-000002.tar", "tiny-000002.index.json"])
+def test_a_missing_file_is_named(tmp_path, name):
+    make_corpus(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"lacks {name}"):
+        Corpus.open(tmp_path)
+
+
+def test_a_tar_that_is_cut_short_is_refused(tmp_path):
+    make_corpus(tmp_path)
+    tar = tmp_path / "tiny-000002.tar"
+    tar.write_bytes(tar.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"tiny-000002\.tar is cut short[\s\S]*2000 bytes[\s\S]*sha256"):
+        Corpus.open(tmp_path)
+
+
+def test_an_index_of_another_run_is_refused(tmp_path):
+    make_corpus(tmp_path)
+    path = index_path(tmp_path, "tiny-000000.tar")
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"is not the index that manifest\.json lists"):
+        Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", '{"codec": 1, "shards": []}', '{"codec": {}, "shards": 3}'])
+def test_a_manifest_of_another_kind_is_refused(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UserError, match=r"is not the manifest of a corpus|not a codec spec"):
+        Corpus.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tar": "../../etc/passwd"},
+        {"keys": ["one"]},
+        {"frames": [-1, 2, 3]},
+        {"frames": [2**40, 2, 3]},
+        {"frames": [[1], [2, 3]]},
+        {"offsets": {}},
+        {"offsets": []},
+        {"sizes": {"codes.npy": [1, 1, 1], "json": ["x", 1, 1]}},
+        {"failures": [{"key": "a"}]},
+        {"seconds": None},
+    ],
+)
+def test_a_malformed_index_is_refused(tmp_path, change):
+    make_corpus(tmp_path)
+    path = index_path(tmp_path, "tiny-000000.tar")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match="is not the index of a shard"):
+        ShardIndex.read(path)
+
+
+def test_shard_names_sort_in_order():
+    assert shard_name("libritts", 42) == "libritts-000042.tar"
+    assert index_path("here", "libritts-000042.tar").name == "libritts-000042.index.json"

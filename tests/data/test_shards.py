@@ -1,0 +1,280 @@
+"""Shards: fixed bytes, keys, random access, webdataset alone, and damaged or hostile members."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmkit.codec.base import CodecSpec, Stream
+from slmkit.data import shards as shards_module
+from slmkit.data.index import Corpus, write_manifest
+from slmkit.data.shards import Sample, ShardReader, ShardWriter, escape_key, unescape_key
+from slmkit.errors import UserError
+
+SPEC = CodecSpec(
+    name="tiny",
+    sample_rate=16000,
+    hop_samples=200,
+    streams=(Stream("one", 1024, "content"), Stream("two", 16, "prosody")),
+    speaker_dim=4,
+    weights_sha256="",
+)
+unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def make_sample(key="utt", frames=5, speaker=True, **meta):
+    generator = np.random.default_rng(frames)
+    codes = generator.integers(0, 16, (2, frames)).astype(np.int16)
+    vector = generator.standard_normal(4).astype(np.float32) if speaker else None
+    return Sample(key, codes, vector, {"text": "Hello.", "seconds": 1.5, "speaker": "s", **meta})
+
+
+def write_corpus(directory, *shards, spec=SPEC):
+    indexes = []
+    for number, samples in enumerate(shards):
+        writer = ShardWriter(directory, "tiny", number)
+        for sample in samples:
+            writer.add(sample)
+        indexes.append(writer.commit())
+    write_manifest(directory, "tiny", spec, indexes, {})
+    return Corpus.open(directory)
+
+
+def assert_equal(read, written):
+    assert read.key == written.key
+    assert read.meta == written.meta
+    np.testing.assert_array_equal(read.codes, written.codes, strict=True)
+    assert (read.speaker is None) == (written.speaker is None)
+    if written.speaker is not None:
+        np.testing.assert_array_equal(read.speaker, written.speaker, strict=True)
+
+
+@given(key=unicode_text.filter(bool))
+def test_an_escaped_key_comes_back_and_is_safe_in_a_name(key):
+    name = escape_key(key)
+    assert unescape_key(name) == key
+    assert not set(name) & set(". /\\\0\n")
+    assert name.isascii()
+
+
+def test_keys_that_cannot_be_names_are_refused():
+    with pytest.raises(ValueError, match="the key of a sample is empty"):
+        escape_key("")
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        escape_key("\ud800")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    key=unicode_text.filter(bool),
+    text=unicode_text,
+    frames=st.integers(0, 40),
+    extra=st.dictionaries(
+        unicode_text.filter(lambda name: name not in ("key", "text", "seconds")),
+        st.one_of(
+            st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), unicode_text
+        ),
+        max_size=4,
+    ),
+)
+def test_what_is_written_is_read(tmp_path_factory, key, text, frames, extra):
+    directory = tmp_path_factory.mktemp("round")
+    sample = make_sample(key, frames)
+    sample.meta.update(extra, text=text)
+    corpus = write_corpus(directory, [make_sample("before"), sample])
+    assert_equal(ShardReader(corpus).read(1), sample)
+    assert ShardReader(corpus).read_meta(1) == sample.meta
+    assert corpus.text_chars[1] == len(text)
+
+
+def test_equal_samples_give_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_corpus(tmp_path / name, [make_sample("x"), make_sample("y" * 300, 3)])
+    names = sorted(os.listdir(tmp_path / "a"))
+    assert names == ["manifest.json", "tiny-000000.index.json", "tiny-000000.tar"]
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with tarfile.open(tmp_path / "a" / "tiny-000000.tar") as archive:
+        found = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in archive}
+    assert found == {(0, 0, 0, "slmkit", "slmkit", 0o644)}
+
+
+def test_the_index_tells_the_hash_and_the_place_of_every_member(tmp_path):
+    corpus = write_corpus(tmp_path, [make_sample("x"), make_sample("long" * 60, 7)])
+    tar, index = (tmp_path / "tiny-000000.tar").read_bytes(), corpus.shards[0]
+    assert index.sha256 == hashlib.sha256(tar).hexdigest()
+    for row, key in enumerate(index.keys):
+        place = slice(index.offsets["codes.npy"][row], index.offsets["codes.npy"][row] + index.sizes["codes.npy"][row])
+        codes = np.load(io.BytesIO(tar[place]), allow_pickle=False)
+        assert codes.shape == (2, index.frames[row])
+        with tarfile.open(tmp_path / "tiny-000000.tar") as archive:
+            assert archive.extractfile(f"{key}.codes.npy").read() == tar[place]
+
+
+def test_webdataset_alone_reads_the_shards(tmp_path):
+    written = [make_sample("19_198"), make_sample("dots. and/spaces", 9, title="né"), make_sample("k" * 200, 2)]
+    write_corpus(tmp_path, written)
+    dataset = webdataset.WebDataset(str(tmp_path / "tiny-000000.tar"), shardshuffle=False).decode()
+    read = list(dataset)
+    assert [sample["json"]["key"] for sample in read] == [sample.key for sample in written]
+    assert [unescape_key(sample["__key__"]) for sample in read] == [sample.key for sample in written]
+    for got, sample in zip(read, written, strict=True):
+        np.testing.assert_array_equal(got["codes.npy"], sample.codes, strict=True)
+        np.testing.assert_array_equal(got["speaker.npy"], sample.speaker, strict=True)
+        assert {**sample.meta, "key": sample.key} == got["json"]
+
+
+def test_a_codec_without_a_speaker_vector_writes_none(tmp_path):
+    spec = CodecSpec(**{**SPEC.__dict__, "speaker_dim": 0})
+    corpus = write_corpus(tmp_path, [make_sample(speaker=False)], spec=spec)
+    assert set(corpus.shards[0].offsets) == {"codes.npy", "json"}
+    assert ShardReader(corpus).read(0).speaker is None
+
+
+def test_the_tar_appears_with_commit_and_is_never_overwritten(tmp_path):
+    writer = ShardWriter(tmp_path, "tiny", 0)
+    writer.add(make_sample())
+    assert os.listdir(tmp_path) == []
+    writer.commit()
+    again = ShardWriter(tmp_path, "tiny", 0)
+    with pytest.raises(UserError, match="the file already exists"):
+        again.commit()
+
+
+def test_samples_of_the_wrong_kind_are_refused(tmp_path):
+    writer = ShardWriter(tmp_path, "tiny", 0)
+    with pytest.raises(ValueError, match=r"codes must be int16 \[K, T\], got int64"):
+        writer.add(Sample("k", np.zeros((2, 3), dtype=np.int64), None, {"text": "", "seconds": 0}))
+    writer.add(make_sample("first"))
+    with pytest.raises(ValueError, match=r"second: members .*, the samples before have .*speaker"):
+        writer.add(make_sample("second", speaker=False))
+
+
+def _read_all(reader):
+    return [reader.read(i).codes.sum() for i in range(len(reader.corpus))]
+
+
+def test_a_reader_survives_pickle_fork_threads_and_more_shards_than_handles(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards_module, "OPEN_TARS", 2)
+    corpus = write_corpus(
+        tmp_path, *([make_sample(f"{shard}-{i}", shard + i + 1) for i in range(3)] for shard in range(5))
+    )
+    reader = ShardReader(corpus)
+    expected = _read_all(reader)
+    assert _read_all(pickle.loads(pickle.dumps(reader))) == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(_read_all, [reader] * 8)) == [expected] * 8
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_read_all, [reader] * 4) == [expected] * 4
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        _read_all(reader)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def overwrite(corpus, suffix, content, row=1):
+    """Put `content`, padded to the member's size, in place of a member."""
+    index = corpus.shards[0]
+    size = int(index.sizes[suffix][row])
+    assert len(content) <= size
+    with open(corpus.directory / index.tar, "r+b") as file:
+        file.seek(int(index.offsets[suffix][row]))
+        file.write(content.ljust(size, b"\0"))
+
+
+class Trap:
+    """Leaves a file behind when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def pickled_npy(path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Trap(path)], dtype=object), allow_pickle=True)
+    return buffer.getvalue()
+
+
+def test_a_pickle_in_an_array_member_is_refused_and_not_run(tmp_path):
+    corpus = write_corpus(tmp_path / "c", [make_sample("a"), make_sample("b", 200)])
+    overwrite(corpus, "codes.npy", pickled_npy(tmp_path / "trapped"))
+    with pytest.raises(UserError, match=r"sample 'b' cannot be read: an array with header .*'\|O'"):
+        ShardReader(corpus).read(1)
+    assert not (tmp_path / "trapped").exists()
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trapped")))
+    assert (tmp_path / "trapped").exists()  # the trap itself works
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "match"),
+    [
+        ("codes.npy", b"", "an array with header ''"),
+        ("codes.npy", b"\x93NUMPY\x03\x00", "an array with header"),
+        ("speaker.npy", b"PK\x03\x04", "an array with header"),
+        ("json", b"{", "Expecting property name"),
+        ("json", b"\xff", "can't decode byte"),
+        ("json", b"[" * 60, "Expecting value"),
+        ("json", b'{"key": "a"}   ', "Extra data"),
+    ],
+)
+def test_a_damaged_member_names_tar_key_and_expected_hash(tmp_path, suffix, content, match):
+    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b", 200)])
+    overwrite(corpus, suffix, content)
+    with pytest.raises(UserError, match=match) as caught:
+        ShardReader(corpus).read(1)
+    assert "tiny-000000.tar" in str(caught.value)
+    assert "'b'" in str(caught.value)
+    assert corpus.shards[0].sha256 in str(caught.value)
+    assert_equal(ShardReader(corpus).read(0), make_sample("a"))
+
+
+def test_the_json_of_another_sample_is_refused(tmp_path):
+    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b")])
+    overwrite(corpus, "json", b'{"key": "a"}'.ljust(int(corpus.shards[0].sizes["json"][1])))
+    for read in (ShardReader(corpus).read, ShardReader(corpus).read_meta):
+        with pytest.raises(UserError, match="its json belongs to another sample"):
+            read(1)
+
+
+def test_a_code_outside_its_codebook_is_refused(tmp_path):
+    bad = Sample("bad", np.full((2, 3), 16, np.int16), make_sample().speaker, make_sample().meta)
+    negative = Sample("neg", np.full((2, 3), -1, np.int16), make_sample().speaker, make_sample().meta)
+    reader = ShardReader(write_corpus(tmp_path, [bad, negative]))
+    for i in range(2):
+        with pytest.raises(UserError, match="a code lies outside its codebook"):
+            reader.read(i)
+
+
+def test_a_missing_speaker_vector_is_named(tmp_path):
+    corpus = write_corpus(tmp_path, [make_sample(speaker=False)])
+    with pytest.raises(UserError, match="the speaker vector of width 4 is missing"):
+        ShardReader(corpus).read(0)
+
+
+def test_array_data_of_another_length_is_refused(tmp_path):
+    corpus = write_corpus(tmp_path, [make_sample()])
+    corpus.shards[0].sizes["codes.npy"][0] -= 2
+    with pytest.raises(UserError, match="18 bytes of array data, expected 20"):
+        ShardReader(corpus).read(0)
+
+
+def test_a_tar_that_shrinks_or_vanishes_while_in_use_is_named(tmp_path):
+    corpus = write_corpus(tmp_path, [make_sample()])
+    os.truncate(tmp_path / "tiny-000000.tar", 700)
+    with pytest.raises(UserError, match=r"the tar ends .* bytes too early"):
+        ShardReader(corpus).read(0)
+    (tmp_path / "tiny-000000.tar").unlink()
+    with pytest.raises(UserError, match="No such file"):
+        ShardReader(corpus).read(0)
