@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What an example costs and how many targets it brings, known from lengths alone. Ints, or int arrays of one shape."""
+    """What an example costs and how many targets it brings, known from lengths alone: ints, or int arrays [n]."""
 
     positions: Any
     text_targets: Any

@@ -1,0 +1,164 @@
+"""Examples for NTP and every group size: golden lengths and ids, a naive twin, sizes known beforehand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmkit.data import prompt
+from slmkit.data.sequence import build, frames_per_step, measure, speech_tokens, term_counts, text_size, tokenize
+from slmkit.data.text import TextTokenizer
+from slmkit.data.vocab import VocabLayout
+
+BASE = Path(__file__).resolve().parent.parent / "golden" / "slm" / "tiny_base"
+FRAMES = (37, 50, 23, 81, 64)
+TEXTS = (
+    "The river froze before the last boat could leave.",
+    "She counted eleven lanterns along the harbour wall.",
+    "Nobody had told him that the clock was wrong.",
+    "A small brown dog slept under the bakery table.",
+    '"Wait," said the pilot, "we are not alone up here."',
+)
+SIZES = (4, 5, 6)
+
+
+def make_layout(group: int, sizes: tuple[int, ...] = SIZES, base_size: int = 300) -> VocabLayout:
+    kind = "mtp" if group else "ntp"
+    return VocabLayout.published(kind, base_size=base_size, bos_id=1, eos_id=0, codebook_sizes=sizes)
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return TextTokenizer.load(BASE)
+
+
+@pytest.mark.parametrize("speaker", [0, 1])
+@pytest.mark.parametrize("group", [0, 3, 6, 12])
+def test_lengths_and_ids_equal_the_golden_ones(
+    group: int, speaker: int, golden_dir: Path, tokenizer: TextTokenizer
+) -> None:
+    name = f"mtp{group}_linear_spk{speaker}" if group else f"ntp_spk{speaker}"
+    golden = json.loads((golden_dir / "slm" / "golden_synthetic.json").read_text())[name]
+    layout = VocabLayout.published(
+        "mtp" if group else "ntp",
+        base_size=tokenizer.base_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        codebook_sizes=(1024,) * 3,
+    )
+    for i, expected in enumerate(golden):
+        codes = np.random.Generator(np.random.PCG64(500 + i)).integers(0, 1024, (3, FRAMES[i]))
+        pieces = tokenize(prompt.tts(TEXTS[i], speaker=bool(speaker)), tokenizer.encode, layout)
+        example = build(pieces, codes, layout, group)
+        assert len(example.tokens) == expected["n"]
+        if group:
+            assert len(example.head_positions) == expected["n_speech"]
+        else:
+            assert len(example.lm_targets) == expected["n_label"]
+            assert example.tokens[:40, 0].tolist() == expected["head_ids"]
+
+
+def naive_example(text: str, codes: np.ndarray, layout: VocabLayout, group: int) -> list[tuple[list[int], bool, bool]]:
+    """(ids, is speech step, is labelled) of each position, spelled out token by token."""
+    width = max(1, group)
+    out = []
+
+    def word(ids: list[int], labelled: bool) -> None:
+        out.extend(([i] * width, False, labelled) for i in ids)
+
+    word([layout.bos_id, layout.id_of("[Human]")], False)
+    word(encode(f": Read this sentence: {text}.\n "), False)
+    word([layout.id_of("[Assistant]"), ord(":")], False)
+    word([*encode(" The speech is: "), layout.id_of("<sosp>")], True)
+    eosp = layout.id_of("<eosp>")
+    num_streams, num_frames = codes.shape
+    if group == 0:
+        for t in range(num_frames):
+            word([layout.code_id(k, int(codes[k, t])) for k in range(num_streams)], True)
+        word([eosp], True)
+    else:
+        per_step = group // num_streams
+        for start in range(0, num_frames, per_step):
+            ids = []
+            for t in range(start, start + per_step):
+                for k in range(num_streams):
+                    inside = t < num_frames
+                    ids.append(layout.code_id(k, int(codes[k, t])) if inside else layout.id_of("<|speech_pad|>"))
+            out.append((ids, True, True))
+        out.append(([eosp] * group, True, True))
+    word([*encode(".\n\n"), layout.eos_id], True)
+    return out
+
+
+@given(st.sampled_from([0, 3, 6, 12]), st.integers(0, 40), st.integers(0, 10_000))
+def test_naive_twin(group: int, num_frames: int, seed: int) -> None:
+    layout = make_layout(group)
+    codes = np.random.default_rng(seed).integers(0, np.array(SIZES)[:, None], (3, num_frames))
+    pieces = tokenize(prompt.tts("Hi"), encode, layout)
+    example = build(pieces, codes, layout, group)
+    twin = naive_example("Hi", codes, layout, group)
+    assert example.tokens.tolist() == [ids for ids, _, _ in twin]
+    assert example.speech_mask.tolist() == [speech for _, speech, _ in twin]
+    targets = {t - 1: ids for t, (ids, speech, label) in enumerate(twin) if label and not speech}
+    assert dict(zip(example.lm_positions.tolist(), example.lm_targets.tolist(), strict=True)) == {
+        t: ids[0] for t, ids in targets.items()
+    }
+    heads = {t - 1: ids for t, (ids, speech, label) in enumerate(twin) if label and speech}
+    assert example.head_positions.tolist() == list(heads)
+    for row, ids in zip(example.head_targets, heads.values(), strict=True):
+        for head, (target, token) in enumerate(zip(row, ids, strict=True)):
+            size, first = SIZES[head % 3], layout.code_id(head % 3, 0)
+            names = {layout.id_of("<eosp>"): size}
+            if group:
+                names[layout.id_of("<|speech_pad|>")] = size + 1
+            assert target == names.get(token, token - first)
+
+
+@given(st.sampled_from(["tts", "asr"]), st.sampled_from([0, 3, 6, 12]), st.integers(0, 60))
+def test_sizes_are_known_beforehand(task: str, group: int, num_frames: int) -> None:
+    layout = make_layout(group)
+    segments = prompt.TASKS[task]("Hello", speaker=False)
+    pieces = tokenize(segments, encode, layout)
+    codes = np.zeros((3, num_frames), dtype=np.int16)
+    example = build(pieces, codes, layout, group)
+    speech = [segment.labelled for segment in segments if segment.kind == "speech"]
+    size = measure(*text_size(pieces), speech, num_frames, 3, group)
+    assert size.positions == len(example.tokens)
+    counts = term_counts(np.array([size, size]), 3, group)
+    groups = np.bincount(example.lm_groups, minlength=4)
+    expected = [groups[0], *([len(example.head_positions)] * group if group else groups[1:])]
+    assert counts.tolist() == [2 * n for n in expected]
+    assert size.frames == (num_frames if task == "tts" else 0)
+
+
+def test_ntp_targets_carry_their_stream() -> None:
+    layout = make_layout(0)
+    example = build(tokenize(prompt.tts("x"), encode, layout), np.array([[1, 2], [3, 4], [5, 0]]), layout, 0)
+    speech = example.lm_targets[example.lm_groups > 0].tolist()
+    assert speech == [*(layout.code_id(k, c) for k, c in [(0, 1), (1, 3), (2, 5), (0, 2), (1, 4), (2, 0)]), 300 + 16]
+    assert example.lm_groups[example.lm_groups > 0].tolist() == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_the_speaker_slot_is_found() -> None:
+    layout = make_layout(3)
+    example = build(tokenize(prompt.tts("x", speaker=True), encode, layout), np.zeros((3, 2)), layout, 3)
+    assert example.tokens[example.speaker_positions, 0].tolist() == [layout.id_of("<|placeholder|>")]
+
+
+def test_refusals() -> None:
+    layout = make_layout(3)
+    with pytest.raises(ValueError, match="group 4 is not a multiple of 3 streams"):
+        frames_per_step(4, 3)
+    with pytest.raises(ValueError, match=r"codes of shape \(2, 5\), expected \[3, frames\]"):
+        speech_tokens(np.zeros((2, 5)), layout, 3)
+    with pytest.raises(ValueError, match="codes outside 0"):
+        speech_tokens(np.full((3, 1), 5), layout, 3)
+    with pytest.raises(ValueError, match="no codes were given"):
+        build(tokenize(prompt.tts("x"), encode, layout), None, layout, 3)

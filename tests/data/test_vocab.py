@@ -1,0 +1,52 @@
+"""Both published layouts, and the comparison that names the first difference."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
+
+
+def layout(kind: str = "mtp", base_size: int = 771, sizes: tuple[int, ...] = (1024,) * 3) -> VocabLayout:
+    return VocabLayout.published(kind, base_size=base_size, bos_id=769, eos_id=768, codebook_sizes=sizes)
+
+
+@pytest.mark.parametrize(("kind", "entry"), [("ntp", "ntp"), ("mtp", "mtp3"), ("mtp", "mtp12")])
+def test_ids_equal_the_published_ones(kind: str, entry: str, golden_dir: Path) -> None:
+    golden = json.loads((golden_dir / "slm" / "golden_synthetic.json").read_text())[f"{entry}_new_token_ids"]
+    ids = {token: 771 + i for i, token in enumerate(layout(kind).added_tokens())}
+    assert {token: ids[token] for token in golden} == golden
+    assert len(ids) == {"ntp": 3079, "mtp": 3078}[kind]
+
+
+@given(st.sampled_from(["ntp", "mtp"]), st.integers(3, 200_000), st.lists(st.integers(1, 2048), min_size=1, max_size=6))
+def test_ids_have_no_gap_and_round_trip(kind: str, base_size: int, sizes: list[int]) -> None:
+    made = layout(kind, base_size, tuple(sizes))
+    tokens = made.added_tokens()
+    assert len(set(tokens)) == len(tokens) == made.size - base_size
+    assert VocabLayout.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert tokens[made.code_id(0, sizes[0] - 1) - base_size] == f"<a{sizes[0] - 1}>"
+
+
+def test_the_first_difference_is_named() -> None:
+    layout().check_equal(layout(), this="a", that="b")
+    with pytest.raises(UserError, match="vocabulary of the data is not the vocabulary of the model: kind differs"):
+        layout("mtp").check_equal(layout("ntp"), this="the model", that="the data")
+    with pytest.raises(UserError, match="base_size differs"):
+        layout().check_equal(layout(base_size=772), this="a", that="b")
+    with pytest.raises(UserError, match="codebook size of stream b differs"):
+        layout(sizes=(8, 8, 8)).check_equal(layout(sizes=(8, 9, 7)), this="a", that="b")
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"the ntp vocabulary has no token <\|speech_pad\|>"):
+        layout("ntp").id_of("<|speech_pad|>")
+    with pytest.raises(ValueError, match="code 1024 is outside stream 0"):
+        layout().code_id(0, 1024)
+    for broken in ({}, {"specials": 3}, {**layout().to_dict(), "extra": 1}, {**layout().to_dict(), "base_size": 5}):
+        with pytest.raises(UserError, match="not a vocabulary layout"):
+            VocabLayout.from_dict(broken)

@@ -1,0 +1,60 @@
+"""Files appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from slmkit import files
+from slmkit.errors import UserError
+
+
+def test_an_error_inside_the_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), files.atomic_write(tmp_path / "a") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a", {"x": 1})
+    with pytest.raises(UserError, match="the file already exists"):
+        files.write_json(tmp_path / "a", {"x": 2})
+    assert files.read_json(tmp_path / "a") == {"x": 1}
+    files.write_json(tmp_path / "a", {"x": 2}, replace=True)
+    assert files.read_json(tmp_path / "a") == {"x": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_disk_that_refuses_is_named_and_the_old_file_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.write_json(tmp_path / "a", 1)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*No space left on device[\s\S]*MiB free"):
+        files.write_json(tmp_path / "a", 2, replace=True)
+    monkeypatch.undo()
+    assert files.read_json(tmp_path / "a") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 200_000])
+def test_bad_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*bad\.json as JSON"):
+        files.read_json(tmp_path / "bad.json")
+    with pytest.raises(UserError, match=r"cannot read .*missing as JSON"):
+        files.read_json(tmp_path / "missing")
+
+
+def test_provenance_holds_versions_and_no_times(tmp_path: Path) -> None:
+    record = files.provenance({"a": 1})
+    assert record == files.provenance({"a": 1})
+    assert record["config"] == {"a": 1}
+    assert {"python", "torch", "numpy"} <= set(record["versions"])
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert files.sha256_file(tmp_path / "abc").startswith("ba7816bf8f01cfea")
