@@ -237,8 +237,9 @@ def _text_sizes(
     """`sequence.text_size` of every sample's example, int32 [n, 2]."""
     facts = repr((corpus.fingerprint, tokenizer.fingerprint, layout.sha256, format.task, format.speaker))
     path = Path(cache_dir or ".") / f"lengths-{hashlib.sha256(facts.encode()).hexdigest()[:24]}.npy"
-    if cache_dir is not None and path.exists():
-        return np.load(path, allow_pickle=False)
+    cached = _read_table(path, len(corpus)) if cache_dir is not None else None
+    if cached is not None:
+        return cached
     reader = ShardReader(corpus)
     table = np.zeros((len(corpus), 2), dtype=np.int32)
     for number in range(len(corpus)):
@@ -250,6 +251,15 @@ def _text_sizes(
         with atomic_write(path, replace=True) as file:
             file.write(buffer.getvalue())
     return table
+
+
+def _read_table(path: Path, num_rows: int) -> npt.NDArray[np.int32] | None:
+    """A table that `_text_sizes` stored; None when there is none or it is damaged, so that it is made again."""
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return table if table.shape == (num_rows, 2) and table.dtype == np.int32 else None
 
 
 def _hash_share(key: str) -> float:

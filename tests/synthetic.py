@@ -1,0 +1,61 @@
+"""Small corpora of random codes, written as real shards."""
+
+from pathlib import Path
+
+import numpy as np
+
+from slmkit.codec.base import CodecSpec, Stream
+from slmkit.data.index import MANIFEST, Corpus
+from slmkit.data.shards import Sample, ShardWriter
+from slmkit.files import write_json
+
+WORDS = [
+    "river",
+    "lantern",
+    "harbour",
+    "clock",
+    "bakery",
+    "winter",
+    "garden",
+    "letter",
+    "copper",
+    "window",
+    "silver",
+    "engine",
+]
+
+
+def codec_spec(sizes: tuple[int, ...] = (16, 16, 16), speaker_dim: int = 8) -> CodecSpec:
+    streams = tuple(Stream(f"stream_{i}", size, "coupled") for i, size in enumerate(sizes))
+    return CodecSpec(
+        name="random", sample_rate=16000, hop_samples=200, streams=streams, speaker_dim=speaker_dim, weights_sha256="0"
+    )
+
+
+def write_corpus(
+    directory: Path,
+    num_samples: int = 24,
+    *,
+    seed: int = 0,
+    frames: tuple[int, int] = (5, 30),
+    shard_samples: int = 10,
+    spec: CodecSpec | None = None,
+) -> Corpus:
+    """`num_samples` utterances of random codes, `frames` long, of words that differ from one another."""
+    spec = spec or codec_spec()
+    rng = np.random.default_rng(seed)
+    shards = []
+    for start in range(0, num_samples, shard_samples):
+        writer = ShardWriter(directory, "synthetic", start // shard_samples)
+        for i in range(start, min(start + shard_samples, num_samples)):
+            length = int(rng.integers(*frames, endpoint=True))
+            limits = np.array([stream.size for stream in spec.streams])[:, None]
+            codes = rng.integers(0, limits, (len(spec.streams), length)).astype(np.int16)
+            speaker = rng.standard_normal(spec.speaker_dim).astype(np.float32) if spec.speaker_dim else None
+            text = " ".join(rng.choice(WORDS, 4)) + f" {i}"
+            meta = {"text": text, "speaker": "s", "language": "en", "seconds": length / 80, "source": ""}
+            writer.add(Sample(f"utterance-{i:04d}", codes, speaker, meta))
+        shards.append(writer.commit())
+    manifest = {"codec": spec.to_dict(), "shards": [{"tar": s.tar, "sha256": s.sha256} for s in shards]}
+    write_json(directory / MANIFEST, manifest)
+    return Corpus.open(directory)
