@@ -1,0 +1,143 @@
+"""The anti-aliased activation of FACodec V2, and where the utterances of a padded batch end.
+
+The activation doubles the rate, adds sin^2 per channel and halves the rate again (arXiv 2206.04658, section 3.2). Both
+filters act on blocks of positions, as one matrix product each: a block of inputs with its neighbours times a banded
+matrix. No signal is spread with zeros and no product with a dropped sample is computed.
+
+The network pads: activations repeat the last value of an utterance, convolutions see zeros after it. In a padded batch
+every layer writes those few border values anew at each utterance's own end. What lies further out is finite and is
+never read by a valid position.
+
+Shapes: B utterances, C channels, N positions.
+
+Invariant (law): the valid positions of an utterance hold what they would hold alone.
+
+Example:
+    ends = Ends([400, 250], device)
+    x = activation(x, ends, margin=3)  # [B, C, N] -> [B, C, N + 6], zeros around each utterance
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from slmkit.codec.facodec.checkpoint import Weights
+from slmkit.codec.facodec.dimensions import FILTER_TAPS, SNAKE_EPSILON, padding_of
+
+REACH = FILTER_TAPS // 4  # positions the doubling filter sees to each side
+REACH_DOUBLED = FILTER_TAPS // 2 - 1  # positions of the doubled rate the halving filter sees to each side
+BLOCK = 16  # positions per matrix row: wider wastes products with zeros, narrower makes small matrices
+CACHED = 65536  # positions to filter at a time on a CPU, so that the intermediates stay in its cache
+
+
+class Ends:
+    """How many positions of each row of a batch are its utterance's."""
+
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        self.counts, self.device = list(counts), device
+        ragged = len(set(self.counts)) > 1
+        self._at = torch.tensor(self.counts, device=device)[:, None, None] if ragged else None
+
+    def strided(self, stride: int) -> "Ends":
+        """The ends after a strided convolution of 2 * stride taps."""
+        return Ends([strided_length(count, stride) for count in self.counts], self.device)
+
+    def hold(self, x: torch.Tensor, offset: int, width: int, factor: int = 1) -> None:
+        """Write each utterance's last value into the `width` positions after it, in place.
+
+        x: [B, C, N]; utterance i ends before position offset + factor * counts[i].
+        """
+        if self._at is not None:
+            after = self._after(x, offset, width, factor)
+            last = x.gather(2, after[:, :, :1] - 1)
+            x.scatter_(2, after, last.expand(after.shape))
+
+    def clear(self, x: torch.Tensor, offset: int, width: int) -> None:
+        """Write zeros into the `width` positions of x [B, C, N] after each utterance, in place."""
+        if self._at is not None and width:
+            x.scatter_(2, self._after(x, offset, width, 1), 0.0)
+
+    def valid(self) -> torch.Tensor | None:
+        """bool [B, 1, max(counts)], or None when all utterances are as long."""
+        if self._at is None:
+            return None
+        return torch.arange(max(self.counts), device=self.device) < self._at
+
+    def _after(self, x: torch.Tensor, offset: int, width: int, factor: int) -> torch.Tensor:
+        assert self._at is not None
+        after = offset + factor * self._at + torch.arange(width, device=self.device)
+        return after.expand(-1, x.shape[1], -1)
+
+
+def strided_length(length: int, stride: int) -> int:
+    """Positions a convolution of 2 * stride taps makes of `length`, 0 when there are too few."""
+    return max(0, (length + 2 * padding_of(stride) - 2 * stride) // stride + 1)
+
+
+class Activation:
+    """Snake between a doubling and a halving of the rate, per channel."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.alpha = weights["act.alpha"].exp()[:, None]
+        self.inverse_beta = 1 / (weights["act.beta"].exp()[:, None] + SNAKE_EPSILON)
+        self.double = doubling_matrix(weights["upsample.filter"].flatten())
+        self.halve = halving_matrix(weights["downsample.lowpass.filter"].flatten())
+
+    def __call__(self, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
+        """float32 [B, C, N] -> [B, C, N + 2 * margin], with `margin` zeros before and after each utterance."""
+        batch, channels, length = x.shape
+        out = x.new_empty(batch, channels, length + 2 * margin)
+        out[..., :margin] = 0
+        out[..., margin + length :] = 0
+        step = max(1, CACHED // (batch * length)) if x.device.type == "cpu" else channels
+        for start in range(0, channels, step):
+            some = slice(start, start + step)
+            out[:, some, margin : margin + length] = self._filtered(x[:, some], some, ends)
+        ends.clear(out, margin, margin)
+        return out
+
+    def _filtered(self, x: torch.Tensor, channels: slice, ends: Ends) -> torch.Tensor:
+        """The activation of some channels: [B, c, N] -> [B, c, N]."""
+        length = x.shape[-1]
+        padded = -(-length // BLOCK) * BLOCK
+        x = held(x, padded, REACH)
+        ends.hold(x, REACH, REACH)
+        doubled = banded(x, self.double, BLOCK)
+        wave = (doubled * self.alpha[channels]).sin_().square_()
+        doubled.addcmul_(wave, self.inverse_beta[channels])
+        doubled = held(doubled[..., : 2 * length], 2 * padded, REACH_DOUBLED)
+        ends.hold(doubled, REACH_DOUBLED, REACH_DOUBLED, factor=2)
+        return banded(doubled, self.halve, 2 * BLOCK)[..., :length]
+
+
+def held(x: torch.Tensor, length: int, reach: int) -> torch.Tensor:
+    """[B, C, N] -> [B, C, length + 2 * reach]: `x` after `reach` copies of its first value, its last to the end."""
+    out = x.new_empty(*x.shape[:-1], length + 2 * reach)
+    out[..., :reach] = x[..., :1]
+    out[..., reach : reach + x.shape[-1]] = x
+    out[..., reach + x.shape[-1] :] = x[..., -1:]
+    return out
+
+
+def banded(x: torch.Tensor, matrix: torch.Tensor, stride: int) -> torch.Tensor:
+    """Windows of x [B, C, ...], `stride` apart, times `matrix` [window, outputs per window], joined in order."""
+    window = matrix.shape[0]
+    return (x.unfold(-1, window, stride).reshape(-1, window) @ matrix).view(*x.shape[:-1], -1)
+
+
+def doubling_matrix(taps: torch.Tensor) -> torch.Tensor:
+    """[BLOCK + 2 * REACH, 2 * BLOCK]: a window of inputs to the outputs of its block at twice the rate."""
+    matrix = taps.new_zeros(BLOCK + 2 * REACH, 2 * BLOCK)
+    for position in range(BLOCK):
+        even, odd = slice(position, position + 2 * REACH), slice(position + 1, position + 1 + 2 * REACH)
+        matrix[even, 2 * position] = 2 * taps[1::2].flip(0)
+        matrix[odd, 2 * position + 1] = 2 * taps[0::2].flip(0)
+    return matrix
+
+
+def halving_matrix(taps: torch.Tensor) -> torch.Tensor:
+    """[2 * BLOCK + 2 * REACH_DOUBLED, BLOCK]: a window at twice the rate to the outputs of its block."""
+    matrix = taps.new_zeros(2 * BLOCK + 2 * REACH_DOUBLED, BLOCK)
+    for position in range(BLOCK):
+        matrix[2 * position : 2 * position + FILTER_TAPS, position] = taps
+    return matrix

@@ -1,0 +1,130 @@
+"""Reads the two published files of FACodec V2 and holds them against the layout of the network.
+
+Keys that serve training losses only are skipped. Every other key must be there, in its shape, finite, and alone;
+weight norm is folded into one weight. No code in a file is ever run.
+
+Invariant: what `load_weights` returns has exactly the keys of `PlainEncoder` and `PlainDecoder`, `weight` standing for
+each pair `weight_g`, `weight_v`.
+
+Example:
+    weights = load_weights("models/facodec")
+    weights["decoder"] / "model.0"  # the weights whose keys start with "model.0."
+"""
+
+import hashlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slmkit.codec.facodec.plain import PlainDecoder, PlainEncoder
+from slmkit.errors import UserError
+
+FILES = {"encoder": "ns3_facodec_encoder_v2.bin", "decoder": "ns3_facodec_decoder_v2.bin"}
+TRAINING_ONLY = re.compile(r"(f0|phone|res_\w+|x_timbre)_predictor\.")
+NEXT_STEP = "download the file again from huggingface.co/amphion/naturalspeech3_facodec"
+MAX_NAMED = 20  # keys listed in one error
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError)
+
+
+class Weights:
+    """Tensors by key, seen from a prefix."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+        self._tensors, self._prefix = tensors, prefix
+
+    def __truediv__(self, name: str | int) -> "Weights":
+        return Weights(self._tensors, f"{self._prefix}{name}.")
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[self._prefix + name]
+
+
+def load_weights(directory: str | Path, device: torch.device | str = "cpu") -> dict[str, Weights]:
+    """The weights of "encoder" and "decoder", float32 on `device`, weight norm folded.
+
+    Raises UserError when a file is missing, unreadable, carries code, or has other keys or shapes than V2.
+    """
+    loaded = {}
+    for part, layout in published_layout().items():
+        path = Path(directory) / FILES[part]
+        state = check_state(read_state(path), layout, path)
+        loaded[part] = Weights({key: value.to(device) for key, value in fold(state).items()})
+    return loaded
+
+
+def hash_files(directory: str | Path) -> str:
+    """SHA-256 of the encoder file's bytes followed by the decoder file's."""
+    digest = hashlib.sha256()
+    for name in FILES.values():
+        with open(Path(directory) / name, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()
+
+
+def published_layout() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shape by key of both files, without the keys that serve training losses."""
+    with torch.device("meta"):
+        parts = {"encoder": PlainEncoder(), "decoder": PlainDecoder()}
+    return {part: {key: tuple(value.shape) for key, value in net.state_dict().items()} for part, net in parts.items()}
+
+
+def read_state(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, tensors and plain containers only. Raises UserError."""
+    if not path.is_file():
+        names = " and ".join(FILES.values())
+        raise UserError(f"there is no {path}", expected=f"a directory with {names}", next_step=NEXT_STEP)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is not a file of weights alone",
+            got=str(error).splitlines()[0],
+            expected="tensors and nothing that runs",
+            next_step=NEXT_STEP,
+        ) from error
+    except UNREADABLE as error:
+        got = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read: cut short or damaged", got=got, next_step=NEXT_STEP) from error
+
+
+def check_state(state: Any, layout: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of `state` that `layout` names, float32. Raises UserError that names every other key."""
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise UserError(f"{path} holds no state dict", got=type(state).__name__, next_step=NEXT_STEP)
+    found = {key: value for key, value in state.items() if not TRAINING_ONLY.match(key)}
+    problems = [f"missing: {key}" for key in layout if key not in found]
+    problems += [f"unknown: {key}" for key in found if key not in layout]
+    problems += [why for key in found if key in layout for why in complaints(key, found[key], layout[key])]
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems[:MAX_NAMED])
+        more = f"\n  - and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise UserError(f"{path} does not hold FACodec V2:{listed}{more}", next_step=NEXT_STEP)
+    return {key: found[key].float() for key in layout}
+
+
+def complaints(key: str, value: Any, shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with one tensor, in words."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        return [f"not a tensor of real numbers: {key}"]
+    if tuple(value.shape) != shape:
+        return [f"wrong shape: {key} is {list(value.shape)}, expected {list(shape)}"]
+    if not value.isfinite().all():
+        return [f"not finite: {key}"]
+    return []
+
+
+def fold(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` with each pair `weight_g`, `weight_v` made one `weight` = g * v / |v|, norms per first index."""
+    folded = {}
+    for key, value in state.items():
+        if key.endswith("weight_v"):
+            stem = key.removesuffix("_v")
+            norm = value.norm(dim=tuple(range(1, value.dim())), keepdim=True)
+            folded[stem] = value * (state[f"{stem}_g"] / norm)
+        elif not key.endswith("weight_g"):
+            folded[key] = value
+    return folded

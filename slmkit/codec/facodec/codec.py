@@ -1,0 +1,222 @@
+"""FACodec V2 (NaturalSpeech 3, arXiv 2403.03100) behind the `Codec` interface.
+
+16 kHz, 80 frames per second. Streams in the language model's order: content_1, content_2, prosody; with `detail=True`
+also detail_1 to detail_3, which serve reconstruction only. The speaker vector has 256 numbers.
+
+All work is done in float32, whatever autocast or TF32 setting is on around it. On a CPU utterances run one by one,
+since a batch there shares no work and padding costs; elsewhere a batch runs as one.
+
+Invariant (law): codes and speaker vector of an utterance do not depend on the batch it travels in, its place there, or
+its padding. Latents agree to float32 rounding (kernels may add in another order for another batch shape); a code can
+differ only where two entries are equally near to that rounding.
+
+Example:
+    codec = FACodec.from_directory("models/facodec")
+    codes, num_frames, speaker = codec.encode(waves, num_samples)
+    waves = codec.decode(codes, speaker)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from slmkit.codec.base import CodecSpec, Encoded, Stream
+from slmkit.codec.facodec.activation import Ends, strided_length
+from slmkit.codec.facodec.checkpoint import Weights, hash_files, load_weights
+from slmkit.codec.facodec.dimensions import (
+    CODEBOOK_SIZE,
+    CODEBOOKS,
+    ENCODER_STRIDES,
+    HOP,
+    LATENT,
+    MEL_BANDS_USED,
+    MEL_PADDING,
+    SAMPLE_RATE,
+)
+from slmkit.codec.facodec.filters import log_mel
+from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder
+from slmkit.codec.facodec.quantizer import ResidualQuantizer
+from slmkit.codec.facodec.transformer import Transformer
+
+LM_STREAMS = (
+    Stream("content_1", CODEBOOK_SIZE, "content"),
+    Stream("content_2", CODEBOOK_SIZE, "content"),
+    Stream("prosody", CODEBOOK_SIZE, "prosody"),
+)
+DETAIL_STREAMS = tuple(Stream(f"detail_{i}", CODEBOOK_SIZE, "detail") for i in (1, 2, 3))
+
+
+class FACodec:
+    """FACodec V2 on one device."""
+
+    def __init__(
+        self,
+        encoder: Weights,
+        decoder: Weights,
+        device: torch.device,
+        *,
+        detail: bool = False,
+        weights_sha256: str = "",
+    ) -> None:
+        """Build from folded weights on `device`; `from_directory` reads them from the published files."""
+        self._device = device
+        self._spec = CodecSpec(
+            name="facodec",
+            sample_rate=SAMPLE_RATE,
+            hop_samples=HOP,
+            streams=LM_STREAMS + (DETAIL_STREAMS if detail else ()),
+            speaker_dim=LATENT,
+            weights_sha256=weights_sha256,
+        )
+        self.items_at_once = 1 if device.type == "cpu" else None  # utterances that run as one batch; None: all
+        self._encoder, self._decoder = ConvEncoder(encoder), ConvDecoder(decoder / "model")
+        self._mel_basis = encoder["mel_transform.mel_basis"][:MEL_BANDS_USED]
+        self._window = encoder["mel_transform.hann_window"]
+        self._mel_linear, self._mel_encoder = decoder / "melspec_linear", Transformer(decoder / "melspec_encoder")
+        self._timbre_encoder, self._timbre_linear = Transformer(decoder / "timbre_encoder"), decoder / "timbre_linear"
+        self._prosody, self._content, self._detail = (
+            ResidualQuantizer(decoder / f"quantizer.{i}", count) for i, count in enumerate(CODEBOOKS)
+        )
+
+    @staticmethod
+    def from_directory(path: str | Path, device: torch.device | str = "cpu", detail: bool = False) -> "FACodec":
+        """Load the two published files in `path`. With `detail`, encode the detail streams too.
+
+        Raises UserError when a file is missing, unreadable, carries code, or is not FACodec V2.
+        """
+        weights = load_weights(path, device)
+        device = weights["encoder"]["mel_transform.hann_window"].device
+        return FACodec(**weights, device=device, detail=detail, weights_sha256=hash_files(path))
+
+    @property
+    def spec(self) -> CodecSpec:
+        return self._spec
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames that `num_samples` samples give; 0 up to 412, too few for the reflection around the spectrogram."""
+        if num_samples <= MEL_PADDING:
+            return 0
+        for stride in ENCODER_STRIDES:
+            num_samples = strided_length(num_samples, stride)
+        return num_samples
+
+    @torch.inference_mode()
+    def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
+        """Codes of `waves`, float32 [B, N] in [-1, 1], of which utterance i has num_samples[i] (int64 [B]) samples.
+
+        Raises ValueError when an utterance is too short to give a frame, or longer than its row.
+        """
+        counts = num_samples.tolist()
+        self._check_counts(waves, counts)
+        num_frames = [self.num_frames(count) for count in counts]
+        codes = torch.zeros(len(counts), len(self.spec.streams), max(num_frames, default=0), dtype=torch.int16)
+        codes, speaker = codes.to(self.device), torch.zeros(len(counts), LATENT, device=self.device)
+        step = self.items_at_once or max(1, len(counts))
+        with exact_float32(self.device):
+            for start in range(0, len(counts), step):
+                some = slice(start, start + step)
+                part = waves[some, : max(counts[some])].to(self.device, torch.float32)
+                found, speaker[some] = self._encode(part, Ends(counts[some], self.device))
+                codes[some, :, : found.shape[2]] = found
+        return Encoded(codes, torch.tensor(num_frames, device=self.device), speaker)
+
+    @torch.inference_mode()
+    def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        """Waves float32 [B, 200 * T] in [-1, 1] of codes int [B, 3 or 6, T] and speaker vectors float32 [B, 256].
+
+        With three streams the detail is left out. Raises ValueError when a code is outside its stream's codebook.
+        """
+        self._check_codes(codes, speaker)
+        codes, speaker = codes.to(self.device, torch.int64), speaker.to(self.device, torch.float32)
+        step = self.items_at_once or max(1, len(codes))
+        waves = torch.zeros(len(codes), HOP * codes.shape[2], device=self.device)
+        if waves.numel():
+            with exact_float32(self.device):
+                for start in range(0, len(codes), step):
+                    some = slice(start, start + step)
+                    waves[some] = self._decode(codes[some], speaker[some])
+        return waves
+
+    def _encode(self, waves: torch.Tensor, ends: Ends) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes [B, K, T], 0 beyond an utterance, and speaker [B, D] of waves [B, N]."""
+        inside = ends.valid()
+        waves = waves if inside is None else waves.where(inside[:, 0], 0)
+        latents, frame_ends = self._encoder(waves, ends)
+        latents, valid = latents.transpose(1, 2), frame_ends.valid()
+        mel = fit_frames(self._mel(waves, ends), latents.shape[1], ends)
+        prosody_in = F.linear(mel, self._mel_linear["weight"], self._mel_linear["bias"])
+        prosody, quantized_prosody = self._prosody.quantize(self._mel_encoder(prosody_in, valid))
+        content, quantized_content = self._content.quantize(latents)
+        codes = [content, prosody]
+        if len(self.spec.streams) > len(LM_STREAMS):
+            codes.append(self._detail.quantize(latents - (quantized_prosody + quantized_content))[0])
+        joined, timbre = torch.cat(codes, dim=1), self._timbre_encoder(latents, valid)
+        if valid is None:
+            return joined, timbre.mean(dim=1)
+        num_frames = torch.tensor(frame_ends.counts, device=self.device)[:, None]
+        return joined.where(valid, 0), timbre.where(valid.transpose(1, 2), 0).sum(dim=1) / num_frames
+
+    def _mel(self, waves: torch.Tensor, ends: Ends) -> torch.Tensor:
+        """Log-mel frames [B, T, bands] of waves [B, N], each utterance reflected at its own ends."""
+        at = torch.arange(-MEL_PADDING, waves.shape[1] + MEL_PADDING, device=self.device).abs()
+        last = torch.tensor(ends.counts, device=self.device)[:, None] - 1
+        reflected = waves.gather(1, (last - (last - at).abs()).clamp(min=0))
+        return log_mel(reflected, self._mel_basis, self._window).transpose(1, 2)
+
+    def _decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        books = self._content.codebooks + self._prosody.codebooks + self._detail.codebooks
+        entries = [F.embedding(codes[:, k], books[k].table) for k in range(codes.shape[1])]
+        latents = torch.stack(entries).sum(dim=0)
+        timbre = F.linear(speaker, self._timbre_linear["weight"], self._timbre_linear["bias"])[:, None]
+        scale, shift = timbre.chunk(2, dim=2)
+        return self._decoder((F.layer_norm(latents, (LATENT,)) * scale + shift).transpose(1, 2))
+
+    def _check_counts(self, waves: torch.Tensor, counts: list[int]) -> None:
+        if waves.dim() != 2 or len(counts) != len(waves):
+            raise ValueError(f"waves {list(waves.shape)} are not [B, N] with B = {len(counts)} lengths")
+        for i, count in enumerate(counts):
+            if self.num_frames(count) == 0:
+                raise ValueError(f"utterance {i} is too short: {count} samples, {MEL_PADDING + 1} needed")
+            if count > waves.shape[1]:
+                raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
+
+    def _check_codes(self, codes: torch.Tensor, speaker: torch.Tensor) -> None:
+        streams = LM_STREAMS + DETAIL_STREAMS
+        if codes.dim() != 3 or codes.shape[1] not in (len(LM_STREAMS), len(streams)):
+            raise ValueError(f"codes {list(codes.shape)} are not [B, {len(LM_STREAMS)} or {len(streams)}, T]")
+        if codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"codes are {codes.dtype}, not integers")
+        if list(speaker.shape) != [len(codes), LATENT]:
+            raise ValueError(f"speaker {list(speaker.shape)} is not [{len(codes)}, {LATENT}]")
+        outside = ((codes < 0) | (codes >= CODEBOOK_SIZE)).any(dim=2).any(dim=0).tolist()
+        for k, wrong in enumerate(outside):
+            if wrong:
+                low, high = codes[:, k].min().item(), codes[:, k].max().item()
+                raise ValueError(f"codes of stream {streams[k].name} are {low} to {high}, not 0 to {CODEBOOK_SIZE - 1}")
+
+
+def fit_frames(mel: torch.Tensor, num_frames: int, ends: Ends) -> torch.Tensor:
+    """[B, T', bands] -> [B, num_frames, bands]: zeros after each utterance's own spectrogram frames."""
+    own = torch.tensor([count // HOP for count in ends.counts], device=mel.device)[:, None, None]
+    mel = F.pad(mel, (0, 0, 0, num_frames - mel.shape[1]))
+    return mel.where(torch.arange(num_frames, device=mel.device)[:, None] < own, 0)
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
