@@ -1,0 +1,152 @@
+"""Causal attention that never crosses an utterance border, and the attention of cached decoding.
+
+Utterances lie back to back in one row of N positions. Each attends to itself alone, so the cost is the sum of the
+squares of the utterances, not the square of the row, and no mask is ever built. One function serves every layer of
+kind Qwen2 through transformers' attention interface; `packing` tells training (given) from decoding (absent).
+
+Kernels: flash-attn's variable-length kernel where it is installed, else torch's own, both on CUDA in half precision;
+everywhere else scaled_dot_product_attention, one call per utterance, which is exact.
+
+Shapes: B batch, H query heads, J key-value heads, Q queries, K keys, E head width, N positions, U utterances.
+
+Invariant: the output at a position depends on its own utterance up to that position, whatever lies beside it.
+
+Example:
+    register()
+    Qwen2DecoderLayer(config with attn_implementation NAME, layer_idx=0)(..., packing=Packing(cu_seqlens))
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NAME = "slmkit_packed"  # under this name transformers builds no mask of its own
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the utterances of a row begin and end."""
+
+    cu_seqlens: torch.Tensor  # int32 [U + 1], first 0, last N
+    num_positions: int  # N; no utterance is longer
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Positions of each utterance, on the host."""
+        return torch.diff(self.cu_seqlens).tolist()
+
+
+def register() -> None:
+    """Make `attend` known to transformers under `NAME`. May be called any number of times."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention output [B, Q, H, E] of query [B, H, Q, E], key and value [B, J, K, E], float.
+
+    With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`,
+    bool [B, 1, Q, K], says which keys each query sees.
+    """
+    if packing is None:
+        return _attend_cached(query, key, value, attention_mask, scaling), None
+    kernel = _varlen_kernel() if query.is_cuda and query.dtype in HALF and not dropout else None
+    if kernel is not None:
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        return kernel(*rows, packing, scaling)[None], None
+    key, value = _per_query_head(query, key), _per_query_head(query, value)
+    pieces = zip(*(x.split(packing.lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout) for q, k, v in pieces
+    ]
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _attend_cached(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    batch, heads, num_queries, width = query.shape
+    num_keys = key.shape[2]
+    if num_queries == 1:  # the query heads that share keys stand in for queries: no copies of the cache
+        shared = query.reshape(batch, key.shape[1], -1, width)
+        output = F.scaled_dot_product_attention(shared, key, value, attn_mask=mask, scale=scaling)
+        return output.reshape(batch, 1, heads, width)
+    whole = mask is None and num_queries == num_keys
+    if mask is None and not whole:
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+        mask = visible.tril(num_keys - num_queries)
+    key, value = _per_query_head(query, key), _per_query_head(query, value)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole, scale=scaling)
+    return output.transpose(1, 2)
+
+
+def _per_query_head(query: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """Keys or values [B, J, K, E] repeated to [B, H, K, E]."""
+    return shared.repeat_interleave(query.shape[1] // shared.shape[1], dim=1)
+
+
+@functools.cache
+def _varlen_kernel() -> Callable[..., torch.Tensor] | None:
+    """The variable-length kernel that is installed, as kernel(query [N, H, E], key, value, packing, scaling)."""
+    return _flash_attn() or _torch_varlen()
+
+
+def _flash_attn() -> Callable[..., torch.Tensor] | None:
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+
+    def kernel(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
+    ) -> torch.Tensor:
+        borders, longest = packing.cu_seqlens, packing.num_positions
+        return flash_attn_varlen_func(
+            query, key, value, borders, borders, longest, longest, softmax_scale=scaling, causal=True
+        )
+
+    return kernel
+
+
+def _torch_varlen() -> Callable[..., torch.Tensor] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    if "scale" not in known:  # torch 2.10 cannot be told the scale
+        return None
+    fixed: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    shares_keys = "enable_gqa" in known
+    if shares_keys:
+        fixed["enable_gqa"] = True
+
+    def kernel(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
+    ) -> torch.Tensor:
+        if not shares_keys:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        borders, longest = packing.cu_seqlens, packing.num_positions
+        output = varlen_attn(query, key, value, borders, borders, longest, longest, scale=scaling, **fixed)
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    return kernel

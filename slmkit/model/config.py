@@ -1,0 +1,106 @@
+"""What a speech language model is made of: backbone, vocabulary, codec, heads.
+
+Saved as config.json with every checkpoint. The vocabulary layout and the codec spec travel inside it as plain values.
+
+Invariant: a config says everything the shapes of the weights depend on.
+
+Example:
+    SpeechLMConfig(backbone=qwen2.to_dict(), layout=layout.to_dict(), codec=spec.to_dict(), group=3)
+"""
+
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig, Qwen2Config
+
+from slmkit.codec.base import CodecSpec
+from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
+from slmkit.model.backbone import packed_config
+
+CHOICES = {
+    "head": ("linear", "mlp", "transformer"),
+    "fusion": ("mean", "mlp"),
+    "softmax": ("full", "stream"),
+}
+NOT_OF_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+
+
+class SpeechLMConfig(PreTrainedConfig):
+    """Configuration of `SpeechLM`. Raises UserError when the parts do not fit together."""
+
+    model_type = "slmkit"
+
+    backbone: dict[str, Any] | None = None  # Qwen2 config
+    layout: dict[str, Any] | None = None  # VocabLayout.to_dict()
+    codec: dict[str, Any] | None = None  # CodecSpec.to_dict()
+    group: int = 0  # tokens of one speech step: 0 for next-token prediction, else a multiple of the streams
+    head: Literal["linear", "mlp", "transformer"] = "linear"
+    fusion: Literal["mean", "mlp"] = "mean"  # of the embeddings of one speech step
+    speaker_dim: int = 0  # width of the speaker vector, 0 for no speaker input
+    softmax: Literal["full", "stream"] = (
+        "full"  # NTP: full (whole vocabulary) or stream (decoupled: the rows of one stream)
+    )
+    text_loss_weight: float = 0.2  # MTP: share of text in the loss
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.backbone is not None:
+            self.backbone = {k: v for k, v in self.backbone.items() if k not in NOT_OF_THE_MODEL}
+            self.tie_word_embeddings = bool(self.backbone.get("tie_word_embeddings", False))
+        super().__post_init__(**kwargs)
+
+    @property
+    def qwen2(self) -> Qwen2Config:
+        """The backbone's own config, set to packed attention."""
+        return packed_config(self.backbone or {})
+
+    @property
+    def vocab_layout(self) -> VocabLayout:
+        return VocabLayout.from_dict(self.layout or {})
+
+    @property
+    def codec_spec(self) -> CodecSpec:
+        return CodecSpec.from_dict(self.codec or {})
+
+    @property
+    def hidden_size(self) -> int:
+        return (self.backbone or {})["hidden_size"]
+
+    @property
+    def initializer_range(self) -> float:
+        return (self.backbone or {})["initializer_range"]
+
+    @property
+    def num_terms(self) -> int:
+        """Terms of the loss: text, then one per stream (NTP) or per head (MTP)."""
+        return 1 + (self.group or self.vocab_layout.num_streams)
+
+    def check(self) -> None:
+        """Raise UserError naming the first part that does not fit."""
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} of the model is not known", got=getattr(self, name), expected=", ".join(known))
+        layout, qwen2 = self.vocab_layout, self.qwen2
+        kind = "mtp" if self.group else "ntp"
+        if self.group < 0 or self.group % layout.num_streams:
+            raise UserError(
+                "the group size does not fit the codec",
+                got=self.group,
+                expected=f"0 (next-token prediction) or a multiple of {layout.num_streams} streams",
+            )
+        if layout.kind != kind:
+            raise UserError(f"group {self.group} needs a vocabulary of kind {kind}", got=layout.kind, expected=kind)
+        if self.group and self.softmax == "stream":
+            raise UserError(
+                "the stream softmax is for next-token prediction; the heads of MTP have one each",
+                got=f"group {self.group}",
+                next_step="set softmax to full, or group to 0",
+            )
+        if qwen2.vocab_size < layout.size:
+            raise UserError(
+                "the embedding has fewer rows than the vocabulary", got=qwen2.vocab_size, expected=layout.size
+            )
+        sizes = tuple(stream.size for stream in self.codec_spec.lm_streams)
+        if sizes != layout.codebook_sizes:
+            raise UserError("the codebooks of codec and vocabulary differ", got=layout.codebook_sizes, expected=sizes)
+        if qwen2.use_sliding_window:
+            raise UserError("a backbone with sliding-window attention is not supported", expected="full attention")

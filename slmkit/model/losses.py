@@ -1,0 +1,237 @@
+"""Cross-entropy against a large weight matrix, and how the terms of the loss add up.
+
+The logits [M, V] of a micro-batch never exist as a whole: `cross_entropy` works through slices of the targets and
+computes both the loss and its gradients while a slice of logits is at hand. Sums are float32 whatever the weights are.
+
+Targets come in `Segment`s: rows that follow each other and choose among the same candidates, ranges of rows of the
+weight. One range is the ordinary softmax over everything; the ranges of one stream are its decoupled softmax.
+
+Shapes: M targets, D width, V rows of the weight (vocabulary or classes), T terms besides text.
+
+Invariant: the result does not depend on how the targets are sliced (to float rounding), and with no target at all the
+loss is 0 and every gradient a zero.
+
+Example:
+    scales = coefficients(batch.global_counts, group=0, text_weight=0.2)[batch.lm_groups]
+    loss, nll, correct = cross_entropy(hidden, weight, None, targets, scales, [Segment(len(targets), ((0, 1026),))])
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from slmkit.data.vocab import VocabLayout
+
+SLICE_BYTES = 2**28  # of float32 logits at a time: large enough that adding to the weight's gradient does not dominate
+FLOAT_BYTES = 4
+_WIDE_PRODUCT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # half-precision factors, float32 product
+Ranges = tuple[tuple[int, int], ...]  # (first, behind last) rows of the weight, in order
+
+
+class Segment(NamedTuple):
+    """`num_targets` targets in a row, each one of the rows of the weight in `candidates`."""
+
+    num_targets: int
+    candidates: Ranges
+
+
+class CrossEntropy(NamedTuple):
+    """Result of `cross_entropy`. Gradients flow from `loss` alone."""
+
+    loss: torch.Tensor  # float32 [], sum of scale * nll
+    nll: torch.Tensor  # float32 [M], negative log-likelihood of each target
+    correct: torch.Tensor  # bool [M], the target has the largest logit
+
+
+def coefficients(global_counts: torch.Tensor, *, group: int, text_weight: float) -> torch.Tensor:
+    """What the summed cross-entropy of each term is multiplied by, float32 [1 + T], from float64 [1 + T] target counts.
+
+    NTP (group 0): the mean over all targets. MTP: text_weight * text mean + (1 - text_weight) * mean over heads of the
+    head means. A term without targets counts nothing.
+    """
+    if group == 0:
+        return (1 / global_counts.sum().clamp_min(1)).expand_as(global_counts).float()
+    weights = torch.full_like(global_counts, (1 - text_weight) / (len(global_counts) - 1))
+    weights[0] = text_weight
+    return (weights / global_counts.clamp_min(1)).float()
+
+
+def candidates(layout: VocabLayout, num_rows: int, softmax: Literal["full", "stream"]) -> list[Ranges]:
+    """The rows of the vocabulary that compete in each NTP term: text, then one per stream.
+
+    "full": all `num_rows` everywhere. "stream": a stream's codes, for the first stream `<eosp>` too; for text all rows
+    that are not codes.
+    """
+    if softmax == "full":
+        return [((0, num_rows),)] * (1 + layout.num_streams)
+    by_start = sorted((first, first + size) for _, first, size in layout.streams)
+    borders = [0, *(border for pair in by_start for border in pair), num_rows]
+    text = tuple((a, b) for a, b in zip(borders[::2], borders[1::2], strict=True) if a < b)
+    streams: list[Ranges] = [((first, first + size),) for _, first, size in layout.streams]
+    eosp = layout.id_of("<eosp>")
+    streams[0] = tuple(sorted((*streams[0], (eosp, eosp + 1))))
+    return [text, *streams]
+
+
+def sum_by_term(values: torch.Tensor, terms: torch.Tensor, num_terms: int) -> torch.Tensor:
+    """Float32 [num_terms], `values` [M] added up by their term, int64 [M]. Deterministic on every device."""
+    is_term = terms[None] == torch.arange(num_terms, device=terms.device)[:, None]
+    return is_term.float() @ values.float()
+
+
+def cross_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    scales: torch.Tensor,
+    segments: Sequence[Segment],
+    slice_bytes: int = SLICE_BYTES,
+) -> CrossEntropy:
+    """Cross-entropy of logits hidden @ weight.T + bias over the candidates of each segment.
+
+    hidden [M, D] and weight [V, D] of one float type, bias [V] or None, targets int64 [M] rows of the weight, scales
+    float32 [M] of at least 0: the share of each target in the loss. The loss can be differentiated once.
+    """
+    return CrossEntropy(
+        *_SlicedCrossEntropy.apply(
+            hidden, weight, bias, targets, scales, tuple(segments), slice_bytes, torch.is_grad_enabled()
+        )
+    )
+
+
+class _SlicedCrossEntropy(torch.autograd.Function):
+    """Gradients are computed in the forward pass, for a loss whose largest scale is 1, and scaled in the backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        scales: torch.Tensor,
+        segments: tuple[Segment, ...],
+        slice_bytes: int,
+        with_gradients: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        nll = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
+        correct = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
+        largest = scales.max().clamp_min(torch.finfo(wide).tiny) if len(scales) else scales.new_ones(())
+        relative = (scales / largest).to(wide)
+        gradients = _Gradients(hidden, weight, bias, wide) if with_gradients else None
+        for rows, ranges in _slices(segments, slice_bytes):
+            logits, column = _logits(hidden[rows], weight, bias, targets[rows], ranges, wide)
+            nll[rows], correct[rows] = _softmax_(logits, column)
+            if gradients is not None:
+                logits.mul_(relative[rows, None])
+                logits.scatter_add_(1, column, -relative[rows, None])
+                gradients.add(rows, logits, ranges)
+        if gradients is not None:
+            ctx.save_for_backward(largest, gradients.hidden, gradients.weight, gradients.bias)
+            ctx.types = hidden.dtype, weight.dtype
+        ctx.mark_non_differentiable(nll, correct)
+        return (nll * scales).sum(), nll, correct
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        largest, hidden, weight, bias = ctx.saved_tensors
+        hidden_type, weight_type = ctx.types
+        factor = upstream * largest
+        # In place: autograd itself refuses a second pass over tensors that were changed.
+        grads = [None if g is None else g.mul_(factor) for g in (hidden, weight, bias)]
+        types = (hidden_type, weight_type, weight_type)
+        typed = [None if g is None else g.to(kind) for g, kind in zip(grads, types, strict=True)]
+        return (*typed, None, None, None, None, None)
+
+
+class _Gradients:
+    """Gradients as they are being added up, float32 (float64 for float64 weights)."""
+
+    def __init__(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: torch.dtype
+    ) -> None:
+        self._inputs, self._weights = hidden, weight
+        self.hidden = torch.zeros_like(hidden, dtype=wide)
+        self.weight = torch.zeros_like(weight, dtype=wide)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+
+    def add(self, rows: slice, of_logits: torch.Tensor, ranges: Ranges) -> None:
+        """Add what a slice's gradient of its logits, [m, candidates], brings."""
+        inputs = self._inputs[rows]
+        for start, stop, column in _columns(ranges):
+            part = of_logits[:, column : column + stop - start]
+            narrow = part.to(inputs.dtype)
+            _add_product(self.hidden[rows], narrow, self._weights[start:stop])
+            _add_product(self.weight[start:stop], narrow.T, inputs)
+            if self.bias is not None:
+                self.bias[start:stop] += part.sum(0)
+
+
+def _columns(ranges: Ranges) -> Iterator[tuple[int, int, int]]:
+    """(first row, behind last row, column of the first row) of each range."""
+    column = 0
+    for start, stop in ranges:
+        yield start, stop, column
+        column += stop - start
+
+
+def _slices(segments: Sequence[Segment], slice_bytes: int) -> Iterator[tuple[slice, Ranges]]:
+    """Slices of the targets whose logits take about `slice_bytes`."""
+    first = 0
+    for num_targets, ranges in segments:
+        num_candidates = sum(stop - start for start, stop in ranges)
+        step = max(1, slice_bytes // (FLOAT_BYTES * num_candidates))
+        for start in range(first, first + num_targets, step):
+            yield slice(start, min(start + step, first + num_targets)), ranges
+        first += num_targets
+
+
+def _logits(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    ranges: Ranges,
+    wide: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [m, candidates] in `wide` and the column of each target, int64 [m, 1]."""
+    logits = torch.empty(len(hidden), sum(b - a for a, b in ranges), dtype=wide, device=hidden.device)
+    position = torch.zeros_like(targets)
+    for start, stop, column in _columns(ranges):
+        _product(hidden, weight[start:stop].T, out=logits[:, column : column + stop - start])
+        if bias is not None:
+            logits[:, column : column + stop - start] += bias[start:stop]
+        position = torch.where((targets >= start) & (targets < stop), targets - start + column, position)
+    return logits, position[:, None]
+
+
+def _softmax_(logits: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn logits into probabilities in place. Returns the targets' negative log-likelihood and whether they win."""
+    best, winner = logits.max(dim=1, keepdim=True)
+    ahead = best - logits.gather(1, column)
+    total = logits.sub_(best).exp_().sum(dim=1, keepdim=True)
+    logits.div_(total)
+    return (total.log() + ahead)[:, 0], (winner == column)[:, 0]
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """out = a @ b, with the precision of `out` where the device can give it."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    elif a.is_cuda and _WIDE_PRODUCT:
+        out.copy_(torch.mm(a, b, out_dtype=out.dtype))
+    else:
+        out.copy_(a @ b)
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, added in the precision of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda and _WIDE_PRODUCT:
+        total += torch.mm(a, b, out_dtype=total.dtype)
+    else:
+        total += a @ b
