@@ -21,24 +21,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from slmkit.codec.base import CodecSpec
+from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.json"
-
-
-class Failure(NamedTuple):
-    """A line of the ledger: an item that gave no sample. `reason` is a short stable word for counting."""
-
-    key: str
-    reason: str
-    detail: str
 
 
 def shard_name(corpus: str, shard: int) -> str:

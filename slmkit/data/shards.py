@@ -32,7 +32,8 @@ from urllib.parse import quote, unquote
 import numpy as np
 import webdataset
 
-from slmkit.data.index import Corpus, Failure, ShardIndex, index_path, shard_name
+from slmkit.data.index import Corpus, ShardIndex, index_path, shard_name
+from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from slmkit.codec.base import CodecSpec, Stream
-from slmkit.data.index import Corpus, Failure, ShardIndex, index_path, shard_name, without_failures, write_manifest
+from slmkit.data.index import Corpus, ShardIndex, index_path, shard_name, without_failures, write_manifest
+from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample, ShardWriter
 from slmkit.errors import UserError
 

@@ -1,0 +1,151 @@
+"""What every importer yields, and how text from strangers is read.
+
+An importer turns a corpus as it lies on disk into a sequence of `Utterance` (audio to encode) or `Sample` (codes) and,
+for every item it cannot use, a `Failure`. The order is fixed by the source alone. It opens no audio; a transcript that
+is a file of its own is read later, by `read_transcript`, where the audio is decoded.
+
+Invariant: every item of the source appears once, as one of the three.
+
+Example:
+    for item in with_sound_keys(read_folder("LibriTTS")):
+        match item:
+            case Failure(): ...
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from slmkit.data.ledger import Failure, printable
+from slmkit.errors import BadSample, UserError
+
+MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being read into memory
+MAX_TRANSCRIPT_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """Audio to encode, with its text. `source` tells the reader of a shard where it came from."""
+
+    key: str
+    audio: Path | bytes  # a file, or its content
+    text: str | Path  # the text, or the file that holds it
+    source: str
+    speaker: str = ""  # "" when unknown
+    language: str = ""  # "" when unknown
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns, kept beside the text
+
+
+class Keyed(Protocol):
+    """An item with a key: an `Utterance` or a `Sample`."""
+
+    @property
+    def key(self) -> str: ...
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+def with_sound_keys(items: Iterable[K | Failure]) -> Iterator[K | Failure]:
+    """The items, with a `Failure` in place of each that has no usable key or the key of an earlier one."""
+    seen: set[str] = set()
+    for item in items:
+        if isinstance(item, Failure):
+            yield item
+            continue
+        key = printable(item.key)
+        if not key:
+            yield Failure("", "bad_key", f"the key is empty: {printable(repr(item))[:200]}")
+        elif key != item.key:
+            yield Failure(key, "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
+        elif key in seen:
+            yield Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
+        else:
+            seen.add(key)
+            yield item
+
+
+def read_transcript(path: Path) -> str:
+    """The stripped text of a transcript file.
+
+    Raises BadSample: "missing_transcript", "long_transcript", "transcript_not_utf8", "empty_transcript".
+    """
+    try:
+        if not path.is_file():
+            raise BadSample("missing_transcript", f"{path} does not exist")
+        with open(path, "rb") as file:
+            content = file.read(MAX_TRANSCRIPT_BYTES + 1)
+    except OSError as error:
+        raise BadSample("missing_transcript", f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_TRANSCRIPT_BYTES:
+        raise BadSample("long_transcript", f"{path} is too long", expected=f"at most {MAX_TRANSCRIPT_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("transcript_not_utf8", f"{path} is not UTF-8: {error}") from error
+    return checked_text(text, str(path))
+
+
+def checked_text(text: str, where: str) -> str:
+    """`text` without surrounding white space. Raises BadSample "empty_transcript" when nothing is left."""
+    if not text.strip():
+        raise BadSample("empty_transcript", f"{where} has no text")
+    return text.strip()
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, content) of every line that is not blank; None in place of a line that is too long.
+
+    Raises UserError when the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES):
+                number += 1
+                whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+                while line and not line.endswith(b"\n") and not whole:
+                    line = file.readline(MAX_LINE_BYTES)
+                if not whole or line.strip():
+                    yield number, line.strip(b"\r\n") if whole else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", next_step="check the path") from error
+
+
+def parse_line(line: bytes | None) -> str:
+    """The text of a line. Raises BadSample "malformed" when it is too long or not UTF-8."""
+    if line is None:
+        raise BadSample("malformed", "the line is too long", expected=f"fewer than {MAX_LINE_BYTES} bytes")
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSample("malformed", f"the line is not UTF-8: {error}") from error
+
+
+def parse_record(line: bytes | None) -> dict[str, Any]:
+    """The JSON object in a line. Raises BadSample "malformed" when it is none, or could not be written again."""
+    text = parse_line(line)
+    try:
+        record = json.loads(text)
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadSample("malformed", f"the line is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise BadSample("malformed", "the line is not a JSON object", got=type(record).__name__)
+    return record
+
+
+def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:
+    """A column as text: whole numbers are written out, null and absent columns are "".
+
+    Raises BadSample "malformed" when the value is of another kind, or required and not there.
+    """
+    value = record.get(name)
+    if value is None and not required:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise BadSample("malformed", f"the column {name} does not hold text", got=repr(value)[:100])
+    return str(value)
