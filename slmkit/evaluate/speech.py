@@ -11,7 +11,6 @@ Example:
     print(summary_lines(score_outputs(out, corpus, synthesizer)))
 """
 
-import io
 import json
 import time
 from collections.abc import Iterable
@@ -46,23 +45,23 @@ def generate_outputs(synthesizer: Synthesizer, corpus: Corpus, numbers: Iterable
         sample = reader.read(number)
         assert sample.speaker is not None, "Synthesizer refuses a codec without speaker vectors"
         began = time.perf_counter()
-        record: dict[str, Any] = {"number": number, "key": sample.key, "text": sample.meta["text"], "place": place}
-        try:
-            speech = synthesizer.speak(sample.meta["text"], sample.speaker)
-        except UserError as error:
-            records.append({**record, "frames": 0, "steps": 0, "stop": error.what, "decode_sec": 0.0})
-            continue
-        took = time.perf_counter() - began
-        generation = speech.generation
-        buffer = io.BytesIO()
-        np.save(buffer, generation.codes, allow_pickle=False)
+        generation = synthesizer.generate(sample.meta["text"], sample.speaker)
+        record = {
+            "place": place,
+            "number": number,
+            "key": sample.key,
+            "text": sample.meta["text"],
+            "frames": generation.codes.shape[1],
+            "steps": generation.num_steps,
+            "stop": generation.stop,
+            "decode_sec": time.perf_counter() - began,
+        }
+        records.append(record)
         with atomic_write(out / "codes" / f"{place:04d}.npy") as file:
-            file.write(buffer.getvalue())
-        write_wav(out / "wavs" / f"{place:04d}.wav", speech.wave, speech.sample_rate)
-        frames = generation.codes.shape[1]
-        records.append(
-            {**record, "frames": frames, "steps": generation.num_steps, "stop": generation.stop, "decode_sec": took}
-        )
+            np.save(file, generation.codes, allow_pickle=False)
+        if record["frames"]:
+            wave = synthesizer.decode(generation.codes, torch.from_numpy(sample.speaker))
+            write_wav(out / "wavs" / f"{place:04d}.wav", wave, synthesizer.codec.spec.sample_rate)
     with atomic_write(out / OUTPUTS) as file:
         file.writelines(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
 
@@ -109,18 +108,14 @@ def _score(record: dict[str, Any], out: Path, reader: ShardReader, synthesizer: 
     sample = reader.read(record["number"])
     if sample.key != record["key"]:
         raise UserError("the outputs were generated for another corpus", got=sample.key, expected=record["key"])
-    num_streams = synthesizer.model.layout.num_streams
-    truth = sample.codes[:num_streams]
-    if not record["frames"]:
-        return {**record, "frame_agreement": [0.0] * num_streams, "log_mel_distance_db": None}
+    truth = sample.codes[: synthesizer.model.layout.num_streams]
     codes = np.load(out / "codes" / f"{record['place']:04d}.npy", allow_pickle=False)
+    scored = {**record, "frame_agreement": frame_agreement(truth, codes).tolist()}
+    if not record["frames"]:
+        return scored
     rate = synthesizer.codec.spec.sample_rate
     wave = read_audio(out / "wavs" / f"{record['place']:04d}.wav", rate)
     assert sample.speaker is not None, "generate_outputs needs speaker vectors"
     copy = synthesizer.decode(truth, torch.from_numpy(sample.speaker))
     shared = min(len(wave), len(copy))
-    return {
-        **record,
-        "frame_agreement": frame_agreement(truth, codes).tolist(),
-        "log_mel_distance_db": log_mel_distance(copy[:shared], wave[:shared], rate),
-    }
+    return {**scored, "log_mel_distance_db": log_mel_distance(copy[:shared], wave[:shared], rate)}

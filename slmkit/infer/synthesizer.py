@@ -8,6 +8,7 @@ Example:
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
-from slmkit.infer.generate import Generation, Limits, generate, prompt_example
+from slmkit.infer.generate import GREEDY, Generation, Limits, generate, prompt_example
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
 
@@ -58,7 +59,21 @@ class Synthesizer:
         tokenizer = TextTokenizer.load(model)
         return Synthesizer(loaded.to(device), tokenizer, open_codec(codec, device))  # type: ignore[arg-type]
 
-    def speak(
+    def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
+        """Read `text` in the voice of `speaker`, float32 [D]; options as in `generate`.
+
+        Raises UserError as `generate` does, and for an answer without speech.
+        """
+        generation = self.generate(text, speaker, **options)
+        if generation.codes.shape[1] == 0:
+            raise UserError(
+                f"the model gave no speech for {text!r} (it stopped by: {generation.stop})",
+                next_step="train it longer, or check that the text is like that of the training data",
+            )
+        wave = self.decode(generation.codes, torch.from_numpy(speaker))
+        return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, generation=generation)
+
+    def generate(
         self,
         text: str,
         speaker: Vector,
@@ -66,35 +81,26 @@ class Synthesizer:
         sampling: Sampling | None = None,
         max_sec: float = 30.0,
         seed: int = 0,
-    ) -> Speech:
-        """Read `text` in the voice of `speaker`, float32 [D].
+    ) -> Generation:
+        """The codes that read `text` in the voice of `speaker`, float32 [D], at most `max_sec` seconds of them.
 
-        Raises UserError for text that is empty or too long, a vector of another codec, or an answer without speech.
+        Raises UserError for text that is empty or too long, or a vector of another codec.
         """
-        self._check_text(text)
+        _check_text(text)
         spec = self.codec.spec
-        vector = torch.from_numpy(np.asarray(speaker, dtype=np.float32))
-        if vector.shape != (spec.speaker_dim,):
-            raise UserError(
-                "the speaker vector is not of this codec", got=tuple(vector.shape), expected=(spec.speaker_dim,)
-            )
+        if speaker.shape != (spec.speaker_dim,):
+            raise UserError("the speaker vector is not of this codec", got=speaker.shape, expected=(spec.speaker_dim,))
         aware = self.model.config.speaker_dim > 0
         start = prompt_example(self.tokenizer, self.model.layout, text, group=self.model.group, speaker=aware)
-        generation = generate(
+        return generate(
             self.model,
             start,
-            speaker=vector if aware else None,
+            speaker=torch.from_numpy(speaker) if aware else None,
             limits=Limits(max_frames=max(1, int(max_sec * spec.frame_rate))),
-            text_sampling=sampling or Sampling(),
-            speech_sampling=sampling or Sampling(),
+            text_sampling=sampling or GREEDY,
+            speech_sampling=sampling or GREEDY,
             seed=seed,
         )
-        if generation.codes.shape[1] == 0:
-            raise UserError(
-                f"the model gave no speech for {text!r} (it stopped by: {generation.stop})",
-                next_step="train it longer, or check that the text is like that of the training data",
-            )
-        return Speech(wave=self.decode(generation.codes, vector), sample_rate=spec.sample_rate, generation=generation)
 
     def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
         """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]."""
@@ -127,16 +133,17 @@ class Synthesizer:
         )
         return encoded.speaker[0].float().cpu().numpy()
 
-    def _check_text(self, text: str) -> None:
-        if not text.strip():
-            raise UserError("there is no text to speak", got=repr(text))
-        if len(text) > MAX_TEXT_CHARS:
-            raise UserError(
-                "the text is too long to speak at once",
-                got=f"{len(text)} characters",
-                expected=f"at most {MAX_TEXT_CHARS}",
-                next_step="split it into sentences",
-            )
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise UserError("there is no text to speak", got=repr(text))
+    if len(text) > MAX_TEXT_CHARS:
+        raise UserError(
+            "the text is too long to speak at once",
+            got=f"{len(text)} characters",
+            expected=f"at most {MAX_TEXT_CHARS}",
+            next_step="split it into sentences",
+        )
 
 
 def load_model(directory: str | Path) -> SpeechLM:

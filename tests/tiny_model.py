@@ -1,0 +1,85 @@
+"""Speech language models small enough to train inside a test."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2Config
+
+from slmkit.codec.base import CodecSpec
+from slmkit.data.batch import Batch
+from slmkit.data.loader import ExampleFormat, collate
+from slmkit.data.prompt import tts
+from slmkit.data.sequence import build, measure, term_counts, text_size, tokenize
+from slmkit.data.shards import Sample
+from slmkit.data.text import TextTokenizer
+from slmkit.data.vocab import VocabLayout
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.slm import SpeechLM
+
+BASE = Path(__file__).resolve().parent / "golden" / "slm" / "tiny_base"
+
+
+def tiny_model(
+    tokenizer: TextTokenizer, spec: CodecSpec, group: int, *, hidden_size: int = 64, num_layers: int = 2, **options: Any
+) -> SpeechLM:
+    """A seeded model with random weights over the tiny base's tokenizer."""
+    layout = VocabLayout.published(
+        "mtp" if group else "ntp",
+        base_size=tokenizer.base_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        codebook_sizes=tuple(stream.size for stream in spec.lm_streams),
+    )
+    backbone = Qwen2Config(
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=layout.size,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    config = SpeechLMConfig(
+        backbone=backbone.to_dict(), layout=layout.to_dict(), codec=spec.to_dict(), group=group, **options
+    )
+    return SpeechLM(config)
+
+
+def one_batch(model: SpeechLM, tokenizer: TextTokenizer, samples: Sequence[Sample]) -> Batch:
+    """All samples as one global batch of text-to-speech examples."""
+    layout, group, speaker = model.layout, model.group, model.config.speaker_dim > 0
+    examples, sizes = [], []
+    for sample in samples:
+        pieces = tokenize(tts(sample.meta["text"], speaker=speaker), tokenizer.encode, layout)
+        examples.append((build(pieces, sample.codes, layout, group), sample))
+        sizes.append(measure(*text_size(pieces), [True], sample.codes.shape[1], layout.num_streams, group))
+    return collate(
+        examples,
+        layout,
+        ExampleFormat(task="tts", group=group, speaker=speaker),
+        speaker_dim=model.config.speaker_dim,
+        global_counts=term_counts(np.array(sizes), layout.num_streams, group),
+    )
+
+
+def memorise(model: SpeechLM, batch: Batch, max_steps: int = 200, lr: float = 3e-3) -> int:
+    """Train on one batch until every target has the largest logit; returns the steps that took."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    model.train()
+    for step in range(max_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 10)
+        output = model(batch)
+        if torch.equal(output.correct.double(), batch.global_counts):
+            model.eval()
+            return step
+        output.loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    raise AssertionError(f"not memorised in {max_steps} steps: {output.correct} of {batch.global_counts}")
