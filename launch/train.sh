@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Trains with DeepSpeed's launcher on this machine, or on the machines of a hostfile.
+#
+#   CONFIG=launch/quickstart.yaml PROCESSES=2 launch/train.sh [--set a.b=c ...]
+#
+# CONFIG      run config (YAML); required
+# PROCESSES   processes on each machine, one per GPU (without GPUs: any number); default 1
+# HOSTFILE    DeepSpeed hostfile, lines such as "node1 slots=8"; empty for this machine alone
+# MASTER_PORT port of the first process; choose another when two runs share a machine; default 29500
+#
+# Everything after the script's name goes to `slmkit train`. Start it again to continue an interrupted run.
+# --no_local_rank: the launcher would put --local_rank in front of the command; LOCAL_RANK says the same.
+set -euo pipefail
+
+exec deepspeed --no_local_rank \
+    ${HOSTFILE:+--hostfile "$HOSTFILE"} \
+    --num_gpus "${PROCESSES:-1}" \
+    --master_port "${MASTER_PORT:-29500}" \
+    --module slmkit train --config "${CONFIG:?name the run config}" "$@"

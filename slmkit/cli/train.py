@@ -1,0 +1,41 @@
+"""Train a speech language model with DeepSpeed, from a run config to checkpoints.
+
+The same command works alone and under launchers, each process being one rank:
+
+  slmkit train --config RUN.yaml
+  deepspeed --no_local_rank --num_gpus 2 --module slmkit train --config RUN.yaml
+  torchrun --nproc-per-node 2 -m slmkit train --config RUN.yaml
+  srun ... slmkit train --config RUN.yaml        (MASTER_ADDR and MASTER_PORT exported)
+
+A run continues from its newest complete checkpoint: start the same command again.
+"""
+
+import argparse
+
+from slmkit import log
+from slmkit.config.load import describe, load_config
+from slmkit.config.train import TrainConfig
+from slmkit.world import World
+
+SUMMARY = "train from shards of codes, on one process or many"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="run config (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
+    parser.add_argument("--verbose", action="store_true", help="more messages")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's; LOCAL_RANK says the same
+    options = "\n".join(f"  {line}" for line in describe(TrainConfig))
+    parser.epilog = f"Options of the run config (default): meaning\n{options}"
+
+
+def run(args: argparse.Namespace) -> int:
+    from slmkit.train.peers import together
+
+    world = World.from_env()
+    log.set_up(world.rank, args.verbose)
+    with together(world):
+        from slmkit.train.loop import train
+
+        train(load_config(TrainConfig, args.config, args.set))
+    return 0

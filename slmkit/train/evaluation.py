@@ -1,0 +1,63 @@
+"""Held-out loss, accuracy and perplexity of every term, each sample counted exactly once over all ranks.
+
+Invariant: the numbers are those of one process that reads every sample once, to float rounding.
+
+Example:
+    evaluate(engine.module, data, world, device, micro_rows=2, row_tokens=2048, names=["text", "a", "b", "c"])
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from slmkit.data.loader import TrainingData, micro_batches
+from slmkit.model.losses import coefficients
+from slmkit.train.engine import sum_over_ranks
+from slmkit.train.metrics import Record, per_term
+from slmkit.world import BatchSplit, World
+
+
+def evaluate(
+    model: torch.nn.Module,
+    data: TrainingData,
+    world: World,
+    device: torch.device,
+    *,
+    micro_rows: int,
+    row_tokens: int,
+    names: Sequence[str],
+    text_loss_weight: float,
+    num_workers: int = 0,
+) -> Record:
+    """One record with names "eval/...". Every rank must call it; the model is left in training mode."""
+    split = BatchSplit(global_rows=micro_rows * world.size, micro_rows=micro_rows, world_size=world.size)
+    batches = micro_batches(
+        data,
+        split,
+        rank=world.rank,
+        seed=0,
+        epoch=0,
+        row_tokens=row_tokens,
+        num_workers=num_workers,
+        shuffle=False,
+    )
+    totals = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=device)
+    counts = torch.zeros(len(names), dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        for _, _, batch in batches:
+            output = model(batch.to(device))
+            samples = torch.full((1,), len(batch.keys), device=device)
+            totals += torch.cat([output.sums, output.correct, samples]).double()
+            counts += batch.global_counts  # of all ranks together
+    model.train()
+    sums, correct, samples = sum_over_ranks(totals).cpu().split([len(names), len(names), 1])
+    shares = coefficients(counts, group=data.format.group, text_weight=text_loss_weight)
+    losses = sums / counts
+    return {
+        "eval/loss": float((shares.double() * sums).sum()),
+        "eval/samples": int(samples.item()),
+        **per_term(losses, names, "eval/loss"),
+        **per_term(correct / counts, names, "eval/accuracy"),
+        **per_term(losses.exp(), names, "eval/perplexity"),
+    }

@@ -1,0 +1,94 @@
+"""DeepSpeed's JSON file and the run config as one set of settings, each number from one place.
+
+The file holds precision, ZeRO and communication; the run config holds batch, clipping, optimizer and schedule. Where
+the file names one of those too it must agree ("auto" always does): what both say differently is refused by name.
+
+Example:
+    settings = deepspeed_settings(config, BatchSplit(global_rows=8, micro_rows=2, world_size=2))
+"""
+
+from typing import Any
+
+from slmkit.config.train import OptimizerConfig, TrainConfig
+from slmkit.errors import UserError
+from slmkit.files import read_json
+from slmkit.world import BatchSplit
+
+ZERO_STAGES = (1, 2)
+AUTO = "auto"
+
+
+def deepspeed_settings(config: TrainConfig, split: BatchSplit) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets. Raises UserError naming every setting that clashes with the run config."""
+    settings = read_json(config.deepspeed)
+    if not isinstance(settings, dict):
+        raise UserError(f"{config.deepspeed} does not hold a mapping", expected="DeepSpeed settings by name")
+    ours = {
+        "train_batch_size": ("global_rows", split.global_rows),
+        "train_micro_batch_size_per_gpu": ("micro_rows", split.micro_rows),
+        "gradient_accumulation_steps": ("global_rows / (micro_rows * world)", split.accumulation),
+        "gradient_clipping": ("optimizer.clip_norm", config.optimizer.clip_norm),
+    }
+    clashes = [
+        f"{name} is {settings[name]}, but {where} is {value}"
+        for name, (where, value) in ours.items()
+        if settings.get(name, AUTO) not in (AUTO, value)
+    ]
+    clashes += _optimizer_clashes(settings.pop("optimizer", None), config.optimizer)
+    clashes += _refused(settings)
+    if clashes:
+        raise UserError(
+            f"{config.deepspeed} and the run config disagree",
+            got="; ".join(clashes),
+            next_step="remove these settings from the DeepSpeed file: the run config holds them",
+        )
+    return {
+        **settings,
+        **{name: value for name, (_, value) in ours.items()},
+        # torch's AdamW is what the run config describes; DeepSpeed would otherwise warn or swap in its own on a CPU.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+
+
+def precision(settings: dict[str, Any]) -> str:
+    """Number format of parameters and activations: "bf16" or "fp32"."""
+    return "bf16" if settings.get("bf16", {}).get("enabled", False) is True else "fp32"
+
+
+def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:
+    """A block "optimizer" that says the same as the run config does no harm."""
+    if block is None:
+        return []
+    if not isinstance(block, dict) or not isinstance(block.get("params", {}), dict):
+        return [f"optimizer is {block!r}, expected type and params"]
+    ours = {
+        "lr": optimizer.lr,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    clashes = [] if block.get("type", "AdamW") == "AdamW" else [f"optimizer.type is {block['type']}, expected AdamW"]
+    for name, value in block.get("params", {}).items():
+        if name not in ours:
+            clashes.append(f"optimizer.params.{name} is {value}, which the run config does not know")
+        elif value not in (AUTO, ours[name]):
+            clashes.append(f"optimizer.params.{name} is {value}, but optimizer.{name} is {ours[name]}")
+    return clashes
+
+
+def _refused(settings: dict[str, Any]) -> list[str]:
+    """Settings that would change what the run config or the checkpoints mean."""
+    zero = settings.get("zero_optimization", {})
+    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    fp16 = settings.get("fp16", {})
+    problems = [
+        ("scheduler" in settings, "scheduler is set, but schedule in the run config holds the learning rate"),
+        (stage not in ZERO_STAGES, f"zero_optimization.stage is {stage}, expected 1 or 2"),
+        (bool(fp16) and fp16 != {"enabled": False}, "fp16 is set, but training runs in bf16 or float32"),
+        (
+            settings.get("managed_gradient_accumulation", True) is not True,
+            "managed_gradient_accumulation is false, but the engine must find the accumulation boundary",
+        ),
+    ]
+    return [line for is_wrong, line in problems if is_wrong]

@@ -1,0 +1,88 @@
+"""The run config: every impossible value is reported, all of them at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from slmkit.config.load import describe, from_dict, load_config
+from slmkit.config.train import ScheduleConfig, TrainConfig
+from slmkit.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MINIMAL: dict[str, Any] = {"run_dir": "r", "base": "b", "deepspeed": "d.json", "data": {"corpus": "c"}, "steps": 10}
+
+WRONG = [
+    ({"data": {"row_tokens": 0}}, "data.row_tokens: got 0, expected at least 1"),
+    ({"data": {"num_workers": -1}}, "data.num_workers: got -1, expected 0 or more"),
+    ({"data": {"eval_share": 1.0}}, "data.eval_share: got 1.0, expected 0 <= share < 1"),
+    ({"data": {"eval_share": 0.1, "eval_corpus": "e"}}, "data.eval_corpus: got a corpus and an eval_share"),
+    ({"data": {"task": "sing"}}, "data.task: got 'sing', expected one of 'tts', 'asr'"),
+    ({"model": {"group": -3}}, "model.group: got -3"),
+    ({"model": {"text_loss_weight": 1.5}}, "model.text_loss_weight: got 1.5, expected 0 to 1"),
+    ({"model": {"group": 3, "softmax": "stream"}}, "model.softmax: got 'stream' with group > 0"),
+    ({"model": {"head": "round"}}, "model.head: got 'round', expected one of"),
+    ({"optimizer": {"lr": 0}}, "optimizer.lr: got 0.0, expected more than 0"),
+    ({"optimizer": {"lr": float("nan")}}, "optimizer.lr: got nan, expected more than 0"),
+    ({"optimizer": {"betas": [0.9]}}, "optimizer.betas: got [0.9], expected two numbers"),
+    ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas: got [0.9, 1.0], expected two numbers"),
+    ({"optimizer": {"eps": 0}}, "optimizer.eps: got 0.0, expected more than 0"),
+    ({"optimizer": {"weight_decay": -1}}, "optimizer.weight_decay: got -1.0, expected 0 or more"),
+    ({"optimizer": {"clip_norm": -1}}, "optimizer.clip_norm: got -1.0, expected 0 or more"),
+    ({"schedule": {"kind": "square"}}, "schedule.kind: got 'square'"),
+    ({"schedule": {"warmup_share": 2}}, "schedule.warmup_share: got 2.0, expected 0 to 1"),
+    ({"schedule": {"warmup_steps": -1}}, "schedule.warmup_steps: got -1, expected 0 or more"),
+    ({"schedule": {"min_lr_share": 2}}, "schedule.min_lr_share: got 2.0, expected 0 to 1"),
+    ({"seed": -1}, "seed: got -1, expected 0 or more"),
+    ({"steps": 0}, "steps: got 0, expected at least 1"),
+    ({"steps": None}, "steps, epochs: got 0 of them, expected one"),
+    ({"epochs": 1}, "steps, epochs: got 2 of them, expected one"),
+    ({"global_rows": 0}, "global_rows: got 0, expected at least 1"),
+    ({"micro_rows": 0}, "micro_rows: got 0, expected at least 1"),
+    ({"keep_last": 0}, "keep_last: got 0, expected at least 1"),
+    ({"log_every_steps": 0}, "log_every_steps: got 0, expected at least 1"),
+    ({"save_every_steps": 0}, "save_every_steps: got 0, expected at least 1"),
+    ({"eval_every_steps": 0}, "eval_every_steps: got 0, expected at least 1"),
+    ({"speak_every_steps": -1}, "speak_every_steps: got -1, expected 0 or more"),
+    ({"lr": 1}, "lr: unknown key"),
+]
+
+
+def merged(change: dict[str, Any]) -> dict[str, Any]:
+    nested = {key: {**MINIMAL.get(key, {}), **value} for key, value in change.items() if isinstance(value, dict)}
+    return {**MINIMAL, **change, **nested}
+
+
+@pytest.mark.parametrize(("change", "line"), WRONG, ids=[line.split(",")[0] for _, line in WRONG])
+def test_an_impossible_value_is_named(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(TrainConfig, merged(change))
+    assert any(problem.startswith(line) for problem in caught.value.problems), caught.value.problems
+
+
+def test_all_problems_come_at_once() -> None:
+    with pytest.raises(ConfigError, match="3 problems"):
+        from_dict(TrainConfig, merged({"optimizer": {"lr": 0, "eps": 0}, "schedule": {"warmup_share": -1}}))
+
+
+def test_the_minimal_config_is_enough() -> None:
+    assert from_dict(TrainConfig, MINIMAL).optimizer.lr == 5e-4
+
+
+def test_every_option_has_a_meaning() -> None:
+    assert [line for line in describe(TrainConfig) if line.endswith(": ")] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [((0.03, None), 3), ((0.025, None), 3), ((0.5, 7), 7), ((0.0, None), 0)]
+)
+def test_warmup_is_a_share_or_steps(given: tuple[float, int | None], expected: int) -> None:
+    assert ScheduleConfig(warmup_share=given[0], warmup_steps=given[1]).num_warmup(100) == expected
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch").glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_can_be_read(path: Path) -> None:
+    config = load_config(TrainConfig, path)
+    assert (ROOT / config.deepspeed).is_file()
+    assert yaml.safe_load(path.read_text())["run_dir"] == config.run_dir
