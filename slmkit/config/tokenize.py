@@ -1,0 +1,107 @@
+"""Options of `slmkit tokenize` and `slmkit import`.
+
+`RUNTIME` names the options that do not change a byte of the shards: a job may go on with other values of them.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from slmkit.config.load import option, to_dict
+
+CORPUS_NAME = re.compile(r"[A-Za-z0-9_-]+")
+RUNTIME = (
+    "codec",
+    "out",
+    "device",
+    "num_workers",
+    "batch_sec",
+    "window",
+    "decode_limit_sec",
+    "max_failure_share",
+    "task",
+    "num_tasks",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeConfig:
+    """Audio to shards of codes."""
+
+    corpus: str = option(help="name of the corpus; its shards are called {corpus}-000000.tar; letters, digits, _ and -")
+    kind: Literal["libritts", "manifest"] = option(
+        help="layout of the source: a folder of audio beside transcripts, or a .jsonl or .tsv file"
+    )
+    source: str = option(help="the folder or the manifest")
+    codec: str = option(help="directory of the codec")
+    out: str = option(help="directory for the shards; new, empty, or of this same job")
+    columns: dict[str, str] = option(
+        factory=dict, help="manifest: names of the columns path, text, speaker, language, key where they differ"
+    )
+    language: str = option("", help="language of utterances for which the source gives none")
+    min_sec: float = option(0.1, help="shorter utterances go to the ledger (seconds)")
+    max_sec: float = option(60.0, help="longer utterances go to the ledger (seconds)")
+    shard_samples: int = option(1000, help="items of the source per shard (utterances, bad ones included)")
+    device: str = option("cpu", help="where the codec runs: cpu, cuda, cuda:1")
+    num_workers: int = option(2, help="processes that decode audio; 0 decodes in the main process")
+    batch_sec: float = option(120.0, help="audio per codec batch, padding included (seconds)")
+    window: int = option(256, help="utterances decoded ahead and sorted by length into batches")
+    decode_limit_sec: float = option(120.0, help="a decoding process that takes longer for one file is ended (seconds)")
+    max_failure_share: float = option(
+        0.05, help="the job ends with an error when a larger share of items failed (0 to 1)"
+    )
+    task: int = option(0, help="number of this process among num_tasks, which share the shards between them")
+    num_tasks: int = option(1, help="processes working on this job, each started with its own task number")
+
+    def __post_init__(self) -> None:
+        _refuse(
+            _common_problems(self.corpus, self.shard_samples, self.max_failure_share)
+            | {
+                f"min_sec: got {self.min_sec}, expected 0 <= min_sec < max_sec": not 0 <= self.min_sec < self.max_sec,
+                f"num_workers: got {self.num_workers}, expected 0 or more": self.num_workers < 0,
+                f"batch_sec: got {self.batch_sec}, expected more than 0": not self.batch_sec > 0,
+                f"window: got {self.window}, expected 1 or more": self.window < 1,
+                f"decode_limit_sec: got {self.decode_limit_sec}, expected more than 0": not self.decode_limit_sec > 0,
+                f"task: got {self.task} of {self.num_tasks}, expected 0 <= task < num_tasks": not (
+                    0 <= self.task < self.num_tasks
+                ),
+            }
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the shards' bytes."""
+        return {name: value for name, value in to_dict(self).items() if name not in RUNTIME}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Published codes to shards."""
+
+    corpus: str = option(help="name of the corpus")
+    source: tuple[str, ...] = option(help="JSONL files")
+    out: str = option(help="directory for the shards; new, empty, or of this same job")
+    shard_samples: int = option(1000, help="records per shard, bad ones included")
+    max_failure_share: float = option(0.05, help="the job ends with an error when a larger share failed (0 to 1)")
+
+    def __post_init__(self) -> None:
+        _refuse(_common_problems(self.corpus, self.shard_samples, self.max_failure_share))
+
+    def settings(self) -> dict[str, Any]:
+        """The options that decide the shards' bytes."""
+        kept = {name: value for name, value in to_dict(self).items() if name not in RUNTIME}
+        return {**kept, "kind": "published", "source": list(self.source)}
+
+
+def _common_problems(corpus: str, shard_samples: int, max_failure_share: float) -> dict[str, bool]:
+    """Problem -> whether it is there."""
+    return {
+        f"corpus: got {corpus!r}, expected letters, digits, _ and -": not CORPUS_NAME.fullmatch(corpus),
+        f"shard_samples: got {shard_samples}, expected 1 or more": shard_samples < 1,
+        f"max_failure_share: got {max_failure_share}, expected 0 to 1": not 0 <= max_failure_share <= 1,
+    }
+
+
+def _refuse(problems: dict[str, bool]) -> None:
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise ValueError("\n".join(found))

@@ -1,0 +1,101 @@
+"""Waves to codes, in batches of like length, in the order they came.
+
+Shapes: B utterances of a batch, N samples, K streams, T frames, D speaker width.
+
+Invariant: since a codec treats each utterance by itself, window and batch size change the speed and nothing else.
+
+Example:
+    batches([30, 10, 20], budget=40)        # [[1, 2], [0]]: positions, shortest first, longest * count <= budget
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from slmkit.codec.base import Codec
+from slmkit.data.ledger import Failure
+from slmkit.data.shards import Sample
+from slmkit.errors import BadSample, UserError
+from slmkit.tokenization.decode import Decoded
+
+
+def encode_in_order(
+    codec: Codec, results: Iterable[Decoded | Failure], *, window: int, batch_samples: int
+) -> Iterator[Sample | Failure]:
+    """Encode every decoded utterance; failures pass through. At most `window` results are held at a time."""
+    results = iter(results)
+    while held := list(itertools.islice(results, window)):
+        yield from _encode_window(codec, [_long_enough(codec, result) for result in held], batch_samples)
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Positions of `lengths` grouped by length so that longest * count <= budget, at least one in each group."""
+    groups: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if groups and lengths[position] * (len(groups[-1]) + 1) <= budget:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    return groups
+
+
+def _long_enough(codec: Codec, result: Decoded | Failure) -> Decoded | Failure:
+    if isinstance(result, Failure) or codec.num_frames(len(result.wave)) > 0:
+        return result
+    error = BadSample("too_short", "the audio is too short to give a frame", got=f"{len(result.wave)} samples")
+    return Failure.of(result.utterance.key, error)
+
+
+def _encode_window(codec: Codec, held: list[Decoded | Failure], batch_samples: int) -> list[Sample | Failure]:
+    done: dict[int, Sample | Failure] = {place: r for place, r in enumerate(held) if isinstance(r, Failure)}
+    decoded = [(place, r) for place, r in enumerate(held) if isinstance(r, Decoded)]
+    for batch in batches([len(r.wave) for _, r in decoded], batch_samples):
+        samples = _encode_batch(codec, [decoded[i][1] for i in batch])
+        done.update(zip((decoded[i][0] for i in batch), samples, strict=True))
+    return [done[place] for place in range(len(held))]
+
+
+def _encode_batch(codec: Codec, batch: list[Decoded]) -> list[Sample]:
+    """Encode a batch; when the device has no memory for it, its halves."""
+    try:
+        return _encode(codec, batch)
+    except torch.OutOfMemoryError as error:
+        if len(batch) == 1:
+            seconds = len(batch[0].wave) / codec.spec.sample_rate
+            raise UserError(
+                f"{codec.device} has no memory to encode {batch[0].utterance.key}",
+                got=f"{seconds:.1f} s of audio",
+                next_step="lower max_sec, free the device, or run on another",
+            ) from error
+    half = len(batch) // 2
+    return _encode_batch(codec, batch[:half]) + _encode_batch(codec, batch[half:])
+
+
+@torch.inference_mode()
+def _encode(codec: Codec, batch: list[Decoded]) -> list[Sample]:
+    num_samples = torch.tensor([len(decoded.wave) for decoded in batch])
+    waves = torch.zeros(len(batch), int(num_samples.max()))
+    for row, decoded in zip(waves, batch, strict=True):
+        row[: len(decoded.wave)] = torch.from_numpy(decoded.wave)
+    encoded = codec.encode(waves.to(codec.device), num_samples.to(codec.device))
+    codes, num_frames, speaker = (tensor.cpu().numpy() for tensor in encoded)
+    has_speaker = codec.spec.speaker_dim > 0
+    return [
+        _sample(codec, decoded, codes[i, :, : num_frames[i]], speaker[i] if has_speaker else None)
+        for i, decoded in enumerate(batch)
+    ]
+
+
+def _sample(codec: Codec, decoded: Decoded, codes: np.ndarray, speaker: np.ndarray | None) -> Sample:
+    utterance = decoded.utterance
+    meta = {
+        **utterance.extra,
+        "text": decoded.text,
+        "speaker": utterance.speaker,
+        "language": utterance.language,
+        "seconds": len(decoded.wave) / codec.spec.sample_rate,
+        "source": utterance.source,
+    }
+    return Sample(utterance.key, codes, speaker, meta)
