@@ -98,25 +98,26 @@ class Activation:
 
     def _filtered(self, x: torch.Tensor, channels: slice, ends: Ends) -> torch.Tensor:
         """The activation of some channels: [B, c, N] -> [B, c, N]."""
-        length = x.shape[-1]
+        batch, channels_here, length = x.shape
         padded = -(-length // BLOCK) * BLOCK
-        x = held(x, padded, REACH)
-        ends.hold(x, REACH, REACH)
-        doubled = banded(x, self.double, BLOCK)
-        wave = (doubled * self.alpha[channels]).sin_().square_()
-        doubled.addcmul_(wave, self.inverse_beta[channels])
-        doubled = held(doubled[..., : 2 * length], 2 * padded, REACH_DOUBLED)
-        ends.hold(doubled, REACH_DOUBLED, REACH_DOUBLED, factor=2)
-        return banded(doubled, self.halve, 2 * BLOCK)[..., :length]
+        inputs = x.new_empty(batch, channels_here, padded + 2 * REACH)
+        inputs[..., REACH : REACH + length] = x
+        hold_ends(inputs, REACH, REACH + length)
+        ends.hold(inputs, REACH, REACH)
+        doubled = banded(inputs, self.double, BLOCK)
+        sines = (doubled * self.alpha[channels]).sin_().square_()
+        snake = x.new_empty(batch, channels_here, 2 * (padded + REACH_DOUBLED))
+        inner = snake[..., REACH_DOUBLED:-REACH_DOUBLED]
+        torch.addcmul(doubled, sines, self.inverse_beta[channels], out=inner)
+        hold_ends(snake, REACH_DOUBLED, REACH_DOUBLED + 2 * length)
+        ends.hold(snake, REACH_DOUBLED, REACH_DOUBLED, factor=2)
+        return banded(snake, self.halve, 2 * BLOCK)[..., :length]
 
 
-def held(x: torch.Tensor, length: int, reach: int) -> torch.Tensor:
-    """[B, C, N] -> [B, C, length + 2 * reach]: `x` after `reach` copies of its first value, its last to the end."""
-    out = x.new_empty(*x.shape[:-1], length + 2 * reach)
-    out[..., :reach] = x[..., :1]
-    out[..., reach : reach + x.shape[-1]] = x
-    out[..., reach + x.shape[-1] :] = x[..., -1:]
-    return out
+def hold_ends(x: torch.Tensor, start: int, stop: int) -> None:
+    """Repeat the first and the last of the values from `start` to `stop` outwards, in place."""
+    x[..., :start] = x[..., start : start + 1]
+    x[..., stop:] = x[..., stop - 1 : stop]
 
 
 def banded(x: torch.Tensor, matrix: torch.Tensor, stride: int) -> torch.Tensor:

@@ -30,18 +30,19 @@ SIDE = KERNEL // 2  # zeros a wide convolution needs at each end
 
 
 class Residual:
-    """x + narrow(activation(wide(activation(x))))."""
+    """Adds narrow(activation(wide(activation(x)))) to x, in place."""
 
     def __init__(self, weights: Weights, dilation: int) -> None:
         self.dilation = dilation
         self.activations = Activation(weights / "block.0"), Activation(weights / "block.2")
-        self.wide, self.narrow = weights / "block.1", weights / "block.3"
+        self.wide, narrow = weights / "block.1", weights / "block.3"
+        self.narrow, self.bias = narrow["weight"][:, :, 0], narrow["bias"][:, None]
 
     def __call__(self, x: torch.Tensor, ends: Ends) -> torch.Tensor:
         h = self.activations[0](x, ends, SIDE * self.dilation)
         h = F.conv1d(h, self.wide["weight"], self.wide["bias"], dilation=self.dilation)
         h = self.activations[1](h, ends, 0)
-        return F.conv1d(h, self.narrow["weight"], self.narrow["bias"]).add_(x)
+        return x.add_(self.bias).baddbmm_(self.narrow.expand(len(x), -1, -1), h)
 
 
 class DownStage:
