@@ -17,12 +17,12 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model.backbone import packed_config
 
+HeadKind = Literal["linear", "mlp", "transformer"]
 CHOICES = {
     "head": ("linear", "mlp", "transformer"),
     "fusion": ("mean", "mlp"),
     "softmax": ("full", "stream"),
 }
-NOT_OF_THE_MODEL = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
 class SpeechLMConfig(PreTrainedConfig):
@@ -34,7 +34,7 @@ class SpeechLMConfig(PreTrainedConfig):
     layout: dict[str, Any] | None = None  # VocabLayout.to_dict()
     codec: dict[str, Any] | None = None  # CodecSpec.to_dict()
     group: int = 0  # tokens of one speech step: 0 for next-token prediction, else a multiple of the streams
-    head: Literal["linear", "mlp", "transformer"] = "linear"
+    head: HeadKind = "linear"
     fusion: Literal["mean", "mlp"] = "mean"  # of the embeddings of one speech step
     speaker_dim: int = 0  # width of the speaker vector, 0 for no speaker input
     softmax: Literal["full", "stream"] = (
@@ -44,9 +44,16 @@ class SpeechLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone is not None:
-            self.backbone = {k: v for k, v in self.backbone.items() if k not in NOT_OF_THE_MODEL}
-            self.tie_word_embeddings = bool(self.backbone.get("tie_word_embeddings", False))
+            qwen2 = packed_config(self.backbone)
+            self.backbone = {name: getattr(qwen2, name) for name in Qwen2Config.__annotations__}
+            self.tie_word_embeddings = qwen2.tie_word_embeddings
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read config.json; that of a plain Qwen2 export holds ours under our name."""
+        values, unused = super().get_config_dict(*args, **kwargs)
+        return values.get(cls.model_type, values), unused
 
     @property
     def qwen2(self) -> Qwen2Config:

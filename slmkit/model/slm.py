@@ -18,7 +18,8 @@ Example:
     output.loss.backward()
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -78,6 +79,11 @@ class SpeechLM(PreTrainedModel):
     def group(self) -> int:
         """Tokens of a speech step, 0 for next-token prediction."""
         return self.config.group
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights are those of a Qwen2 causal language model and nothing more."""
+        return not self.group and self.spk_emb_proj is None
 
     @property
     def heads(self) -> list[SpeechHead]:
@@ -184,6 +190,15 @@ class SpeechLM(PreTrainedModel):
     def new_cache(self) -> DynamicCache:
         """An empty key-value cache, with room for the backbone's layers and the heads'."""
         return DynamicCache()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SpeechLM":
+        """Change type or device, but keep the rotary frequencies float32: in bfloat16 far positions would blur."""
+        rotary = self.lm_model.model.rotary_emb
+        exact = rotary.inv_freq
+        super()._apply(fn, recurse)
+        if rotary.inv_freq.dtype != exact.dtype:
+            rotary.inv_freq = exact.to(rotary.inv_freq.device)
+        return self
 
     def _lm_loss(
         self, hidden: torch.Tensor, batch: Batch, shares: torch.Tensor

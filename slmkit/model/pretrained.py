@@ -1,0 +1,207 @@
+"""Models from directories and into directories.
+
+`from_base` grows a speech language model on a text model: its weights, new rows for the appended tokens, new heads.
+`save` writes an export that stands alone; `load` reads one. An export of a next-token model without speaker input is at
+the same time a plain Qwen2 directory: `AutoModelForCausalLM` loads it, too.
+
+Only safetensors are read, only from local directories, and never code.
+
+Invariant: `load` of what `save` wrote is the same model, weight by weight. Equal arguments and seed give equal models.
+
+Example:
+    model = from_base("Qwen2.5-0.5B", codec=spec, group=3, seed=0)
+    save(model, "OUT", tokenizer=extended_tokenizer("Qwen2.5-0.5B", model.layout))
+    load("OUT", layout=corpus_layout)
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+
+from slmkit.codec.base import CodecSpec
+from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
+from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
+from slmkit.files import provenance, read_json, sync_directory, write_json
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.slm import SpeechLM
+
+LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json", "provenance.json"
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def from_base(
+    base_dir: str | Path,
+    *,
+    codec: CodecSpec,
+    group: int = 0,
+    speaker: bool = False,
+    seed: int = 0,
+    **options: Any,
+) -> SpeechLM:
+    """A float32 speech language model on the Qwen2 model in `base_dir`.
+
+    `options`: head, fusion, softmax, text_loss_weight of `SpeechLMConfig`. Rows of the appended tokens and all that is
+    new are drawn with `seed`. Raises UserError when `base_dir` is no Qwen2 model, or the parts do not fit.
+    """
+    if speaker and not codec.speaker_dim:
+        raise UserError("the codec gives no speaker vector", got=codec.name, next_step="set model.speaker to false")
+    tokenizer = TextTokenizer.load(base_dir)
+    layout = base_layout(tokenizer, codec, group)
+    base = _read_base(base_dir)
+    rows = max(base.config.vocab_size, layout.size)
+    config = SpeechLMConfig(
+        backbone=backbone_values(base.config.to_dict(), layout, rows),
+        layout=layout.to_dict(),
+        codec=codec.to_dict(),
+        group=group,
+        speaker_dim=codec.speaker_dim if speaker else 0,
+        **options,
+    )
+    with seeded(seed):
+        model = SpeechLM(config)
+        state = {
+            name: _with_new_rows(weight, layout, rows) if weight.shape[0] == base.config.vocab_size else weight
+            for name, weight in base.state_dict().items()
+        }
+    model.lm_model.load_state_dict(state)
+    return model
+
+
+def base_layout(tokenizer: TextTokenizer, codec: CodecSpec, group: int) -> VocabLayout:
+    """The published layout over a base tokenizer, for the codec's streams."""
+    return VocabLayout.published(
+        "mtp" if group else "ntp",
+        base_size=tokenizer.base_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        codebook_sizes=tuple(stream.size for stream in codec.lm_streams),
+    )
+
+
+def extended_tokenizer(base_dir: str | Path, layout: VocabLayout) -> Any:
+    """The transformers tokenizer of `base_dir` with the appended tokens of `layout`, ids as in the layout.
+
+    Raises UserError when the tokenizer is not the one the layout was made over.
+    """
+    from tokenizers import AddedToken
+
+    tokenizer = load_transformers_tokenizer(base_dir)
+    if len(tokenizer) == layout.size and tokenizer.convert_tokens_to_ids("<eosp>") == layout.id_of("<eosp>"):
+        return tokenizer
+    if len(tokenizer) != layout.base_size:
+        raise UserError(
+            f"the tokenizer in {base_dir} is not the one of this model", got=len(tokenizer), expected=layout.base_size
+        )
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in layout.added_tokens()])
+    return tokenizer
+
+
+def save(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any = None) -> None:
+    """Write an export: weights, config, tokenizer, layout, codec spec and provenance (`source` says what it is of).
+
+    The directory appears whole or not at all. Raises UserError when it exists.
+    """
+    out_dir = Path(out_dir)
+    with new_directory(out_dir) as temporary:
+        if model.is_plain:
+            to_causal_lm(model, temporary)
+        else:
+            model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / LAYOUT_FILE, model.layout.to_dict())
+        write_json(temporary / CODEC_FILE, model.config.codec_spec.to_dict())
+        write_json(temporary / PROVENANCE_FILE, provenance(source))
+
+
+def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
+    """Write weights and config as a plain Qwen2ForCausalLM that also loads as a SpeechLM.
+
+    Raises UserError when the model has parts that Qwen2 lacks.
+    """
+    if not model.is_plain:
+        raise UserError(
+            "only a next-token model without speaker input is a plain Qwen2 model",
+            got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
+            next_step="load the export with SpeechLM.from_pretrained",
+        )
+    config = model.lm_model.config
+    setattr(config, model.config.model_type, model.config.to_dict())
+    model.lm_model.save_pretrained(out_dir)
+
+
+def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechLM:
+    """The model of an export, in the float type it was saved in, ready for inference.
+
+    Raises UserError when the directory holds none, its files contradict each other, or its vocabulary is not `layout`:
+    then the first difference is named.
+    """
+    directory = Path(directory)
+    saved = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE))
+    try:
+        model = SpeechLM.from_pretrained(directory, use_safetensors=True, **LOCAL)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot load the model in {directory}: {error}") from error
+    assert isinstance(model, SpeechLM)
+    saved.check_equal(model.layout, this=f"{directory / LAYOUT_FILE}", that=f"{directory / 'config.json'}")
+    if layout is not None:
+        layout.check_equal(model.layout, this="this run", that=str(directory))
+    return model.eval()
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A temporary directory that takes its name when the block ends without an error. UserError if `path` exists."""
+    if path.exists():
+        raise UserError("the directory already exists", got=path, next_step="remove it or choose another name")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_directory(temporary)
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw random weights from `seed`, and leave the process's own random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _read_base(base_dir: str | Path) -> Qwen2ForCausalLM:
+    try:
+        kind = AutoConfig.from_pretrained(str(base_dir), **LOCAL).model_type
+        if kind != Qwen2Config.model_type:
+            raise UserError(f"{base_dir} is not a Qwen2 model", got=kind, expected="a Qwen2 or Qwen2.5 directory")
+        model = Qwen2ForCausalLM.from_pretrained(
+            str(base_dir), use_safetensors=True, dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot load the base model in {base_dir}: {error}") from error
+    assert isinstance(model, Qwen2ForCausalLM)
+    return model
+
+
+def backbone_values(values: dict[str, Any], layout: VocabLayout, rows: int) -> dict[str, Any]:
+    """Config of the backbone. No padding token: transformers would never train its embedding, and it is eos here."""
+    ids = {"bos_token_id": layout.bos_id, "eos_token_id": layout.eos_id, "pad_token_id": None}
+    return {**values, **ids, "vocab_size": rows}
+
+
+def _with_new_rows(weight: torch.Tensor, layout: VocabLayout, rows: int) -> torch.Tensor:
+    """Embedding [rows, D] that keeps the base tokens and draws the others around their mean, as spread as they are."""
+    known = weight[: layout.base_size]
+    drawn = torch.randn(rows - layout.base_size, weight.shape[1])
+    return torch.cat([known, known.mean(0) + known.std(0) * drawn])

@@ -1,0 +1,125 @@
+"""Checkpoints in the published format (arXiv 2506.12537), both ways.
+
+Published weights have the names this package uses itself, a copy of the tied embedding under `lm_model.lm_head`, and
+three lookup buffers per head: `bias` (the smallest token id of the head), `small_to_orig` (class to token id) and
+`orig_to_small` (token id minus bias to class, -100 where there is none). The buffers follow from the vocabulary; on
+import they are compared with it, so that weights of another vocabulary are refused.
+
+Invariant: `from_published(to_published(model))` is the same model.
+
+Example:
+    model = from_published("checkpoint.safetensors", base_dir="Qwen2.5-0.5B", codec=spec)
+"""
+
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config
+
+from slmkit.codec.base import CodecSpec
+from slmkit.data.text import TextTokenizer
+from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
+from slmkit.model.config import HeadKind, SpeechLMConfig
+from slmkit.model.heads import class_token_ids
+from slmkit.model.pretrained import backbone_values, base_layout
+from slmkit.model.slm import SpeechLM
+
+State = dict[str, torch.Tensor]
+NO_CLASS = -100
+EMBEDDING, LM_HEAD = "lm_model.model.embed_tokens.weight", "lm_model.lm_head.weight"
+HEAD_OF_KIND: dict[HeadKind, str] = {"linear": "head.weight", "mlp": "head.2.weight", "transformer": "head_proj.weight"}
+
+
+def to_published(model: SpeechLM) -> State:
+    """The published state dict of a model. Raises UserError when it has parts the format lacks."""
+    if model.fusion is not None:
+        raise UserError("the published format has no mlp fusion", got="fusion mlp", expected="fusion mean")
+    state = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    return state | lookup_buffers(model.layout, model.group)
+
+
+def lookup_buffers(layout: VocabLayout, group: int) -> State:
+    """The lookup buffers of all heads, int64."""
+    buffers = {}
+    for i in range(group):
+        ids = torch.tensor(class_token_ids(layout, i))
+        lowest = ids.min()
+        to_class = torch.full((int(ids.max() - lowest) + 2,), NO_CLASS)
+        to_class[ids - lowest] = torch.arange(len(ids))
+        prefix = f"speech_heads.{i}"
+        buffers[f"{prefix}.bias"] = lowest
+        buffers[f"{prefix}.small_to_orig"] = ids
+        buffers[f"{prefix}.orig_to_small"] = to_class
+    return buffers
+
+
+def save_published(model: SpeechLM, path: str | Path) -> None:
+    """Write the published state dict as safetensors."""
+    save_file(to_published(model), path)
+
+
+def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: CodecSpec) -> SpeechLM:
+    """The model of a published checkpoint (.safetensors, or a torch file of tensors) that grew on `base_dir`.
+
+    Raises UserError when the file cannot be read, or its keys, shapes or lookup buffers are not those of such a model.
+    """
+    state = _read(Path(checkpoint))
+    if EMBEDDING not in state:
+        raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a key {EMBEDDING}")
+    group = sum(name.startswith("speech_heads.") and name.endswith(".small_to_orig") for name in state)
+    layout = base_layout(TextTokenizer.load(base_dir), codec, group)
+    backbone = Qwen2Config.from_pretrained(str(base_dir), local_files_only=True).to_dict()
+    config = SpeechLMConfig(
+        backbone=backbone_values(backbone, layout, len(state[EMBEDDING])),
+        layout=layout.to_dict(),
+        codec=codec.to_dict(),
+        group=group,
+        head=_head_kind(state),
+        speaker_dim=state["spk_emb_proj.0.weight"].shape[1] if "spk_emb_proj.0.weight" in state else 0,
+    )
+    return _fill(SpeechLM(config), state, str(checkpoint))
+
+
+def _head_kind(state: State) -> HeadKind:
+    return next((kind for kind, key in HEAD_OF_KIND.items() if f"speech_heads.0.{key}" in state), "linear")
+
+
+def _fill(model: SpeechLM, state: State, source: str) -> SpeechLM:
+    buffers = lookup_buffers(model.layout, model.group)
+    for name, expected in buffers.items():
+        found = state.get(name)
+        if found is None or not torch.equal(found.long(), expected):
+            raise UserError(
+                f"the vocabulary of {source} is not that of the base model and codec: {name} differs",
+                next_step="give the base model and codec that the checkpoint was trained with",
+            )
+    weights = {name: value for name, value in state.items() if name not in buffers}
+    if model.config.tie_word_embeddings:  # the published value of a tied pair is that of the head
+        weights[EMBEDDING] = weights[LM_HEAD] = weights.get(LM_HEAD, weights[EMBEDDING])
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in sorted(own.keys() | theirs.keys()):
+        if own.get(name) != theirs.get(name):
+            raise UserError(
+                f"{source} does not fit the base model and codec: {name}",
+                got=theirs.get(name, "absent"),
+                expected=own.get(name, "absent"),
+            )
+    model.load_state_dict(weights)
+    return model
+
+
+def _read(path: Path) -> State:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {error}", expected="safetensors, or a torch file of tensors") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} does not hold a state dict", got=type(state).__name__)
+    return state
