@@ -67,7 +67,7 @@ def hash_files(directory: str | Path) -> str:
 
 def published_layout() -> dict[str, dict[str, tuple[int, ...]]]:
     """Shape by key of both files, without the keys that serve training losses."""
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # leaves the caller's random numbers alone
         parts = {"encoder": PlainEncoder(), "decoder": PlainDecoder()}
     return {part: {key: tuple(value.shape) for key, value in net.state_dict().items()} for part, net in parts.items()}
 

@@ -37,27 +37,30 @@ LOG_STEP = math.log(6.4) / 27
 
 @functools.cache
 def kaiser_sinc_filter() -> torch.Tensor:
-    """The anti-aliasing low-pass, float32 [1, 1, 12], of sum 1: a sinc under a Kaiser window (Kaiser 1974)."""
+    """The anti-aliasing low-pass, float32 [1, 1, 12] on the CPU, of sum 1: a sinc under a Kaiser window."""
     attenuation = 2.285 * (FILTER_TAPS // 2 - 1) * math.pi * 4 * FILTER_HALF_WIDTH + 7.95  # dB
-    window = torch.kaiser_window(FILTER_TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7), device="cpu")
-    time = torch.arange(FILTER_TAPS, device="cpu") - FILTER_TAPS // 2 + 0.5
+    with torch.device("cpu"):
+        window = torch.kaiser_window(FILTER_TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7))
+        time = torch.arange(FILTER_TAPS) - FILTER_TAPS // 2 + 0.5
     taps = window * torch.sinc(2 * FILTER_CUTOFF * time)
     return (taps / taps.sum()).reshape(1, 1, FILTER_TAPS)
 
 
 def hann_window() -> torch.Tensor:
-    """Periodic Hann window, float32 [800]."""
-    return torch.hann_window(WINDOW)
+    """Periodic Hann window, float32 [800] on the CPU."""
+    return torch.hann_window(WINDOW, device="cpu")
 
 
+@functools.cache
 def slaney_mel_basis() -> torch.Tensor:
-    """Triangles of equal area on Slaney's mel scale over the FFT's bins, float32 [80, 513]."""
+    """Triangles of equal area on Slaney's mel scale over the FFT's bins, float32 [80, 513] on the CPU."""
     top = BREAK_MEL + math.log(MEL_TOP / BREAK_HZ) / LOG_STEP
-    mels = torch.linspace(0, top, MEL_BANDS + 2, dtype=torch.float64)
+    with torch.device("cpu"):
+        mels = torch.linspace(0, top, MEL_BANDS + 2, dtype=torch.float64)
+        bins = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
     edges = torch.where(
         mels < BREAK_MEL, mels * LINEAR_HZ_PER_MEL, BREAK_HZ * torch.exp(LOG_STEP * (mels - BREAK_MEL))
     )[:, None]
-    bins = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     triangles = torch.minimum(rising, falling).clamp(min=0)

@@ -263,7 +263,7 @@ class MelTransform(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mel_basis", slaney_mel_basis())
+        self.register_buffer("mel_basis", slaney_mel_basis().clone())
         self.register_buffer("hann_window", hann_window())
 
 
