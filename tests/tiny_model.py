@@ -1,5 +1,6 @@
 """Speech language models small enough to train inside a test."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,13 @@ def one_batch(model: SpeechLM, tokenizer: TextTokenizer, samples: Sequence[Sampl
     )
 
 
-def memorise(model: SpeechLM, batch: Batch, max_steps: int = 200, lr: float = 3e-3) -> int:
+def memorise(model: SpeechLM, batch: Batch, max_steps: int = 150, lr: float = 3e-3) -> int:
     """Train on one batch until every target has the largest logit; returns the steps that took."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     model.train()
     for step in range(max_steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 10)
+            group["lr"] = lr * min(1.0, (step + 1) / 10) * (0.525 + 0.475 * math.cos(math.pi * step / max_steps))
         output = model(batch)
         if torch.equal(output.correct.double(), batch.global_counts):
             model.eval()

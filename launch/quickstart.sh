@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The whole chain on one machine, in minutes and without a GPU: audio files -> codec -> shards -> ZeRO-2 training with
+# two processes -> safetensors -> a WAV file to listen to.
+#
+#   bash launch/quickstart.sh [--mtp 0|3|6|12] [--out DIR]
+#
+# --mtp   speech tokens predicted per step; 0 is next-token prediction; default 3
+# --out   new directory for everything this makes; default runs/quickstart-mtp3 (or the --mtp given)
+#
+# Without an active virtual environment it makes .venv and installs slmkit there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+MTP=3 OUT=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --mtp) MTP="${2:?--mtp needs a number}"; shift 2 ;;
+        --out) OUT="${2:?--out needs a directory}"; shift 2 ;;
+        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "unknown option $1; see --help" >&2; exit 2 ;;
+    esac
+done
+case "$MTP" in 0 | 3 | 6 | 12) ;; *) echo "--mtp is one of 0, 3, 6, 12, not $MTP" >&2; exit 2 ;; esac
+OUT="${OUT:-runs/quickstart-mtp$MTP}"
+if [ -e "$OUT" ]; then echo "$OUT exists; remove it or give another --out" >&2; exit 2; fi
+
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    [ -d .venv ] || python3 -m venv .venv
+    . .venv/bin/activate
+fi
+python -c 'import slmkit, deepspeed' 2>/dev/null || pip install --quiet .
+
+AUDIO=tokenize_jobs/sample_corpus
+KEY=11_101_000000_000000 # the sentence that is spoken at the end
+step() { echo; echo "== $*"; }
+
+step "fit the built-in codec to the sample recordings"
+slmkit codec fit "$AUDIO" "$OUT/codec"
+step "audio to shards of codes"
+slmkit tokenize "$AUDIO" "$OUT/codec" "$OUT/shards"
+step "a tiny base model with a tokenizer of the corpus text"
+slmkit init-base "$OUT/base" --corpus "$OUT/shards"
+step "train with two processes"
+CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh --set "run_dir=$OUT/run" --set "base=$OUT/base" \
+    --set "data.corpus=$OUT/shards" --set "model.group=$MTP"
+step "checkpoint to safetensors"
+slmkit consolidate "$OUT/run" "$OUT/model"
+step "speak a sentence it was trained on, and score it"
+TEXT="$(cat "$AUDIO"/*/*/"$KEY.normalized.txt")"
+slmkit synthesize "$OUT/model" "$TEXT" --codec "$OUT/codec" --speaker "$OUT/shards:$KEY" --out "$OUT/speech.wav"
+slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --codec "$OUT/codec" --out "$OUT/scores" --limit 4
+
+echo
+echo "The model says \"$TEXT\" in:  $OUT/speech.wav"
+echo "The training curves:  tensorboard --logdir $OUT/run/tensorboard"

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the tests; on a new machine it first makes .venv (unless a virtual environment is active) and installs slmkit
+# with its development tools. Arguments go to pytest:  bash tests/run.sh -k plan
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    [ -d .venv ] || python3 -m venv .venv
+    . .venv/bin/activate
+fi
+python -c 'import deepspeed, hypothesis, mypy, pytest, slmkit, xdist' 2>/dev/null || pip install --quiet ".[dev]"
+
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist worksteal "$@"
