@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from slmkit.tokenization.job import import_codes
-
     names = ("out", "source", "corpus", "shard_samples", "max_failure_share")
     config = from_dict(ImportConfig, {name: getattr(args, name) for name in names}, "slmkit import")
     log.set_up()
+    from slmkit.tokenization.job import import_codes
+
     import_codes(config)
     return 0

@@ -9,8 +9,7 @@ An interrupted job goes on when the same command is given again. Bad files are c
 """
 
 import argparse
-
-import yaml
+import json
 
 from slmkit import log
 from slmkit.config.load import describe, load_config
@@ -27,25 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", nargs="?", help="directory for the shards")
     parser.add_argument("--config", help="YAML recipe")
     parser.add_argument("--device", help="where the codec runs: cpu, cuda")
-    parser.add_argument("--num-workers", help="processes that decode audio")
-    parser.add_argument("--task", help="number of this process among --num-tasks (Slurm array)")
-    parser.add_argument("--num-tasks", help="processes sharing the job")
+    parser.add_argument("--num-workers", type=int, help="processes that decode audio")
+    parser.add_argument("--task", type=int, help="number of this process among --num-tasks (Slurm array)")
+    parser.add_argument("--num-tasks", type=int, help="processes sharing the job")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any option")
     parser.epilog = "options for --set and the recipe:\n  " + "\n  ".join(describe(TokenizeConfig))
 
 
 def run(args: argparse.Namespace) -> int:
+    given = [(name, getattr(args, name)) for name in FLAGS]
+    flags = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given if value is not None]
+    config = load_config(TokenizeConfig, args.config, [*flags, *args.overrides])
+    log.set_up()
     from slmkit.codec.open import open_codec
     from slmkit.tokenization.job import tokenize
 
-    given = [(name, getattr(args, name)) for name in FLAGS]
-    flags = [f"{name}={_quoted(value)}" for name, value in given if value is not None]
-    config = load_config(TokenizeConfig, args.config, [*flags, *args.overrides])
-    log.set_up()
     tokenize(open_codec(config.codec, config.device), config)
     return 0
-
-
-def _quoted(value: str) -> str:
-    """A flag's value as YAML: numbers stay numbers, anything else is text, whatever YAML would read in it."""
-    return value if value.isdigit() else yaml.safe_dump(value, default_style='"')

@@ -60,12 +60,14 @@ class CorpusJob:
 
     def _start(self, work: dict[str, Any]) -> None:
         path = self.directory / JOB
+        foreign = self.directory.exists() and _holds_more_than_parts(self.directory)  # looked at before job.json
         if path.exists():
             _check_same_work(self.directory, read_json(path), work)
             return
-        if self.directory.exists() and any(self.directory.iterdir()):
+        if foreign:
             raise UserError(
-                f"{self.directory} is not empty and holds no {JOB}", next_step="give a new directory for the shards"
+                f"{self.directory} is not an empty directory and holds no {JOB}",
+                next_step="give a new directory for the shards",
             )
         write_json(path, {**work, "made_by": provenance()}, replace=True)
 
@@ -146,6 +148,11 @@ class CorpusJob:
             next_step=f"see {self.directory / FAILURES}; to accept the loss, run again with a larger max_failure_share "
             "(what is done is kept)",
         )
+
+
+def _holds_more_than_parts(path: Path) -> bool:
+    """Whether `path` is not a directory, or has anything in it but unfinished writes and the job file of a sibling."""
+    return not path.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in path.iterdir())
 
 
 def _check_same_work(directory: Path, stored: Any, work: dict[str, Any]) -> None:

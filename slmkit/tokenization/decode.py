@@ -29,7 +29,7 @@ import numpy as np
 from slmkit.audio.io import read_audio
 from slmkit.data.importers.base import Utterance, read_transcript
 from slmkit.data.ledger import Failure
-from slmkit.errors import BadSample
+from slmkit.errors import BadSample, UserError
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def decode_in_order(
 ) -> Generator[tuple[T, Decoded | Failure], None, None]:
     """Decode every utterance, at most `ahead` of them before they are asked for; failures pass through.
 
-    Each item travels with a tag, which stays in the main process.
+    Each item travels with a tag, which stays in the main process. Raises UserError when no process can be started.
     """
     if num_workers == 0:
         for tag, item in items:
@@ -134,7 +134,8 @@ class _Workers:
         try:
             return self._single.submit(_decode_in_worker, item, self.decoding).result()
         except BrokenProcessPool:
-            self._single = None
+            self._single = self._start(1)
+            _check_alive(self._single)
             what = f"decoding it crashed the process or took more than {self.decoding.limit_sec} s"
             return Failure.of(item.key, BadSample("crashed", what))
 
@@ -148,6 +149,16 @@ class _Workers:
     def _start(num_workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+
+
+def _check_alive(pool: ProcessPoolExecutor) -> None:
+    """Raise UserError when not even an empty task survives: then no file is to blame."""
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "decoding processes cannot be started", next_step="check the memory left, or run with num_workers=0"
+        ) from error
 
 
 def _start_worker() -> None:

@@ -10,6 +10,8 @@ import soundfile
 
 from slmkit.data.importers.base import Utterance
 from slmkit.data.ledger import Failure
+from slmkit.errors import UserError
+from slmkit.tokenization import decode as decode_module
 from slmkit.tokenization.decode import Decoded, Decoding, decode, decode_in_order
 
 RATE = 8000
@@ -95,3 +97,13 @@ def test_names_the_system_refuses_are_missing_files(tmp_path):
     for path in (tmp_path / "none.wav", tmp_path, tmp_path / ("x" * 300)):
         failure = decode(utterance("a", path), Decoding(sample_rate=RATE))
         assert (failure.key, failure.reason) == ("a", "missing")
+
+
+def _never_starts():
+    os._exit(1)
+
+
+def test_processes_that_never_start_are_an_error_and_no_file_is_blamed(monkeypatch):
+    monkeypatch.setattr(decode_module, "_start_worker", _never_starts)
+    with pytest.raises(UserError, match="decoding processes cannot be started"):
+        decode_all([utterance("a"), utterance("b")])

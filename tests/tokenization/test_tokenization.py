@@ -263,9 +263,16 @@ def test_another_job_in_the_directory_is_refused(hostile_corpus, reference, tmp_
     with pytest.raises(UserError, match=r"holds another job: codec\.weights_sha256 differs"):
         run(hostile_corpus, out, other)
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(UserError, match=r"is not empty and holds no job\.json"):
-        run(hostile_corpus, tmp_path)
+    for place in (tmp_path, tmp_path / "photo.jpg"):
+        with pytest.raises(UserError, match=r"is not an empty directory and holds no job\.json"):
+            run(hostile_corpus, place)
     assert hashes(out) == before
+
+
+def test_what_a_run_killed_at_its_very_start_leaves_does_no_harm(tmp_path):
+    (tmp_path / ".job.json.7.part").write_text("{")
+    CorpusJob(tmp_path, "c", SPEC, {}, shard_samples=2)
+    assert json.loads((tmp_path / "job.json").read_text())["codec"]["name"] == "tiny"
 
 
 @pytest.mark.parametrize("damage", ["[]", "{}", '{"codec": 3, "settings": null}'])

@@ -1,0 +1,141 @@
+"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes, the script."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from slmkit.cli.main import main
+from slmkit.config.load import load_config
+from slmkit.config.tokenize import TokenizeConfig
+from slmkit.data.index import Corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "tokenize_jobs").glob("*.yaml"))
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("audio")
+    for i in range(12):
+        tone = 0.3 * np.sin(np.arange(int(RATE * (0.5 + 0.1 * i))) * (0.05 + 0.01 * i))
+        noise = np.random.default_rng(i).uniform(-0.1, 0.1, len(tone))
+        soundfile.write(root / f"19_7_{i:06d}_000000.wav", tone + noise, RATE)
+        (root / f"19_7_{i:06d}_000000.normalized.txt").write_text(f"Sentence {i}.")
+    return root
+
+
+@pytest.fixture(scope="module")
+def codec(folder, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("codec") / "melvq"
+    assert main(["codec", "fit", str(folder), str(directory)]) == 0
+    return directory
+
+
+def tokenize(folder, codec, out, *words):
+    recipe = ["--config", str(ROOT / "tokenize_jobs/libritts.yaml"), "--num-workers", "0"]
+    return main(["tokenize", *recipe, str(folder), str(codec), str(out), "--set", "shard_samples=3", *words])
+
+
+def contents(out):
+    """File name -> bytes, without the files that name the commit."""
+    return {
+        path.name: path.read_bytes() for path in Path(out).iterdir() if path.name not in ("manifest.json", "job.json")
+    }
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_folder_becomes_a_corpus(folder, codec, tmp_path):
+    assert tokenize(folder, codec, tmp_path / "3") == 0
+    corpus = Corpus.open(tmp_path / "3")
+    assert (len(corpus), len(corpus.shards)) == (12, 4)
+    assert corpus.codec.name == "melvq"
+    assert json.loads((tmp_path / "3/manifest.json").read_text())["made_by"]["config"]["language"] == "en"
+
+
+def test_a_killed_command_started_again_gives_the_same_bytes(folder, codec, tmp_path):
+    assert tokenize(folder, codec, tmp_path / "whole", "--set", "shard_samples=1") == 0
+    words = [str(folder), str(codec), str(tmp_path / "cut"), "--num-workers", "2", "--set", "shard_samples=1"]
+    recipe = str(ROOT / "tokenize_jobs/libritts.yaml")
+    command = [sys.executable, "-m", "slmkit", "tokenize", "--config", recipe, *words, "--set", "window=1"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 100
+    while not (tmp_path / "cut/libritts-000001.index.json").exists() and process.poll() is None:
+        assert time.monotonic() < end, "no shard appeared"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert len(list((tmp_path / "cut").glob("*.index.json"))) < 12
+    assert tokenize(folder, codec, tmp_path / "cut", "--set", "shard_samples=1", "--set", "batch_sec=1") == 0
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_the_script_calls_the_command(folder, codec, tmp_path):
+    (tmp_path / "slmkit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m slmkit "$@"\n')
+    (tmp_path / "slmkit").chmod(0o755)
+    variables = {"SOURCE": str(folder), "CODEC": str(codec), "OUT": str(tmp_path / "out"), "WORKERS": "0"}
+    shell = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    script = [str(ROOT / "tokenize_jobs/tokenize.sh"), "--set", "shard_samples=5"]
+    subprocess.run(script, env=shell | variables, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    assert len(Corpus.open(tmp_path / "out")) == 12
+    refused = subprocess.run(script, env=shell, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "SOURCE: folder of audio, or manifest" in refused.stderr
+
+
+def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
+    assert tokenize(tmp_path / "missing", codec, tmp_path / "out") == 2
+    assert "cannot list" in capsys.readouterr().err
+
+
+def test_missing_options_are_listed(capsys):
+    assert main(["tokenize"]) == 2
+    message = capsys.readouterr().err
+    for name in ("corpus", "kind", "source", "codec", "out"):
+        assert f"{name}: missing" in message
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_recipes_are_complete_but_for_the_paths(recipe):
+    config = load_config(TokenizeConfig, recipe, ["source=a", "codec=b", "out=c"])
+    assert config.kind in recipe.name
+
+
+def test_there_are_recipes():
+    assert [path.name for path in RECIPES] == ["libritts.yaml", "manifest.yaml"]
+
+
+def test_published_codes_are_imported(tmp_path, capsys):
+    lines = [{"uttid": f"u{i}", "text": "Hi.", "tokens": f"<a{i}><b2><c3>"} for i in range(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"uttid": "v", "text": "Hi.", "tokens": "<a1>"}))
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    out = tmp_path / "out"
+    assert main(["import", *files, str(out), "--corpus", "demo", "--shard-samples", "2"]) == 2
+    assert "1 of 6 items of the source failed" in capsys.readouterr().err
+    again = ["import", *files, str(out), "--corpus", "demo", "--shard-samples", "2", "--max-failure-share", "0.2"]
+    assert main(again) == 0
+    corpus = Corpus.open(out)
+    assert [corpus.key(i) for i in range(len(corpus))] == [f"u{i}" for i in range(5)]
+    assert main(["import", *files, str(out), "--corpus", "de mo"]) == 2
+    assert "letters, digits, _ and -" in capsys.readouterr().err
+
+
+def test_the_demo_data_is_imported(demo_dir, tmp_path):
+    files = [str(demo_dir / f"{name}.jsonl") for name in ("ntp", "mtp_h12")]
+    assert main(["import", *files, str(tmp_path / "out")]) == 0
+    corpus = Corpus.open(tmp_path / "out")
+    assert len(corpus) == 20
+    assert corpus.frames[0] == 177
+    assert corpus.codec.lm_streams == corpus.codec.streams
