@@ -119,8 +119,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         nll = torch.zeros(targets.shape, dtype=wide, device=hidden.device)
         correct = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
+        scales = scales.to(wide)
         largest = scales.max().clamp_min(torch.finfo(wide).tiny) if len(scales) else scales.new_ones(())
-        relative = (scales / largest).to(wide)
+        relative = scales / largest
         gradients = _Gradients(hidden, weight, bias, wide) if with_gradients else None
         for rows, ranges in _slices(segments, slice_bytes):
             logits, column = _logits(hidden[rows], weight, bias, targets[rows], ranges, wide)

@@ -1,0 +1,96 @@
+"""Small speech language models and micro-batches of random utterances, without files."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from synthetic import codec_spec
+
+from slmkit.data.batch import Batch
+from slmkit.data.loader import ExampleFormat, collate
+from slmkit.data.sequence import Piece, build
+from slmkit.data.shards import Sample
+from slmkit.data.vocab import VocabLayout
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.slm import SpeechLM
+
+BASE_SIZE = 40
+SPARE_ROWS = 5  # rows of the embedding beyond the layout, as in Qwen2.5
+BACKBONE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayout:
+    kind = "mtp" if group else "ntp"
+    return VocabLayout.published(kind, base_size=BASE_SIZE, bos_id=38, eos_id=39, codebook_sizes=sizes)
+
+
+def tiny_config(group: int = 0, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLMConfig:
+    layout = tiny_layout(group)
+    values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **(backbone or {})}
+    return SpeechLMConfig(
+        backbone=values, layout=layout.to_dict(), codec=codec_spec().to_dict(), group=group, **options
+    )
+
+
+def tiny_model(group: int = 0, *, seed: int = 0, **options: Any) -> SpeechLM:
+    """A model whose weights are larger than usual, so that mistakes show in its losses."""
+    torch.manual_seed(seed)
+    model = SpeechLM(tiny_config(group, **options))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.15 * torch.randn_like(weight))
+    return model
+
+
+def pieces_of(layout: VocabLayout, rng: np.random.Generator, *, speaker: bool, speech: bool) -> list[Piece]:
+    """Unlabelled text with a speaker slot perhaps, then labelled text, speech perhaps, and labelled text."""
+
+    def words(count: int, labelled: bool) -> Piece:
+        return Piece(tuple(int(i) for i in rng.integers(0, BASE_SIZE, count)), "text", labelled)
+
+    pieces = [words(int(rng.integers(3, 9)), False)]
+    if speaker:
+        pieces += [Piece((layout.id_of("<|placeholder|>"),), "speaker", False), words(2, False)]
+    pieces.append(words(3, True))
+    if speech:
+        pieces += [Piece((layout.id_of("<sosp>"),), "text", True), Piece((), "speech", True)]
+    return [*pieces, words(2, True)]
+
+
+def tiny_batch(
+    config: SpeechLMConfig, frames: Sequence[int], *, seed: int = 0, counts: torch.Tensor | None = None
+) -> Batch:
+    """A micro-batch with one utterance per entry of `frames`, text alone where it is 0; a global batch by itself
+    unless `counts` tells the targets of a larger one. Utterance i depends on (seed, i) and its frames only."""
+    layout, speaker_dim = config.vocab_layout, config.speaker_dim
+    examples = []
+    for i, num_frames in enumerate(frames):
+        rng = np.random.default_rng((seed, i))
+        sizes = np.array(layout.codebook_sizes)[:, None]
+        codes = rng.integers(0, sizes, (layout.num_streams, num_frames))
+        vector = rng.standard_normal(speaker_dim).astype(np.float32)
+        pieces = pieces_of(layout, rng, speaker=speaker_dim > 0, speech=num_frames > 0)
+        example = build(pieces, codes, layout, config.group)
+        examples.append((example, Sample(f"u{i}", codes.astype(np.int16), vector, {})))
+    form = ExampleFormat(task="tts", group=config.group, speaker=speaker_dim > 0)
+    batch = collate(
+        examples, layout, form, speaker_dim=speaker_dim, global_counts=np.zeros(config.num_terms), num_frames=0
+    )
+    object.__setattr__(batch, "global_counts", count_targets(batch, config) if counts is None else counts)
+    return batch
+
+
+def count_targets(batch: Batch, config: SpeechLMConfig) -> torch.Tensor:
+    """Targets per term of one micro-batch, float64 [1 + T]."""
+    counts = batch.lm_groups.bincount(minlength=config.num_terms).double()
+    if config.group:
+        counts[1:] = len(batch.head_positions)
+    return counts
