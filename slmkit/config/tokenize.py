@@ -28,9 +28,11 @@ RUNTIME = (
 class TokenizeConfig:
     """Audio to shards of codes."""
 
-    corpus: str = option(help="name of the corpus; its shards are called {corpus}-000000.tar; letters, digits, _ and -")
+    corpus: str = option(
+        "speech", help="name of the corpus; shards are called {corpus}-000000.tar; letters, digits, _ -"
+    )
     kind: Literal["libritts", "manifest"] = option(
-        help="layout of the source: a folder of audio beside transcripts, or a .jsonl or .tsv file"
+        "libritts", help="layout of the source: a folder of audio beside transcripts, or a .jsonl or .tsv file"
     )
     source: str = option(help="the folder or the manifest")
     codec: str = option(help="directory of the codec")

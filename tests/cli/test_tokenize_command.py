@@ -8,9 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from slmkit.cli.main import main
 from slmkit.config.load import load_config
@@ -19,30 +17,19 @@ from slmkit.data.index import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "tokenize_jobs").glob("*.yaml"))
-RATE = 16000
+SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"  # 32 sentences
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("audio")
-    for i in range(12):
-        tone = 0.3 * np.sin(np.arange(int(RATE * (0.5 + 0.1 * i))) * (0.05 + 0.01 * i))
-        noise = np.random.default_rng(i).uniform(-0.1, 0.1, len(tone))
-        soundfile.write(root / f"19_7_{i:06d}_000000.wav", tone + noise, RATE)
-        (root / f"19_7_{i:06d}_000000.normalized.txt").write_text(f"Sentence {i}.")
-    return root
-
-
-@pytest.fixture(scope="module")
-def codec(folder, tmp_path_factory):
+def codec(tmp_path_factory):
     directory = tmp_path_factory.mktemp("codec") / "melvq"
-    assert main(["codec", "fit", str(folder), str(directory)]) == 0
+    assert main(["codec", "fit", str(SAMPLES), str(directory)]) == 0
     return directory
 
 
-def tokenize(folder, codec, out, *words):
+def tokenize(source, codec, out, *words):
     recipe = ["--config", str(ROOT / "tokenize_jobs/libritts.yaml"), "--num-workers", "0"]
-    return main(["tokenize", *recipe, str(folder), str(codec), str(out), "--set", "shard_samples=3", *words])
+    return main(["tokenize", *recipe, str(source), str(codec), str(out), "--set", "shard_samples=10", *words])
 
 
 def contents(out):
@@ -56,17 +43,17 @@ def environment():
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_a_folder_becomes_a_corpus(folder, codec, tmp_path):
-    assert tokenize(folder, codec, tmp_path / "3") == 0
+def test_a_folder_becomes_a_corpus(codec, tmp_path):
+    assert tokenize(SAMPLES, codec, tmp_path / "3") == 0
     corpus = Corpus.open(tmp_path / "3")
-    assert (len(corpus), len(corpus.shards)) == (12, 4)
+    assert (len(corpus), len(corpus.shards)) == (32, 4)
     assert corpus.codec.name == "melvq"
     assert json.loads((tmp_path / "3/manifest.json").read_text())["made_by"]["config"]["language"] == "en"
 
 
-def test_a_killed_command_started_again_gives_the_same_bytes(folder, codec, tmp_path):
-    assert tokenize(folder, codec, tmp_path / "whole", "--set", "shard_samples=1") == 0
-    words = [str(folder), str(codec), str(tmp_path / "cut"), "--num-workers", "2", "--set", "shard_samples=1"]
+def test_a_killed_command_started_again_gives_the_same_bytes(codec, tmp_path):
+    assert tokenize(SAMPLES, codec, tmp_path / "whole", "--set", "shard_samples=1") == 0
+    words = [str(SAMPLES), str(codec), str(tmp_path / "cut"), "--num-workers", "2", "--set", "shard_samples=1"]
     recipe = str(ROOT / "tokenize_jobs/libritts.yaml")
     command = [sys.executable, "-m", "slmkit", "tokenize", "--config", recipe, *words, "--set", "window=1"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
@@ -76,19 +63,19 @@ def test_a_killed_command_started_again_gives_the_same_bytes(folder, codec, tmp_
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(list((tmp_path / "cut").glob("*.index.json"))) < 12
-    assert tokenize(folder, codec, tmp_path / "cut", "--set", "shard_samples=1", "--set", "batch_sec=1") == 0
+    assert len(list((tmp_path / "cut").glob("*.index.json"))) < 32
+    assert tokenize(SAMPLES, codec, tmp_path / "cut", "--set", "shard_samples=1", "--set", "batch_sec=1") == 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_the_script_calls_the_command(folder, codec, tmp_path):
+def test_the_script_calls_the_command(codec, tmp_path):
     (tmp_path / "slmkit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m slmkit "$@"\n')
     (tmp_path / "slmkit").chmod(0o755)
-    variables = {"SOURCE": str(folder), "CODEC": str(codec), "OUT": str(tmp_path / "out"), "WORKERS": "0"}
+    variables = {"SOURCE": str(SAMPLES), "CODEC": str(codec), "OUT": str(tmp_path / "out"), "WORKERS": "0"}
     shell = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     script = [str(ROOT / "tokenize_jobs/tokenize.sh"), "--set", "shard_samples=5"]
     subprocess.run(script, env=shell | variables, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    assert len(Corpus.open(tmp_path / "out")) == 12
+    assert len(Corpus.open(tmp_path / "out")) == 32
     refused = subprocess.run(script, env=shell, cwd=ROOT, check=False, capture_output=True, text=True)
     assert refused.returncode != 0
     assert "SOURCE: folder of audio, or manifest" in refused.stderr
@@ -102,7 +89,7 @@ def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
 def test_missing_options_are_listed(capsys):
     assert main(["tokenize"]) == 2
     message = capsys.readouterr().err
-    for name in ("corpus", "kind", "source", "codec", "out"):
+    for name in ("source", "codec", "out"):
         assert f"{name}: missing" in message
 
 
