@@ -146,10 +146,13 @@ def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechL
     directory = Path(directory)
     saved = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE))
     try:
-        model = SpeechLM.from_pretrained(directory, use_safetensors=True, **LOCAL)
+        read: Any = SpeechLM.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **LOCAL)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise UserError(f"cannot load the model in {directory}: {error}") from error
-    assert isinstance(model, SpeechLM)
+    model, found = read
+    wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
+    if wrong:  # transformers would go on with random weights
+        raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
     saved.check_equal(model.layout, this=f"{directory / LAYOUT_FILE}", that=f"{directory / 'config.json'}")
     if layout is not None:
         layout.check_equal(model.layout, this="this run", that=str(directory))
