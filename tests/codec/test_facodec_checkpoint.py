@@ -107,7 +107,7 @@ class Payload:
         return print, ("this must never be printed",)
 
 
-@pytest.mark.parametrize("dump", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.parametrize("dump", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, protocol=2))])
 def test_code_in_a_file_is_refused_and_not_run(tmp_path, capsys, dump):
     dump({BIAS: Payload()}, tmp_path / ENCODER)
     with pytest.raises(UserError, match="is not a file of weights alone"):

@@ -1,0 +1,184 @@
+"""Times FACodec against its plain twin: the same network, module by module, weight norm unfolded, batch 1.
+
+Both run in one process on the same utterances, in turns, and the best round of each counts, so that a busy machine
+weighs on both alike. Without the published files it uses random weights of the same shapes; speed does not depend on
+what the weights are.
+
+Invariant: a result is printed with the share of equal codes beside the speed, for a fast wrong codec is worth nothing.
+
+Example:
+    slmkit bench codec --device cuda --batch 16 --seconds 10
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slmkit.codec.facodec.checkpoint import FILES, Weights, check_state, fold, published_layout, read_state
+from slmkit.codec.facodec.codec import FACodec, exact_float32
+from slmkit.codec.facodec.plain import PlainDecoder, PlainEncoder, PlainFACodec
+from slmkit.errors import UserError
+
+SUMMARY = "seconds of audio per second, FACodec against its plain twin"
+PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes
+LM_STREAMS = 3
+SHORTER = 0.9  # each utterance of a batch is this much of the one before
+States = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--codec", metavar="DIR", help="directory of the published files; default: random weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of the longest utterance (default: 4)")
+    parser.add_argument("--batch", type=int, default=1, help="utterances (default: 1)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds, of which the best counts (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    states = read_states(args.codec) if args.codec else random_states()
+    result = bench_codec(states, torch.device(args.device), args.seconds, batch=args.batch, repeats=args.repeats)
+    result["weights"] = args.codec or "random"
+    print(json.dumps(result, indent=2) if args.json else describe(result))
+    return 0
+
+
+def bench_codec(
+    states: States, device: torch.device, seconds: float, *, batch: int = 1, repeats: int = 3
+) -> dict[str, Any]:
+    """Speed of codec and plain twin with the same weights, and whether they agree.
+
+    states: "encoder" and "decoder" state dicts as published. seconds: of the longest of `batch` utterances.
+    Raises UserError when the utterances are too short to encode or nothing would be timed.
+    """
+    codec, plain = make_codec(states, device), make_plain(states, device)
+    waves, num_samples = make_waves(codec, seconds, batch)
+    if repeats < 1:
+        raise UserError("nothing would be timed", got=f"{repeats} repeats", expected="1 or more")
+    waves, rows = waves.to(device), [row[:count] for row, count in zip(waves.to(device), num_samples, strict=True)]
+    encoded = codec.encode(waves, num_samples)
+    with exact_float32(device):
+        plain_encoded = [plain.encode(row) for row in rows]
+        audio_sec = float(num_samples.sum()) / codec.spec.sample_rate
+        encode = race(
+            lambda: codec.encode(waves, num_samples), lambda: [plain.encode(row) for row in rows], repeats, device
+        )
+        codes, speaker = encoded.codes[:, :LM_STREAMS], encoded.speaker
+        plain_codes = codes[:, list(PLAIN_ORDER[:LM_STREAMS])].long()
+        pairs = list(zip(plain_codes, speaker, strict=True))
+        decode = race(
+            lambda: codec.decode(codes, speaker), lambda: [plain.decode(*pair) for pair in pairs], repeats, device
+        )
+        difference = (codec.decode(codes, speaker) - torch.stack([plain.decode(*pair) for pair in pairs])).abs().max()
+    decoded_sec = batch * codes.shape[2] / codec.spec.frame_rate
+    return {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "batch": batch,
+        "audio_sec": audio_sec,
+        "encode": speeds(encode, audio_sec),
+        "decode": speeds(decode, decoded_sec),
+        "equal_codes": equal_share(encoded.codes, [codes for codes, _ in plain_encoded]),
+        "wave_difference": float(difference),
+    }
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The result in a few lines."""
+    lines = [
+        f"{result['device']}, {result['threads']} threads, batch {result['batch']}, {result['audio_sec']:.1f} s audio"
+    ]
+    for task in ("encode", "decode"):
+        speed = result[task]
+        fast, plain = speed["audio_sec_per_sec"], speed["plain_audio_sec_per_sec"]
+        lines.append(f"{task}: {fast:.2f} s of audio per second, plain {plain:.2f}, ratio {speed['ratio']:.2f}")
+    lines.append(f"equal codes: {100 * result['equal_codes']:.3f} %, waves within {result['wave_difference']:.1e}")
+    return "\n".join(lines)
+
+
+def read_states(directory: str | Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The published files' state dicts. Raises UserError as `FACodec.from_directory` does."""
+    paths = {part: Path(directory) / name for part, name in FILES.items()}
+    return {
+        part: check_state(read_state(paths[part]), layout, paths[part]) for part, layout in published_layout().items()
+    }
+
+
+def random_states(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts as published in keys and shapes, with random weights that keep the activations of order one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        states = {"encoder": PlainEncoder().state_dict(), "decoder": PlainDecoder().state_dict()}
+        for state in states.values():
+            for key, value in state.items():
+                if key.endswith(("weight_v", "in_proj_weight", "bias")):
+                    value.normal_(std=1 / math.sqrt(value[0].numel()) if value.dim() > 1 else 0.02)
+                if key.endswith("weight_v"):
+                    norm = value.norm(dim=tuple(range(1, value.dim())), keepdim=True)
+                    state[key[:-1] + "g"].copy_(norm)
+    return states
+
+
+def make_codec(states: States, device: torch.device) -> FACodec:
+    """The codec with all six streams."""
+    weights = {part: Weights({k: v.to(device) for k, v in fold(state).items()}) for part, state in states.items()}
+    return FACodec(weights["encoder"], weights["decoder"], device, detail=True)
+
+
+def make_plain(states: States, device: torch.device) -> PlainFACodec:
+    """The plain twin with the same weights."""
+    plain = PlainFACodec()
+    plain.encoder.load_state_dict(states["encoder"])
+    plain.decoder.load_state_dict(states["decoder"])
+    return plain.to(device)
+
+
+def make_waves(codec: FACodec, seconds: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`batch` noisy hums of falling length, float32 [B, N], and their lengths int64 [B]."""
+    counts = [int(seconds * SHORTER**i * codec.spec.sample_rate) for i in range(batch)]
+    if not counts or codec.num_frames(counts[-1]) == 0:
+        raise UserError(
+            "the utterances are too short to encode",
+            got=f"{batch} of at most {seconds} s, each {SHORTER} times as long as the one before",
+            next_step="give more --seconds, and a --batch of 1 or more",
+        )
+    generator = torch.Generator().manual_seed(0)
+    time_sec = torch.arange(counts[0]) / codec.spec.sample_rate
+    pitch = 100 * 2 ** torch.rand(batch, 1, generator=generator)  # Hz
+    hum = sum(torch.sin(2 * math.pi * k * pitch * time_sec) / k for k in range(1, 8))
+    return 0.1 * hum + 0.01 * torch.randn(batch, counts[0], generator=generator), torch.tensor(counts)
+
+
+def race(fast: Callable[[], Any], plain: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, float]:
+    """The least seconds each needs, taken in turns after one untimed round."""
+    best = [math.inf, math.inf]
+    for timed in range(repeats + 1):
+        for i, work in enumerate((fast, plain)):
+            start = clock(device)
+            work()
+            best[i] = min(best[i], clock(device) - start) if timed else math.inf
+    return best[0], best[1]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def speeds(seconds: tuple[float, float], audio_sec: float) -> dict[str, float]:
+    fast, plain = seconds
+    return {"audio_sec_per_sec": audio_sec / fast, "plain_audio_sec_per_sec": audio_sec / plain, "ratio": plain / fast}
+
+
+def equal_share(codes: torch.Tensor, plain: Sequence[torch.Tensor]) -> float:
+    """Share of equal codes of [B, K, T] and, per utterance, the plain twin's [K, T]."""
+    equal = [row[list(PLAIN_ORDER), : other.shape[1]] == other for row, other in zip(codes, plain, strict=True)]
+    return float(torch.cat([one.flatten() for one in equal]).double().mean())

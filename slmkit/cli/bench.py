@@ -1,0 +1,26 @@
+"""Measure slmkit on this machine.
+
+  slmkit bench codec    speed of FACodec against its plain twin
+  slmkit bench train    speed of training
+
+`slmkit bench NAME --help` lists the options of each.
+"""
+
+import argparse
+import importlib
+
+SUMMARY = "measure the speed of the codec or of training on this machine"
+BENCHES = ("codec", "train")  # slmkit.bench.NAME has SUMMARY, add_arguments(parser) and run(args) -> int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bench", choices=BENCHES, help="what to measure")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="its options")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import only the chosen benchmark, parse its options and run it."""
+    module = importlib.import_module(f"slmkit.bench.{args.bench}")
+    parser = argparse.ArgumentParser(prog=f"slmkit bench {args.bench}", description=module.SUMMARY)
+    module.add_arguments(parser)
+    return int(module.run(parser.parse_args(args.options)) or 0)
