@@ -8,7 +8,7 @@ silence, so a difference in length costs.
 Invariant: symmetric, 0 for equal waves, and g for a wave and itself g dB louder (above the floor).
 
 Example:
-    log_mel_distance(recorded, copied, 16000)     # 0: the same; about 3 to 5: a good copy; 15 and more: other words
+    log_mel_distance(recorded, copied, 16000)     # 0: the same; 5 to 8: an intelligible copy; 12 to 20: other words
 """
 
 import numpy as np
