@@ -13,7 +13,6 @@ Example:
     len(corpus), corpus.frames.sum() / corpus.codec.frame_rate      # samples, seconds
 """
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -238,8 +237,3 @@ def write_manifest(
         "made_by": made_by,
     }
     write_json(Path(directory) / MANIFEST, manifest, replace=True)
-
-
-def without_failures(index: ShardIndex) -> ShardIndex:
-    """The same shard without its part of the ledger, for keeping many in memory."""
-    return dataclasses.replace(index, failures=())
