@@ -57,7 +57,9 @@ def read_audio(
     `REASONS`; durations are compared at the file's own sample rate.
     """
     name = str(source if isinstance(source, str | Path) else getattr(source, "name", "audio stream"))
-    # libsndfile's error and soundfile's (TypeError: a headerless .raw file, ValueError: an unknown mode or format)
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise _bad("unreadable", name, "is not a file")  # a named pipe, above all, would never end
+    # TypeError and ValueError come from soundfile itself, for example for a headerless .raw file.
     try:
         file = _ForwardFile(source)
     except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:

@@ -1,6 +1,7 @@
 """Bad and odd audio files, all written here with soundfile."""
 
 import io
+import os
 import struct
 
 import numpy as np
@@ -100,11 +101,31 @@ def test_bad_file_has_its_reason(tmp_path, name):
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["missing.wav", ".", "nul\0.wav"])
+@pytest.mark.parametrize("name", ["missing.wav", ".", "nul\0.wav", "pipe.wav"])
 def test_path_that_is_no_file_is_unreadable(tmp_path, name):
-    with pytest.raises(BadSample, match="cannot be read as audio") as caught:
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(BadSample, match="is not a file") as caught:
         read_audio(f"{tmp_path}/{name}", RATE)
     assert caught.value.reason == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "AU", "FLAC", "MP3"])
+def test_damaged_bytes_give_a_wave_or_a_reason(tmp_path, kind):
+    """Random damage, mostly in the header: nothing but BadSample may come out."""
+    whole = encoded(tone(0.3), kind=kind)
+    generator = np.random.default_rng(0)
+    reasons = set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in generator.integers(0, generator.choice([40, 100, len(data)]), size=3):
+            data[place] = generator.integers(256)
+        (tmp_path / "damaged").write_bytes(data)
+        try:
+            assert np.isfinite(read_audio(tmp_path / "damaged", RATE, max_sec=5)).all()
+        except BadSample as bad:
+            reasons.add(bad.reason)
+    assert reasons
+    assert reasons <= set(REASONS)
 
 
 ODD = {
