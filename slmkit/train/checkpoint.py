@@ -1,93 +1,30 @@
-"""Which checkpoints of a run are whole, and what they say of the run that wrote them.
+"""Writing and removing checkpoints so that they are complete or not there at all.
 
-`RUN/checkpoints/step-N/` holds DeepSpeed's files, the random states of every rank and, written last of all, the marker
-`complete.json` with the size of every file and the state of the run. A directory without marker is debris of a save
-that was interrupted: it is never loaded, and removed when training starts again.
+A checkpoint is DeepSpeed's files, the random states of every rank and, written last of all, the marker (see
+`config.run_dir`). Debris of interrupted saves is removed when training starts again.
 
-It does not know what DeepSpeed's files hold. All functions but `save_random` and `sync` are for one process.
+It does not know what DeepSpeed's files hold. `save_random`, `load_random` and `sync` are for every process, the rest
+for one.
 
 Invariant: whatever moment a save or a removal is interrupted at, the newest directory with a marker is whole.
 
 Example:
-    checkpoint = newest(run_dir)        # None when the run has none
-    checkpoint.step, checkpoint.state["epoch"]
+    sync(path)                          # every process, then a barrier, then one process:
+    finish(run_dir, step, {"facts": facts})
+    prune(run_dir, keep_last=2)
 """
 
 import os
 import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from slmkit.errors import UserError
-from slmkit.files import read_json, sync_directory, write_json
-
-MARKER = "complete.json"
-PREFIX = "step-"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint."""
-
-    path: Path
-    step: int  # optimizer steps taken
-    state: dict[str, Any]  # what `finish` was given
-
-
-def root(run_dir: str | Path) -> Path:
-    """Where the checkpoints of a run are."""
-    return Path(run_dir) / "checkpoints"
-
-
-def name(step: int) -> str:
-    """Directory name of the checkpoint after `step` optimizer steps."""
-    return f"{PREFIX}{step}"
-
-
-def complete_steps(run_dir: str | Path) -> list[int]:
-    """Steps of the complete checkpoints, oldest first."""
-    return sorted(step for step, path in _directories(run_dir) if (path / MARKER).is_file())
-
-
-def newest(run_dir: str | Path) -> Checkpoint | None:
-    """The newest complete checkpoint."""
-    steps = complete_steps(run_dir)
-    return read(run_dir, steps[-1]) if steps else None
-
-
-def read(run_dir: str | Path, step: int) -> Checkpoint:
-    """The complete checkpoint of `step`.
-
-    Raises UserError when it is missing or incomplete (naming the newest complete one), or a file has lost bytes.
-    """
-    path = root(run_dir) / name(step)
-    if not (path / MARKER).is_file():
-        steps = complete_steps(run_dir)
-        raise UserError(
-            "the checkpoint is incomplete: its save was interrupted"
-            if path.exists()
-            else "there is no such checkpoint",
-            got=path,
-            expected=f"newest complete: {root(run_dir) / name(steps[-1])}"
-            if steps
-            else f"none in {run_dir} is complete",
-        )
-    marker = read_json(path / MARKER)
-    for file, size in marker["files"].items():
-        found = (path / file).stat().st_size if (path / file).is_file() else None
-        if found != size:
-            raise UserError(
-                f"checkpoint {path} is damaged: {file}",
-                got="missing" if found is None else f"{found} bytes",
-                expected=f"{size} bytes",
-                next_step="remove this checkpoint; training continues from the one before",
-            )
-    return Checkpoint(path, step, marker["state"])
+from slmkit.config.run_dir import MARKER, complete_steps, directories, name, root
+from slmkit.files import sync_directory, write_json
 
 
 def finish(run_dir: str | Path, step: int, state: dict[str, Any]) -> None:
@@ -106,7 +43,7 @@ def prune(run_dir: str | Path, keep_last: int) -> None:
 
 def clean(run_dir: str | Path) -> list[Path]:
     """Remove what interrupted saves have left; returns what was removed."""
-    debris = [path for _, path in _directories(run_dir) if not (path / MARKER).is_file()]
+    debris = [path for _, path in directories(run_dir) if not (path / MARKER).is_file()]
     for path in debris:
         _remove(path)
     return debris
@@ -147,11 +84,6 @@ def load_random(path: Path, rank: int) -> None:
 
 def _random_file(rank: int) -> str:
     return f"random_rank_{rank}.pt"
-
-
-def _directories(run_dir: str | Path) -> list[tuple[int, Path]]:
-    found = root(run_dir).glob(f"{PREFIX}*") if root(run_dir).is_dir() else ()
-    return [(int(path.name[len(PREFIX) :]), path) for path in found if path.name[len(PREFIX) :].isdigit()]
 
 
 def _remove(path: Path) -> None:

@@ -92,7 +92,7 @@ class Engine:
         return Engine(engine, world)
 
     @property
-    def module(self) -> torch.nn.Module:
+    def module(self) -> Any:
         """The model, for evaluation."""
         return self._engine.module
 

@@ -12,20 +12,24 @@ Example:
 import itertools
 import math
 import operator
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import yaml
 
+from slmkit.config import run_dir
 from slmkit.config.load import to_dict
+from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, provenance, write_json
 from slmkit.log import get_logger
-from slmkit.model.pretrained import from_base
+from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, new_directory
+from slmkit.model.slm import SpeechLM
 from slmkit.train import checkpoint, engine
 from slmkit.train.engine import Engine
 from slmkit.train.evaluation import evaluate
@@ -48,8 +52,8 @@ def train(config: TrainConfig, speak: Speak | None = None) -> None:
     with engine.process_group(world) as device:
         found = resume_point(run)
         done_steps = found.step if found else 0
-        record_start(run, done_steps)
         trainer = start_engine(run, found)
+        record_start(run, trainer, done_steps)
         log = MetricsLog(run.directory, done_steps, is_first=world.is_first)
         pace = Pace()
         for epoch, step, batches in steps(run, done_steps, pace):
@@ -83,7 +87,7 @@ def is_due(step: int, every: int, total_steps: int) -> bool:
     return step % every == 0 or step == total_steps
 
 
-def resume_point(run: Run) -> checkpoint.Checkpoint | None:
+def resume_point(run: Run) -> Checkpoint | None:
     """The checkpoint to continue from, as the first process sees it. Debris of interrupted saves is removed.
 
     Raises UserError when the checkpoint belongs to another kind of run.
@@ -91,25 +95,37 @@ def resume_point(run: Run) -> checkpoint.Checkpoint | None:
     if run.world.is_first:
         for path in checkpoint.clean(run.directory):
             logger.warning("removed %s: its save was interrupted", path)
-    found = engine.from_first(checkpoint.newest(run.directory) if run.world.is_first else None)
+    found = engine.from_first(run_dir.newest(run.directory) if run.world.is_first else None)
     if found is not None:
         check_facts(run.facts, found.state["facts"], found.path)
     return found
 
 
-def record_start(run: Run, done_steps: int) -> None:
-    """Write config.yaml and add a start to provenance.json."""
+def record_start(run: Run, trainer: Engine, done_steps: int) -> None:
+    """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint."""
     if not run.world.is_first:
         return
     logger.info("%s: step %d of %d, %d processes", run.directory, done_steps, run.total_steps, run.world.size)
     config = to_dict(run.config)
-    with atomic_write(run.directory / "config.yaml", replace=True) as file:
+    with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
         file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
-    name = "provenance.json" if done_steps == 0 else f"provenance-{done_steps}.json"
+    name = f"provenance-{done_steps}.json" if done_steps else "provenance.json"
     write_json(run.directory / name, {**provenance(config), "facts": run.facts}, replace=True)
+    if done_steps == 0:
+        describe_model(run, trainer.module)
 
 
-def start_engine(run: Run, found: checkpoint.Checkpoint | None) -> Engine:
+def describe_model(run: Run, model: SpeechLM) -> None:
+    """Write `model/`, in place of what a start that got no checkpoint may have left."""
+    shutil.rmtree(run.directory / run_dir.MODEL, ignore_errors=True)
+    with new_directory(run.directory / run_dir.MODEL) as directory:
+        model.config.save_pretrained(directory)
+        extended_tokenizer(run.config.base, run.layout).save_pretrained(directory)
+        write_json(directory / LAYOUT_FILE, run.layout.to_dict())
+        write_json(directory / CODEC_FILE, run.codec.to_dict())
+
+
+def start_engine(run: Run, found: Checkpoint | None) -> Engine:
     """Model and optimizer, new or as the checkpoint left them."""
     torch.manual_seed(run.config.seed)
     model = from_base(run.config.base, codec=run.codec, seed=run.config.seed, **to_dict(run.config.model))
@@ -191,7 +207,7 @@ def held_out_record(run: Run, trainer: Engine, device: torch.device) -> Record:
 
 def save(run: Run, trainer: Engine, step: int) -> None:
     """Write the checkpoint of `step`; its marker comes last, when every process is done."""
-    root, name = checkpoint.root(run.directory), checkpoint.name(step)
+    root, name = run_dir.root(run.directory), run_dir.name(step)
     trainer.save(root, name)
     checkpoint.save_random(root / name, run.world.rank)
     checkpoint.sync(root / name)

@@ -24,10 +24,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from slmkit.config.run_dir import METRICS, TENSORBOARD
 from slmkit.files import atomic_write
 from slmkit.train.engine import sum_over_ranks
 
-METRICS = "metrics.jsonl"
 T = TypeVar("T")
 Record = dict[str, float | int | None]
 
@@ -122,7 +122,7 @@ class MetricsLog:
 
         self._path = Path(run_dir) / METRICS
         cut(self._path, resume_step)
-        self._writer = SummaryWriter(str(Path(run_dir) / "tensorboard"), purge_step=resume_step + 1)
+        self._writer = SummaryWriter(str(Path(run_dir) / TENSORBOARD), purge_step=resume_step + 1)
 
     def write(self, step: int, record: Record) -> None:
         """Append a line and plot its numbers."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from slmkit.codec.base import CodecSpec
 from slmkit.config.load import to_dict
+from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.loader import ExampleFormat, TrainingData, report_too_long
@@ -132,7 +133,7 @@ def _examples(
 ) -> tuple[TrainingData, TrainingData | None]:
     """Training and held-out examples."""
     form = ExampleFormat(task=config.data.task, group=config.model.group, speaker=config.model.speaker)
-    cache = Path(config.run_dir) / "cache"
+    cache = Path(config.run_dir) / CACHE
     data = TrainingData.open(corpus, tokenizer, layout, form, cache_dir=cache)
     held_out = None
     if config.data.eval_share:
@@ -142,8 +143,9 @@ def _examples(
         corpus.codec.check_compatible(other.codec, this=str(corpus.directory), that=str(other.directory))
         held_out = TrainingData.open(other, tokenizer, layout, form, cache_dir=cache)
     plan = data.plan(seed=config.seed, epoch=0, row_tokens=config.data.row_tokens)
-    for line in report_too_long(data, plan):
-        logger.info(line)
+    for part in [data] if held_out is None else [data, held_out]:
+        for line in report_too_long(part, part.plan(seed=0, epoch=0, row_tokens=config.data.row_tokens)):
+            logger.warning(line)
     if plan.num_rows == 0:
         raise UserError(
             "there is nothing to train on",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from slmkit.config.run_dir import MARKER, complete_steps, name, newest, read, root
 from slmkit.errors import UserError
 from slmkit.train import checkpoint
 
@@ -15,7 +16,7 @@ STATE = {"facts": {"seed": 1}}
 
 
 def saved(run_dir: Path, step: int, *, complete: bool = True) -> Path:
-    path = checkpoint.root(run_dir) / checkpoint.name(step)
+    path = root(run_dir) / name(step)
     path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"x" * 10)
     checkpoint.sync(path)
@@ -27,25 +28,25 @@ def saved(run_dir: Path, step: int, *, complete: bool = True) -> Path:
 def test_the_newest_is_found_by_number_not_by_name(tmp_path: Path) -> None:
     for step in (9, 100, 20):
         saved(tmp_path, step)
-    found = checkpoint.newest(tmp_path)
+    found = newest(tmp_path)
     assert found is not None
     assert (found.step, found.path.name, found.state) == (100, "step-100", STATE)
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path / "run") is None
+    assert newest(tmp_path / "run") is None
     assert checkpoint.clean(tmp_path / "run") == []
 
 
 def test_a_directory_without_marker_is_never_found_and_is_removed(tmp_path: Path) -> None:
     saved(tmp_path, 5)
     debris = saved(tmp_path, 6, complete=False)
-    (checkpoint.root(tmp_path) / "notes").mkdir()
-    found = checkpoint.newest(tmp_path)
+    (root(tmp_path) / "notes").mkdir()
+    found = newest(tmp_path)
     assert found is not None
     assert found.step == 5
     assert checkpoint.clean(tmp_path) == [debris]
-    assert sorted(path.name for path in checkpoint.root(tmp_path).iterdir()) == ["notes", "step-5"]
+    assert sorted(path.name for path in root(tmp_path).iterdir()) == ["notes", "step-5"]
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -53,24 +54,31 @@ def test_reading_an_incomplete_one_names_the_newest_complete(tmp_path: Path, exi
     saved(tmp_path, 5)
     if exists:
         saved(tmp_path, 6, complete=False)
-    message = "is incomplete: its save was interrupted" if exists else "there is no such checkpoint"
+    message = "the save of the checkpoint was interrupted" if exists else "there is no such checkpoint"
     with pytest.raises(UserError, match=f"{message}(.|\n)*newest complete: .*step-5"):
-        checkpoint.read(tmp_path, 6)
+        read(tmp_path, 6)
 
 
 def test_reading_from_a_run_without_any_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none in .* is complete"):
-        checkpoint.read(tmp_path, 1)
+        read(tmp_path, 1)
 
 
 def test_a_file_that_lost_bytes_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path, 5)
     (path / "weights.pt").write_bytes(b"x" * 9)
     with pytest.raises(UserError, match=r"damaged: weights.pt\n  got:      9 bytes\n  expected: 10 bytes"):
-        checkpoint.newest(tmp_path)
+        newest(tmp_path)
     (path / "weights.pt").unlink()
     with pytest.raises(UserError, match="got:      missing"):
-        checkpoint.newest(tmp_path)
+        newest(tmp_path)
+
+
+@pytest.mark.parametrize("marker", ["[]", "{}", '{"files": 1, "state": {}}', '{"files": {"a": "b"}, "state": {}}'])
+def test_a_foreign_marker_is_named(tmp_path: Path, marker: str) -> None:
+    (saved(tmp_path, 5) / MARKER).write_text(marker)
+    with pytest.raises(UserError, match=r"step-5/complete.json is not the marker of a checkpoint"):
+        newest(tmp_path)
 
 
 def test_prune_keeps_the_newest_and_touches_no_debris(tmp_path: Path) -> None:
@@ -78,8 +86,8 @@ def test_prune_keeps_the_newest_and_touches_no_debris(tmp_path: Path) -> None:
         saved(tmp_path, step)
     saved(tmp_path, 4, complete=False)
     checkpoint.prune(tmp_path, 2)
-    assert checkpoint.complete_steps(tmp_path) == [3, 10]
-    assert (checkpoint.root(tmp_path) / "step-4").is_dir()
+    assert complete_steps(tmp_path) == [3, 10]
+    assert (root(tmp_path) / "step-4").is_dir()
 
 
 def test_an_interrupted_removal_leaves_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +100,7 @@ def test_an_interrupted_removal_leaves_debris(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.prune(tmp_path, 1)
-    assert checkpoint.complete_steps(tmp_path) == [2]
+    assert complete_steps(tmp_path) == [2]
 
 
 def test_random_states_return(tmp_path: Path) -> None:

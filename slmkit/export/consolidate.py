@@ -1,0 +1,138 @@
+"""From a checkpoint of a run to a directory that stands alone.
+
+DeepSpeed puts the float32 weights of its ranks together; they fill the model that `RUN/model` describes, and the model
+is written in one of three formats:
+
+- "slmkit": loads with `SpeechLM.from_pretrained`; a plain next-token model with `AutoModelForCausalLM`, too
+- "hf": the same, but refuses a model that `AutoModelForCausalLM` could not load
+- "published": `model.safetensors` with the keys of the published checkpoints (arXiv 2506.12537)
+
+What was written is read back and compared with the checkpoint, weight by weight, before it takes its name.
+DeepSpeed's files are pickles: consolidate only runs that you trust.
+
+Invariant: OUT exists only if it holds exactly the weights of the checkpoint, in the float type asked for.
+
+Example:
+    consolidate("runs/tts", "exports/tts")      # the newest complete checkpoint
+"""
+
+import contextlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+
+from slmkit.config.run_dir import MODEL, Checkpoint, newest, read
+from slmkit.data.text import load_transformers_tokenizer
+from slmkit.errors import UserError
+from slmkit.files import provenance, write_json
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, PROVENANCE_FILE, load, new_directory, save
+from slmkit.model.published import save_published, to_published
+from slmkit.model.slm import SpeechLM
+
+Format = Literal["slmkit", "hf", "published"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+State = dict[str, torch.Tensor]
+
+
+def consolidate(
+    run_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    step: int | None = None,
+    format: Format = "slmkit",
+    dtype: str = "float32",
+) -> Checkpoint:
+    """Write the weights of checkpoint `step` (default: the newest complete one) to `out_dir`; returns the checkpoint.
+
+    Raises UserError when `out_dir` exists, there is no complete checkpoint of that step, its files do not fit together,
+    or what was written does not read back as it should.
+    """
+    checkpoint = newest(run_dir) if step is None else read(run_dir, step)
+    if checkpoint is None:
+        raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until the first one")
+    with new_directory(Path(out_dir)) as temporary:
+        model = trained_model(Path(run_dir), checkpoint)
+        torch.nn.Module.to(model, DTYPES[dtype])
+        if format == "hf" and not model.is_plain:
+            raise UserError(
+                "AutoModelForCausalLM cannot load a model with speech heads or speaker input",
+                got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
+                next_step="use --format slmkit, and load it with SpeechLM.from_pretrained",
+            )
+        source = {"run": Path(run_dir).name, "step": checkpoint.step, "format": format, "dtype": dtype}
+        write = _write_published if format == "published" else _write_slmkit
+        write(model, temporary / "export", Path(run_dir) / MODEL, {**source, "facts": checkpoint.state["facts"]})
+        for file in (temporary / "export").iterdir():
+            file.rename(temporary / file.name)
+        (temporary / "export").rmdir()
+    return checkpoint
+
+
+def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
+    """The float32 model of a checkpoint. Raises UserError when weights and description do not fit together."""
+    try:
+        config = SpeechLMConfig.from_pretrained(run_dir / MODEL, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the description of the model in {run_dir / MODEL}: {error}") from error
+    if config.vocab_layout.sha256 != checkpoint.state["facts"]["vocabulary"]:
+        raise UserError(
+            f"the vocabulary in {run_dir / MODEL} is not that of {checkpoint.path}",
+            got=config.vocab_layout.sha256,
+            expected=checkpoint.state["facts"]["vocabulary"],
+        )
+    state = merged_weights(checkpoint)
+    model = SpeechLM(config)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the weights of {checkpoint.path} are not those of its model: {error}") from error
+    _compare(model.state_dict(), state, str(checkpoint.path))  # two values for a tied weight would differ here
+    return model
+
+
+def merged_weights(checkpoint: Checkpoint) -> State:
+    """All weights by name, float32, as DeepSpeed puts them together; a tied weight stands under each of its names."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"DeepSpeed cannot put {checkpoint.path} together: {error}") from error
+    return dict(state)
+
+
+def _write_slmkit(model: SpeechLM, directory: Path, description: Path, source: Any) -> None:
+    save(model, directory, tokenizer=load_transformers_tokenizer(description), source=source)
+    written = load(directory, layout=model.layout)
+    _compare(written.state_dict(), model.state_dict(), str(directory))
+
+
+def _write_published(model: SpeechLM, directory: Path, description: Path, source: Any) -> None:
+    directory.mkdir()
+    save_published(model, directory / "model.safetensors")
+    load_transformers_tokenizer(description).save_pretrained(directory)
+    model.lm_model.config.save_pretrained(directory)
+    write_json(directory / LAYOUT_FILE, model.layout.to_dict())
+    write_json(directory / CODEC_FILE, model.config.codec_spec.to_dict())
+    write_json(directory / PROVENANCE_FILE, provenance(source))
+    _compare(load_file(directory / "model.safetensors"), to_published(model), str(directory))
+
+
+def _compare(found: State, expected: State, where: str) -> None:
+    """Raise UserError naming the first weight in which two states differ."""
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected:
+            raise UserError(f"{where}: {name} is {'missing' if name not in found else 'unexpected'}")
+        if found[name].dtype != expected[name].dtype or not torch.equal(found[name], expected[name]):
+            raise UserError(
+                f"{where}: {name} differs from the checkpoint",
+                got=f"{found[name].dtype} {tuple(found[name].shape)}",
+                expected=f"{expected[name].dtype} {tuple(expected[name].shape)}",
+                next_step="check the disk and run the command again",
+            )

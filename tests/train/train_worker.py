@@ -1,0 +1,130 @@
+"""One rank of the training tests: works through a JSON list of tasks inside one process group.
+
+    python train_worker.py TASKS.json RESULTS.json
+
+A task is {"kind": ..., "config": {...}} with a run config as plain values. The first rank writes one result per task.
+"""
+
+import copy
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slmkit.config.load import from_dict, to_dict
+from slmkit.config.train import TrainConfig
+from slmkit.errors import UserError
+from slmkit.model.pretrained import from_base
+from slmkit.train import checkpoint
+from slmkit.train.engine import Engine, parameter_groups, process_group
+from slmkit.train.loop import steps, train
+from slmkit.train.metrics import Pace
+from slmkit.train.run import prepare
+from slmkit.world import World
+
+WORLD = World.from_env()
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_train(config: TrainConfig, task: dict[str, Any]) -> Any:
+    train(config)
+
+
+def run_train_killed_between_checkpoints(config: TrainConfig, task: dict[str, Any]) -> Any:
+    train(config, speak=lambda model, writer, step: kill_self())
+
+
+def run_train_killed_in_save(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Every file of the step is written, the marker is not."""
+    whole_sync = checkpoint.sync
+
+    def sync(path: Path) -> None:
+        whole_sync(path)
+        if path.name == task["at"]:
+            kill_self()
+
+    checkpoint.sync = sync
+    train(config)
+
+
+def run_error(config: TrainConfig, task: dict[str, Any]) -> Any:
+    try:
+        train(config)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def run_disk_error(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """The disk refuses the file of the optimizer, once as the system says it, once as torch's archive writer does."""
+    messages = []
+    whole_save = torch.save
+    for error in (
+        OSError(28, "No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file"),
+        ValueError("a bug"),
+    ):
+
+        def refuse(*args: Any, error: Exception = error, **kwargs: Any) -> None:
+            raise error
+
+        torch.save = refuse
+        try:
+            train(config)
+        except (UserError, ValueError) as caught:
+            messages.append(f"{type(caught).__name__}: {caught}")
+        torch.save = whole_save
+    return messages
+
+
+def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Train a plain copy of the model on whole global batches, alone, beside DeepSpeed's share of them."""
+    run = prepare(config, WORLD)
+    alone = prepare(config_of({**to_dict(config), "micro_rows": config.global_rows}), World())
+    model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
+    plain = copy.deepcopy(model)
+    tied = plain.lm_model.lm_head.weight is plain.lm_model.model.embed_tokens.weight
+    start = [parameter.detach().clone() for parameter in plain.parameters()]
+    options = config.optimizer
+    adamw = torch.optim.AdamW(
+        parameter_groups(plain, options.weight_decay), lr=options.lr, betas=options.betas[:2], eps=options.eps
+    )
+    engine = Engine.create(model, run.settings, options, WORLD)
+    worst, norms = 0.0, []
+    for (_, _, batches), (_, _, whole) in zip(steps(run, 0, Pace()), steps(alone, 0, Pace()), strict=True):
+        for batch in batches:
+            engine.micro_step(batch, lr=options.lr)
+        adamw.zero_grad()
+        for batch in whole:
+            plain(batch).loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), options.clip_norm).item()
+        adamw.step()
+        norms.append((engine.grad_norm, norm))
+        pairs = zip(engine.module.parameters(), plain.parameters(), strict=True)
+        worst = max(worst, *((a - b).abs().max().item() for a, b in pairs))
+    moved = min((a - b).abs().max().item() for a, b in zip(start, plain.parameters(), strict=True))
+    return {"worst": worst, "norms": norms, "moved": moved, "tied": tied, "accumulation": run.split.accumulation}
+
+
+def config_of(values: dict[str, Any]) -> TrainConfig:
+    return from_dict(TrainConfig, values)
+
+
+def main() -> None:
+    tasks, results = json.loads(Path(sys.argv[1]).read_text()), []
+    with process_group(WORLD):
+        for task in tasks:
+            results.append(globals()["run_" + task["kind"]](config_of(task["config"]), task))
+    if WORLD.is_first:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
