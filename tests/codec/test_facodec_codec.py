@@ -108,15 +108,34 @@ def test_plain_twin_gives_the_same_codes_and_waves():
         torch.testing.assert_close(waves[0], plain.decode(plain_codes[:streams], speaker[0]), atol=1e-4, rtol=0)
 
 
-def test_surrounding_autocast_and_tf32_change_nothing(codec):
+def test_surrounding_autocast_changes_nothing(codec):
     x = torch.from_numpy(wave(0.1, seed=6).astype(np.float32) / 32768)[None]
     expected = codec.encode(x, torch.tensor([x.shape[1]]))
     with torch.autocast("cpu", torch.bfloat16):
         found = codec.encode(x, torch.tensor([x.shape[1]]))
     assert torch.equal(found.codes, expected.codes)
     assert torch.equal(found.speaker, expected.speaker)
-    before = torch.backends.cudnn.allow_tf32
-    with exact_float32(torch.device("cpu")):
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.fixture
+def precisions():
+    """Gets and sets the float32 precisions of matrix products and convolutions; puts them back."""
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+
+    def access(*wanted: str) -> list[str]:
+        for kind, value in zip(kinds, wanted, strict=False):
+            kind.fp32_precision = value
+        return [kind.fp32_precision for kind in kinds]
+
+    before = access()
+    yield access
+    access(*before)
+
+
+@pytest.mark.parametrize("given", [["none", "tf32"], ["tf32", "none"], ["ieee", "ieee"]])
+def test_tf32_is_off_inside_and_as_before_afterwards(precisions, given):
+    before = precisions(*given)  # "none" may read as what it inherits
+    with pytest.raises(KeyError), exact_float32(torch.device("cpu")):
+        assert precisions() == ["ieee", "ieee"]
+        raise KeyError
+    assert precisions() == before

@@ -19,6 +19,7 @@ Example:
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -212,11 +213,12 @@ def fit_frames(mel: torch.Tensor, num_frames: int, ends: Ends) -> torch.Tensor:
 @contextmanager
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    backends: Any = torch.backends
+    matmul, convolution = backends.cuda.matmul, backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
+    matmul.fp32_precision = convolution.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.fp32_precision, convolution.fp32_precision = before
