@@ -23,7 +23,7 @@ import torch
 
 from slmkit.data.vocab import VocabLayout
 
-SLICE_BYTES = 2**28  # of float32 logits at a time: large enough that adding to the weight's gradient does not dominate
+SLICE_BYTES = 2**27  # of float32 logits at a time: large enough that adding to the weight's gradient does not dominate
 FLOAT_BYTES = 4
 _WIDE_PRODUCT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # half-precision factors, float32 product
 Ranges = tuple[tuple[int, int], ...]  # (first, behind last) rows of the weight, in order
@@ -41,7 +41,7 @@ class CrossEntropy(NamedTuple):
 
     loss: torch.Tensor  # float32 [], sum of scale * nll
     nll: torch.Tensor  # float32 [M], negative log-likelihood of each target
-    correct: torch.Tensor  # bool [M], the target has the largest logit
+    correct: torch.Tensor  # bool [M], no candidate has a larger logit than the target
 
 
 def coefficients(global_counts: torch.Tensor, *, group: int, text_weight: float) -> torch.Tensor:
@@ -211,11 +211,11 @@ def _logits(
 
 def _softmax_(logits: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn logits into probabilities in place. Returns the targets' negative log-likelihood and whether they win."""
-    best, winner = logits.max(dim=1, keepdim=True)
+    best = logits.amax(dim=1, keepdim=True)
     ahead = best - logits.gather(1, column)
     total = logits.sub_(best).exp_().sum(dim=1, keepdim=True)
     logits.div_(total)
-    return (total.log() + ahead)[:, 0], (winner == column)[:, 0]
+    return (total.log() + ahead)[:, 0], (ahead == 0)[:, 0]
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
