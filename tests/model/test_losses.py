@@ -25,7 +25,7 @@ def problem(dtype: torch.dtype, segments: list[Segment], seed: int = 0) -> tuple
     return hidden, weight, bias, torch.cat(targets), scales
 
 
-def naive(hidden, weight, bias, targets, scales, segments):  # type: ignore[no-untyped-def]
+def naive(hidden, weight, bias, targets, scales, segments):
     """All logits at once, the rows that do not compete at minus infinity."""
     logits = hidden.double() @ weight.double().T + bias.double()
     first = 0

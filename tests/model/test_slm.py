@@ -44,7 +44,7 @@ def test_packed_equals_unpacked(name: str) -> None:
     expected = gradients(model)
     single = [single_of(packed, i) for i in range(len(FRAMES))]
     parts = [model(batch) for batch in single]
-    sum(part.loss for part in parts).backward()  # type: ignore[union-attr]
+    sum(part.loss for part in parts).backward()
     torch.testing.assert_close(torch.stack([p.loss for p in parts]).sum(), whole.loss)
     torch.testing.assert_close(torch.stack([p.sums for p in parts]).sum(0), whole.sums, atol=1e-4, rtol=1e-5)
     assert torch.equal(torch.stack([p.correct for p in parts]).sum(0), whole.correct)
