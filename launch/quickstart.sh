@@ -39,7 +39,7 @@ slmkit codec fit "$AUDIO" "$OUT/codec"
 step "audio to shards of codes"
 slmkit tokenize "$AUDIO" "$OUT/codec" "$OUT/shards"
 step "a tiny base model with a tokenizer of the corpus text"
-slmkit init-base "$OUT/base" --corpus "$OUT/shards"
+slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4
 step "train with two processes"
 CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh --set "run_dir=$OUT/run" --set "base=$OUT/base" \
     --set "data.corpus=$OUT/shards" --set "model.group=$MTP"
@@ -48,7 +48,7 @@ slmkit consolidate "$OUT/run" "$OUT/model"
 step "speak a sentence it was trained on, and score it"
 TEXT="$(cat "$AUDIO"/*/*/"$KEY.normalized.txt")"
 slmkit synthesize "$OUT/model" "$TEXT" --codec "$OUT/codec" --speaker "$OUT/shards:$KEY" --out "$OUT/speech.wav"
-slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --codec "$OUT/codec" --out "$OUT/scores" --limit 4
+slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --codec "$OUT/codec" --out "$OUT/scores" --limit 8
 
 echo
 echo "The model says \"$TEXT\" in:  $OUT/speech.wav"

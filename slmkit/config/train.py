@@ -29,6 +29,7 @@ class DataConfig:
     corpus: str = option(help="directory of shards that `slmkit tokenize` or `slmkit import` wrote")
     task: Literal["tts", "asr"] = option("tts", help="prompt of the examples")
     row_tokens: int = option(2048, help="positions of a row; longer utterances are reported and left out")
+    max_samples: int | None = option(None, help="train on the first samples of the corpus only, to try things out")
     num_workers: int = option(2, help="processes per rank that read ahead; 0 reads in the training process")
     eval_share: float = option(0.0, help="share of the corpus held out for evaluation, chosen by a hash of the key")
     eval_corpus: str | None = option(None, help="directory of a corpus to evaluate on, instead of a share")
@@ -37,6 +38,10 @@ class DataConfig:
         check(
             [
                 (self.row_tokens < 1, f"row_tokens: got {self.row_tokens}, expected at least 1"),
+                (
+                    self.max_samples is not None and self.max_samples < 1,
+                    f"max_samples: got {self.max_samples}, expected at least 1",
+                ),
                 (self.num_workers < 0, f"num_workers: got {self.num_workers}, expected 0 or more"),
                 (not 0 <= self.eval_share < 1, f"eval_share: got {self.eval_share}, expected 0 <= share < 1"),
                 (

@@ -102,6 +102,10 @@ class TrainingData:
         held_out = np.array([_hash_share(self.corpus.key(int(i))) < eval_share for i in self.members], dtype=bool)
         return self.only(~held_out), self.only(held_out)
 
+    def first(self, number: int | None) -> "TrainingData":
+        """The first `number` samples, all of them for None."""
+        return self.only(np.arange(len(self)) < (len(self) if number is None else number))
+
     def only(self, mask: npt.NDArray[np.bool_]) -> "TrainingData":
         """The samples where `mask`, bool [len(self)], holds."""
         return replace(self, members=self.members[mask], sizes=self.sizes[mask])

@@ -31,7 +31,7 @@ from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
 FIXED = ("seed", "global_rows")  # options of the run that a resumed run must share, besides all of `model`
-FIXED_DATA = ("task", "row_tokens", "eval_share")
+FIXED_DATA = ("task", "row_tokens", "max_samples", "eval_share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ def _examples(
     """Training and held-out examples."""
     form = ExampleFormat(task=config.data.task, group=config.model.group, speaker=config.model.speaker)
     cache = Path(config.run_dir) / CACHE
-    data = TrainingData.open(corpus, tokenizer, layout, form, cache_dir=cache)
+    data = TrainingData.open(corpus, tokenizer, layout, form, cache_dir=cache).first(config.data.max_samples)
     held_out = None
     if config.data.eval_share:
         data, held_out = data.split(config.data.eval_share)
