@@ -16,6 +16,7 @@ Example:
 
 import logging
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
 from slmkit.files import disk_error
 from slmkit.world import World
+
+UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
 
 
 @contextmanager
@@ -132,12 +135,13 @@ class Engine:
             raise disk_error(root / name, OSError(str(error))) from error
 
     def load(self, root: Path, name: str) -> None:
-        """Continue from checkpoint `root/name`, written by as many processes. Raises UserError if it is not there."""
-        found, _ = self._engine.load_checkpoint(str(root), tag=name)
+        """Continue from checkpoint `root/name`, written by as many processes. Raises UserError if it cannot be read."""
+        try:
+            found, _ = self._engine.load_checkpoint(str(root), tag=name)
+        except UNREADABLE as error:
+            raise _unreadable(root / name, error) from error
         if found is None:
-            raise UserError(
-                f"DeepSpeed cannot load {root / name}", next_step="remove this checkpoint to use an older one"
-            )
+            raise _unreadable(root / name, "it holds no weights")
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -148,6 +152,13 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def _unreadable(path: Path, reason: object) -> UserError:
+    return UserError(
+        f"DeepSpeed cannot load {path}: {reason}",
+        next_step="remove this checkpoint; training continues from the one before",
+    )
 
 
 def _export(world: World, accelerator: str) -> None:

@@ -113,9 +113,16 @@ class _Meeting:
             os._exit(code)
 
     def _linger(self, key: str) -> None:
-        """Count this process in and wait for the others, but not for ever: they need the store the first one serves."""
+        """Wait until every process is here, but not for ever; the first one, which serves the store, leaves last."""
         deadline = time.monotonic() + LINGER_SEC
-        with contextlib.suppress(dist.DistError):  # the first process has seen the full count and is gone
+        with contextlib.suppress(dist.DistError):  # the first process was killed
             self.store.add(key, 1)
-            while self.store.add(key, 0) < self.world.size and time.monotonic() < deadline:
-                time.sleep(POLL_SEC / 10)
+            self._wait(key, self.world.size, deadline)
+            if self.world.is_first:
+                self._wait(f"{key}/gone", self.world.size - 1, deadline)
+            else:
+                self.store.add(f"{key}/gone", 1)
+
+    def _wait(self, key: str, count: int, deadline: float) -> None:
+        while self.store.add(key, 0) < count and time.monotonic() < deadline:
+            time.sleep(POLL_SEC / 10)

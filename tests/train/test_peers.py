@@ -53,6 +53,7 @@ def test_all_end_together(tmp_path: Path, case: str, codes: list[int], messages:
     start = time.monotonic()
     done = finish_ranks(start_ranks(2, [str(script), case]))
     assert [code for code, _, _ in done] == codes, done
+    assert not any("TCPStore" in errors for _, _, errors in done if case != "killed")
     assert [line for _, output, _ in done for line in output.splitlines()] == messages
     assert time.monotonic() - start < 60
 

@@ -94,7 +94,7 @@ def split_tasks(place: Place, world_size: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def one_process(place: Place) -> dict[str, str]:
+def one_process(place: Place) -> dict[str, Any]:
     """All splits of one process, then attempts to continue their last run with something changed."""
     name = run_name("ntp", 1, 1)
     short = place.config(name, micro_rows=1, data={"eval_corpus": str(place.directory / "other")})
@@ -115,9 +115,10 @@ def one_process(place: Place) -> dict[str, str]:
         merged["data"] = {**short["data"], **change.get("data", {})}
         tasks.append({"kind": "error", "config": merged})
     tasks.append({"kind": "disk_error", "config": {**short, "run_dir": str(place.directory / "full"), "steps": 1}})
+    tasks.append({"kind": "damaged", "config": short, "at": f"step-{STEPS}"})
     results = place.run(1, tasks)
     first = len(split_tasks(place, 1))
-    return {**dict(zip(changes, results[first:], strict=False)), "disk": results[-1]}
+    return {**dict(zip(changes, results[first:], strict=False)), "disk": results[-2], "damaged": results[-1]}
 
 
 @pytest.fixture(scope="session")
@@ -125,8 +126,11 @@ def two_processes(place: Place) -> dict[str, Any]:
     """All splits of two processes, then plain steps beside DeepSpeed's, an uninterrupted run, and one to continue."""
     whole = place.config("whole", "mtp", steps=12, save_every_steps=4)
     mine = place.config(run_name("ntp", 1, 1), micro_rows=1, data={"eval_corpus": str(place.directory / "other")})
+    narrow = place.config("bf16", deepspeed=str(ROOT / "ds_configs" / "zero2_bf16.json"), steps=6, save_every_steps=4)
     tasks = [
         *split_tasks(place, 2),
+        {"kind": "train", "config": {**narrow, "steps": 5}},
+        {"kind": "train", "config": narrow},
         {"kind": "parity", "config": place.config("parity", steps=4, micro_rows=1)},
         {"kind": "train", "config": whole},
         {"kind": "error", "config": mine},
@@ -176,6 +180,17 @@ def test_gradients_equal_those_of_plain_steps_alone(two_processes: dict[str, Any
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_process", "two_processes")
+def test_bf16_follows_float32_and_continues(place: Place) -> None:
+    """0.02: bf16 keeps 8 bits of the weights that the forward pass sees; the float32 weights behind it keep all."""
+    narrow, wide = place.metrics("bf16"), place.metrics(run_name("ntp", 1, 1))
+    assert [record["step"] for record in narrow] == [1, 2, 3, 4, 5, 6]
+    for got, want in zip(narrow, wide[:4], strict=False):
+        assert got["loss"] == pytest.approx(want["loss"], abs=0.02)
+        assert got["loss"] != want["loss"]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_processes")
 def test_interrupted_equals_uninterrupted(place: Place) -> None:
     """Law. Killed between two checkpoints, killed again inside a save, then run to the end: not a bit differs."""
@@ -218,6 +233,14 @@ def test_another_number_of_processes_is_refused(two_processes: dict[str, Any]) -
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(one_process: dict[str, str]) -> None:
     assert "the loss or its gradient is not finite at step 2" in one_process["not finite"]
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_named(one_process: dict[str, Any]) -> None:
+    assert len(one_process["damaged"]) == 2
+    for message in one_process["damaged"]:
+        assert message.startswith("DeepSpeed cannot load")
+        assert f"checkpoints/step-{STEPS}" in message
 
 
 @pytest.mark.slow

@@ -62,6 +62,18 @@ def run_error(config: TrainConfig, task: dict[str, Any]) -> Any:
     return None
 
 
+def run_damaged(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Continue from a checkpoint of which every size is right and the content of one file is not."""
+    messages = []
+    for pattern in ("zero_pp*", "mp_rank*"):
+        file = next((Path(config.run_dir) / "checkpoints" / task["at"]).glob(pattern))
+        content = file.read_bytes()
+        file.write_bytes(bytes(len(content)))
+        messages.append(run_error(config, task))
+        file.write_bytes(content)
+    return messages
+
+
 def run_disk_error(config: TrainConfig, task: dict[str, Any]) -> Any:
     """The disk refuses the file of the optimizer, once as the system says it, once as torch's archive writer does."""
     messages = []

@@ -1,0 +1,90 @@
+"""`slmkit train` as users start it: alone and under the deepspeed launcher, rightly and wrongly."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from synthetic import WORDS, write_corpus
+from train.ranks import ROOT, finish_ranks, free_port, start_ranks
+
+from slmkit.cli.main import main
+from slmkit.model.init_base import init_base
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with run.yaml and all it names."""
+    place = tmp_path_factory.mktemp("command")
+    write_corpus(place / "corpus", 20, frames=(4, 12))
+    init_base([" ".join(WORDS)] * 3, place / "base", hidden_size=32, num_layers=1, vocab_size=280)
+    config = {
+        "run_dir": str(place / "run"),
+        "base": str(place / "base"),
+        "deepspeed": str(ROOT / "ds_configs" / "zero2_fp32.json"),
+        "data": {"corpus": str(place / "corpus"), "row_tokens": 160, "num_workers": 1},
+        "model": {"group": 3},
+        "global_rows": 4,
+        "steps": 3,
+        "log_every_steps": 1,
+        "save_every_steps": 2,
+    }
+    (place / "run.yaml").write_text(yaml.safe_dump(config))
+    return place
+
+
+def launched(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line with no rank variables, as a login shell would."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    env = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("SLURM_")}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "MASTER_PORT": str(free_port())}
+    return subprocess.run(words, env=env, cwd=directory, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for line in ("run_dir (required):", "optimizer.lr (0.0005):", "data.row_tokens (2048):", "model.group (0):"):
+        assert line in shown
+    assert "local_rank N" not in shown
+
+
+def test_a_wrong_config_is_reported_once_and_ends_every_process(place: Path) -> None:
+    command = ["-m", "slmkit", "train", "--local_rank", "0", "--config", str(place / "run.yaml")]
+    done = finish_ranks(start_ranks(2, [*command, "--set", "optimizer.lr=-1", "--set", "colour=red"]))
+    assert [code for code, _, _ in done] == [2, 2]
+    shown = "".join(errors for _, _, errors in done)
+    assert shown.count("2 problems") == 1
+    assert "colour: unknown key" in shown
+    assert "optimizer.lr: got -1.0" in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+def test_alone_and_under_the_launcher(place: Path) -> None:
+    """One run alone; one of two processes through launch/train.sh, then again with a shard that has lost its end."""
+    alone = launched([sys.executable, "-m", "slmkit", "train", "--config", "run.yaml"], place)
+    assert alone.returncode == 0, alone.stderr[-4000:]
+    assert (place / "run" / "checkpoints" / "step-3" / "complete.json").is_file()
+    assert "saved" in alone.stderr
+
+    script = [str(ROOT / "launch" / "train.sh"), "--set", f"run_dir={place / 'two'}"]
+    words = ["env", "CONFIG=run.yaml", "PROCESSES=2", *script]
+    together = launched(words, place)
+    assert together.returncode == 0, together.stderr[-4000:]
+    assert len((place / "two" / "metrics.jsonl").read_text().splitlines()) == 3
+    for name in ("config.yaml", "provenance.json", "tensorboard", "model/vocab_layout.json"):
+        assert (place / "two" / name).exists()
+
+    tar = max((place / "corpus").glob("*.tar"))
+    os.truncate(tar, tar.stat().st_size // 2)
+    broken = launched([*words, "--set", "steps=30"], place)
+    shown = broken.stdout + broken.stderr
+    assert broken.returncode == 2, shown[-4000:]
+    assert f"{tar.name} is cut short" in shown
+    assert shown.count("slmkit train:") == 1
