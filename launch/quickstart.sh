@@ -30,6 +30,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
 fi
 python -c 'import slmkit, deepspeed' 2>/dev/null || pip install --quiet .
 
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the tensors are too small to share between threads
 AUDIO=tokenize_jobs/sample_corpus
 KEY=11_101_000000_000000 # the sentence that is spoken at the end
 step() { echo; echo "== $*"; }

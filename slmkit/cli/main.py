@@ -5,6 +5,7 @@ Each sub-command is a module of `slmkit.cli` with `SUMMARY` (a line), `add_argum
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ COMMANDS = {
     "evaluate": "evaluate",
     "bench": "bench",
 }
+# Libraries below speak only of errors; models come from local directories alone.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 ORDER = """\
 A first run, in order:
   slmkit codec fit AUDIO CODEC        fit the built-in codec to a folder of audio (or use the FACodec files)
@@ -60,6 +63,8 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit code: 0 done, 2 user error, 130 interrupted."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser(words[0] if words else None).parse_args(words)
     try:

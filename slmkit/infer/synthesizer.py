@@ -23,6 +23,7 @@ from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
 from slmkit.infer.generate import GREEDY, Generation, Limits, generate, prompt_example
 from slmkit.infer.sampling import Sampling
+from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 
 MAX_TEXT_CHARS = 2000
@@ -55,9 +56,8 @@ class Synthesizer:
     @staticmethod
     def load(model: str | Path, codec: str | Path, device: str = "cpu") -> "Synthesizer":
         """Open an export of `slmkit consolidate` and a codec directory."""
-        loaded = load_model(model)
-        tokenizer = TextTokenizer.load(model)
-        return Synthesizer(loaded.to(device), tokenizer, open_codec(codec, device))  # type: ignore[arg-type]
+        loaded = torch.nn.Module.to(load(model), device)
+        return Synthesizer(loaded, TextTokenizer.load(model), open_codec(codec, device))
 
     def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
         """Read `text` in the voice of `speaker`, float32 [D]; options as in `generate`.
@@ -144,18 +144,6 @@ def _check_text(text: str) -> None:
             expected=f"at most {MAX_TEXT_CHARS}",
             next_step="split it into sentences",
         )
-
-
-def load_model(directory: str | Path) -> SpeechLM:
-    """An exported SpeechLM. Raises UserError when the directory does not hold one."""
-    directory = Path(directory)
-    if not (directory / "config.json").is_file() or not (directory / "vocab_layout.json").is_file():
-        raise UserError(
-            f"{directory} does not hold an exported model",
-            expected="config.json, model.safetensors, vocab_layout.json",
-            next_step="run `slmkit consolidate RUN OUT` and give OUT",
-        )
-    return SpeechLM.from_pretrained(directory)
 
 
 def corpus_speaker(corpus: Corpus, key: str) -> Vector:
