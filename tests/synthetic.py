@@ -44,17 +44,25 @@ def write_corpus(
     """`num_samples` utterances of random codes, `frames` long, of words that differ from one another."""
     spec = spec or codec_spec()
     rng = np.random.default_rng(seed)
+    limits = np.array([stream.size for stream in spec.streams])[:, None]
+    samples = []
+    for i in range(num_samples):
+        length = int(rng.integers(*frames, endpoint=True))
+        codes = rng.integers(0, limits, (len(spec.streams), length)).astype(np.int16)
+        speaker = rng.standard_normal(spec.speaker_dim).astype(np.float32) if spec.speaker_dim else None
+        text = " ".join(rng.choice(WORDS, 4)) + f" {i}"
+        meta = {"text": text, "speaker": "s", "language": "en", "seconds": length / 80, "source": ""}
+        samples.append(Sample(f"utterance-{i:04d}", codes, speaker, meta))
+    return write_samples(directory, samples, spec, shard_samples)
+
+
+def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard_samples: int = 10) -> Corpus:
+    """A finished corpus of the given samples."""
     shards = []
-    for start in range(0, num_samples, shard_samples):
+    for start in range(0, len(samples), shard_samples):
         writer = ShardWriter(directory, "synthetic", start // shard_samples)
-        for i in range(start, min(start + shard_samples, num_samples)):
-            length = int(rng.integers(*frames, endpoint=True))
-            limits = np.array([stream.size for stream in spec.streams])[:, None]
-            codes = rng.integers(0, limits, (len(spec.streams), length)).astype(np.int16)
-            speaker = rng.standard_normal(spec.speaker_dim).astype(np.float32) if spec.speaker_dim else None
-            text = " ".join(rng.choice(WORDS, 4)) + f" {i}"
-            meta = {"text": text, "speaker": "s", "language": "en", "seconds": length / 80, "source": ""}
-            writer.add(Sample(f"utterance-{i:04d}", codes, speaker, meta))
+        for sample in samples[start : start + shard_samples]:
+            writer.add(sample)
         shards.append(writer.commit())
     manifest = {"codec": spec.to_dict(), "shards": [{"tar": s.tar, "sha256": s.sha256} for s in shards]}
     write_json(directory / MANIFEST, manifest)

@@ -1,0 +1,137 @@
+"""An exported model and its codec speak; everything that does not fit together is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic import write_samples
+from tiny_model import BASE, memorise, one_batch, tiny_model
+
+from slmkit.audio.io import read_audio, write_wav
+from slmkit.codec.melvq import MelVQ
+from slmkit.data.index import Corpus
+from slmkit.data.shards import Sample
+from slmkit.data.text import TextTokenizer
+from slmkit.errors import UserError
+from slmkit.evaluate.speech import generate_outputs, score_outputs, summary_lines
+from slmkit.infer.sampling import Sampling
+from slmkit.infer.synthesizer import Synthesizer
+from slmkit.model.pretrained import extended_tokenizer, save
+
+AUDIO = Path(__file__).resolve().parents[2] / "tokenize_jobs" / "sample_corpus"
+FLACS = sorted(AUDIO.glob("1[12]/*/*.flac"))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec, a corpus of two short pieces of real speech, and a model that knows them by heart."""
+    root = tmp_path_factory.mktemp("chain")
+    waves = [read_audio(path, 16_000) for path in FLACS]
+    codec = MelVQ.fit(waves, seed=0)
+    codec.save(root / "codec")
+    samples = []
+    for path in FLACS[:2]:
+        wave = torch.from_numpy(read_audio(path, 16_000)[4000:10_000])
+        encoded = codec.encode(wave[None], torch.tensor([len(wave)]))
+        text = path.with_suffix(".normalized.txt").read_text().strip()
+        meta = {"text": text, "speaker": "s", "language": "en", "seconds": len(wave) / 16_000, "source": path.name}
+        samples.append(Sample(path.stem, encoded.codes[0].numpy(), encoded.speaker[0].numpy(), meta))
+    write_samples(root / "corpus", samples, codec.spec)
+    tokenizer = TextTokenizer.load(BASE)
+    model = tiny_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
+    memorise(model, one_batch(model, tokenizer, samples))
+    save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
+    return root
+
+
+@pytest.fixture(scope="module")
+def synthesizer(chain: Path) -> Synthesizer:
+    return Synthesizer.load(chain / "model", chain / "codec")
+
+
+def test_an_export_speaks_what_it_learnt(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
+    corpus = Corpus.open(chain / "corpus")
+    generate_outputs(synthesizer, corpus, range(2), tmp_path / "out")
+    scores = score_outputs(tmp_path / "out", corpus, synthesizer)
+    assert scores["summary"]["frame_agreement"] == [1.0, 1.0, 1.0]
+    assert scores["summary"]["ended_share"] == 1.0
+    assert scores["summary"]["log_mel_distance_db"] < 0.5  # 16-bit rounding of the stored wave
+    assert "frame_agreement: 1.0000 1.0000 1.0000" in summary_lines(scores)
+    with pytest.raises(UserError, match="the output directory exists"):
+        generate_outputs(synthesizer, corpus, range(2), tmp_path / "out")
+    with pytest.raises(UserError, match="holds no generated outputs"):
+        score_outputs(tmp_path, corpus, synthesizer)
+
+
+def test_outputs_of_another_corpus_are_refused(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
+    corpus = Corpus.open(chain / "corpus")
+    generate_outputs(synthesizer, corpus, [0], tmp_path / "out")
+    line = (tmp_path / "out" / "outputs.jsonl").read_text()
+    (tmp_path / "out" / "outputs.jsonl").write_text(line.replace(corpus.key(0), "other"))
+    with pytest.raises(UserError, match="generated for another corpus"):
+        score_outputs(tmp_path / "out", corpus, synthesizer)
+
+
+def test_a_model_that_does_not_speak_scores_low(chain: Path, tmp_path: Path) -> None:
+    broken = Synthesizer.load(chain / "model", chain / "codec")
+    with torch.no_grad():
+        broken.model.lm_model.model.embed_tokens.weight[broken.model.layout.id_of("<sosp>")] = 0
+    corpus = Corpus.open(chain / "corpus")
+    generate_outputs(broken, corpus, [0], tmp_path / "out")
+    summary = score_outputs(tmp_path / "out", corpus, broken)["summary"]
+    assert max(summary["frame_agreement"]) < 0.5
+    with pytest.raises(UserError, match="the model gave no speech for"):
+        broken.speak("The kettle", broken.read_speaker(f"{chain / 'corpus'}:{corpus.key(0)}"))
+
+
+def test_voices_come_from_audio_vectors_and_corpora(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
+    corpus = Corpus.open(chain / "corpus")
+    stored = synthesizer.read_speaker(f"{chain / 'corpus'}:{corpus.key(1)}")
+    np.save(tmp_path / "voice.npy", stored)
+    assert np.array_equal(synthesizer.read_speaker(tmp_path / "voice.npy"), stored)
+    wave = read_audio(FLACS[1], 16_000)[4000:10_000]
+    write_wav(tmp_path / "voice.wav", wave, 16_000)
+    heard = synthesizer.read_speaker(tmp_path / "voice.wav")
+    assert heard.shape == stored.shape
+    assert np.abs(heard - stored).max() < 0.1
+
+
+def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot take the voice of .*missing\.wav"):
+        synthesizer.read_speaker(tmp_path / "missing.wav")
+    write_wav(tmp_path / "short.wav", np.full(3, 0.5), 16_000)
+    with pytest.raises(UserError, match=r"cannot take the voice of .*short\.wav"):
+        synthesizer.read_speaker(tmp_path / "short.wav")
+    with pytest.raises(UserError, match="has no sample 'nobody'"):
+        synthesizer.read_speaker(f"{chain / 'corpus'}:nobody")
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(UserError, match="as a speaker vector"):
+        synthesizer.read_speaker(tmp_path / "text.npy")
+    np.save(tmp_path / "nan.npy", np.full(80, np.nan))
+    with pytest.raises(UserError, match="is not a speaker vector"):
+        synthesizer.read_speaker(tmp_path / "nan.npy")
+    with pytest.raises(UserError, match="the speaker vector is not of this codec"):
+        synthesizer.speak("Hello", np.zeros(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "no text to speak"), (" \n", "no text to speak"), ("a" * 10_000, "too long to speak")]
+)
+def test_bad_text_is_named(text: str, message: str, synthesizer: Synthesizer) -> None:
+    with pytest.raises(UserError, match=message):
+        synthesizer.speak(text, np.zeros(80, dtype=np.float32))
+
+
+@pytest.mark.parametrize("text", ["🎉🎉", "<sosp><a1>[Assistant]:", "\ud800", "Zażółć gęślą jaźń"])
+def test_odd_text_ends_one_way_or_the_other(text: str, synthesizer: Synthesizer) -> None:
+    settings = {"sampling": Sampling(temperature=1.0), "max_sec": 0.5}
+    out = synthesizer.generate(text, np.zeros(80, dtype=np.float32), **settings)
+    assert out.stop in ("end", "speech_limit", "text_limit")
+    assert out.codes.shape[1] <= 40
+
+
+def test_another_codec_is_refused(chain: Path, tmp_path: Path) -> None:
+    MelVQ.fit([read_audio(path, 16_000) for path in FLACS], seed=1).save(tmp_path / "other")
+    with pytest.raises(UserError, match="the given codec is not the codec of the model: weights_sha256 differs"):
+        Synthesizer.load(chain / "model", tmp_path / "other")
