@@ -9,10 +9,11 @@
 # MASTER_PORT port of the first process; choose another when two runs share a machine; default 29500
 #
 # Everything after the script's name goes to `slmkit train`. Start it again to continue an interrupted run.
-# --no_local_rank: the launcher would put --local_rank in front of the command; LOCAL_RANK says the same.
 set -euo pipefail
 
-exec deepspeed --no_local_rank \
+# DeepSpeed would train on this machine alone if the hostfile were missing.
+if [ -n "${HOSTFILE:-}" ] && [ ! -f "$HOSTFILE" ]; then echo "there is no hostfile $HOSTFILE" >&2; exit 2; fi
+exec deepspeed \
     ${HOSTFILE:+--hostfile "$HOSTFILE"} \
     --num_gpus "${PROCESSES:-1}" \
     --master_port "${MASTER_PORT:-29500}" \

@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line. Returns its exit code: 0 done, 2 user error, 130 interrupted."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    words = list(sys.argv[1:] if argv is None else argv)
+    # DeepSpeed's launcher puts --local_rank=N in front of everything; LOCAL_RANK says the same.
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
     args = build_parser(words[0] if words else None).parse_args(words)
     try:
         return int(args.run(args) or 0)

@@ -3,7 +3,7 @@
 The same command works alone and under launchers, each process being one rank:
 
   slmkit train --config RUN.yaml
-  deepspeed --no_local_rank --num_gpus 2 --module slmkit train --config RUN.yaml
+  deepspeed --num_gpus 2 --module slmkit train --config RUN.yaml
   torchrun --nproc-per-node 2 -m slmkit train --config RUN.yaml
   srun ... slmkit train --config RUN.yaml        (MASTER_ADDR and MASTER_PORT exported)
 
@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="run config (YAML)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
     parser.add_argument("--verbose", action="store_true", help="more messages")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the launcher's; LOCAL_RANK says the same
     options = "\n".join(f"  {line}" for line in describe(TrainConfig))
     parser.epilog = f"Options of the run config (default): meaning\n{options}"
 
@@ -35,7 +34,12 @@ def run(args: argparse.Namespace) -> int:
     world = World.from_env()
     log.set_up(world.rank, args.verbose)
     with together(world):
+        from slmkit.infer.samples import SpeechSamples
         from slmkit.train.loop import train
 
-        train(load_config(TrainConfig, args.config, args.set))
+        config = load_config(TrainConfig, args.config, args.set)
+        speak = None
+        if config.codec is not None and config.speak_every_steps and world.is_first:
+            speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=config.data.corpus)
+        train(config, speak)
     return 0

@@ -143,6 +143,7 @@ class TrainConfig:
     keep_last: int = option(2, help="newest checkpoints that are kept")
     eval_every_steps: int = option(500, help="steps from one evaluation to the next, if any data is held out")
     speak_every_steps: int = option(0, help="steps from one set of speech samples to the next; 0 makes none")
+    codec: str | None = option(None, help="directory of the codec, for speech samples in TensorBoard")
 
     def __post_init__(self) -> None:
         at_least_one = ("global_rows", "micro_rows", "log_every_steps", "save_every_steps", "keep_last")
@@ -152,6 +153,10 @@ class TrainConfig:
             [
                 *((value < 1, f"{name}: got {value}, expected at least 1") for name, value in [*small, *lengths]),
                 (self.seed < 0, f"seed: got {self.seed}, expected 0 or more"),
+                (
+                    self.speak_every_steps > 0 and self.codec is None,
+                    "codec: got none, expected the codec's directory when speak_every_steps is set",
+                ),
                 (self.speak_every_steps < 0, f"speak_every_steps: got {self.speak_every_steps}, expected 0 or more"),
                 (len(lengths) != 1, f"steps, epochs: got {len(lengths)} of them, expected one"),
             ]

@@ -154,20 +154,31 @@ def micro_batches(
         num_workers=min(num_workers, len(positions)),
         prefetch_factor=PREFETCH if num_workers and positions else None,
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else the loader would draw from the model's random state
     )
     for (step, micro), batch in zip(positions, loader, strict=True):
+        if isinstance(batch, UserError):
+            raise batch
         yield step, micro, batch
 
 
-class _MicroBatches(Dataset[Batch]):
-    """Micro-batches of one rank, by (step, micro-batch number)."""
+class _MicroBatches(Dataset[Batch | UserError]):
+    """Micro-batches of one rank, by (step, micro-batch number).
+
+    A damaged shard comes as the error itself: raised in a worker, it would arrive wrapped in the worker's traceback.
+    """
 
     def __init__(self, data: TrainingData, plan: Plan, split: BatchSplit, rank: int, row_tokens: int) -> None:
         self.data, self.plan, self.split, self.rank, self.row_tokens = data, plan, split, rank, row_tokens
         self.reader = ShardReader(data.corpus)
 
-    def __getitem__(self, position: tuple[int, int]) -> Batch:
-        step, micro = position
+    def __getitem__(self, position: tuple[int, int]) -> Batch | UserError:
+        try:
+            return self._read(*position)
+        except UserError as error:
+            return error
+
+    def _read(self, step: int, micro: int) -> Batch:
         rows = self.plan.step_rows(step, self.split.global_rows)
         mine = np.concatenate([rows[i] for i in self.split.rows(self.rank, micro)])
         counts = self.data.counts(np.concatenate(rows))

@@ -39,7 +39,7 @@ from slmkit.train.schedule import learning_rate
 from slmkit.world import World
 
 logger = get_logger(__name__)
-Speak = Callable[[torch.nn.Module, Any, int], None]  # (model, TensorBoard writer, step), in the first process
+Speak = Callable[[Any, Any, int], None]  # (model, TensorBoard writer, step), in the first process
 
 
 def train(config: TrainConfig, speak: Speak | None = None) -> None:

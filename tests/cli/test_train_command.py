@@ -55,7 +55,7 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_wrong_config_is_reported_once_and_ends_every_process(place: Path) -> None:
-    command = ["-m", "slmkit", "train", "--local_rank", "0", "--config", str(place / "run.yaml")]
+    command = ["-m", "slmkit", "--local_rank=0", "train", "--config", str(place / "run.yaml")]
     done = finish_ranks(start_ranks(2, [*command, "--set", "optimizer.lr=-1", "--set", "colour=red"]))
     assert [code for code, _, _ in done] == [2, 2]
     shown = "".join(errors for _, _, errors in done)

@@ -147,6 +147,23 @@ def test_samples_longer_than_a_row_are_reported(corpus: Corpus, tokenizer: TextT
     assert list(report_too_long(data, data.plan(seed=0, epoch=0, row_tokens=1000))) == []
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_is_named_as_it_is(tmp_path: Path, tokenizer: TextTokenizer, num_workers: int) -> None:
+    corpus = write_corpus(tmp_path, 8)
+    data = open_data(corpus, tokenizer)
+    tar = tmp_path / corpus.shards[0].tar
+    tar.write_bytes(b"x" * tar.stat().st_size)
+    with pytest.raises(UserError, match=tar.name) as caught:
+        run_epoch(data, 1, 4, epoch=0, num_workers=num_workers)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_the_models_random_state_is_left_alone(corpus: Corpus, tokenizer: TextTokenizer) -> None:
+    before = torch.get_rng_state()
+    run_epoch(open_data(corpus, tokenizer), 1, 4, epoch=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_refusals(corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such task"):
         ExampleFormat(task="sing", group=0)

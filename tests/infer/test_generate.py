@@ -6,8 +6,8 @@ import functools
 import numpy as np
 import pytest
 import torch
+from memorising import BASE, memorise, one_batch, small_model
 from synthetic import codec_spec
-from tiny_model import BASE, memorise, one_batch, tiny_model
 
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
@@ -49,7 +49,7 @@ def samples() -> list[Sample]:
 @functools.cache
 def trained(kind: int) -> SpeechLM:
     group, options = KINDS[kind]
-    model = tiny_model(tokenizer(), codec_spec(), group, hidden_size=48, **options)
+    model = small_model(tokenizer(), codec_spec(), group, hidden_size=48, **options)
     memorise(model, one_batch(model, tokenizer(), samples()))
     return model
 
@@ -116,7 +116,7 @@ def test_a_seed_repeats_and_another_differs() -> None:
 def test_the_voice_follows_the_vector() -> None:
     one, two, _ = samples()
     two = dataclasses.replace(two, meta=one.meta)  # the same sentence, in two voices
-    model = tiny_model(tokenizer(), codec_spec(), 3, hidden_size=48, speaker_dim=8)
+    model = small_model(tokenizer(), codec_spec(), 3, hidden_size=48, speaker_dim=8)
     memorise(model, one_batch(model, tokenizer(), [one, two]))
     for sample in (one, two):
         assert np.array_equal(generate(model, **start_of(model, sample)).codes, sample.codes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import BASE, memorise, one_batch, tiny_model
+from memorising import BASE, memorise, one_batch, small_model
 
 from slmkit.data.importers.published import SPEC, read_published
 from slmkit.data.shards import Sample
@@ -21,7 +21,7 @@ def test_three_utterances_come_out_exactly(group: int, demo_dir: Path) -> None:
     samples = [item for item in read_published(demo_dir / FILES[group]) if isinstance(item, Sample)]
     assert len(samples) == 10
     samples = sorted(samples, key=lambda sample: sample.codes.shape[1])[:3]
-    model = tiny_model(tokenizer, SPEC, group, hidden_size=128, num_layers=4)
+    model = small_model(tokenizer, SPEC, group, hidden_size=128, num_layers=4)
     memorise(model, one_batch(model, tokenizer, samples))
     for sample in samples:
         start = prompt_example(tokenizer, model.layout, sample.meta["text"], group=group, speaker=False)

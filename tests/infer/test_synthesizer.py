@@ -1,20 +1,23 @@
 """An exported model and its codec speak; everything that does not fit together is named."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from synthetic import write_samples
-from tiny_model import BASE, memorise, one_batch, tiny_model
+from memorising import BASE, memorise, one_batch, small_model
+from synthetic import write_corpus, write_samples
 
 from slmkit.audio.io import read_audio, write_wav
+from slmkit.codec.base import CodecSpec
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
 from slmkit.evaluate.speech import generate_outputs, score_outputs, summary_lines
+from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.pretrained import extended_tokenizer, save
@@ -39,7 +42,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         samples.append(Sample(path.stem, encoded.codes[0].numpy(), encoded.speaker[0].numpy(), meta))
     write_samples(root / "corpus", samples, codec.spec)
     tokenizer = TextTokenizer.load(BASE)
-    model = tiny_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
+    model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
     memorise(model, one_batch(model, tokenizer, samples))
     save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
     return root
@@ -135,3 +138,39 @@ def test_another_codec_is_refused(chain: Path, tmp_path: Path) -> None:
     MelVQ.fit([read_audio(path, 16_000) for path in FLACS], seed=1).save(tmp_path / "other")
     with pytest.raises(UserError, match="the given codec is not the codec of the model: weights_sha256 differs"):
         Synthesizer.load(chain / "model", tmp_path / "other")
+
+
+class Writer:
+    """TensorBoard's writer, as far as samples use it."""
+
+    def __init__(self) -> None:
+        self.sounds: dict[str, np.ndarray] = {}
+
+    def add_audio(self, tag: str, wave: np.ndarray, step: int, sample_rate: int) -> None:
+        assert (step, sample_rate) == (7, 16_000)
+        self.sounds[tag] = wave
+
+
+def test_samples_for_tensorboard_leave_training_as_it_was(chain: Path, synthesizer: Synthesizer) -> None:
+    speak = SpeechSamples(codec=chain / "codec", tokenizer=BASE, corpus=chain / "corpus")
+    writer, model = Writer(), synthesizer.model.train()
+    speak(model, writer, 7)
+    assert model.training
+    assert len(writer.sounds) == 4
+    for tag, wave in writer.sounds.items():
+        if tag.endswith("/copy"):
+            assert np.array_equal(wave, writer.sounds[tag.removesuffix("/copy")])
+
+
+def test_samples_need_a_corpus_of_the_same_codec(chain: Path, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "other", 2)
+    with pytest.raises(UserError, match="is not the codec of"):
+        SpeechSamples(codec=chain / "codec", tokenizer=BASE, corpus=tmp_path / "other")
+    spec = dataclasses.replace(synthesizer_spec(chain), speaker_dim=0)
+    write_corpus(tmp_path / "mute", 2, spec=spec)
+    with pytest.raises(UserError, match="speech samples need speaker vectors"):
+        SpeechSamples(codec=chain / "codec", tokenizer=BASE, corpus=tmp_path / "mute")
+
+
+def synthesizer_spec(chain: Path) -> CodecSpec:
+    return Corpus.open(chain / "corpus").codec

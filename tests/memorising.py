@@ -1,4 +1,4 @@
-"""Speech language models small enough to train inside a test."""
+"""Speech language models small enough to learn a few sentences by heart inside a test."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from slmkit.model.slm import SpeechLM
 BASE = Path(__file__).resolve().parent / "golden" / "slm" / "tiny_base"
 
 
-def tiny_model(
+def small_model(
     tokenizer: TextTokenizer, spec: CodecSpec, group: int, *, hidden_size: int = 64, num_layers: int = 2, **options: Any
 ) -> SpeechLM:
     """A seeded model with random weights over the tiny base's tokenizer."""
