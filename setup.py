@@ -1,4 +1,4 @@
-"""Packaging of slmkit. Ranges are the versions the tests ran with, see CHANGELOG.md."""
+"""Packaging of slmkit. Both ends of the ranges were tested, see CHANGELOG.md."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ from setuptools import find_packages, setup
 
 # The upper bound of torch is exact on purpose: without it pip may fetch a CUDA build newer than any that was tested.
 REQUIRED = [
-    "torch>=2.6,<=2.13.0",
-    "deepspeed>=0.19.4,<0.20",
+    "torch>=2.11,<=2.13.0",
+    "deepspeed>=0.19.4,<=0.19.8",  # 0.17.6 to 0.19.3 gave wrong gradients under ZeRO-2 when a submodule ran twice
     "transformers>=5.17,<5.24",
-    "safetensors>=0.5,<1",
     "tokenizers>=0.22,<0.24",
-    "webdataset>=0.2.100,<1.1",
+    "safetensors>=0.6,<0.9",
+    "webdataset>=0.2.111,<1.1",
     "soundfile>=0.13,<0.15",
-    "soxr>=0.5,<1.2",
-    "numpy>=1.26,<2.5",
+    "soxr>=1.0,<1.2",
+    "numpy>=2.0,<2.5",
     "pyyaml>=6,<7",
-    "tensorboard>=2.18,<2.22",
+    "tensorboard>=2.20,<2.22",
     "tqdm>=4.66,<5",
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
@@ -25,10 +25,10 @@ EXTRAS = {
     "eval": ["jiwer>=4,<5"],
     "dev": [
         "pytest>=8,<10",
-        "pytest-xdist>=3,<4",
+        "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
-        "ruff>=0.14,<0.18",
-        "mypy>=1.18,<3",
+        "ruff>=0.17,<0.18",
+        "mypy>=2,<3",
         "types-PyYAML",
         "types-tqdm",
     ],
