@@ -18,15 +18,23 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.model.config import SpeechLMConfig
+from slmkit.model.pretrained import backbone_values
 from slmkit.model.slm import SpeechLM
 
 BASE = Path(__file__).resolve().parent / "golden" / "slm" / "tiny_base"
 
 
 def small_model(
-    tokenizer: TextTokenizer, spec: CodecSpec, group: int, *, hidden_size: int = 64, num_layers: int = 2, **options: Any
+    tokenizer: TextTokenizer,
+    spec: CodecSpec,
+    group: int,
+    *,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    like: Path | None = None,
+    **options: Any,
 ) -> SpeechLM:
-    """A seeded model with random weights over the tiny base's tokenizer."""
+    """A seeded model with random weights over the tiny base's tokenizer; `like` names a base with the shape to take."""
     layout = VocabLayout.published(
         "mtp" if group else "ntp",
         base_size=tokenizer.base_size,
@@ -34,7 +42,7 @@ def small_model(
         eos_id=tokenizer.eos_id,
         codebook_sizes=tuple(stream.size for stream in spec.lm_streams),
     )
-    backbone = Qwen2Config(
+    shape = Qwen2Config(
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
         num_hidden_layers=num_layers,
@@ -44,10 +52,11 @@ def small_model(
         tie_word_embeddings=True,
         max_position_embeddings=4096,
     )
+    if like is not None:
+        shape = Qwen2Config.from_pretrained(like)
     torch.manual_seed(0)
-    config = SpeechLMConfig(
-        backbone=backbone.to_dict(), layout=layout.to_dict(), codec=spec.to_dict(), group=group, **options
-    )
+    backbone = backbone_values(shape.to_dict(), layout, layout.size)
+    config = SpeechLMConfig(backbone=backbone, layout=layout.to_dict(), codec=spec.to_dict(), group=group, **options)
     return SpeechLM(config)
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "codec": "codec",
     "tokenize": "tokenize",
     "import": "import_codes",
+    "import-model": "import_model",
     "train": "train",
     "consolidate": "consolidate",
     "synthesize": "synthesize",
