@@ -28,7 +28,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -d .venv ] || python3 -m venv .venv
     . .venv/bin/activate
 fi
-python -c 'import slmkit, deepspeed' 2>/dev/null || pip install --quiet .
+command -v slmkit >/dev/null && python -c 'import deepspeed' 2>/dev/null || pip install --quiet --editable .
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the tensors are too small to share between threads
 AUDIO=tokenize_jobs/sample_corpus

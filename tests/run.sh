@@ -8,7 +8,8 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -d .venv ] || python3 -m venv .venv
     . .venv/bin/activate
 fi
-python -c 'import deepspeed, hypothesis, mypy, pytest, slmkit, xdist' 2>/dev/null || pip install --quiet ".[dev]"
+command -v slmkit >/dev/null && python -c 'import deepspeed, hypothesis, mypy, pytest, xdist' 2>/dev/null ||
+    pip install --quiet --editable ".[dev]"
 
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist worksteal "$@"
