@@ -16,9 +16,8 @@ from slmkit.data.prompt import tts
 from slmkit.data.sequence import build, measure, term_counts, text_size, tokenize
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
-from slmkit.data.vocab import VocabLayout
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.pretrained import backbone_values
+from slmkit.model.pretrained import backbone_values, base_layout
 from slmkit.model.slm import SpeechLM
 
 BASE = Path(__file__).resolve().parent / "golden" / "slm" / "tiny_base"
@@ -35,13 +34,7 @@ def small_model(
     **options: Any,
 ) -> SpeechLM:
     """A seeded model with random weights over the tiny base's tokenizer; `like` names a base with the shape to take."""
-    layout = VocabLayout.published(
-        "mtp" if group else "ntp",
-        base_size=tokenizer.base_size,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        codebook_sizes=tuple(stream.size for stream in spec.lm_streams),
-    )
+    layout = base_layout(tokenizer, spec, group)
     shape = Qwen2Config(
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,

@@ -11,8 +11,8 @@ from synthetic import codec_spec, write_corpus
 from slmkit.data.index import Corpus
 from slmkit.data.loader import ExampleFormat, TrainingData, micro_batches, report_too_long
 from slmkit.data.text import TextTokenizer
-from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
+from slmkit.model.pretrained import base_layout
 from slmkit.world import BatchSplit
 
 BASE = Path(__file__).resolve().parent.parent / "golden" / "slm" / "tiny_base"
@@ -32,13 +32,7 @@ def tokenizer() -> TextTokenizer:
 def open_data(
     corpus: Corpus, tokenizer: TextTokenizer, group: int = 3, speaker: bool = True, **options: object
 ) -> TrainingData:
-    layout = VocabLayout.published(
-        "mtp" if group else "ntp",
-        base_size=tokenizer.base_size,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        codebook_sizes=(16, 16, 16),
-    )
+    layout = base_layout(tokenizer, codec_spec(), group)
     return TrainingData.open(
         corpus, tokenizer, layout, ExampleFormat(task="tts", group=group, speaker=speaker), **options
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published_examples import TEXTS, published_codes
 
 from slmkit.data import prompt
 from slmkit.data.sequence import build, frames_per_step, measure, speech_tokens, term_counts, text_size, tokenize
@@ -14,14 +15,6 @@ from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 
 BASE = Path(__file__).resolve().parent.parent / "golden" / "slm" / "tiny_base"
-FRAMES = (37, 50, 23, 81, 64)
-TEXTS = (
-    "The river froze before the last boat could leave.",
-    "She counted eleven lanterns along the harbour wall.",
-    "Nobody had told him that the clock was wrong.",
-    "A small brown dog slept under the bakery table.",
-    '"Wait," said the pilot, "we are not alone up here."',
-)
 SIZES = (4, 5, 6)
 
 
@@ -54,7 +47,7 @@ def test_lengths_and_ids_equal_the_golden_ones(
         codebook_sizes=(1024,) * 3,
     )
     for i, expected in enumerate(golden):
-        codes = np.random.Generator(np.random.PCG64(500 + i)).integers(0, 1024, (3, FRAMES[i]))
+        codes = published_codes(i)
         pieces = tokenize(prompt.tts(TEXTS[i], speaker=bool(speaker)), tokenizer.encode, layout)
         example = build(pieces, codes, layout, group)
         assert len(example.tokens) == expected["n"]

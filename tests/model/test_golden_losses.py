@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published_examples import TEXTS, published_codes, published_speaker
 from seeded_weights import seed_state
 
 from slmkit.codec.base import CodecSpec, Stream
@@ -29,14 +30,6 @@ from slmkit.model.slm import SpeechLM
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "slm"
 EXPECTED = json.loads((GOLDEN / "golden_synthetic.json").read_text())
 NAMES = [name for name in EXPECTED if name.endswith(("_spk0", "_spk1"))]
-FRAMES = (37, 50, 23, 81, 64)
-TEXTS = (
-    "The river froze before the last boat could leave.",
-    "She counted eleven lanterns along the harbour wall.",
-    "Nobody had told him that the clock was wrong.",
-    "A small brown dog slept under the bakery table.",
-    '"Wait," said the pilot, "we are not alone up here."',
-)
 ROLES = (("content_1", "content"), ("content_2", "content"), ("prosody", "prosody"))
 SPEC = CodecSpec(
     name="facodec_v2",
@@ -75,8 +68,7 @@ def golden_model(name: str) -> SpeechLM:
 
 
 def golden_batch(i: int, layout: VocabLayout, group: int, speaker_dim: int) -> Batch:
-    codes = np.random.Generator(np.random.PCG64(500 + i)).integers(0, 1024, (3, FRAMES[i]))
-    vector = np.random.Generator(np.random.PCG64(9000 + i)).standard_normal(256).astype(np.float32)
+    codes, vector = published_codes(i), published_speaker(i)
     speaker = speaker_dim > 0
     pieces = tokenize(tts(TEXTS[i], speaker=speaker), tokenizer().encode, layout)
     example = build(pieces, codes, layout, group)
