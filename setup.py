@@ -1,4 +1,4 @@
-"""Packaging of slmkit. Both ends of the ranges were tested, see CHANGELOG.md."""
+"""Packaging of slmkit. CHANGELOG.md says which versions the tests ran with."""
 
 from pathlib import Path
 
