@@ -30,6 +30,8 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
 fi
 command -v slmkit >/dev/null && python -c 'import deepspeed' 2>/dev/null || pip install --quiet --editable .
 
+# DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.
+export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$VIRTUAL_ENV/torch_extensions}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # the tensors are too small to share between threads
 AUDIO=tokenize_jobs/sample_corpus
 KEY=11_101_000000_000000 # the sentence that is spoken at the end

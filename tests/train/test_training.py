@@ -57,7 +57,7 @@ class Place(NamedTuple):
         file = self.directory / "task.json"
         file.write_text(json.dumps([task]))
         processes = start_ranks(world_size, [WORKER, str(file), "none"])
-        processes[0].wait(timeout=120)
+        processes[0].wait(timeout=600)
         for process in processes:
             process.kill()
         assert finish_ranks(processes)[0][0] == -9
