@@ -41,7 +41,7 @@ def launched(words: list[str], directory: Path) -> subprocess.CompletedProcess[s
     env = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("SLURM_")}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "MASTER_PORT": str(free_port())}
-    return subprocess.run(words, env=env, cwd=directory, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(words, env=env, cwd=directory, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -233,7 +233,7 @@ def test_an_interrupted_job_goes_on_to_the_same_bytes(hostile_corpus, reference,
     wait_for(lambda: (out / "hostile-000001.index.json").exists() or process.poll() is not None)
     assert process.poll() is None, process.stderr.read()
     os.kill(process.pid, how)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=120) != 0
     wait_for(lambda: group_is_gone(process.pid))  # the workers end too
     process.stderr.close()
     assert not (out / "manifest.json").exists()
