@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-TIMEOUT_SEC = 240
+TIMEOUT_SEC = 600
 
 
 def free_port() -> int:
