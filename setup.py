@@ -18,6 +18,7 @@ REQUIRED = [
     "pyyaml>=6,<7",
     "tensorboard>=2.20,<2.22",
     "tqdm>=4.66,<5",
+    "packaging>=24,<27",
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
 EXTRAS = {

@@ -18,6 +18,7 @@ COMMANDS = {
     "tokenize": "tokenize",
     "import": "import_codes",
     "import-model": "import_model",
+    "doctor": "doctor",
     "train": "train",
     "consolidate": "consolidate",
     "synthesize": "synthesize",
@@ -31,6 +32,7 @@ A first run, in order:
   slmkit codec fit AUDIO CODEC        fit the built-in codec to a folder of audio (or use the FACodec files)
   slmkit tokenize ...                 audio to shards of codes
   slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
+  slmkit doctor --config RUN.yaml     check machine, DeepSpeed and data; under the same launcher as train
   slmkit train --config RUN.yaml      train; under `deepspeed`, `srun`, `torchrun` or alone
   slmkit consolidate RUN OUT          checkpoint to safetensors
   slmkit synthesize OUT ...           text to a WAV file

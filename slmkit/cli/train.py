@@ -35,8 +35,10 @@ def run(args: argparse.Namespace) -> int:
     log.set_up(world.rank, args.verbose)
     with together(world):
         from slmkit.infer.samples import SpeechSamples
+        from slmkit.train.doctor import warn_of_versions
         from slmkit.train.loop import train
 
+        warn_of_versions(world)
         config = load_config(TrainConfig, args.config, args.set)
         speak = None
         if config.codec is not None and config.speak_every_steps and world.is_first:

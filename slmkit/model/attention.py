@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 NAME = "slmkit_packed"  # under this name transformers builds no mask of its own
 HALF = (torch.float16, torch.bfloat16)
+FLASH_ATTN, TORCH_VARLEN, SDPA = "flash-attn", "torch varlen", "scaled_dot_product_attention"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
+
+
+def implementation(*, on_cuda: bool) -> str:
+    """Which kernel `attend` uses for packed utterances: in half precision on a GPU, or elsewhere."""
+    if on_cuda and _flash_attn() is not None:
+        return FLASH_ATTN
+    return TORCH_VARLEN if on_cuda and _torch_varlen() is not None else SDPA
 
 
 def attend(

@@ -1,0 +1,371 @@
+"""What a machine, its processes and a run's files must be before training starts, as checks that return values.
+
+Each check gives `CheckResult`s and prints nothing. Ranges of versions come from the metadata of the installed slmkit,
+so they stand in `setup.py` alone. The last two checks, `check_all_reduce` and `check_parity`, take all processes.
+
+Not done: the speed of the network between nodes beyond one all-reduce; whether the model fits into memory.
+
+Example:
+    for result in examine(World.from_env(), run_dir="RUN"):
+        print(result.status, result.name, result.what)
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from slmkit.codec.open import open_codec
+from slmkit.config import run_dir as runs
+from slmkit.config.load import to_dict
+from slmkit.config.train import TrainConfig
+from slmkit.data.index import Corpus
+from slmkit.data.text import TextTokenizer
+from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
+from slmkit.files import disk_error, read_json
+from slmkit.log import get_logger
+from slmkit.model import attention
+from slmkit.model.pretrained import LAYOUT_FILE, base_layout
+from slmkit.train.engine import process_group, sum_over_ranks
+from slmkit.train.parity import ACCUMULATION, StepComparison, compare
+from slmkit.train.run import FIXED, FIXED_DATA, check_facts
+from slmkit.train.settings import deepspeed_settings, precision
+from slmkit.world import BatchSplit, World
+
+logger = get_logger(__name__)
+T = TypeVar("T")
+Status = Literal["ok", "warn", "FAIL"]
+OPTIONAL = ("flash", "eval")  # extras of setup.py that a run may use
+PROBE_BYTES = 64 * 2**20  # written to the run directory
+PROBE_FLOATS = 4 * 2**20  # summed over all processes
+SLOW_MB_PER_SEC = 50.0  # a checkpoint of a 0.5 B model, about 6 GB, would take two minutes
+LOW_FREE_GB = 20.0  # three such checkpoints
+TOLERANCE = 1e-3  # of gradients: float32 rounding stays below 1e-4, the known defects are above 0.1
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+# What DeepSpeed and torch raise when a compiler, a library, a device or a connection fails them.
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """What one check found. `got`, `expected` and `next_step` stand where the status is not "ok"."""
+
+    name: str
+    status: Status
+    what: str
+    got: str = ""
+    expected: str = ""
+    next_step: str = ""
+
+    @staticmethod
+    def failed(name: str, error: UserError) -> "CheckResult":
+        """A failure in the words of the error."""
+        got, expected = ("" if value is None else str(value) for value in (error.got, error.expected))
+        return CheckResult(
+            name=name, status="FAIL", what=error.what, got=got, expected=expected, next_step=error.next_step
+        )
+
+
+def examine(
+    world: World, *, run_dir: str | Path | None = None, config: TrainConfig | None = None
+) -> Iterator[CheckResult]:
+    """Every check in turn. All processes must take it to its end; one process of a machine looks at files.
+
+    Raises UserError when the processes cannot work together, or DeepSpeed cannot start.
+    """
+    yield from check_versions()
+    yield check_accelerator(world)
+    if world.local_rank == 0:
+        directory = run_dir or (config.run_dir if config else None)
+        if directory is not None:
+            yield check_run_dir(directory)
+        if config is not None:
+            yield from check_data(config, world)
+    try:
+        with process_group(world) as device:
+            yield check_all_reduce(world, device)
+            yield check_parity(world, device)
+    except BROKEN as error:
+        raise UserError(
+            "DeepSpeed cannot take a step here",
+            got=f"{type(error).__name__}: {error}",
+            next_step="mend what it names; a missing compiler (g++, ninja) and a blocked port are common",
+        ) from error
+
+
+def check_versions() -> list[CheckResult]:
+    """Python and every package against the tested ranges: one result per package outside, or one for all."""
+    try:
+        words = importlib.metadata.requires("slmkit") or []
+        python = SpecifierSet(importlib.metadata.metadata("slmkit")["Requires-Python"] or "")
+    except importlib.metadata.PackageNotFoundError:
+        what = "slmkit is not installed, so the tested ranges are not known"
+        return [CheckResult(name="versions", status="FAIL", what=what, next_step="pip install .")]
+    problems = [_version_problem("python", python, platform.python_version())]
+    found = [f"python {platform.python_version()}"]
+    for requirement in map(Requirement, words):
+        is_needed = _belongs(requirement, "")
+        version = _installed(requirement.name)
+        if is_needed or (version is not None and any(_belongs(requirement, extra) for extra in OPTIONAL)):
+            tested = requirement.specifier
+            problems.append(_version_problem(requirement.name, tested, version, is_needed=is_needed))
+            found.append(f"{requirement.name} {version}")
+    wrong = [problem for problem in problems if problem is not None]
+    return wrong or [CheckResult(name="versions", status="ok", what=", ".join(found))]
+
+
+def warn_of_versions(world: World) -> None:
+    """Log what `check_versions` finds wrong, from the first process."""
+    for result in check_versions() if world.is_first else ():
+        if result.status != "ok":
+            logger.warning("%s: got %s, expected %s; %s", result.what, result.got, result.expected, result.next_step)
+
+
+def check_accelerator(world: World) -> CheckResult:
+    """The device of this process, and which attention implementation training uses on it."""
+    name = "accelerator"
+    if not torch.cuda.is_available():
+        if NVIDIA_DRIVER.exists():
+            return CheckResult(
+                name=name,
+                status="FAIL",
+                what="there is an NVIDIA driver, but torch cannot use a GPU",
+                got=f"torch {torch.__version__}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}",
+                expected="a CUDA build of torch that the driver can run",
+                next_step="install torch for the CUDA version that nvidia-smi shows",
+            )
+        return CheckResult(name=name, status="ok", what=f"cpu; attention: {attention.implementation(on_cuda=False)}")
+    if world.local_rank >= torch.cuda.device_count():
+        return CheckResult(
+            name=name,
+            status="FAIL",
+            what="there are more processes on this machine than GPUs",
+            got=f"local rank {world.local_rank}, {torch.cuda.device_count()} GPUs",
+            expected="one process per GPU",
+            next_step="start fewer processes, or give the job more GPUs",
+        )
+    kernel = attention.implementation(on_cuda=True)
+    device = torch.cuda.get_device_name(world.local_rank)
+    if kernel != attention.FLASH_ATTN and _installed("flash-attn") is not None:
+        return CheckResult(
+            name=name,
+            status="warn",
+            what="flash-attn is installed but cannot be imported",
+            got=f"attention in bf16: {kernel}, on {device}",
+            expected=attention.FLASH_ATTN,
+            next_step="build flash-attn again for this torch",
+        )
+    return CheckResult(name=name, status="ok", what=f"{device}; attention in bf16: {kernel}")
+
+
+def check_run_dir(run_dir: str | Path) -> CheckResult:
+    """Write speed and free space where `run_dir` is or would be. What it writes is removed again."""
+    path = Path(run_dir).absolute()
+    place = next(parent for parent in [path, *path.parents] if parent.exists())
+    block = os.urandom(2**20)
+    try:
+        with tempfile.NamedTemporaryFile(dir=place, prefix=".slmkit-doctor-") as file:
+            began = time.perf_counter()
+            for _ in range(PROBE_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            mb_per_sec = PROBE_BYTES / 1e6 / (time.perf_counter() - began)
+    except OSError as error:
+        return CheckResult.failed("run directory", disk_error(path, error))
+    return judge_disk(path, mb_per_sec, shutil.disk_usage(place).free / 1e9)
+
+
+def judge_disk(path: Path, mb_per_sec: float, free_gb: float) -> CheckResult:
+    """Whether a disk is fast and empty enough for checkpoints of a 0.5 B model."""
+    name, got = "run directory", f"{mb_per_sec:.0f} MB/s, {free_gb:.1f} GB free"
+    if mb_per_sec >= SLOW_MB_PER_SEC and free_gb >= LOW_FREE_GB:
+        return CheckResult(name=name, status="ok", what=f"{path}: {got}")
+    return CheckResult(
+        name=name,
+        status="warn",
+        what=f"{path} is slow or nearly full for checkpoints of a 0.5 B model",
+        got=got,
+        expected=f"{SLOW_MB_PER_SEC:.0f} MB/s, {LOW_FREE_GB:.0f} GB free",
+        next_step="choose another run_dir, or save less often (save_every_steps) and keep less (keep_last)",
+    )
+
+
+def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
+    """DeepSpeed file and batch, corpus and vocabulary, codec, newest checkpoint: one result each, as far as they go."""
+    results: list[CheckResult] = []
+    settings = _attempt("batch", results, lambda: _settings(config, world))
+    corpus = _attempt("corpus", results, lambda: _corpus(config))
+    layout = _attempt("vocabulary", results, lambda: _layout(config, corpus)) if corpus is not None else None
+    if corpus is not None and config.codec is not None:
+        _attempt("codec", results, lambda: _codec(config, corpus))
+    if corpus is not None and layout is not None and settings is not None:
+        _attempt("checkpoint", results, lambda: _checkpoint(config, settings, corpus, layout))
+    return results
+
+
+def known_facts(config: TrainConfig, settings: dict[str, Any], corpus: Corpus, layout: VocabLayout) -> dict[str, Any]:
+    """The facts a checkpoint of this run must share (see `train.run`), but for those of the processes."""
+    return {
+        "vocabulary": layout.sha256,
+        "codec": corpus.codec.sha256,
+        "corpus": corpus.fingerprint,
+        "precision": precision(settings),
+        **{name: getattr(config, name) for name in FIXED},
+        **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
+        **{f"model.{name}": value for name, value in to_dict(config.model).items()},
+    }
+
+
+def check_all_reduce(world: World, device: torch.device) -> CheckResult:
+    """Sum a tensor over all processes, and time it."""
+    values = torch.full((PROBE_FLOATS,), float(world.rank + 1), device=device)
+    sum_over_ranks(values[:1].clone())  # connections are made now, outside the measured time
+    began = time.perf_counter()
+    lowest, highest = (float(value) for value in sum_over_ranks(values).aminmax())
+    seconds = time.perf_counter() - began
+    expected = world.size * (world.size + 1) / 2
+    if lowest == highest == expected:
+        what = f"{world.size} processes, {values.nbytes / 1e6:.0f} MB in {1000 * seconds:.1f} ms on {device.type}"
+        return CheckResult(name="all-reduce", status="ok", what=what)
+    return CheckResult(
+        name="all-reduce",
+        status="FAIL",
+        what=f"the sum over {world.size} processes is wrong",
+        got=f"{lowest} to {highest}",
+        expected=str(expected),
+        next_step="try NCCL_P2P_DISABLE=1 and another torch; such a machine cannot train",
+    )
+
+
+def check_parity(world: World, device: torch.device) -> CheckResult:
+    """Gradients of the installed DeepSpeed against plain ones. See `train.parity`."""
+    return judge_parity(compare(world, device), world)
+
+
+def judge_parity(steps: list[StepComparison], world: World) -> CheckResult:
+    """Whether DeepSpeed's steps are the plain ones. The parameter named is the worst of the first step that differs."""
+    version = importlib.metadata.version("deepspeed")
+    for step in steps:
+        wrong, (worst, difference) = step.above(TOLERANCE), step.worst()
+        norm_fits = step.norm_difference <= TOLERANCE
+        if norm_fits and not wrong:
+            continue
+        parts = [f"{worst} by {difference:.1%}, {len(wrong)} of {len(step.differences)} parameters"] if wrong else []
+        parts += [] if norm_fits else [f"gradient norm {step.norm:.4g} in place of {step.plain_norm:.4g}"]
+        return CheckResult(
+            name="gradient parity",
+            status="FAIL",
+            what=f"steps of DeepSpeed {version} differ from plain ones",
+            got=f"{'; '.join(parts)} ({_setting(world)}, {'clipped' if step.is_clipped else 'not clipped'})",
+            expected=f"at most {TOLERANCE:.1%}",
+            next_step="install a DeepSpeed inside the range of setup.py; models trained with this one are wrong",
+        )
+    largest = max(max(step.norm_difference, step.worst()[1]) for step in steps)
+    what = f"DeepSpeed {version} equals plain steps to {largest:.0e} ({_setting(world)}, clipped and not)"
+    return CheckResult(name="gradient parity", status="ok", what=what)
+
+
+def _setting(world: World) -> str:
+    return f"ZeRO-2, accumulation {ACCUMULATION}, {world.size} processes, tied embeddings"
+
+
+def _belongs(requirement: Requirement, extra: str) -> bool:
+    """Whether `pip install slmkit[extra]` would ask for it here."""
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _version_problem(
+    package: str, tested: SpecifierSet, version: str | None, *, is_needed: bool = True
+) -> CheckResult | None:
+    if version is not None and tested.contains(version, prereleases=True):
+        return None
+    return CheckResult(
+        name="versions",
+        status="FAIL" if is_needed else "warn",
+        what=f"{package} is not installed" if version is None else f"{package} is outside the tested range",
+        got=version or "nothing",
+        expected=f"{package} {','.join(sorted(map(str, tested), reverse=True))}",
+        next_step="pip install . in the source tree of slmkit",
+    )
+
+
+def _installed(package: str) -> str | None:
+    """Version of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _attempt(name: str, results: list[CheckResult], check: Callable[[], tuple[T, str]]) -> T | None:
+    """Add what `check` says, or the UserError it raises; gives its value, None where it failed."""
+    try:
+        value, what = check()
+    except UserError as error:
+        results.append(CheckResult.failed(name, error))
+        return None
+    results.append(CheckResult(name=name, status="ok", what=what))
+    return value
+
+
+def _settings(config: TrainConfig, world: World) -> tuple[dict[str, Any], str]:
+    split = BatchSplit(global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
+    settings = deepspeed_settings(config, split)
+    rows = f"{split.micro_rows} rows * {split.accumulation} micro-batches * {world.size} processes"
+    return settings, f"{rows} = {split.global_rows}, {precision(settings)}"
+
+
+def _corpus(config: TrainConfig) -> tuple[Corpus, str]:
+    corpus = Corpus.open(config.data.corpus)
+    if config.data.eval_corpus is not None:
+        other = Corpus.open(config.data.eval_corpus)
+        corpus.codec.check_compatible(other.codec, this=str(corpus.directory), that=str(other.directory))
+    size = f"{len(corpus)} samples, {corpus.seconds / 3600:.2f} h"
+    return corpus, f"{corpus.directory}: {size}, sha256 {_short(corpus.fingerprint)}"
+
+
+def _layout(config: TrainConfig, corpus: Corpus) -> tuple[VocabLayout, str]:
+    """The vocabulary, compared with that of the model the run has begun, if it has."""
+    layout = base_layout(TextTokenizer.load(config.base), corpus.codec, config.model.group)
+    if config.model.group % layout.num_streams:
+        raise UserError(
+            "model.group does not fit the codec",
+            got=config.model.group,
+            expected=f"0 or a multiple of its {layout.num_streams} streams",
+        )
+    saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
+    if saved.is_file():
+        begun = VocabLayout.from_dict(read_json(saved))
+        begun.check_equal(layout, this=str(saved), that=f"{config.base} with {corpus.directory}")
+    return layout, f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}"
+
+
+def _codec(config: TrainConfig, corpus: Corpus) -> tuple[None, str]:
+    spec = open_codec(str(config.codec)).spec
+    corpus.codec.check_compatible(spec, this=str(corpus.directory), that=str(config.codec))
+    return None, f"{config.codec}: {spec.name}, weights sha256 {_short(spec.weights_sha256)}, made the corpus"
+
+
+def _checkpoint(config: TrainConfig, settings: dict[str, Any], corpus: Corpus, layout: VocabLayout) -> tuple[None, str]:
+    found = runs.newest(config.run_dir)
+    if found is None:
+        return None, f"{config.run_dir} has none: the run would start at step 0"
+    check_facts(known_facts(config, settings, corpus, layout), found.state.get("facts", {}), found.path)
+    return None, f"{found.path} fits: the run would continue at step {found.step}"
+
+
+def _short(sha256: str) -> str:
+    return sha256[:12] or "unknown"
