@@ -3,7 +3,8 @@
 `RUN/config.yaml`, `RUN/provenance.json`, `RUN/metrics.jsonl`, `RUN/tensorboard/`, `RUN/cache/` (lengths of examples),
 `RUN/model/` (config, tokenizer, vocabulary and codec spec: all an export needs besides weights) and
 `RUN/checkpoints/step-N/` with a marker `complete.json`, written last, that holds the size of every other file and the
-state of the run. A directory without marker is debris of a save that was interrupted.
+state of the run. A directory without marker is debris of a save that was interrupted. `RUN/universal/` is there only
+while a run starts on another number of processes than wrote its checkpoint.
 
 It knows no training: `train` writes these files, `export` reads them.
 
@@ -22,6 +23,7 @@ from slmkit.errors import UserError
 from slmkit.files import read_json
 
 CONFIG, METRICS, TENSORBOARD, CACHE, MODEL = "config.yaml", "metrics.jsonl", "tensorboard", "cache", "model"
+UNIVERSAL = "universal"
 MARKER = "complete.json"
 PREFIX = "step-"
 

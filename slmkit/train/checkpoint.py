@@ -1,7 +1,7 @@
 """Writing and removing checkpoints so that they are complete or not there at all.
 
 A checkpoint is DeepSpeed's files, the random states of every rank and, written last of all, the marker (see
-`config.run_dir`). Debris of interrupted saves is removed when training starts again.
+`config.run_dir`). Debris of interrupted saves and starts is removed when training starts again.
 
 It does not know what DeepSpeed's files hold. `save_random`, `load_random` and `sync` are for every process, the rest
 for one.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slmkit.config.run_dir import MARKER, complete_steps, directories, name, root
+from slmkit.config.run_dir import MARKER, UNIVERSAL, complete_steps, directories, name, root
 from slmkit.files import sync_directory, write_json
 
 
@@ -42,8 +42,9 @@ def prune(run_dir: str | Path, keep_last: int) -> None:
 
 
 def clean(run_dir: str | Path) -> list[Path]:
-    """Remove what interrupted saves have left; returns what was removed."""
+    """Remove what interrupted saves, and conversions for another number of processes, left; returns what it was."""
     debris = [path for _, path in directories(run_dir) if not (path / MARKER).is_file()]
+    debris += [path for path in [Path(run_dir) / UNIVERSAL] if path.is_dir()]
     for path in debris:
         _remove(path)
     return debris

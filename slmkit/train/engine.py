@@ -1,4 +1,6 @@
-"""DeepSpeed behind a few verbs: process_group, create, micro_step, save, load. No other file of `train` imports it.
+"""DeepSpeed behind a few verbs: process_group, create, micro_step, save, convert, load.
+
+No other file of `train` imports it.
 
 How gradients add up: the loss of a micro-batch is already its share of the loss of the whole global batch, so the
 gradient of the step is the plain sum over micro-batches and ranks. DeepSpeed averages over ranks and divides by the
@@ -14,11 +16,15 @@ Example:
         engine.save(root, "step-100")
 """
 
+import argparse
+import contextlib
+import io
 import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +37,7 @@ from slmkit.errors import UserError
 from slmkit.files import disk_error
 from slmkit.world import World
 
+POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
 
 
@@ -75,6 +82,47 @@ def barrier() -> None:
     dist.barrier()
 
 
+def in_first(work: Callable[[], None]) -> None:
+    """Run `work` in the first process while the others wait, however long it takes.
+
+    It runs in a thread beside short collective operations, none of which can time out. A UserError is raised in every
+    process.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(work) if dist.get_rank() == 0 else None
+        is_done, error = False, None
+        while not is_done:
+            is_done, error = from_first(None if running is None else _outcome(running))
+    if error is not None:
+        raise error
+
+
+def convert(source: Path, target: Path) -> None:
+    """Rewrite checkpoint `source` as directory `target`, in the universal form that any number of processes can load.
+
+    `target` must not exist; when this is interrupted, what is there is of no use. One process calls it. It works alone
+    and needs memory for the part of one process at a time. Raises UserError when `source` cannot be read or the disk
+    refuses.
+    """
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(target),
+        num_extract_workers=1,  # more would fork a process that has threads
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=False,
+    )
+    try:
+        with _writing(target), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            target.mkdir(parents=True)
+            ds_to_universal.main(options)
+    except (*UNREADABLE, AssertionError) as error:
+        raise _unreadable(source, error) from error
+
+
 class Engine:
     """A model in training, spread over the process group."""
 
@@ -82,8 +130,18 @@ class Engine:
         self._engine, self._world = engine, world
 
     @staticmethod
-    def create(model: torch.nn.Module, settings: dict[str, Any], optimizer: OptimizerConfig, world: World) -> "Engine":
-        """Hand `model` to DeepSpeed. `settings` come from `deepspeed_settings`. The first process's weights count."""
+    def create(
+        model: torch.nn.Module,
+        settings: dict[str, Any],
+        optimizer: OptimizerConfig,
+        world: World,
+        *,
+        universal: bool = False,
+    ) -> "Engine":
+        """Hand `model` to DeepSpeed. `settings` come from `deepspeed_settings`. The first process's weights count.
+
+        With `universal`, `load` reads what `convert` wrote; saving is the same.
+        """
         adamw = torch.optim.AdamW(
             parameter_groups(model, optimizer.weight_decay),
             lr=optimizer.lr,
@@ -91,6 +149,8 @@ class Engine:
             eps=optimizer.eps,
             fused=torch.cuda.is_available(),
         )
+        if universal:
+            settings = {**settings, "checkpoint": {**settings.get("checkpoint", {}), "load_universal": True}}
         engine, *_ = _deepspeed().initialize(model=model, optimizer=adamw, config=settings)
         return Engine(engine, world)
 
@@ -125,17 +185,15 @@ class Engine:
 
         version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
         client_state = {constants.UNIVERSAL_CHECKPOINT_INFO: version}
-        try:
+        with _writing(root / name):
             self._engine.save_checkpoint(str(root), tag=name, client_state=client_state, save_latest=False)
-        except OSError as error:
-            raise disk_error(root / name, error) from error
-        except RuntimeError as error:  # how torch.save names a full disk
-            if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
-                raise
-            raise disk_error(root / name, OSError(str(error))) from error
 
     def load(self, root: Path, name: str) -> None:
-        """Continue from checkpoint `root/name`, written by as many processes. Raises UserError if it cannot be read."""
+        """Continue from checkpoint `root/name`: weights, moments and the count of steps.
+
+        It was written by as many processes or, for an engine created with `universal`, by `convert`. Raises UserError
+        if it cannot be read.
+        """
         try:
             found, _ = self._engine.load_checkpoint(str(root), tag=name)
         except UNREADABLE as error:
@@ -152,6 +210,32 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns what the system and torch.save say about a disk that refuses into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+    except RuntimeError as error:  # how torch.save names a full disk
+        writes = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
+        if "PytorchStreamReader" in str(error) or not writes:
+            raise
+        raise disk_error(path, OSError(str(error))) from error
+
+
+def _outcome(running: "Future[None]") -> tuple[bool, UserError | None]:
+    """Whether the work is done, after POLL_SEC at most, and the user error it ended with."""
+    wait([running], timeout=POLL_SEC)
+    if not running.done():
+        return False, None
+    try:
+        running.result()
+    except UserError as error:
+        return True, error
+    return True, None
 
 
 def _unreadable(path: Path, reason: object) -> UserError:

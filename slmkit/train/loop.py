@@ -3,7 +3,8 @@
 The run continues from its newest complete checkpoint by itself. Its position is the number of steps taken, from which
 epoch and place in the epoch follow.
 
-Invariant (law): interrupted and resumed equals uninterrupted, bit for bit in float32 on a CPU with as many processes.
+Invariant (law): interrupted and resumed equals uninterrupted, bit for bit in float32 on a CPU with as many processes;
+with another number of processes the steps see the same samples and the losses agree to float rounding.
 
 Example:
     train(load_config(TrainConfig, "launch/quickstart.yaml"))
@@ -30,7 +31,7 @@ from slmkit.files import atomic_write, provenance, write_json
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, new_directory
 from slmkit.model.slm import SpeechLM
-from slmkit.train import checkpoint, engine
+from slmkit.train import checkpoint, elastic, engine
 from slmkit.train.engine import Engine
 from slmkit.train.evaluation import evaluate
 from slmkit.train.metrics import MetricsLog, Pace, Record, StepMeter
@@ -88,13 +89,14 @@ def is_due(step: int, every: int, total_steps: int) -> bool:
 
 
 def resume_point(run: Run) -> Checkpoint | None:
-    """The checkpoint to continue from, as the first process sees it. Debris of interrupted saves is removed.
+    """The checkpoint to continue from, as the first process sees it.
 
-    Raises UserError when the checkpoint belongs to another kind of run.
+    Debris of interrupted saves and starts is removed. Raises UserError when the checkpoint belongs to another kind of
+    run.
     """
     if run.world.is_first:
         for path in checkpoint.clean(run.directory):
-            logger.warning("removed %s: its save was interrupted", path)
+            logger.warning("removed %s: it was never finished", path)
     found = engine.from_first(run_dir.newest(run.directory) if run.world.is_first else None)
     if found is not None:
         check_facts(run.facts, found.state["facts"], found.path)
@@ -126,13 +128,18 @@ def describe_model(run: Run, model: SpeechLM) -> None:
 
 
 def start_engine(run: Run, found: Checkpoint | None) -> Engine:
-    """Model and optimizer, new or as the checkpoint left them."""
+    """Model and optimizer, new or as the checkpoint left them.
+
+    The random states are those of as many processes as wrote the checkpoint; further processes take them in turn.
+    """
     torch.manual_seed(run.config.seed)
     model = from_base(run.config.base, codec=run.codec, seed=run.config.seed, **to_dict(run.config.model))
-    trainer = Engine.create(model, run.settings, run.config.optimizer, run.world)
+    universal = found is not None and elastic.is_needed(found, run.world)
+    trainer = Engine.create(model, run.settings, run.config.optimizer, run.world, universal=universal)
     if found is not None:
-        trainer.load(found.path.parent, found.path.name)
-        checkpoint.load_random(found.path, run.world.rank)
+        with elastic.loadable(run.directory, found, run.world) as root:
+            trainer.load(root, found.path.name)
+        checkpoint.load_random(found.path, run.world.rank % elastic.num_writers(found))
     return trainer
 
 

@@ -2,7 +2,8 @@
 
 All of it comes from files every process sees, so each finds the same values and the same errors by itself.
 
-Invariant: `facts` hold all that a checkpoint's meaning depends on; a run continues only a checkpoint with equal facts.
+Invariant: `facts` hold all that a checkpoint's meaning depends on; a run continues only a checkpoint with equal facts,
+but for the number of processes.
 
 Example:
     run = prepare(config, World.from_env())
@@ -31,6 +32,7 @@ from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
 FIXED = ("seed", "global_rows")  # options of the run that a resumed run must share, besides all of `model`
+ELASTIC = ("processes",)  # facts that may change: `elastic` bridges them
 FIXED_DATA = ("task", "row_tokens", "max_samples", "eval_share")
 
 
@@ -111,9 +113,12 @@ def prepare(config: TrainConfig, world: World) -> Run:
 
 
 def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:
-    """Raise UserError naming the first fact in which a run differs from the checkpoint it would continue."""
+    """Raise UserError naming the first fact in which a run differs from the checkpoint it would continue.
+
+    Those in ELASTIC only have to be recorded.
+    """
     for name in facts:
-        if facts[name] != saved.get(name):
+        if facts[name] != saved.get(name) and not (name in ELASTIC and name in saved):
             raise UserError(
                 f"the run cannot continue {checkpoint}: {name} has changed",
                 got=facts[name],

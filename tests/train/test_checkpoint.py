@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from slmkit.config.run_dir import MARKER, complete_steps, name, newest, read, root
+from slmkit.config.run_dir import MARKER, UNIVERSAL, complete_steps, name, newest, read, root
 from slmkit.errors import UserError
 from slmkit.train import checkpoint
 
@@ -42,10 +42,14 @@ def test_a_directory_without_marker_is_never_found_and_is_removed(tmp_path: Path
     saved(tmp_path, 5)
     debris = saved(tmp_path, 6, complete=False)
     (root(tmp_path) / "notes").mkdir()
+    converted = tmp_path / UNIVERSAL / "step-5"
+    converted.mkdir(parents=True)
+    (converted / "half").write_bytes(b"x")
     found = newest(tmp_path)
     assert found is not None
     assert found.step == 5
-    assert checkpoint.clean(tmp_path) == [debris]
+    assert checkpoint.clean(tmp_path) == [debris, tmp_path / UNIVERSAL]
+    assert not (tmp_path / UNIVERSAL).exists()
     assert sorted(path.name for path in root(tmp_path).iterdir()) == ["notes", "step-5"]
 
 

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_named(place: Path, change: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
-    "fact", ["vocabulary", "codec", "corpus", "processes", "precision", "seed", "data.eval_share", "model.head"]
+    "fact", ["vocabulary", "codec", "corpus", "precision", "seed", "data.eval_share", "model.head"]
 )
 def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
     run: Run = replace(prepare(config(place), World()))
@@ -97,3 +97,11 @@ def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
         check_facts(run.facts, {**run.facts, fact: "other"}, Path("step-1"))
     with pytest.raises(UserError, match="expected: not recorded"):
         check_facts(run.facts, {name: value for name, value in run.facts.items() if name != fact}, Path("step-1"))
+
+
+def test_the_number_of_processes_may_change_but_must_be_known(place: Path) -> None:
+    facts = prepare(config(place), World()).facts
+    check_facts(facts, {**facts, "processes": 8}, Path("step-1"))
+    unknown = {name: value for name, value in facts.items() if name != "processes"}
+    with pytest.raises(UserError, match=r"processes has changed\n  got:      1\n  expected: not recorded"):
+        check_facts(facts, unknown, Path("step-1"))

@@ -3,68 +3,14 @@
 Starting processes takes longer than the training itself, so those of one world size share one start.
 """
 
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from synthetic import WORDS, codec_spec, write_corpus
-from train.ranks import ROOT, finish_ranks, run_ranks, start_ranks
+from synthetic import codec_spec, write_corpus
+from train.place import FRAMES, MODELS, STEPS, Place
+from train.ranks import ROOT
 
-from slmkit.model.init_base import init_base
-
-WORKER = str(Path(__file__).with_name("train_worker.py"))
-STEPS = 20
-FRAMES = (4, 16)
 SPLITS = {1: (4, 2, 1), 2: (2, 1), 4: (1,)}  # processes -> rows of a micro-batch; 4 rows in a global batch
-MODELS: dict[str, dict[str, Any]] = {
-    "ntp": {"group": 0},
-    "mtp": {"group": 6, "head": "mlp", "fusion": "mlp", "speaker": True},
-}
-SPEEDS = ("tokens_per_sec", "audio_sec_per_sec", "data_wait_share")
-Records = list[dict[str, Any]]
-
-
-class Place(NamedTuple):
-    """Where base model and corpora are."""
-
-    directory: Path
-
-    def config(self, name: str, model: str = "ntp", **change: Any) -> dict[str, Any]:
-        data = {"corpus": str(self.directory / "corpus"), "row_tokens": 160, "num_workers": 0}
-        values = {
-            "run_dir": str(self.directory / name),
-            "base": str(self.directory / "base"),
-            "deepspeed": str(ROOT / "ds_configs" / "zero2_fp32.json"),
-            "data": {**data, **change.pop("data", {})},
-            "model": MODELS[model],
-            "optimizer": {"lr": 2e-3, "clip_norm": 0.3, "weight_decay": 0.1},
-            "global_rows": 4,
-            "steps": STEPS,
-            "log_every_steps": 1,
-            "save_every_steps": 1000,
-        }
-        return {**values, **change}
-
-    def run(self, world_size: int, tasks: list[dict[str, Any]]) -> list[Any]:
-        files = [str(self.directory / f"{kind}-{world_size}.json") for kind in ("tasks", "results")]
-        Path(files[0]).write_text(json.dumps(tasks))
-        run_ranks(world_size, [WORKER, *files])
-        return json.loads(Path(files[1]).read_text())
-
-    def kill(self, world_size: int, task: dict[str, Any]) -> None:
-        """Run a task that ends by SIGKILL."""
-        file = self.directory / "task.json"
-        file.write_text(json.dumps([task]))
-        processes = start_ranks(world_size, [WORKER, str(file), "none"])
-        processes[0].wait(timeout=600)
-        for process in processes:
-            process.kill()
-        assert finish_ranks(processes)[0][0] == -9
-
-    def metrics(self, name: str) -> Records:
-        lines = (self.directory / name / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
 
 
 def run_name(model: str, world_size: int, micro_rows: int) -> str:
@@ -73,11 +19,9 @@ def run_name(model: str, world_size: int, micro_rows: int) -> str:
 
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("training"))
-    write_corpus(place.directory / "corpus", 30, frames=FRAMES)
+    place = Place.make(tmp_path_factory.mktemp("training"))
     write_corpus(place.directory / "other", 30, frames=FRAMES, seed=1)
     write_corpus(place.directory / "wider", 30, frames=FRAMES, spec=codec_spec((16, 16, 32)))
-    init_base([" ".join(WORDS)] * 3, place.directory / "base", hidden_size=32, num_layers=2, vocab_size=280)
     return place
 
 
@@ -125,7 +69,6 @@ def one_process(place: Place) -> dict[str, Any]:
 def two_processes(place: Place) -> dict[str, Any]:
     """All splits of two processes, then plain steps beside DeepSpeed's, an uninterrupted run, and one to continue."""
     whole = place.config("whole", "mtp", steps=12, save_every_steps=4)
-    mine = place.config(run_name("ntp", 1, 1), micro_rows=1, data={"eval_corpus": str(place.directory / "other")})
     narrow = place.config("bf16", deepspeed=str(ROOT / "ds_configs" / "zero2_bf16.json"), steps=6, save_every_steps=4)
     tasks = [
         *split_tasks(place, 2),
@@ -133,10 +76,9 @@ def two_processes(place: Place) -> dict[str, Any]:
         {"kind": "train", "config": narrow},
         {"kind": "parity", "config": place.config("parity", steps=4, micro_rows=1)},
         {"kind": "train", "config": whole},
-        {"kind": "error", "config": mine},
     ]
-    *_, parity, _, refused = place.run(2, tasks)
-    return {"parity": parity, "refused": refused}
+    *_, parity, _ = place.run(2, tasks)
+    return {"parity": parity}
 
 
 @pytest.fixture(scope="session")
@@ -227,19 +169,13 @@ def test_evaluation_data_of_another_codec_is_refused(one_process: dict[str, str]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_process")
-def test_another_number_of_processes_is_refused(two_processes: dict[str, Any]) -> None:
-    assert "processes has changed\n  got:      2\n  expected: 1" in two_processes["refused"]
-
-
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run(one_process: dict[str, str]) -> None:
     assert "the loss or its gradient is not finite at step 2" in one_process["not finite"]
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(one_process: dict[str, Any]) -> None:
-    assert len(one_process["damaged"]) == 2
+    assert len(one_process["damaged"]) == 4
     for message in one_process["damaged"]:
         assert message.startswith("DeepSpeed cannot load")
         assert f"checkpoints/step-{STEPS}" in message

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from slmkit.config.load import from_dict, to_dict
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.model.pretrained import from_base
-from slmkit.train import checkpoint
+from slmkit.train import checkpoint, engine, loop
 from slmkit.train.engine import Engine, parameter_groups, process_group
 from slmkit.train.loop import steps, train
 from slmkit.train.metrics import Pace
@@ -54,6 +55,71 @@ def run_train_killed_in_save(config: TrainConfig, task: dict[str, Any]) -> Any:
     train(config)
 
 
+class Stopped(Exception):
+    """Ends a run between two steps."""
+
+
+def run_train_noting_samples(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Train, and append to RUN/samples-RANK.jsonl the keys of every micro-batch, with DeepSpeed's own count of steps.
+
+    With `at`, the run stops after that step, whether or not that step saved.
+    """
+    Path(config.run_dir).mkdir(exist_ok=True)
+    micro_step = Engine.micro_step
+    with open(Path(config.run_dir) / f"samples-{WORLD.rank}.jsonl", "a") as notes:
+
+        def noting(trainer: Engine, batch: Any, *, lr: float) -> Any:
+            step = trainer._engine.global_steps + 1
+            notes.write(json.dumps({"step": step, "processes": WORLD.size, "keys": batch.keys}) + "\n")
+            return micro_step(trainer, batch, lr=lr)
+
+        def stopping(run: Any, trainer: Engine, device: Any, step: int, *rest: Any) -> None:
+            after_step(run, trainer, device, step, *rest)
+            if step == task.get("at"):
+                raise Stopped
+
+        after_step = loop.after_step
+        Engine.micro_step, loop.after_step = noting, stopping
+        try:
+            train(config)
+        except Stopped:
+            pass
+        finally:
+            Engine.micro_step, loop.after_step = micro_step, after_step
+
+
+def run_train_killed_in_conversion(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Killed when some of the files are written."""
+    whole_save, files = torch.save, []
+
+    def save(state: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        whole_save(state, path, *args, **kwargs)
+        files.append(path)
+        if len(files) == 5:
+            kill_self()
+
+    torch.save = save
+    train(config)
+
+
+def run_in_first(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Work that takes longer than processes wait in one operation, and ends with an error."""
+    engine.POLL_SEC, ran, start = 0.05, torch.zeros(1), time.monotonic()
+
+    def work() -> None:
+        time.sleep(0.5)
+        ran.add_(1)
+        raise UserError("no", next_step="go")
+
+    try:
+        engine.in_first(work)
+    except UserError as error:
+        errors = torch.tensor([1.0 if error.next_step == "go" else 0.0])
+    waits = time.monotonic() - start >= 0.5
+    engine.sum_over_ranks(errors), engine.sum_over_ranks(ran)
+    return {"errors": errors.item(), "ran": ran.item(), "waits": waits}
+
+
 def run_error(config: TrainConfig, task: dict[str, Any]) -> Any:
     try:
         train(config)
@@ -68,8 +134,9 @@ def run_damaged(config: TrainConfig, task: dict[str, Any]) -> Any:
     for pattern in ("zero_pp*", "mp_rank*"):
         file = next((Path(config.run_dir) / "checkpoints" / task["at"]).glob(pattern))
         content = file.read_bytes()
-        file.write_bytes(bytes(len(content)))
-        messages.append(run_error(config, task))
+        for kept in (0, len(content) // 2):
+            file.write_bytes(content[:kept] + bytes(len(content) - kept))
+            messages.append(run_error(config, task))
         file.write_bytes(content)
     return messages
 
@@ -108,18 +175,18 @@ def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
     adamw = torch.optim.AdamW(
         parameter_groups(plain, options.weight_decay), lr=options.lr, betas=options.betas[:2], eps=options.eps
     )
-    engine = Engine.create(model, run.settings, options, WORLD)
+    trainer = Engine.create(model, run.settings, options, WORLD)
     worst, norms = 0.0, []
     for (_, _, batches), (_, _, whole) in zip(steps(run, 0, Pace()), steps(alone, 0, Pace()), strict=True):
         for batch in batches:
-            engine.micro_step(batch, lr=options.lr)
+            trainer.micro_step(batch, lr=options.lr)
         adamw.zero_grad()
         for batch in whole:
             plain(batch).loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), options.clip_norm).item()
         adamw.step()
-        norms.append((engine.grad_norm, norm))
-        pairs = zip(engine.module.parameters(), plain.parameters(), strict=True)
+        norms.append((trainer.grad_norm, norm))
+        pairs = zip(trainer.module.parameters(), plain.parameters(), strict=True)
         worst = max(worst, *((a - b).abs().max().item() for a, b in pairs))
     moved = min((a - b).abs().max().item() for a, b in zip(start, plain.parameters(), strict=True))
     return {"worst": worst, "norms": norms, "moved": moved, "tied": tied, "accumulation": run.split.accumulation}

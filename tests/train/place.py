@@ -1,0 +1,68 @@
+"""A tiny base model and corpus, and runs on them in real processes, for tests."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from synthetic import WORDS, write_corpus
+from train.ranks import ROOT, finish_ranks, run_ranks, start_ranks
+
+from slmkit.model.init_base import init_base
+
+WORKER = str(Path(__file__).with_name("train_worker.py"))
+STEPS = 20
+FRAMES = (4, 16)
+MODELS: dict[str, dict[str, Any]] = {
+    "ntp": {"group": 0},
+    "mtp": {"group": 6, "head": "mlp", "fusion": "mlp", "speaker": True},
+}
+SPEEDS = ("tokens_per_sec", "audio_sec_per_sec", "data_wait_share")
+Records = list[dict[str, Any]]
+
+
+class Place(NamedTuple):
+    """A directory with a base model, a corpus and runs."""
+
+    directory: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> "Place":
+        write_corpus(directory / "corpus", 30, frames=FRAMES)
+        init_base([" ".join(WORDS)] * 3, directory / "base", hidden_size=32, num_layers=2, vocab_size=280)
+        return cls(directory)
+
+    def config(self, name: str, model: str = "ntp", **change: Any) -> dict[str, Any]:
+        data = {"corpus": str(self.directory / "corpus"), "row_tokens": 160, "num_workers": 0}
+        values = {
+            "run_dir": str(self.directory / name),
+            "base": str(self.directory / "base"),
+            "deepspeed": str(ROOT / "ds_configs" / "zero2_fp32.json"),
+            "data": {**data, **change.pop("data", {})},
+            "model": MODELS[model],
+            "optimizer": {"lr": 2e-3, "clip_norm": 0.3, "weight_decay": 0.1},
+            "global_rows": 4,
+            "steps": STEPS,
+            "log_every_steps": 1,
+            "save_every_steps": 1000,
+        }
+        return {**values, **change}
+
+    def run(self, world_size: int, tasks: list[dict[str, Any]]) -> list[Any]:
+        files = [str(self.directory / f"{kind}-{world_size}.json") for kind in ("tasks", "results")]
+        Path(files[0]).write_text(json.dumps(tasks))
+        run_ranks(world_size, [WORKER, *files])
+        return json.loads(Path(files[1]).read_text())
+
+    def kill(self, world_size: int, task: dict[str, Any]) -> None:
+        """Run a task that ends by SIGKILL."""
+        file = self.directory / "task.json"
+        file.write_text(json.dumps([task]))
+        processes = start_ranks(world_size, [WORKER, str(file), "none"])
+        processes[0].wait(timeout=600)
+        for process in processes:
+            process.kill()
+        assert finish_ranks(processes)[0][0] == -9
+
+    def metrics(self, name: str) -> Records:
+        lines = (self.directory / name / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
