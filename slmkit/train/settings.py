@@ -85,6 +85,10 @@ def _refused(settings: dict[str, Any]) -> list[str]:
     problems = [
         ("scheduler" in settings, "scheduler is set, but schedule in the run config holds the learning rate"),
         (stage not in ZERO_STAGES, f"zero_optimization.stage is {stage}, expected 1 or 2"),
+        (
+            stage == 1 and bool(settings.get("bf16", {}).get("enabled")),
+            "zero_optimization.stage is 1 with bf16, whose checkpoints DeepSpeed cannot put together; use stage 2",
+        ),
         (bool(fp16) and fp16 != {"enabled": False}, "fp16 is set, but training runs in bf16 or float32"),
         (
             settings.get("managed_gradient_accumulation", True) is not True,

@@ -37,6 +37,7 @@ CLASHES = [
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set, but schedule"),
     ({"zero_optimization": {"stage": 3}}, "stage is 3, expected 1 or 2"),
     ({"zero_optimization": {}}, "stage is 0, expected 1 or 2"),
+    ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "stage is 1 with bf16"),
     ({"fp16": {"enabled": True}}, "fp16 is set"),
     ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation is false"),
 ]
