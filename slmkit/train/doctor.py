@@ -28,7 +28,6 @@ from packaging.specifiers import SpecifierSet
 
 from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
-from slmkit.config.load import to_dict
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.text import TextTokenizer
@@ -37,10 +36,10 @@ from slmkit.errors import UserError
 from slmkit.files import disk_error, read_json
 from slmkit.log import get_logger
 from slmkit.model import attention
-from slmkit.model.pretrained import LAYOUT_FILE, base_layout
+from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare
-from slmkit.train.run import FIXED, FIXED_DATA, check_facts
+from slmkit.train.run import check_facts, known_facts, run_layout
 from slmkit.train.settings import deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
 
@@ -216,19 +215,6 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
     return results
 
 
-def known_facts(config: TrainConfig, settings: dict[str, Any], corpus: Corpus, layout: VocabLayout) -> dict[str, Any]:
-    """The facts a checkpoint of this run must share (see `train.run`), but for those of the processes."""
-    return {
-        "vocabulary": layout.sha256,
-        "codec": corpus.codec.sha256,
-        "corpus": corpus.fingerprint,
-        "precision": precision(settings),
-        **{name: getattr(config, name) for name in FIXED},
-        **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
-        **{f"model.{name}": value for name, value in to_dict(config.model).items()},
-    }
-
-
 def check_all_reduce(world: World, device: torch.device) -> CheckResult:
     """Sum a tensor over all processes, and time it."""
     values = torch.full((PROBE_FLOATS,), float(world.rank + 1), device=device)
@@ -339,13 +325,7 @@ def _corpus(config: TrainConfig) -> tuple[Corpus, str]:
 
 def _layout(config: TrainConfig, corpus: Corpus) -> tuple[VocabLayout, str]:
     """The vocabulary, compared with that of the model the run has begun, if it has."""
-    layout = base_layout(TextTokenizer.load(config.base), corpus.codec, config.model.group)
-    if config.model.group % layout.num_streams:
-        raise UserError(
-            "model.group does not fit the codec",
-            got=config.model.group,
-            expected=f"0 or a multiple of its {layout.num_streams} streams",
-        )
+    layout = run_layout(config, TextTokenizer.load(config.base), corpus)
     saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
     if saved.is_file():
         begun = VocabLayout.from_dict(read_json(saved))

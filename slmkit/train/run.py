@@ -77,13 +77,7 @@ def prepare(config: TrainConfig, world: World) -> Run:
     settings = deepspeed_settings(config, split)
     tokenizer = TextTokenizer.load(config.base)
     corpus = Corpus.open(config.data.corpus)
-    layout = base_layout(tokenizer, corpus.codec, config.model.group)
-    if config.model.group % layout.num_streams:
-        raise UserError(
-            "model.group does not fit the codec",
-            got=config.model.group,
-            expected=f"0 or a multiple of its {layout.num_streams} streams",
-        )
+    layout = run_layout(config, tokenizer, corpus)
     data, held_out = _examples(config, corpus, tokenizer, layout)
     if config.steps is None:
         total_steps = sum(steps_of_epoch(config, data, epoch) for epoch in range(config.epochs or 0))
@@ -99,17 +93,33 @@ def prepare(config: TrainConfig, world: World) -> Run:
         data=data,
         held_out=held_out,
         total_steps=total_steps,
-        facts={
-            "vocabulary": layout.sha256,
-            "codec": corpus.codec.sha256,
-            "corpus": corpus.fingerprint,
-            "processes": world.size,
-            "precision": precision(settings),
-            **{name: getattr(config, name) for name in FIXED},
-            **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
-            **{f"model.{name}": value for name, value in to_dict(config.model).items()},
-        },
+        facts={**known_facts(config, settings, corpus, layout), "processes": world.size},
     )
+
+
+def run_layout(config: TrainConfig, tokenizer: TextTokenizer, corpus: Corpus) -> VocabLayout:
+    """The vocabulary of the run's model. Raises UserError when its group size does not fit the codec."""
+    layout = base_layout(tokenizer, corpus.codec, config.model.group)
+    if config.model.group % layout.num_streams:
+        raise UserError(
+            "model.group does not fit the codec",
+            got=config.model.group,
+            expected=f"0 or a multiple of its {layout.num_streams} streams",
+        )
+    return layout
+
+
+def known_facts(config: TrainConfig, settings: dict[str, Any], corpus: Corpus, layout: VocabLayout) -> dict[str, Any]:
+    """The facts of a run but for those of its processes."""
+    return {
+        "vocabulary": layout.sha256,
+        "codec": corpus.codec.sha256,
+        "corpus": corpus.fingerprint,
+        "precision": precision(settings),
+        **{name: getattr(config, name) for name in FIXED},
+        **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
+        **{f"model.{name}": value for name, value in to_dict(config.model).items()},
+    }
 
 
 def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:
