@@ -42,6 +42,6 @@ def run(args: argparse.Namespace) -> int:
         config = load_config(TrainConfig, args.config, args.set)
         speak = None
         if config.codec is not None and config.speak_every_steps and world.is_first:
-            speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=config.data.corpus)
+            speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=config.data.all_sources[0].path)
         train(config, speak)
     return 0

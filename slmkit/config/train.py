@@ -14,6 +14,8 @@ from typing import Literal
 
 from slmkit.config.load import option
 
+Task = Literal["tts", "asr", "text", "qa"]
+
 
 def check(problems: Iterable[tuple[bool, str]]) -> None:
     """Raise ValueError with one line for every (is wrong, line) pair that is wrong."""
@@ -23,20 +25,57 @@ def check(problems: Iterable[tuple[bool, str]]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which examples."""
+class SourceConfig:
+    """One of several things to train on."""
 
-    corpus: str = option(help="directory of shards that `slmkit tokenize` or `slmkit import` wrote")
-    task: Literal["tts", "asr"] = option("tts", help="prompt of the examples")
-    row_tokens: int = option(2048, help="positions of a row; longer utterances are reported and left out")
-    max_samples: int | None = option(None, help="train on the first samples of the corpus only, to try things out")
-    num_workers: int = option(2, help="processes per rank that read ahead; 0 reads in the training process")
-    eval_share: float = option(0.0, help="share of the corpus held out for evaluation, chosen by a hash of the key")
-    eval_corpus: str | None = option(None, help="directory of a corpus to evaluate on, instead of a share")
+    path: str = option(help="directory (or URL) of a corpus of shards; for the task text a JSONL file of conversations")
+    task: Task = option("tts", help="prompt of the examples")
+    weight: float = option(
+        1.0, help="passes over this source in an epoch of the run; 0.5: each sample every second one"
+    )
+    max_samples: int | None = option(None, help="only the first samples of the source")
 
     def __post_init__(self) -> None:
         check(
             [
+                (not 0 < self.weight < math.inf, f"weight: got {self.weight}, expected more than 0"),
+                (
+                    self.max_samples is not None and self.max_samples < 1,
+                    f"max_samples: got {self.max_samples}, expected at least 1",
+                ),
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which examples: one corpus, or several sources."""
+
+    corpus: str | None = option(None, help="directory of shards that `slmkit tokenize` or `slmkit import` wrote")
+    task: Task = option("tts", help="prompt of the corpus's examples")
+    max_samples: int | None = option(None, help="train on the first samples of the corpus only, to try things out")
+    sources: tuple[SourceConfig, ...] = option((), help="several sources, in place of corpus, task and max_samples")
+    row_tokens: int = option(2048, help="positions of a row; longer utterances are reported and left out")
+    num_workers: int = option(2, help="processes per rank that read ahead; 0 reads in the training process")
+    eval_share: float = option(0.0, help="share of the sources held out for evaluation, chosen by a hash of the key")
+    eval_corpus: str | None = option(None, help="directory of a corpus to evaluate on, instead of a share")
+    length_cache: str | None = option(None, help="directory of length tables, to share them between runs; or RUN/cache")
+    shard_cache: str | None = option(None, help="directory on a fast disk to which shards are copied before reading")
+    shard_cache_gib: float = option(50.0, help="largest size of shard_cache; the least recently used shards go first")
+    shuffle_shards: int | None = option(
+        None, help="shuffle within groups of this many shards, so that a small shard_cache serves; default: all"
+    )
+    on_damage: Literal["stop", "skip"] = option(
+        "stop", help="what a sample that cannot be read does; skips are counted"
+    )
+
+    def __post_init__(self) -> None:
+        check(
+            [
+                (
+                    (self.corpus is None) == (not self.sources),
+                    f"corpus, sources: got {'neither' if self.corpus is None else 'both'}, expected one of the two",
+                ),
                 (self.row_tokens < 1, f"row_tokens: got {self.row_tokens}, expected at least 1"),
                 (
                     self.max_samples is not None and self.max_samples < 1,
@@ -48,8 +87,23 @@ class DataConfig:
                     self.eval_share > 0 and self.eval_corpus is not None,
                     "eval_corpus: got a corpus and an eval_share, expected one of the two",
                 ),
+                (
+                    not 0 < self.shard_cache_gib < math.inf,
+                    f"shard_cache_gib: got {self.shard_cache_gib}, expected more than 0",
+                ),
+                (
+                    self.shuffle_shards is not None and self.shuffle_shards < 1,
+                    f"shuffle_shards: got {self.shuffle_shards}, expected at least 1",
+                ),
             ]
         )
+
+    @property
+    def all_sources(self) -> tuple[SourceConfig, ...]:
+        """The sources; a single corpus is one."""
+        if self.corpus is None:
+            return self.sources
+        return (SourceConfig(path=self.corpus, task=self.task, max_samples=self.max_samples),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +182,7 @@ class TrainConfig:
 
     run_dir: str = option(help="directory of the run; training continues from its newest complete checkpoint")
     base: str = option(help="directory of the base model (Qwen2.5, or made by `slmkit init-base`)")
+    init_from: str | None = option(None, help="directory of an exported model whose weights a new run starts from")
     deepspeed: str = option(help="DeepSpeed's JSON file, such as ds_configs/zero2_bf16.json; holds the precision")
     data: DataConfig = option(help="examples")
     model: ModelConfig = option(factory=ModelConfig, help="model")
@@ -140,10 +195,19 @@ class TrainConfig:
     micro_rows: int = option(1, help="rows a process runs at once")
     log_every_steps: int = option(10, help="steps from one line of metrics.jsonl to the next")
     save_every_steps: int = option(500, help="steps from one checkpoint to the next; the last step always saves")
+    save_every_minutes: float | None = option(None, help="time after which a checkpoint is due in any case")
     keep_last: int = option(2, help="newest checkpoints that are kept")
+    keep_every_steps: int = option(0, help="checkpoints of multiples of this are kept for good; 0: none")
+    async_save: bool = option(True, help="write checkpoints while training goes on, from a copy in host memory")
+    on_save_error: Literal["stop", "continue"] = option("stop", help="what a full disk does to the run")
+    max_skipped_steps: int = option(10, help="steps with a non-finite loss or gradient that a run may skip in all")
+    hang_timeout_sec: float = option(
+        600.0, help="how long a process may make no progress before the run ends; 0: for ever"
+    )
     eval_every_steps: int = option(500, help="steps from one evaluation to the next, if any data is held out")
     speak_every_steps: int = option(0, help="steps from one set of speech samples to the next; 0 makes none")
     codec: str | None = option(None, help="directory of the codec, for speech samples in TensorBoard")
+    peak_tflops: float | None = option(None, help="dense TFLOP/s of a device, for MFU; known GPUs need none")
 
     def __post_init__(self) -> None:
         at_least_one = ("global_rows", "micro_rows", "log_every_steps", "save_every_steps", "keep_last")
@@ -158,6 +222,17 @@ class TrainConfig:
                     "codec: got none, expected the codec's directory when speak_every_steps is set",
                 ),
                 (self.speak_every_steps < 0, f"speak_every_steps: got {self.speak_every_steps}, expected 0 or more"),
+                (self.keep_every_steps < 0, f"keep_every_steps: got {self.keep_every_steps}, expected 0 or more"),
+                (self.max_skipped_steps < 0, f"max_skipped_steps: got {self.max_skipped_steps}, expected 0 or more"),
+                (
+                    not 0 <= self.hang_timeout_sec < math.inf,
+                    f"hang_timeout_sec: got {self.hang_timeout_sec}, expected 0 or more",
+                ),
+                *(
+                    (value is not None and not 0 < value < math.inf, f"{name}: got {value}, expected more than 0")
+                    for name in ("save_every_minutes", "peak_tflops")
+                    for value in [getattr(self, name)]
+                ),
                 (len(lengths) != 1, f"steps, epochs: got {len(lengths)} of them, expected one"),
             ]
         )

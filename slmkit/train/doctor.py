@@ -315,7 +315,7 @@ def _settings(config: TrainConfig, world: World) -> tuple[dict[str, Any], str]:
 
 
 def _corpus(config: TrainConfig) -> tuple[Corpus, str]:
-    corpus = Corpus.open(config.data.corpus)
+    corpus = Corpus.open(config.data.all_sources[0].path)
     if config.data.eval_corpus is not None:
         other = Corpus.open(config.data.eval_corpus)
         corpus.codec.check_compatible(other.codec, this=str(corpus.directory), that=str(other.directory))

@@ -76,7 +76,7 @@ def prepare(config: TrainConfig, world: World) -> Run:
     split = BatchSplit(global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
     settings = deepspeed_settings(config, split)
     tokenizer = TextTokenizer.load(config.base)
-    corpus = Corpus.open(config.data.corpus)
+    corpus = Corpus.open(config.data.all_sources[0].path)
     layout = run_layout(config, tokenizer, corpus)
     data, held_out = _examples(config, corpus, tokenizer, layout)
     if config.steps is None:
