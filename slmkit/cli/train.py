@@ -8,6 +8,10 @@ The same command works alone and under launchers, each process being one rank:
   srun ... slmkit train --config RUN.yaml        (MASTER_ADDR and MASTER_PORT exported)
 
 A run continues from its newest complete checkpoint: start the same command again.
+
+SIGTERM, SIGINT or SIGUSR1 to any process stop the run after the step it is in, with a checkpoint.
+
+Exit codes: 0 the run is complete; 2 something a user can mend, named; 75 stopped by a signal, start it again; 1 others.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import argparse
 from slmkit import log
 from slmkit.config.load import describe, load_config
 from slmkit.config.train import TrainConfig
+from slmkit.train.signals import Signals
 from slmkit.world import World
 
 SUMMARY = "train from shards of codes, on one process or many"
@@ -29,11 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from slmkit.train.peers import together
-
+    signals = Signals.installed()  # before torch is imported, which takes seconds
     world = World.from_env()
     log.set_up(world.rank, args.verbose)
-    with together(world):
+    from slmkit.train.peers import PREEMPTED, together
+
+    with together(world, signals) as peers:
         from slmkit.infer.samples import SpeechSamples
         from slmkit.train.doctor import warn_of_versions
         from slmkit.train.loop import train
@@ -43,5 +49,5 @@ def run(args: argparse.Namespace) -> int:
         speak = None
         if config.codec is not None and config.speak_every_steps and world.is_first:
             speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=config.data.all_sources[0].path)
-        train(config, speak)
-    return 0
+        is_complete = train(config, speak, peers)
+    return 0 if is_complete else PREEMPTED

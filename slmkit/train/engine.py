@@ -23,7 +23,7 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +38,7 @@ from slmkit.files import disk_error
 from slmkit.world import World
 
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
+_host_groups: list[Any] = []  # at most one, beside nccl
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
 
 
@@ -61,6 +62,7 @@ def process_group(world: World) -> Iterator[torch.device]:
     _deepspeed().init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     yield device
     dist.barrier()
+    _host_groups.clear()
     dist.destroy_process_group()
 
 
@@ -74,6 +76,20 @@ def from_first(value: Any) -> Any:
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Sum of `values` over all processes, in place."""
     dist.all_reduce(values)
+    return values
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """The largest of every value over all processes, through host memory: no accelerator is waited for."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_host_group())
+    return numbers.tolist()
+
+
+def from_all(value: Any) -> list[Any]:
+    """The `value` of every process, by rank, in every process."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_host_group())
     return values
 
 
@@ -164,6 +180,8 @@ class Engine:
         """Norm of the last step's gradient, before clipping."""
         return float(self._engine.get_global_grad_norm())
 
+    skipped = False
+
     def micro_step(self, batch: Any, *, lr: float) -> Any:
         """Forward and backward of one micro-batch; the last one of a step also updates the weights, with rate `lr`.
 
@@ -251,6 +269,15 @@ def _export(world: World, accelerator: str) -> None:
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+
+
+def _host_group() -> Any:
+    """A group that works on host memory; None, for the group of all, where that one does."""
+    if dist.get_backend() == "gloo":
+        return None
+    if not _host_groups:
+        _host_groups.append(dist.new_group(backend="gloo"))
+    return _host_groups[0]
 
 
 def _free_port() -> int:

@@ -6,7 +6,7 @@ Example:
     evaluate(engine.module, data, world, device, micro_rows=2, row_tokens=2048, names=["text", "a", "b", "c"])
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,9 +27,13 @@ def evaluate(
     row_tokens: int,
     names: Sequence[str],
     text_loss_weight: float,
+    is_stopped: Callable[[], bool] = lambda: False,
     num_workers: int = 0,
-) -> Record:
-    """One record with names "eval/...". Every rank must call it; the model is left in training mode."""
+) -> Record | None:
+    """One record with names "eval/...". Every rank must call it; the model is left in training mode.
+
+    `is_stopped` is asked before every micro-batch and says the same on every rank; once it holds there is no record.
+    """
     split = BatchSplit(global_rows=micro_rows * world.size, micro_rows=micro_rows, world_size=world.size)
     batches = micro_batches(
         data,
@@ -46,6 +50,9 @@ def evaluate(
     model.eval()
     with torch.no_grad():
         for _, _, batch in batches:
+            if is_stopped():
+                model.train()
+                return None
             output = model(batch.to(device))
             samples = torch.full((1,), len(batch.keys), device=device)
             totals += torch.cat([output.sums, output.correct, samples]).double()

@@ -14,8 +14,10 @@ import itertools
 import math
 import operator
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -35,52 +37,204 @@ from slmkit.train import checkpoint, elastic, engine
 from slmkit.train.engine import Engine
 from slmkit.train.evaluation import evaluate
 from slmkit.train.metrics import MetricsLog, Pace, Record, StepMeter
+from slmkit.train.peers import Peers
 from slmkit.train.run import Run, check_facts, prepare
 from slmkit.train.schedule import learning_rate
 from slmkit.world import World
 
 logger = get_logger(__name__)
+EVALUATION = "evaluation"  # what a checkpoint may have left pending
 Speak = Callable[[Any, Any, int], None]  # (model, TensorBoard writer, step), in the first process
 
 
-def train(config: TrainConfig, speak: Speak | None = None) -> None:
-    """Run `config` to its last step. `speak`, called every `speak_every_steps`, adds speech samples to TensorBoard.
+def train(config: TrainConfig, speak: Speak | None = None, peers: Peers | None = None) -> bool:
+    """Run `config` to its last step; False when a stopping signal ended it before, with a checkpoint.
 
-    Raises UserError for everything a user can mend.
+    `speak`, called every `speak_every_steps`, adds speech samples to TensorBoard. Raises UserError for everything a
+    user can mend.
     """
     world = World.from_env()
     run = prepare(config, world)
     with engine.process_group(world) as device:
         found = resume_point(run)
-        done_steps = found.step if found else 0
         trainer = start_engine(run, found)
-        record_start(run, trainer, done_steps)
-        log = MetricsLog(run.directory, done_steps, is_first=world.is_first)
-        pace = Pace()
-        for epoch, step, batches in steps(run, done_steps, pace):
-            record = take_step(run, trainer, device, step, batches, pace)
-            if record is not None:
-                log.write(step, {"epoch": epoch, **record})
-            after_step(run, trainer, device, step, log, speak, pace)
-        log.close()
+        record_start(run, trainer, found.step if found else 0)
+        training = Training(run, trainer, device, peers or Peers(world), found)
+        return training.go(speak)
 
 
-def after_step(
-    run: Run, trainer: Engine, device: torch.device, step: int, log: MetricsLog, speak: Speak | None, pace: Pace
-) -> None:
-    """What happens between steps when it is due: evaluation, speech samples, checkpoint. None of it counts as pace."""
-    config, total_steps = run.config, run.total_steps
-    evaluates = run.held_out is not None and is_due(step, config.eval_every_steps, total_steps)
-    speaks = speak is not None and config.speak_every_steps > 0 and is_due(step, config.speak_every_steps, total_steps)
-    saves = is_due(step, config.save_every_steps, total_steps)
-    if evaluates:
-        log.write(step, held_out_record(run, trainer, device))
-    if speaks and speak is not None and run.world.is_first:
-        speak(trainer.module, log.tensorboard, step)
-    if saves:
-        save(run, trainer, step)
-    if evaluates or speaks or saves:
-        pace.restart()
+class Training:
+    """One start of a run, from its first step to its last or to a signal. All processes call the same verbs in turn."""
+
+    def __init__(self, run: Run, trainer: Engine, device: torch.device, peers: Peers, found: Checkpoint | None) -> None:
+        self.run, self.trainer, self.device, self.peers = run, trainer, device, peers
+        self.step = found.step if found else 0
+        state = found.state if found else {}
+        self.saved_step = self.step
+        self.saved_at = time.monotonic()
+        self.pending: list[str] = list(state.get("pending", []))  # what a signal kept from being done after this step
+        self.skipped_steps = int(state.get("skipped_steps", 0))
+        self.log = MetricsLog(run.directory, self.step, is_first=run.world.is_first)
+        self.pace = Pace()
+
+    def go(self, speak: Speak | None) -> bool:
+        """All steps that are left; whether the run is complete."""
+        run, config = self.run, self.run.config
+        with self.peers.watched(config.hang_timeout_sec):
+            agreed = self.agree()
+            if EVALUATION in self.pending and not agreed.stop:
+                agreed = self.evaluate()
+            self.peers.at("reading data", self.step + 1)
+            if not agreed.stop:
+                for epoch, step, batches in steps(run, self.step, self.pace):
+                    self.take_step(epoch, step, batches)
+                    agreed = self.after_step(self.agree(), speak)
+                    if agreed.stop:
+                        break
+                    self.peers.at("reading data", step + 1)
+            self.finish(agreed)
+        return self.step == run.total_steps and not self.pending
+
+    def agree(self) -> "Agreement":
+        """What all processes do next, since one of them was signalled or the first one's clock says so."""
+        self.peers.at("meeting the other processes", self.step)
+        minutes = self.run.config.save_every_minutes
+        is_time = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        stop, save = engine.largest([self.peers.signal is not None, is_time and self.run.world.is_first])
+        if stop and self.peers.signal is not None:
+            logger.warning(
+                "rank %d got %s: the run stops after step %d", self.run.world.rank, self.peers.signal, self.step
+            )
+        return Agreement(stop=bool(stop), save=bool(save))
+
+    def take_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> None:
+        """One optimizer step. Raises UserError after too many steps whose loss or gradient was no number."""
+        run, trainer = self.run, self.trainer
+        lr = rate_of(run, step)
+        meter = StepMeter() if is_due(step, run.config.log_every_steps, run.total_steps) else None
+        losses: list[tuple[tuple[str, ...], torch.Tensor]] = []
+        for number, batch in enumerate(batches):
+            self.peers.at(f"computing micro-batch {number}", step)
+            with out_of_memory_named(run.config, batch, step):
+                batch = batch.to(self.device)
+                output = trainer.micro_step(batch, lr=lr)
+            losses.append((batch.keys, output.loss.detach()))
+            self.pace.add(batch)
+            if meter is not None:
+                meter.add(output, batch)
+            self.peers.at("reading data", step)
+        self.step = step
+        if trainer.skipped:
+            self.skip(losses)
+        if meter is not None:
+            self.peers.at("logging", step)
+            loss, terms = meter.result(run.terms)
+            speed = self.pace.result(run.codec.frame_rate, self.device, run.world.size)
+            faults = {"faults/skipped_steps": self.skipped_steps}
+            record: Record = {"loss": loss, **terms, "lr": lr, "grad_norm": trainer.grad_norm, **faults, **speed}
+            self.log.write(step, {"epoch": epoch, **finite(record)})
+
+    def skip(self, losses: list[tuple[tuple[str, ...], torch.Tensor]]) -> None:
+        """Count a step that changed nothing. Raises UserError when the run has had too many of them."""
+        self.skipped_steps += 1
+        mine = [key for keys, loss in losses if not torch.isfinite(loss) for key in keys]
+        keys = [key for of_rank in engine.from_all(mine) for key in of_rank]
+        where = "the loss" if keys else "the gradient"
+        if not keys:
+            keys = [key for of_rank in engine.from_all([k for ks, _ in losses for k in ks]) for key in of_rank]
+        limit = self.run.config.max_skipped_steps
+        if self.run.world.is_first:
+            logger.warning("step %d is skipped: %s is not finite; samples: %s", self.step, where, ", ".join(keys))
+        if self.skipped_steps > limit:
+            raise UserError(
+                f"{where} is not finite at step {self.step}, and {limit} steps were skipped before",
+                got=f"samples {', '.join(keys)}",
+                expected=f"at most max_skipped_steps = {limit} such steps in a run",
+                next_step="look at these samples; lower optimizer.lr or optimizer.clip_norm, or warm up for longer",
+            )
+
+    def after_step(self, agreed: "Agreement", speak: Speak | None) -> "Agreement":
+        """What happens between steps when it is due: evaluation, speech samples, checkpoint. None of it counts as pace.
+
+        When the run is to stop, evaluation is left for the next start.
+        """
+        run, config, step = self.run, self.run.config, self.step
+        speaks = speak is not None and config.speak_every_steps > 0
+        if run.held_out is not None and is_due(step, config.eval_every_steps, run.total_steps):
+            self.pending.append(EVALUATION)
+            if not agreed.stop:
+                agreed = self.evaluate()
+        if speaks and not agreed.stop and is_due(step, config.speak_every_steps, run.total_steps):
+            self.peers.at("speaking", step)
+            if speak is not None and run.world.is_first:
+                speak(self.trainer.module, self.log.tensorboard, step)
+            self.pace.restart()
+        if agreed.save or is_due(step, config.save_every_steps, run.total_steps):
+            self.save()
+        return agreed
+
+    def evaluate(self) -> "Agreement":
+        """Losses on the held-out examples, unless the run is to stop meanwhile."""
+        run = self.run
+        assert run.held_out is not None
+        agreed = Agreement()
+
+        def is_stopped() -> bool:
+            nonlocal agreed
+            agreed = self.agree()
+            return agreed.stop
+
+        record = evaluate(
+            self.trainer.module,
+            run.held_out,
+            run.world,
+            self.device,
+            micro_rows=run.config.micro_rows,
+            row_tokens=run.config.data.row_tokens,
+            names=run.terms,
+            text_loss_weight=run.config.model.text_loss_weight,
+            is_stopped=is_stopped,
+        )
+        if record is not None:
+            self.log.write(self.step, finite(record))
+            self.pending.remove(EVALUATION)
+        self.pace.restart()
+        return agreed
+
+    def save(self) -> None:
+        """Begin the checkpoint of this step."""
+        run, trainer = self.run, self.trainer
+        self.peers.at("saving", self.step)
+        root, name = run_dir.root(run.directory), run_dir.name(self.step)
+        trainer.save(root, name)
+        checkpoint.save_random(root / name, run.world.rank)
+        checkpoint.sync(root / name)
+        engine.barrier()
+        if run.world.is_first:
+            state = {"facts": run.facts, "pending": self.pending, "skipped_steps": self.skipped_steps}
+            checkpoint.finish(run.directory, self.step, state)
+            checkpoint.prune(run.directory, run.config.keep_last)
+            logger.info("saved %s", root / name)
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.pace.restart()
+
+    def finish(self, agreed: "Agreement") -> None:
+        """The end of this start: all that was learnt is on disk."""
+        if self.saved_step != self.step:
+            self.save()
+        self.log.close()
+        if agreed.stop and self.run.world.is_first:
+            where = run_dir.root(self.run.directory) / run_dir.name(self.step) if self.step else "the beginning"
+            logger.warning(
+                "stopped at step %d of %d; the same command goes on from %s", self.step, self.run.total_steps, where
+            )
+
+
+class Agreement(NamedTuple):
+    """What all processes have agreed upon between two steps."""
+
+    stop: bool = False  # one of them got a signal
+    save: bool = False  # it is time for a checkpoint
 
 
 def is_due(step: int, every: int, total_steps: int) -> bool:
@@ -164,12 +318,10 @@ def steps(run: Run, done_steps: int, pace: Pace) -> Iterator[tuple[int, int, Ite
                 return
 
 
-def take_step(
-    run: Run, trainer: Engine, device: torch.device, step: int, batches: Iterator[Batch], pace: Pace
-) -> Record | None:
-    """One optimizer step; its record if it is to be logged. Raises UserError when the loss is no longer a number."""
+def rate_of(run: Run, step: int) -> float:
+    """The learning rate of a step, of which 1 is the first."""
     optimizer, schedule = run.config.optimizer, run.config.schedule
-    lr = learning_rate(
+    return learning_rate(
         step - 1,
         lr=optimizer.lr,
         total_steps=run.total_steps,
@@ -177,49 +329,29 @@ def take_step(
         kind=schedule.kind,
         min_lr_share=schedule.min_lr_share,
     )
-    meter = StepMeter() if is_due(step, run.config.log_every_steps, run.total_steps) else None
-    for batch in batches:
-        batch = batch.to(device)
-        output = trainer.micro_step(batch, lr=lr)
-        pace.add(batch)
-        if meter is not None:
-            meter.add(output, batch)
-    if meter is None:
-        return None
-    loss, terms = meter.result(run.terms)
-    if not (math.isfinite(loss) and math.isfinite(trainer.grad_norm)):
+
+
+def finite(record: Record) -> Record:
+    """`record` with null for what is no number: the loss of a step that was skipped."""
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in record.items()}
+
+
+@contextmanager
+def out_of_memory_named(config: TrainConfig, batch: Batch, step: int) -> Iterator[None]:
+    """Turns an allocator's complaint into a UserError that names the batch."""
+    try:
+        yield
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # torch.OutOfMemoryError is a RuntimeError; the CPU has none of its own
+        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not is_full:
+            raise
+        lengths = batch.cu_seqlens.diff()
         raise UserError(
-            f"the loss or its gradient is not finite at step {step}",
-            got=f"loss {loss}, gradient norm {trainer.grad_norm}",
-            next_step="lower optimizer.lr or optimizer.clip_norm, or raise schedule.warmup_steps",
-        )
-    speed = pace.result(run.codec.frame_rate, device, run.world.size)
-    return {"loss": loss, **terms, "lr": lr, "grad_norm": trainer.grad_norm, **speed}
-
-
-def held_out_record(run: Run, trainer: Engine, device: torch.device) -> Record:
-    """Evaluation on the held-out examples."""
-    assert run.held_out is not None
-    return evaluate(
-        trainer.module,
-        run.held_out,
-        run.world,
-        device,
-        micro_rows=run.config.micro_rows,
-        row_tokens=run.config.data.row_tokens,
-        names=run.terms,
-        text_loss_weight=run.config.model.text_loss_weight,
-    )
-
-
-def save(run: Run, trainer: Engine, step: int) -> None:
-    """Write the checkpoint of `step`; its marker comes last, when every process is done."""
-    root, name = run_dir.root(run.directory), run_dir.name(step)
-    trainer.save(root, name)
-    checkpoint.save_random(root / name, run.world.rank)
-    checkpoint.sync(root / name)
-    engine.barrier()
-    if run.world.is_first:
-        checkpoint.finish(run.directory, step, {"facts": run.facts})
-        checkpoint.prune(run.directory, run.config.keep_last)
-        logger.info("saved %s", root / name)
+            f"out of memory at step {step}: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",
+            got=f"a micro-batch of {config.micro_rows} rows of data.row_tokens = {config.data.row_tokens}: "
+            f"{batch.num_tokens} positions in {len(lengths)} utterances, the longest of {int(lengths.max())}",
+            next_step="lower micro_rows (the steps stay the same), then data.row_tokens, or choose an offload config",
+        ) from error

@@ -1,66 +1,138 @@
-"""The processes of a run end together: a user error on any of them is shown once and gives every one exit code 2.
+"""The processes of a run stop together, whatever makes one of them stop.
 
-Without this, a process that fails alone leaves the others waiting inside a collective operation until a time-out.
-The processes meet at MASTER_ADDR:MASTER_PORT, which every launcher sets; a thread of each looks there for failures.
-It works before and beside torch's process group, and with one process does nothing.
+- A user error on any of them is shown once and gives every one exit code 2.
+- A process that crashed, died or makes no progress ends all within the time-out, and is named with where it was.
+- A signal (`train.signals`) on any of them before training began ends all with exit code 75: nothing is lost yet.
+  During training the loop asks for it between steps and writes a checkpoint first.
+
+Without this, the others wait inside a collective operation until it times out. The processes meet at
+MASTER_ADDR:MASTER_PORT, which every launcher sets; a thread of each writes there how far its main thread is and looks
+for failures, and the thread of the first process judges. It works before and beside torch's process group. A process
+alone needs no meeting and has the rest.
+
+Progress is counted in calls of `at`. Every process makes the same calls in the same order, so those with the lowest
+count are the ones the others wait for.
 
 Invariant: inside `together`, every process leaves by the end of the block or within seconds of the first failure.
 
 Example:
-    with together(World.from_env()):
-        train(load_config(TrainConfig, path))
+    with together(World.from_env(), Signals.installed()) as peers:
+        with peers.watched(timeout_sec=600):
+            peers.at("reading data", step=12)
 """
 
 import contextlib
+import json
 import os
+import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
 from slmkit.errors import UserError
+from slmkit.train.signals import Signals
 from slmkit.world import World
 
 POLL_SEC = 0.5
 LINGER_SEC = 10.0  # the longest wait for the others to notice a failure
+DEAD_SEC = 6 * POLL_SEC  # a process that gives no sign for so long after another one failed is dead
+STACK_SEC = 5.0  # the longest wait for the stack of a process that hangs
 MEET_TIMEOUT = timedelta(minutes=10)
-USER_ERROR, CRASH = 2, 1  # exit codes
-FAILURES, CODE = "slmkit/failures", "slmkit/code"
+SILENCE_SEC = 120.0  # before training, how long a process may give no sign of life
+USER_ERROR, CRASH, PREEMPTED = 2, 1, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h: try again
+FAILURES, CODE, REASON, BLAMED = "slmkit/failures", "slmkit/code", "slmkit/reason", "slmkit/blamed"
+STACKS_SHOWN = 4
+
+
+class Place(NamedTuple):
+    """How far the main thread of a process is."""
+
+    calls: int = 0  # of `at`
+    doing: str = "starting"
+    step: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.doing} at step {self.step}" if self.step else self.doing
+
+
+class Peers:
+    """What a process knows of the others. Without `together` around it, it only remembers where it is."""
+
+    def __init__(self, world: World, signals: Signals | None = None) -> None:
+        self.world, self._signals = world, signals or Signals()
+        self.place = Place()
+        self.timeout_sec: float | None = None  # of progress; None before and after training
+        self.ends_on_signal = True  # until training begins
+
+    def at(self, doing: str, step: int) -> None:
+        """Say what the main thread does next; every process says the same in the same order."""
+        self.place = Place(self.place.calls + 1, doing, step)
+
+    @property
+    def signal(self) -> str | None:
+        """The stopping signal this process got, if any."""
+        return self._signals.received
+
+    @contextlib.contextmanager
+    def watched(self, timeout_sec: float) -> Iterator[None]:
+        """Signals no longer end the process, which asks for them itself; standing still for `timeout_sec` does.
+
+        With 0, standing still does not.
+        """
+        self.ends_on_signal = False
+        self.timeout_sec = timeout_sec
+        yield
+        self.timeout_sec = None
 
 
 @contextlib.contextmanager
-def together(world: World) -> Iterator[None]:
+def together(world: World, signals: Signals | None = None) -> Iterator[Peers]:
     """Run the block as one of `world.size` processes.
 
     The first UserError of all is raised again where it happened; everywhere else the process leaves without a word.
     """
-    if world.size == 1:
-        yield
-        return
-    meeting = _Meeting(world)
+    peers = Peers(world, signals)
+    watch = _Watch(peers)
+    watch.start()
     reported = False
     try:
-        yield
-        meeting.leave()
+        yield peers
+        watch.leave()
         reported = True
     except UserError:
         reported = True
-        if not meeting.fail(USER_ERROR):
+        if not watch.fail(USER_ERROR):
             sys.exit(USER_ERROR)
         raise
     finally:
         if not reported:
-            meeting.fail(CRASH)
+            watch.fail(CRASH, watch.diagnosis())
 
 
-class _Meeting:
-    """A connection to the store all processes share, and the thread that watches it."""
+class _Watch:
+    """The thread beside the main thread, and its connection to the store all processes share."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, peers: Peers) -> None:
+        self.peers, self.world = peers, peers.world
+        self.store: dist.Store | None = None
+        self.jury: _Jury | None = None
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+
+    def start(self) -> None:
+        """Watch for signals, then meet the others and watch them, too."""
+        self.thread.start()
+        if self.world.size > 1:
+            self.store = self._meet()
+
+    def _meet(self) -> dist.Store:
+        world = self.world
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # The server lives as long as this object; torch's process group shares it later, under the same port.
@@ -68,25 +140,39 @@ class _Meeting:
                 dist.rendezvous("env://", rank=world.rank, world_size=world.size, timeout=MEET_TIMEOUT)
             )
             # A connection of its own, so that looking for failures never waits behind another request.
-            self.store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=MEET_TIMEOUT)
+            return dist.TCPStore(
+                address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SEC)
+            )
         except (KeyError, ValueError, dist.DistError) as error:
             raise UserError(
                 f"the {world.size} processes cannot meet: {error!r}",
                 expected="MASTER_ADDR and MASTER_PORT naming a free port of the first process",
-                next_step="start through deepspeed or torchrun, or export both variables in the sbatch script",
+                next_step="start through `slmkit launch`, deepspeed or torchrun, or export both in the sbatch script",
             ) from error
-        self.done = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, name="peers", daemon=True)
-        self.watcher.start()
 
-    def fail(self, code: int) -> bool:
-        """Tell the others. True if no one failed before; then the caller is the one to report."""
-        self.done.set()
-        self.watcher.join()
+    def diagnosis(self) -> str:
+        """Why the main thread failed, as far as the others' signs of life tell: it may be that one of them died."""
+        reason = f"rank {self.world.rank} failed while {self.peers.place}"
+        if self.store is None:
+            return reason
         try:
-            is_first = self.store.add(FAILURES, 1) == 1
-            if is_first:
-                self.store.set(CODE, str(code))
+            before = self._signs(self.store)
+            time.sleep(DEAD_SEC)
+            after = self._signs(self.store)
+        except dist.DistError:
+            return f"{reason}: lost the first process of the run"
+        dead = [_named(rank, sign) for rank, sign in after.items() if before.get(rank) == sign]
+        return f"{reason}: no sign of life from {'; '.join(dead)}" if dead else reason
+
+    def fail(self, code: int, reason: str = "") -> bool:
+        """Tell the others. True if no one failed before; then the caller is the one to report."""
+        self._stop()
+        if reason:
+            self._say(reason)
+        if self.store is None:
+            return True
+        try:
+            is_first = _tell(self.store, code, reason)
         except dist.DistError:
             return True
         self._linger("slmkit/seen")
@@ -94,35 +180,176 @@ class _Meeting:
 
     def leave(self) -> None:
         """The end of the block."""
-        self.done.set()
-        self.watcher.join()
+        self._stop()
         self._linger("slmkit/left")
 
+    def _stop(self) -> None:
+        self.done.set()
+        if self.thread is not threading.current_thread():
+            self.thread.join()
+
     def _watch(self) -> None:
+        sign = 0
         while not self.done.wait(POLL_SEC):
+            if self.peers.ends_on_signal and self.peers.signal is not None:
+                self._end(PREEMPTED, f"rank {self.world.rank} got {self.peers.signal} before training began")
+            if self.jury is None and (self.store is not None or self.world.size == 1):
+                self.jury = _Jury(self.world.size)
+            if self.jury is None:
+                continue
+            sign += 1
             try:
-                if self.store.add(FAILURES, 0) == 0:
-                    continue
-                code = int(self.store.get(CODE))
-                self._linger("slmkit/seen")
+                self._exchange(self.jury, sign)
             except dist.DistError:
-                print(f"[rank {self.world.rank}] lost the first process of the run", file=sys.stderr)
-                code = CRASH
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+                where = f"it last answered while this process was {self.peers.place}"
+                self._exit(CRASH, f"lost the first process of the run: {where}")
+
+    def _exchange(self, jury: "_Jury", sign: int) -> None:
+        """Give a sign of life, look for failures and, in the first process, judge the signs of all."""
+        here = json.dumps([sign, *self.peers.place, socket.gethostname(), os.getpid()])
+        if self.store is not None:
+            self.store.set(_sign_key(self.world.rank), here)
+            if self.store.add(FAILURES, 0):
+                self._follow(self.store)
+            if self.world.is_first:
+                jury.hear(self._signs(self.store), self.peers.timeout_sec)
+        else:
+            jury.hear({0: here}, self.peers.timeout_sec)
+        if jury.blamed:
+            self._accuse(jury)
+
+    def _signs(self, store: dist.Store) -> dict[int, str]:
+        """The last sign of every process that has given one."""
+        known = [rank for rank in range(self.world.size) if store.check([_sign_key(rank)])]
+        signs = store.multi_get([_sign_key(rank) for rank in known])
+        return {rank: sign.decode() for rank, sign in zip(known, signs, strict=True)}
+
+    def _accuse(self, jury: "_Jury") -> None:
+        """Name the processes that hold the others up, and end."""
+        if self.store is None:
+            self._exit(CRASH, f"{jury.reason}\n{_stack()}")
+            return
+        self.store.set(BLAMED, json.dumps(jury.blamed))
+        _tell(self.store, CRASH, jury.reason)
+        stacks, deadline = [], time.monotonic() + STACK_SEC
+        for rank in jury.blamed[:STACKS_SHOWN]:
+            while rank and not self.store.check([_stack_key(rank)]) and time.monotonic() < deadline:
+                time.sleep(POLL_SEC / 10)
+            if rank == 0 or self.store.check([_stack_key(rank)]):
+                stack = _stack() if rank == 0 else self.store.get(_stack_key(rank)).decode()
+                stacks.append(f"rank {rank} stands at:\n{stack}")
+        self._say("\n".join([jury.reason, *stacks]))
+        self._linger("slmkit/seen")
+        self._exit(CRASH)
+
+    def _follow(self, store: dist.Store) -> None:
+        """Another process failed."""
+        code, reason = int(store.get(CODE)), store.get(REASON).decode()
+        if store.check([BLAMED]) and self.world.rank in json.loads(store.get(BLAMED)):
+            store.set(_stack_key(self.world.rank), _stack())
+        if reason:
+            self._say(f"ends too: {reason}")
+        self._linger("slmkit/seen")
+        self._exit(code)
+
+    def _end(self, code: int, reason: str) -> None:
+        """End the run from this thread, since the main thread may be waiting for something."""
+        with contextlib.suppress(dist.DistError):
+            if self.store is not None:
+                _tell(self.store, code, reason)
+                self._linger("slmkit/seen")
+        self._exit(code, reason)
+
+    def _say(self, reason: str) -> None:
+        print(f"[rank {self.world.rank}] {reason}", file=sys.stderr)
+
+    def _exit(self, code: int, reason: str = "") -> None:
+        if reason:
+            self._say(reason)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
     def _linger(self, key: str) -> None:
         """Wait until every process is here, but not for ever; the first one, which serves the store, leaves last."""
+        if self.store is None:
+            return
         deadline = time.monotonic() + LINGER_SEC
         with contextlib.suppress(dist.DistError):  # the first process was killed
             self.store.add(key, 1)
-            self._wait(key, self.world.size, deadline)
+            self._wait(self.store, key, self.world.size, deadline)
             if self.world.is_first:
-                self._wait(f"{key}/gone", self.world.size - 1, deadline)
+                self._wait(self.store, f"{key}/gone", self.world.size - 1, deadline)
             else:
                 self.store.add(f"{key}/gone", 1)
 
-    def _wait(self, key: str, count: int, deadline: float) -> None:
-        while self.store.add(key, 0) < count and time.monotonic() < deadline:
+    def _wait(self, store: dist.Store, key: str, count: int, deadline: float) -> None:
+        while store.add(key, 0) < count and time.monotonic() < deadline:
             time.sleep(POLL_SEC / 10)
+
+
+class _Jury:
+    """Finds out from the signs of life which processes hold the others up. Pure but for the clock."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.reason, self.blamed = "", list[int]()
+        self._heard: dict[int, tuple[int, float]] = {}  # rank -> its last sign, when it came
+        self._lowest = (-1, 0.0)  # the lowest count of progress, since when
+
+    def hear(self, signs: dict[int, str], timeout_sec: float | None, now: float | None = None) -> None:
+        """Take in the signs of all ranks; sets `blamed` and `reason` when the time-out is over."""
+        now = time.monotonic() if now is None else now
+        parsed: dict[int, list[Any]] = {rank: json.loads(text) for rank, text in signs.items()}
+        for rank, (sign, *_) in parsed.items():
+            if rank not in self._heard or self._heard[rank][0] != sign:
+                self._heard[rank] = (sign, now)
+        limit_sec = SILENCE_SEC if timeout_sec is None else timeout_sec
+        silent = [rank for rank, (_, since) in self._heard.items() if limit_sec and now - since > limit_sec]
+        if silent:
+            self._blame(silent, parsed, f"no sign of life for {limit_sec:.0f} s")
+        if timeout_sec is None or len(parsed) < self.size:
+            self._lowest = (-1, now)
+            return
+        lowest = min(calls for _, calls, *_ in parsed.values())
+        if lowest != self._lowest[0]:
+            self._lowest = (lowest, now)
+        elif timeout_sec and not silent and now - self._lowest[1] > timeout_sec:
+            slow = [rank for rank, (_, calls, *_) in parsed.items() if calls == lowest]
+            self._blame(slow, parsed, f"no progress for {timeout_sec:.0f} s")
+
+    def _blame(self, ranks: list[int], parsed: dict[int, list[Any]], what: str) -> None:
+        self.blamed = ranks
+        named = [_named(rank, json.dumps(parsed[rank])) for rank in ranks[:STACKS_SHOWN]]
+        more = f" and {len(ranks) - STACKS_SHOWN} more" if len(ranks) > STACKS_SHOWN else ""
+        self.reason = f"{what} from {'; '.join(named)}{more}; the run ends"
+
+
+def _tell(store: dist.Store, code: int, reason: str) -> bool:
+    """Record a failure for all to see; whether it is the first."""
+    is_first = store.add(f"{FAILURES}/claimed", 1) == 1
+    if is_first:
+        store.set(CODE, str(code))
+        store.set(REASON, reason)
+        store.add(FAILURES, 1)  # last, since it is what the others look for
+    return is_first
+
+
+def _named(rank: int, sign: str) -> str:
+    """A process in words, from its sign of life."""
+    _, *place, host, pid = json.loads(sign)
+    return f"rank {rank} ({host}, process {pid}), {Place(*place)}"
+
+
+def _sign_key(rank: int) -> str:
+    return f"slmkit/sign/{rank}"
+
+
+def _stack_key(rank: int) -> str:
+    return f"slmkit/stack/{rank}"
+
+
+def _stack() -> str:
+    """Where the main thread is."""
+    frame = sys._current_frames()[threading.main_thread().ident or 0]
+    return "".join(traceback.format_stack(frame))

@@ -1,0 +1,52 @@
+"""Signals that ask a run to stop: SIGTERM, SIGINT and SIGUSR1, noted and never acted upon here.
+
+Schedulers send them before a time limit or a preemption, to any process, at any moment. A handler of Python runs only
+between two steps of the interpreter, not while the main thread waits inside a collective operation; the system's part
+of it writes the number into a pipe at once, and whoever asks `received` reads it there, from any thread.
+
+Kept free of heavy imports: it is set up before they begin.
+
+Example:
+    signals = Signals.installed()
+    signals.received        # None, or "SIGTERM"
+"""
+
+import os
+import signal
+from types import FrameType
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Signals:
+    """The first stopping signal this process got."""
+
+    def __init__(self) -> None:
+        self._first: str | None = None
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    @staticmethod
+    def installed() -> "Signals":
+        """Take over the stopping signals of this process. To be called in its main thread."""
+        signals = Signals()
+        for number in STOPPING:
+            signal.signal(number, _noted)
+        signal.set_wakeup_fd(signals._write, warn_on_full_buffer=False)
+        return signals
+
+    @property
+    def received(self) -> str | None:
+        """Name of the first stopping signal so far."""
+        if self._first is None:
+            try:
+                numbers = os.read(self._read, 4096)
+            except BlockingIOError:
+                return None
+            self._first = next((s.name for s in STOPPING if s in numbers), None)
+        return self._first
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """The pipe has it already."""

@@ -1,0 +1,123 @@
+"""One rank of `slmkit train` to which something happens: python faulty_train.py FAULT RANK STEP [train options].
+
+FAULT names a function below; it happens once, in rank RANK, at step STEP.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slmkit.cli.main import main
+from slmkit.data.shards import ShardReader
+from slmkit.train import loop
+from slmkit.train.engine import Engine
+
+HEADROOM_BYTES = 200 * 2**20
+
+
+def before(owner: Any, name: str, act: Callable[[], None]) -> None:
+    """Let `act` happen before every call of a function."""
+    whole = getattr(owner, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        act()
+        return whole(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def in_step(step: int, act: Callable[[], None]) -> None:
+    """Let `act` happen once, in the first micro-batch of a step."""
+    micro_step, done = Engine.micro_step, []
+
+    def wrapped(trainer: Engine, batch: Any, **options: Any) -> Any:
+        if trainer._engine.global_steps + 1 == step and not done:
+            done.append(step)
+            act()
+        return micro_step(trainer, batch, **options)
+
+    Engine.micro_step = wrapped  # type: ignore[method-assign]
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def none(step: int) -> None:
+    pass
+
+
+def signal_at_start(step: int) -> None:
+    before(loop, "start_engine", lambda: (send(signal.SIGTERM)(), time.sleep(100)))
+
+
+def signal_in_step(step: int) -> None:
+    in_step(step, send(signal.SIGUSR1))
+
+
+def signal_in_evaluation(step: int) -> None:
+    before(loop, "evaluate", send(signal.SIGINT))
+
+
+def signal_in_save(step: int) -> None:
+    before(Engine, "save", send(signal.SIGTERM))
+
+
+def hang(step: int) -> None:
+    """A file system that does not answer."""
+    reads = []
+
+    def wait() -> None:
+        reads.append(1)
+        if len(reads) == 8:
+            time.sleep(1000)
+
+    before(ShardReader, "read", wait)
+
+
+def stop(step: int) -> None:
+    """A process that does not run any more and is not dead either, as on a machine that lost its network."""
+    in_step(step, send(signal.SIGSTOP))
+
+
+def die(step: int) -> None:
+    in_step(step, send(signal.SIGKILL))
+
+
+def device_memory(step: int) -> None:
+    def refuse() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    before(Engine, "micro_step", refuse)
+
+
+def host_memory(step: int) -> None:
+    """The system gives no more memory, and the step asks for some."""
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        used_bytes = pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + HEADROOM_BYTES, resource.RLIM_INFINITY))
+        torch.zeros(2 * HEADROOM_BYTES)
+
+    micro_step = Engine.micro_step
+
+    def wrapped(trainer: Engine, batch: Any, **options: Any) -> Any:
+        limit()
+        return micro_step(trainer, batch, **options)
+
+    Engine.micro_step = wrapped  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    fault, rank, step, *options = sys.argv[1:]
+    if os.environ["RANK"] == rank:
+        globals()[fault](int(step))
+    sys.exit(main(["train", *options]))
