@@ -6,9 +6,15 @@ ones (`speech_heads.{i}.head...`), so that published weights load by name.
 
 Shapes: B batch (1 when packed), S positions, Q of them that matter, D width, C classes.
 
+`OutputLayer` is the last layer of every head and of the text model. Its weight is read inside its own `forward` alone:
+ZeRO-3 puts a weight together only there.
+
 Example:
     SpeechHead("mlp", config, num_classes=1025, first_layer=24)
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +22,7 @@ from transformers import Cache, Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from slmkit.data.vocab import VocabLayout
+from slmkit.model import losses
 from slmkit.model.attention import Packing
 from slmkit.model.backbone import extra_layers, run_layers
 
@@ -31,6 +38,32 @@ def class_token_ids(layout: VocabLayout, head: int) -> list[int]:
     return [*ids, layout.id_of("<|speech_pad|>")] if frame else ids
 
 
+class OutputLayer(nn.Linear):
+    """Features to logits, or straight to their cross-entropy, without all logits at once."""
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> "OutputLayer":
+        """The same layer with the very parameters of `linear`, so that ties stay."""
+        layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        *,
+        targets: torch.Tensor | None = None,
+        scales: torch.Tensor | None = None,
+        segments: Sequence[losses.Segment] | None = None,
+    ) -> Any:
+        """Logits float [..., C] of features float [..., D]; with targets, scales and segments as
+        `losses.cross_entropy` describes them, its CrossEntropy of features [M, D] in place of logits."""
+        if targets is None:
+            return super().forward(features)
+        assert scales is not None and segments is not None
+        return losses.cross_entropy(features, self.weight, self.bias, targets, scales, segments)
+
+
 class SpeechHead(nn.Module):
     """Linear; mlp (Linear, SiLU, Linear); or transformer (decoder layers, LayerNorm, Linear)."""
 
@@ -40,22 +73,22 @@ class SpeechHead(nn.Module):
         self.kind = kind
         width = config.hidden_size
         if kind == "linear":
-            self.head: nn.Module = nn.Linear(width, num_classes)
+            self.head: nn.Module = OutputLayer(width, num_classes)
         elif kind == "mlp":
             inner = MLP_FACTOR * width
-            self.head = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, num_classes))
+            self.head = nn.Sequential(nn.Linear(width, inner), nn.SiLU(), OutputLayer(inner, num_classes))
         else:
             self.head_layers = extra_layers(config, HEAD_LAYERS, first_layer)
             self.head_norm = nn.LayerNorm(width, eps=config.rms_norm_eps)
-            self.head_proj = nn.Linear(width, num_classes)
+            self.head_proj = OutputLayer(width, num_classes)
 
     @property
-    def output(self) -> nn.Linear:
+    def output(self) -> OutputLayer:
         """The last linear map, features to class logits."""
         if self.kind == "transformer":
             return self.head_proj
         last = self.head[-1] if isinstance(self.head, nn.Sequential) else self.head
-        assert isinstance(last, nn.Linear)
+        assert isinstance(last, OutputLayer)
         return last
 
     def attend(

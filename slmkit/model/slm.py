@@ -10,7 +10,9 @@ Shapes: N positions of a packed micro-batch, B batch and S positions of decoding
 V vocabulary rows, H heads, P speaker slots, T loss terms besides text.
 
 Invariant: the sum of `loss` over all micro-batches of a global batch is the loss of the global batch, however it is
-cut; utterances of a micro-batch do not see each other; every parameter gets a gradient in every micro-batch.
+cut; utterances of a micro-batch do not see each other; every parameter gets a gradient in every micro-batch; every
+training step calls the same modules in the same order, targets or not, and reads a weight only in its module's forward
+(ZeRO-3 needs both).
 
 Example:
     model = SpeechLM(config)
@@ -32,7 +34,7 @@ from slmkit.model import attention, losses
 from slmkit.model.attention import Packing
 from slmkit.model.backbone import run_layers
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.heads import HEAD_LAYERS, SpeechHead, class_token_ids
+from slmkit.model.heads import HEAD_LAYERS, OutputLayer, SpeechHead, class_token_ids
 
 SPEAKER_FACTOR = 4  # inner width of the speaker projector, in speaker widths: 256 -> 1024 (published code)
 
@@ -61,6 +63,7 @@ class SpeechLM(PreTrainedModel):
         qwen2 = config.qwen2
         self.layout: VocabLayout = config.vocab_layout
         self.lm_model = Qwen2ForCausalLM(qwen2)
+        self.lm_model.lm_head = OutputLayer.of(self.lm_model.lm_head)
         self.spk_emb_proj = _speaker_projector(config.speaker_dim, qwen2.hidden_size)
         self.fusion = _fusion(config, qwen2.hidden_size)
         self.speech_heads = nn.ModuleList(
@@ -211,17 +214,18 @@ class SpeechLM(PreTrainedModel):
             segments = [losses.Segment(*pair) for pair in zip(counts, self._candidates, strict=True)]
         else:
             segments = [losses.Segment(len(targets), self._candidates[0])]
-        weight = self.lm_model.lm_head.weight
-        loss, nll, correct = losses.cross_entropy(hidden[positions], weight, None, targets, shares[groups], segments)
+        loss, nll, correct = self.lm_model.lm_head(
+            hidden[positions], targets=targets, scales=shares[groups], segments=segments
+        )
         num_terms = len(shares)
         return loss, losses.sum_by_term(nll, groups, num_terms), losses.sum_by_term(correct, groups, num_terms)
 
 
 def _head_loss(
-    output: nn.Linear, features: torch.Tensor, targets: torch.Tensor, share: torch.Tensor
+    output: OutputLayer, features: torch.Tensor, targets: torch.Tensor, share: torch.Tensor
 ) -> losses.CrossEntropy:
     segment = losses.Segment(len(targets), ((0, output.out_features),))
-    return losses.cross_entropy(features, output.weight, output.bias, targets, share.expand(len(targets)), [segment])
+    return output(features, targets=targets, scales=share.expand(len(targets)), segments=[segment])
 
 
 def _speaker_projector(speaker_dim: int, width: int) -> nn.Sequential | None:
