@@ -6,6 +6,12 @@ How gradients add up: the loss of a micro-batch is already its share of the loss
 gradient of the step is the plain sum over micro-batches and ranks. DeepSpeed averages over ranks and divides by the
 accumulation steps; the first is undone by multiplying the loss with the world size, the second switched off.
 
+A step whose gradient is not finite on any process is skipped by all of them: DeepSpeed finds it in the norm that it
+computes anyway, clears the gradients, and counts the step without an update.
+
+ZeRO-3 spreads the weights, too, and puts a weight together only inside the forward and backward of the module that
+holds it. Everywhere else `weights` and `plain_module` give whole ones.
+
 Invariant: a step with any split into ranks and micro-batches has the gradient of one process with one micro-batch.
 
 Example:
@@ -35,6 +41,7 @@ import torch.distributed as dist
 from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
 from slmkit.files import disk_error
+from slmkit.model.pretrained import seeded
 from slmkit.world import World
 
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
@@ -172,15 +179,56 @@ class Engine:
 
     @property
     def module(self) -> Any:
-        """The model, for evaluation."""
+        """The model, for its config and for a forward pass that all processes take part in."""
         return self._engine.module
 
     @property
     def grad_norm(self) -> float:
-        """Norm of the last step's gradient, before clipping."""
+        """Norm of the last step's gradient, before clipping; infinite if the step was skipped."""
         return float(self._engine.get_global_grad_norm())
 
-    skipped = False
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step left weights, moments and their count of updates as they were, in all processes."""
+        return bool(self._engine.optimizer.overflow)
+
+    @property
+    def _is_spread(self) -> bool:
+        """Whether every process holds only its share of the weights (ZeRO-3)."""
+        return bool(self._engine.zero_optimization_partition_weights())
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every parameter by name, whole, on the device; a tied one under its first name. All processes must take all.
+
+        A value is good until the next is asked for.
+        """
+        gathered = _deepspeed().zero.GatheredParameters
+        for name, parameter in self.module.named_parameters():
+            with gathered([parameter], enabled=self._is_spread):
+                yield name, parameter.detach()
+
+    @contextmanager
+    def plain_module(self) -> Iterator[Any]:
+        """In the first process the model as it is now, to be used alone; None in the others. All must enter the block.
+
+        Where the weights are spread this is a copy, there only inside the block.
+        """
+        is_first = self._world.is_first
+        if not self._is_spread:
+            yield self.module if is_first else None
+            return
+        copy = None
+        if is_first:
+            with seeded(0):
+                copy = type(self.module)(self.module.config)
+            some = next(self.module.parameters())
+            copy = copy.to(some.device, some.dtype).train(self.module.training)
+        targets = dict(copy.named_parameters()) if copy is not None else {}
+        with torch.no_grad():
+            for name, weight in self.weights():
+                if is_first:
+                    targets[name].copy_(weight)
+        yield copy
 
     def micro_step(self, batch: Any, *, lr: float) -> Any:
         """Forward and backward of one micro-batch; the last one of a step also updates the weights, with rate `lr`.
@@ -207,17 +255,34 @@ class Engine:
             self._engine.save_checkpoint(str(root), tag=name, client_state=client_state, save_latest=False)
 
     def load(self, root: Path, name: str) -> None:
-        """Continue from checkpoint `root/name`: weights, moments and the count of steps.
+        """Continue from checkpoint `root/name`: weights, moments and the count of steps, not the optimizer's options.
 
         It was written by as many processes or, for an engine created with `universal`, by `convert`. Raises UserError
         if it cannot be read.
         """
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self._engine.optimizer.param_groups]
         try:
-            found, _ = self._engine.load_checkpoint(str(root), tag=name)
+            with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's BF16_Optimizer prints a line here
+                found, _ = self._engine.load_checkpoint(str(root), tag=name)
         except UNREADABLE as error:
             raise _unreadable(root / name, error) from error
         if found is None:
             raise _unreadable(root / name, "it holds no weights")
+        self._mend_load(options)
+
+    def _mend_load(self, options: list[dict[str, Any]]) -> None:
+        """Give the optimizer the options of the run config, and every group its own count of updates.
+
+        When DeepSpeed (0.19.8) loads the universal form for ZeRO-3, every group of parameters gets the options of the
+        first, so that norms and biases would decay; and all groups share one tensor with the count, so that each would
+        count the updates of all. A fused optimizer wants that tensor beside the weights.
+        """
+        optimizer = self._engine.optimizer
+        for group, own in zip(optimizer.param_groups, options, strict=True):
+            group.update(own)
+        for parameter, state in optimizer.state.items():
+            place = parameter.device if options[0]["fused"] else "cpu"
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).detach().clone().to(place)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:

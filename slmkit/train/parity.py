@@ -1,6 +1,6 @@
 """Optimizer steps of the installed DeepSpeed beside the same steps of plain torch, on a tiny model of random weights.
 
-DeepSpeed takes its steps as training does: ZeRO-2, the micro-batches spread over processes and accumulation, tied
+DeepSpeed takes its steps as training does: ZeRO of the run's stage, the micro-batches spread over processes and accumulation, tied
 embeddings, clipping. Every process also takes each step alone, with the whole global batch as one micro-batch. AdamW
 without moments and with an `eps` above every gradient is nearly gradient descent, so a gradient that is wrong, even by
 a factor only, shows in the weights: where the step is not clipped. Where it is, factors show in the norm alone.
@@ -14,7 +14,7 @@ Example:
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,8 @@ class StepComparison:
         return [name for name, difference in self.differences.items() if not difference <= tolerance]
 
 
-def compare(world: World, device: torch.device) -> list[StepComparison]:
-    """Take every step on both sides; a collective operation, to be called inside `process_group`."""
+def compare(world: World, device: torch.device, stage: int = 2) -> list[StepComparison]:
+    """Take every step on both sides, with this ZeRO stage; a collective operation, to be called inside `process_group`."""
     split = BatchSplit(global_rows=ACCUMULATION * world.size, micro_rows=1, world_size=world.size)
     model = tiny_model().to(device)  # type: ignore[arg-type]  # its stub wants a string
     plain = copy.deepcopy(model)
@@ -88,22 +88,23 @@ def compare(world: World, device: torch.device) -> list[StepComparison]:
         betas=(OPTIMIZER.betas[0], OPTIMIZER.betas[1]),
         eps=OPTIMIZER.eps,
     )
-    engine = Engine.create(model, settings(split), OPTIMIZER, world)
+    engine = Engine.create(model, settings(split, stage), OPTIMIZER, world)
     return [_step(engine, plain, adamw, split, world, device, divisor) for divisor in LOSS_DIVISORS]
 
 
-def settings(split: BatchSplit) -> dict[str, Any]:
-    """For DeepSpeed: ZeRO-2 in float32."""
+def settings(split: BatchSplit, stage: int) -> dict[str, Any]:
+    """For DeepSpeed: this ZeRO stage in float32."""
     return {
         "train_batch_size": split.global_rows,
         "train_micro_batch_size_per_gpu": split.micro_rows,
         "gradient_accumulation_steps": split.accumulation,
         "gradient_clipping": OPTIMIZER.clip_norm,
         "zero_optimization": {
-            "stage": 2,
+            "stage": stage,
             "contiguous_gradients": True,
             "overlap_comm": False,
             "reduce_scatter": True,
+            **({"stage3_param_persistence_threshold": 0} if stage == 3 else {}),  # or so small a model is not spread
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -184,7 +185,7 @@ def _step(
     config: SpeechLMConfig = plain.config  # type: ignore[assignment]
     examples = utterances(config, split.global_rows)
     counts = divisor * target_counts(config, examples)
-    before = [_values(engine.module), _values(plain)]
+    before = [_values(engine.weights()), _values(plain.named_parameters())]
     for micro in range(split.accumulation):
         rows = split.rows(world.rank, micro)
         batch = micro_batch(config, examples[rows.start : rows.stop], counts)
@@ -194,8 +195,8 @@ def _step(
     plain_norm = float(torch.nn.utils.clip_grad_norm_(plain.parameters(), OPTIMIZER.clip_norm))
     adamw.step()
     ours, theirs = (
-        {name: value - old[name] for name, value in _values(model).items()}
-        for model, old in zip((engine.module, plain), before, strict=True)
+        {name: value - old[name] for name, value in _values(weights).items()}
+        for weights, old in zip((engine.weights(), plain.named_parameters()), before, strict=True)
     )
     differences = _worst_over_ranks(_differences(ours, theirs), world, device)
     return StepComparison(
@@ -203,8 +204,8 @@ def _step(
     )
 
 
-def _values(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+def _values(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in weights}
 
 
 def _differences(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[float]:

@@ -14,7 +14,7 @@ from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.world import BatchSplit
 
-ZERO_STAGES = (1, 2)
+ZERO_STAGES = (1, 2, 3)
 AUTO = "auto"
 
 
@@ -84,10 +84,14 @@ def _refused(settings: dict[str, Any]) -> list[str]:
     fp16 = settings.get("fp16", {})
     problems = [
         ("scheduler" in settings, "scheduler is set, but schedule in the run config holds the learning rate"),
-        (stage not in ZERO_STAGES, f"zero_optimization.stage is {stage}, expected 1 or 2"),
+        (stage not in ZERO_STAGES, f"zero_optimization.stage is {stage}, expected 1, 2 or 3"),
         (
-            stage == 1 and bool(settings.get("bf16", {}).get("enabled")),
-            "zero_optimization.stage is 1 with bf16, whose checkpoints DeepSpeed cannot put together; use stage 2",
+            settings.get("bf16", {}).get("check_grad_overflow", True) is not True,
+            "bf16.check_grad_overflow is false, but a gradient that is not finite must never reach the weights",
+        ),
+        (
+            isinstance(zero, dict) and zero.get("compute_grad_norm", True) is not True,
+            "zero_optimization.compute_grad_norm is false, but the norm is logged and tells whether the step is sound",
         ),
         (bool(fp16) and fp16 != {"enabled": False}, "fp16 is set, but training runs in bf16 or float32"),
         (
