@@ -97,14 +97,31 @@ def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
 
 def merged_weights(checkpoint: Checkpoint) -> State:
     """All weights by name, float32, as DeepSpeed puts them together; a tied weight stands under each of its names."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from deepspeed.utils import zero_to_fp32
 
+    path = checkpoint.path
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.path.parent), tag=checkpoint.path.name)
+            parts = zero_to_fp32.get_optim_files(str(path))
+            if _names_stage(parts[0]):
+                return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name))
+            # ZeRO-1 in bf16 writes the parts of ZeRO-2 without saying which stage they are of, and is refused for it.
+            groups = [_optimizer_part(part)["single_partition_of_fp32_groups"] for part in parts]
+            models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(str(path)))
+            merge = zero_to_fp32._get_fp32_state_dict_from_zero2_checkpoint
+            return dict(merge(len(parts), groups, models, exclude_frozen_parameters=False))
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"DeepSpeed cannot put {checkpoint.path} together: {error}") from error
-    return dict(state)
+        raise UserError(f"DeepSpeed cannot put {path} together: {error}") from error
+
+
+def _names_stage(part: str) -> bool:
+    return "zero_stage" in _optimizer_part(part)
+
+
+def _optimizer_part(part: str) -> dict[str, Any]:
+    """What one process wrote of the optimizer; tensors are read where they are used."""
+    state: dict[str, Any] = torch.load(part, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
+    return state
 
 
 def _write_slmkit(model: SpeechLM, directory: Path, description: Path, source: Any) -> None:

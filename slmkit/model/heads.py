@@ -56,11 +56,15 @@ class OutputLayer(nn.Linear):
         scales: torch.Tensor | None = None,
         segments: Sequence[losses.Segment] | None = None,
     ) -> Any:
-        """Logits float [..., C] of features float [..., D]; with targets, scales and segments as
-        `losses.cross_entropy` describes them, its CrossEntropy of features [M, D] in place of logits."""
+        """Logits float [..., C] of features float [..., D], or their cross-entropy with targets.
+
+        targets, scales and segments are those of `losses.cross_entropy`, whose CrossEntropy of features float [M, D]
+        they give.
+        """
         if targets is None:
             return super().forward(features)
-        assert scales is not None and segments is not None
+        assert scales is not None
+        assert segments is not None
         return losses.cross_entropy(features, self.weight, self.bias, targets, scales, segments)
 
 

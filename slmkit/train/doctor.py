@@ -40,7 +40,7 @@ from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare
 from slmkit.train.run import check_facts, known_facts, run_layout
-from slmkit.train.settings import deepspeed_settings, precision
+from slmkit.train.settings import ZERO_STAGES, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
@@ -51,6 +51,7 @@ PROBE_BYTES = 64 * 2**20  # written to the run directory
 PROBE_FLOATS = 4 * 2**20  # summed over all processes
 SLOW_MB_PER_SEC = 50.0  # a checkpoint of a 0.5 B model, about 6 GB, would take two minutes
 LOW_FREE_GB = 20.0  # three such checkpoints
+DEFAULT_STAGE = 2  # of ZeRO, where no run says another
 TOLERANCE = 1e-3  # of gradients: float32 rounding stays below 1e-4, the known defects are above 0.1
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # What DeepSpeed and torch raise when a compiler, a library, a device or a connection fails them.
@@ -95,7 +96,7 @@ def examine(
     try:
         with process_group(world) as device:
             yield check_all_reduce(world, device)
-            yield check_parity(world, device)
+            yield check_parity(world, device, _stage(config))
     except BROKEN as error:
         raise UserError(
             "DeepSpeed cannot take a step here",
@@ -236,12 +237,12 @@ def check_all_reduce(world: World, device: torch.device) -> CheckResult:
     )
 
 
-def check_parity(world: World, device: torch.device) -> CheckResult:
-    """Gradients of the installed DeepSpeed against plain ones. See `train.parity`."""
-    return judge_parity(compare(world, device), world)
+def check_parity(world: World, device: torch.device, stage: int = DEFAULT_STAGE) -> CheckResult:
+    """Gradients of the installed DeepSpeed with this ZeRO stage against plain ones. See `train.parity`."""
+    return judge_parity(compare(world, device, stage), world, stage)
 
 
-def judge_parity(steps: list[StepComparison], world: World) -> CheckResult:
+def judge_parity(steps: list[StepComparison], world: World, stage: int = DEFAULT_STAGE) -> CheckResult:
     """Whether DeepSpeed's steps are the plain ones. The parameter named is the worst of the first step that differs."""
     version = importlib.metadata.version("deepspeed")
     for step in steps:
@@ -255,17 +256,28 @@ def judge_parity(steps: list[StepComparison], world: World) -> CheckResult:
             name="gradient parity",
             status="FAIL",
             what=f"steps of DeepSpeed {version} differ from plain ones",
-            got=f"{'; '.join(parts)} ({_setting(world)}, {'clipped' if step.is_clipped else 'not clipped'})",
+            got=f"{'; '.join(parts)} ({_setting(world, stage)}, {'clipped' if step.is_clipped else 'not clipped'})",
             expected=f"at most {TOLERANCE:.1%}",
             next_step="install a DeepSpeed inside the range of setup.py; models trained with this one are wrong",
         )
     largest = max(max(step.norm_difference, step.worst()[1]) for step in steps)
-    what = f"DeepSpeed {version} equals plain steps to {largest:.0e} ({_setting(world)}, clipped and not)"
+    what = f"DeepSpeed {version} equals plain steps to {largest:.0e} ({_setting(world, stage)}, clipped and not)"
     return CheckResult(name="gradient parity", status="ok", what=what)
 
 
-def _setting(world: World) -> str:
-    return f"ZeRO-2, accumulation {ACCUMULATION}, {world.size} processes, tied embeddings"
+def _stage(config: TrainConfig | None) -> int:
+    """ZeRO stage of the run; ZeRO-2 where there is none, or its file is refused: another check has said so."""
+    if config is None:
+        return DEFAULT_STAGE
+    try:
+        stage = zero_stage(read_json(config.deepspeed))
+    except UserError:
+        return DEFAULT_STAGE
+    return stage if stage in ZERO_STAGES else DEFAULT_STAGE
+
+
+def _setting(world: World, stage: int) -> str:
+    return f"ZeRO-{stage}, accumulation {ACCUMULATION}, {world.size} processes, tied embeddings"
 
 
 def _belongs(requirement: Requirement, extra: str) -> bool:

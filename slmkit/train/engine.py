@@ -174,7 +174,8 @@ class Engine:
         )
         if universal:
             settings = {**settings, "checkpoint": {**settings.get("checkpoint", {}), "load_universal": True}}
-        engine, *_ = _deepspeed().initialize(model=model, optimizer=adamw, config=settings)
+        with contextlib.redirect_stdout(io.StringIO()):  # ZeRO-1 in bf16 prints how much memory is in use
+            engine, *_ = _deepspeed().initialize(model=model, optimizer=adamw, config=settings)
         return Engine(engine, world)
 
     @property
@@ -239,8 +240,21 @@ class Engine:
         self._engine.backward(output.loss * self._world.size, scale_wrt_gas=False)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        is_last = self._engine.is_gradient_accumulation_boundary()
         self._engine.step()
+        if is_last and self.skipped:
+            self._forget_gradient()
         return output
+
+    def _forget_gradient(self) -> None:
+        """Let go of a gradient that is not finite.
+
+        DeepSpeed (0.19.8) keeps the accumulated one of ZeRO-1 and ZeRO-2 with the optimizer in host memory, in bf16:
+        the next steps would add to it, and be skipped for ever.
+        """
+        kept = getattr(self._engine.optimizer, "averaged_gradients", {})
+        for group in kept:
+            kept[group] = None
 
     def save(self, root: Path, name: str) -> None:
         """Write this process's part of checkpoint `root/name`. It is no checkpoint until its marker is written.

@@ -159,19 +159,24 @@ class Training:
         When the run is to stop, evaluation is left for the next start.
         """
         run, config, step = self.run, self.run.config, self.step
-        speaks = speak is not None and config.speak_every_steps > 0
         if run.held_out is not None and is_due(step, config.eval_every_steps, run.total_steps):
             self.pending.append(EVALUATION)
             if not agreed.stop:
                 agreed = self.evaluate()
-        if speaks and not agreed.stop and is_due(step, config.speak_every_steps, run.total_steps):
-            self.peers.at("speaking", step)
-            if speak is not None and run.world.is_first:
-                speak(self.trainer.module, self.log.tensorboard, step)
-            self.pace.restart()
+        speaks = config.speak_every_steps > 0 and is_due(step, config.speak_every_steps, run.total_steps)
+        if speaks and not agreed.stop:
+            self.speak(speak)
         if agreed.save or is_due(step, config.save_every_steps, run.total_steps):
             self.save()
         return agreed
+
+    def speak(self, speak: Speak | None) -> None:
+        """Speech samples of the first process; the others wait."""
+        self.peers.at("speaking", self.step)
+        with self.trainer.plain_module() as model:
+            if model is not None and speak is not None:
+                speak(model, self.log.tensorboard, self.step)
+        self.pace.restart()
 
     def evaluate(self) -> "Agreement":
         """Losses on the held-out examples, unless the run is to stop meanwhile."""

@@ -1,6 +1,6 @@
 """Optimizer steps of the installed DeepSpeed beside the same steps of plain torch, on a tiny model of random weights.
 
-DeepSpeed takes its steps as training does: ZeRO of the run's stage, the micro-batches spread over processes and accumulation, tied
+DeepSpeed takes its steps as training does: a ZeRO stage, the micro-batches spread over processes and accumulation, tied
 embeddings, clipping. Every process also takes each step alone, with the whole global batch as one micro-batch. AdamW
 without moments and with an `eps` above every gradient is nearly gradient descent, so a gradient that is wrong, even by
 a factor only, shows in the weights: where the step is not clipped. Where it is, factors show in the norm alone.
@@ -78,7 +78,7 @@ class StepComparison:
 
 
 def compare(world: World, device: torch.device, stage: int = 2) -> list[StepComparison]:
-    """Take every step on both sides, with this ZeRO stage; a collective operation, to be called inside `process_group`."""
+    """Take every step on both sides, with this ZeRO stage; a collective operation, to be called in `process_group`."""
     split = BatchSplit(global_rows=ACCUMULATION * world.size, micro_rows=1, world_size=world.size)
     model = tiny_model().to(device)  # type: ignore[arg-type]  # its stub wants a string
     plain = copy.deepcopy(model)

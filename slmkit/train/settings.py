@@ -56,6 +56,12 @@ def precision(settings: dict[str, Any]) -> str:
     return "bf16" if settings.get("bf16", {}).get("enabled", False) is True else "fp32"
 
 
+def zero_stage(settings: Any) -> Any:
+    """Stage of ZeRO that a file's content names; 0 where it names none."""
+    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
+    return zero.get("stage", 0) if isinstance(zero, dict) else zero
+
+
 def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:
     """A block "optimizer" that says the same as the run config does no harm."""
     if block is None:
@@ -80,7 +86,7 @@ def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:
 def _refused(settings: dict[str, Any]) -> list[str]:
     """Settings that would change what the run config or the checkpoints mean."""
     zero = settings.get("zero_optimization", {})
-    stage = zero.get("stage", 0) if isinstance(zero, dict) else zero
+    stage = zero_stage(settings)
     fp16 = settings.get("fp16", {})
     problems = [
         ("scheduler" in settings, "scheduler is set, but schedule in the run config holds the learning rate"),

@@ -15,7 +15,7 @@ from slmkit.export.consolidate import consolidate
 from slmkit.model.pretrained import load
 
 STEPS, GLOBAL_ROWS = 10, 12
-RECIPES = ("zero1_fp32", "zero2_fp32", "zero2_bf16", "zero2_offload_fp32", "zero2_offload_bf16")
+RECIPES = sorted(file.stem for file in (ROOT / "ds_configs").iterdir())
 ONE_OF_ALL = "zero2_fp32"  # what is tried once, is tried with this recipe
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def refusals(place: Place) -> dict[str, Any]:
 
 
 def whole_of(recipe: str) -> str:
-    """The uninterrupted run: ZeRO-1, ZeRO-2 and offloading compute the same."""
+    """The uninterrupted run: all stages of ZeRO, and offloading, compute the same."""
     return f"whole-zero2_{recipe.rpartition('_')[2]}"
 
 
@@ -129,15 +129,21 @@ def test_on_as_many_processes_not_a_bit_differs(place: Place, recipe: str) -> No
 @pytest.mark.usefixtures("refusals")
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_last_checkpoint_consolidates(place: Place, tmp_path: Path, recipe: str) -> None:
-    """To the weights that the first of three processes held, and near those of the uninterrupted run."""
+    """To the weights that the first of three processes held, and near those of the uninterrupted run.
+
+    ZeRO-3 writes no whole weights; `test_engine` compares those it has in memory.
+    """
     checkpoint = consolidate(place.directory / recipe, tmp_path / "out")
     assert checkpoint.state["facts"]["processes"] == LEGS[-1].processes
     consolidate(place.directory / whole_of(recipe), tmp_path / "whole")
     found, whole = (load(tmp_path / name).state_dict() for name in ("out", "whole"))
-    held = torch.load(checkpoint.path / "mp_rank_00_model_states.pt", weights_only=False)["module"]
-    assert found.keys() == held.keys()
+    assert found.keys() == whole.keys()
+    if not recipe.startswith("zero3"):
+        held = torch.load(checkpoint.path / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+        assert found.keys() == held.keys()
+        for name, weight in found.items():
+            assert torch.equal(weight.to(held[name].dtype), held[name]), name
     for name, weight in found.items():
-        assert torch.equal(weight.to(held[name].dtype), held[name]), name
         if recipe.endswith("fp32"):
             assert torch.allclose(weight, whole[name], atol=1e-4), name
 

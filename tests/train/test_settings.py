@@ -35,9 +35,10 @@ CLASHES = [
     ({"optimizer": {"type": "Lamb"}}, "optimizer.type is Lamb, expected AdamW"),
     ({"optimizer": 3}, "optimizer is 3, expected type and params"),
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set, but schedule"),
-    ({"zero_optimization": {"stage": 3}}, "stage is 3, expected 1 or 2"),
-    ({"zero_optimization": {}}, "stage is 0, expected 1 or 2"),
-    ({"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}, "stage is 1 with bf16"),
+    ({"zero_optimization": {"stage": 4}}, "stage is 4, expected 1, 2 or 3"),
+    ({"zero_optimization": {}}, "stage is 0, expected 1, 2 or 3"),
+    ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "check_grad_overflow is false"),
+    ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm is false"),
     ({"fp16": {"enabled": True}}, "fp16 is set"),
     ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation is false"),
 ]
