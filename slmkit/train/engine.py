@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few verbs: process_group, create, micro_step, save, convert, load.
+"""DeepSpeed behind a few verbs: process_group, create, micro_step, parts, convert, load.
 
 No other file of `train` imports it.
 
@@ -19,7 +19,7 @@ Example:
         engine = Engine.create(model, settings, optimizer_config, world)
         for batch in micro_batches:
             output = engine.micro_step(batch.to(device), lr=1e-4)
-        engine.save(root, "step-100")
+        parts = engine.parts(root / "step-100", copy)
 """
 
 import argparse
@@ -40,8 +40,8 @@ import torch.distributed as dist
 
 from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
-from slmkit.files import disk_error
 from slmkit.model.pretrained import seeded
+from slmkit.train import checkpoint
 from slmkit.world import World
 
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
@@ -139,7 +139,11 @@ def convert(source: Path, target: Path) -> None:
         inject_missing_state=False,
     )
     try:
-        with _writing(target), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            checkpoint.writing(target),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             target.mkdir(parents=True)
             ds_to_universal.main(options)
     except (*UNREADABLE, AssertionError) as error:
@@ -256,17 +260,25 @@ class Engine:
         for group in kept:
             kept[group] = None
 
-    def save(self, root: Path, name: str) -> None:
-        """Write this process's part of checkpoint `root/name`. It is no checkpoint until its marker is written.
+    def parts(self, path: Path, copy: Callable[[Any], Any]) -> list[tuple[str, Any]]:
+        """This process's part of checkpoint `path`: (file name, value for torch.save) of all DeepSpeed would write.
 
-        Raises UserError when the disk refuses.
+        Nothing is written, so no disk can end this in one process and not in the others. Each value goes through `copy`
+        before the next is made.
         """
         from deepspeed.checkpoint import constants
 
         version = {constants.UNIVERSAL_CHECKPOINT_VERSION_KEY: constants.UNIVERSAL_CHECKPOINT_VERSION_VALUE}
         client_state = {constants.UNIVERSAL_CHECKPOINT_INFO: version}
-        with _writing(root / name):
-            self._engine.save_checkpoint(str(root), tag=name, client_state=client_state, save_latest=False)
+        taker, engine = _Taker(path, copy), self._engine
+        own, engine.checkpoint_engine = engine.checkpoint_engine, taker
+        engine._copy_recovery_script = taker.leave_out
+        try:
+            engine.save_checkpoint(str(path.parent), tag=path.name, client_state=client_state, save_latest=False)
+        finally:
+            engine.checkpoint_engine = own
+            del engine._copy_recovery_script
+        return taker.parts
 
     def load(self, root: Path, name: str) -> None:
         """Continue from checkpoint `root/name`: weights, moments and the count of steps, not the optimizer's options.
@@ -309,18 +321,23 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     return [group for group in groups if group["params"]]
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns what the system and torch.save say about a disk that refuses into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(path, error) from error
-    except RuntimeError as error:  # how torch.save names a full disk
-        writes = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-        if "PytorchStreamReader" in str(error) or not writes:
-            raise
-        raise disk_error(path, OSError(str(error))) from error
+class _Taker:
+    """Stands in for DeepSpeed's checkpoint engine during a save, and takes what that would write."""
+
+    def __init__(self, path: Path, copy: Callable[[Any], Any]) -> None:
+        self.path, self.copy = path, copy
+        self.parts: list[tuple[str, Any]] = []
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.parts.append((str(Path(path).relative_to(self.path)), self.copy(state_dict)))
+
+    def is_decoupled(self) -> bool:
+        return False
+
+    def leave_out(self, *args: Any, **kwargs: Any) -> None:
+        """Of directories, commits and DeepSpeed's copy of its own script."""
+
+    create = makedirs = commit = leave_out
 
 
 def _outcome(running: "Future[None]") -> tuple[bool, UserError | None]:

@@ -39,6 +39,7 @@ from slmkit.train.evaluation import evaluate
 from slmkit.train.metrics import MetricsLog, Pace, Record, StepMeter
 from slmkit.train.peers import Peers
 from slmkit.train.run import Run, check_facts, prepare
+from slmkit.train.saver import Saver
 from slmkit.train.schedule import learning_rate
 from slmkit.world import World
 
@@ -59,15 +60,23 @@ def train(config: TrainConfig, speak: Speak | None = None, peers: Peers | None =
         found = resume_point(run)
         trainer = start_engine(run, found)
         record_start(run, trainer, found.step if found else 0)
-        training = Training(run, trainer, device, peers or Peers(world), found)
-        return training.go(speak)
+        with start_saver(run, trainer) as saver:
+            return Training(run, trainer, saver, device, peers or Peers(world), found).go(speak)
 
 
 class Training:
     """One start of a run, from its first step to its last or to a signal. All processes call the same verbs in turn."""
 
-    def __init__(self, run: Run, trainer: Engine, device: torch.device, peers: Peers, found: Checkpoint | None) -> None:
-        self.run, self.trainer, self.device, self.peers = run, trainer, device, peers
+    def __init__(
+        self,
+        run: Run,
+        trainer: Engine,
+        saver: Saver,
+        device: torch.device,
+        peers: Peers,
+        found: Checkpoint | None,
+    ) -> None:
+        self.run, self.trainer, self.saver, self.device, self.peers = run, trainer, saver, device, peers
         self.step = found.step if found else 0
         state = found.state if found else {}
         self.saved_step = self.step
@@ -208,18 +217,9 @@ class Training:
 
     def save(self) -> None:
         """Begin the checkpoint of this step."""
-        run, trainer = self.run, self.trainer
         self.peers.at("saving", self.step)
-        root, name = run_dir.root(run.directory), run_dir.name(self.step)
-        trainer.save(root, name)
-        checkpoint.save_random(root / name, run.world.rank)
-        checkpoint.sync(root / name)
-        engine.barrier()
-        if run.world.is_first:
-            state = {"facts": run.facts, "pending": self.pending, "skipped_steps": self.skipped_steps}
-            checkpoint.finish(run.directory, self.step, state)
-            checkpoint.prune(run.directory, run.config.keep_last)
-            logger.info("saved %s", root / name)
+        state = {"facts": self.run.facts, "pending": self.pending, "skipped_steps": self.skipped_steps}
+        self.saver.save(self.trainer, self.step, state)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.pace.restart()
 
@@ -227,12 +227,14 @@ class Training:
         """The end of this start: all that was learnt is on disk."""
         if self.saved_step != self.step:
             self.save()
+        self.peers.at("finishing the checkpoint", self.step)
+        self.saver.wait()
         self.log.close()
         if agreed.stop and self.run.world.is_first:
-            where = run_dir.root(self.run.directory) / run_dir.name(self.step) if self.step else "the beginning"
-            logger.warning(
-                "stopped at step %d of %d; the same command goes on from %s", self.step, self.run.total_steps, where
-            )
+            newest = run_dir.newest(self.run.directory)
+            where = newest.path if newest else "the beginning"
+            what = f"stopped at step {self.step} of {self.run.total_steps}"
+            logger.warning("%s; the same command goes on from %s", what, where)
 
 
 class Agreement(NamedTuple):
@@ -300,6 +302,21 @@ def start_engine(run: Run, found: Checkpoint | None) -> Engine:
             trainer.load(root, found.path.name)
         checkpoint.load_random(found.path, run.world.rank % elastic.num_writers(found))
     return trainer
+
+
+def start_saver(run: Run, trainer: Engine) -> Saver:
+    """What writes the checkpoints, with the memory it needs."""
+    config = run.config
+    saver = Saver(
+        run.directory,
+        run.world,
+        keep_last=config.keep_last,
+        keep_every_steps=config.keep_every_steps,
+        asynchronous=config.async_save,
+        on_error=config.on_save_error,
+    )
+    saver.prepare(trainer)
+    return saver
 
 
 def steps(run: Run, done_steps: int, pace: Pace) -> Iterator[tuple[int, int, Iterator[Batch]]]:

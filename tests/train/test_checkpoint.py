@@ -19,7 +19,6 @@ def saved(run_dir: Path, step: int, *, complete: bool = True) -> Path:
     path = root(run_dir) / name(step)
     path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"x" * 10)
-    checkpoint.sync(path)
     if complete:
         checkpoint.finish(run_dir, step, STATE)
     return path
@@ -94,6 +93,15 @@ def test_prune_keeps_the_newest_and_touches_no_debris(tmp_path: Path) -> None:
     assert (root(tmp_path) / "step-4").is_dir()
 
 
+def test_prune_keeps_multiples_for_good(tmp_path: Path) -> None:
+    for step in (3, 10, 15, 20, 25, 27):
+        saved(tmp_path, step)
+    checkpoint.prune(tmp_path, 1, keep_every_steps=10)
+    assert complete_steps(tmp_path) == [10, 20, 27]
+    checkpoint.prune(tmp_path, 1, keep_every_steps=0)
+    assert complete_steps(tmp_path) == [27]
+
+
 def test_an_interrupted_removal_leaves_debris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (1, 2):
         saved(tmp_path, step)
@@ -112,7 +120,7 @@ def test_random_states_return(tmp_path: Path) -> None:
     np.random.seed(3)
     random.seed(3)
     np.random.standard_normal()  # leaves a second one in store
-    checkpoint.save_random(tmp_path, 7)
+    checkpoint.write(tmp_path / checkpoint.random_file(7), checkpoint.random_state())
 
     def draw() -> list[float]:
         return [torch.rand(1).item(), float(np.random.standard_normal()), np.random.rand(), random.random()]

@@ -138,12 +138,11 @@ def test_interrupted_equals_uninterrupted(place: Place) -> None:
     """Law. Killed between two checkpoints, killed again inside a save, then run to the end: not a bit differs."""
     config = place.config("killed", "mtp", steps=12, save_every_steps=4)
     checkpoints = place.directory / "killed" / "checkpoints"
-    place.kill(
-        2, {"kind": "train_killed_between_checkpoints", "config": {**config, "speak_every_steps": 6, "codec": "none"}}
-    )
+    speaks = {**config, "speak_every_steps": 6, "codec": "none"}
+    place.kill(2, {"kind": "train_killed_between_checkpoints", "config": speaks, "saved": 4})
     assert [record["step"] for record in place.metrics("killed")] == list(range(1, 7))
     assert [path.name for path in checkpoints.glob("step-*")] == ["step-4"]
-    place.kill(2, {"kind": "train_killed_in_save", "config": config, "at": "step-8"})
+    place.kill(2, {"kind": "train_killed_in_save", "config": config, "at": 8})
     assert (checkpoints / "step-8" / "mp_rank_00_model_states.pt").is_file()
     assert not (checkpoints / "step-8" / "complete.json").exists()
     place.run(2, [{"kind": "train", "config": config}])

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from slmkit.config.load import from_dict, to_dict
+from slmkit.config.run_dir import complete_steps
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.model.pretrained import from_base
@@ -39,19 +40,26 @@ def run_train(config: TrainConfig, task: dict[str, Any]) -> Any:
 
 
 def run_train_killed_between_checkpoints(config: TrainConfig, task: dict[str, Any]) -> Any:
-    train(config, speak=lambda model, writer, step: kill_self())
+    """Killed when the save that was begun before has ended."""
+
+    def speak(model: Any, writer: Any, step: int) -> None:
+        while complete_steps(config.run_dir) != [task["saved"]]:
+            time.sleep(0.01)
+        kill_self()
+
+    train(config, speak=speak)
 
 
 def run_train_killed_in_save(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Every file of the step is written, the marker is not."""
-    whole_sync = checkpoint.sync
+    whole_finish = checkpoint.finish
 
-    def sync(path: Path) -> None:
-        whole_sync(path)
-        if path.name == task["at"]:
+    def finish(run_dir: Path, step: int, state: dict[str, Any]) -> None:
+        if step == task["at"]:
             kill_self()
+        whole_finish(run_dir, step, state)
 
-    checkpoint.sync = sync
+    checkpoint.finish = finish
     train(config)
 
 
