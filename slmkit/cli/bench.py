@@ -1,7 +1,8 @@
 """Measure slmkit on this machine.
 
-  slmkit bench codec    speed of FACodec against its plain twin
-  slmkit bench train    speed of training
+  slmkit bench codec       speed of FACodec against its plain twin
+  slmkit bench train       speed of training
+  slmkit bench checkpoint  how long training stops for a checkpoint
 
 `slmkit bench NAME --help` lists the options of each.
 """
@@ -9,8 +10,8 @@
 import argparse
 import importlib
 
-SUMMARY = "measure the speed of the codec or of training on this machine"
-BENCHES = ("codec", "train")  # slmkit.bench.NAME has SUMMARY, add_arguments(parser) and run(args) -> int
+SUMMARY = "measure the speed of the codec, of training or of checkpoints on this machine"
+BENCHES = ("codec", "train", "checkpoint")  # slmkit.bench.NAME has SUMMARY, add_arguments(parser) and run(args) -> int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
