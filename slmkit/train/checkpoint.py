@@ -32,8 +32,9 @@ def write(path: Path, value: Any) -> int:
     """Write `value` as torch does and make it durable; returns its size. Raises UserError when the disk refuses."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(value, path)
-        with open(path, "rb") as file:
+        with open(path, "wb") as file:  # torch itself would hide why the system refuses
+            torch.save(value, file)
+            file.flush()
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
@@ -46,6 +47,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise disk_error(path, error) from error
     except RuntimeError as error:  # how torch.save names a full disk
+        if isinstance(error.__context__, OSError):
+            raise disk_error(path, error.__context__) from error
         writes = "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
         if "PytorchStreamReader" in str(error) or not writes:
             raise

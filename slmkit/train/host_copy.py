@@ -18,6 +18,7 @@ Example:
 
 import io
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,10 +70,11 @@ class HostCopy:
 class _Pickler(pickle.Pickler):
     """Leaves the memory of tensors out of the stream and copies it, each piece once."""
 
-    def __init__(self, stream: io.BytesIO, copy: Any) -> None:
+    def __init__(self, stream: io.BytesIO, copy: Callable[[Memory], Memory]) -> None:
         super().__init__(stream)
         self.copies: list[Memory] = []
-        self._copy, self._index_of = copy, {}  # type: ignore[var-annotated]
+        self._copy = copy
+        self._index_of: dict[int, int] = {}
 
     def persistent_id(self, item: Any) -> tuple[int, torch.dtype] | None:
         if isinstance(item, torch.storage.TypedStorage):
@@ -81,7 +83,7 @@ class _Pickler(pickle.Pickler):
             memory, dtype = item, torch.uint8
         else:
             return None
-        key = (memory.device, memory.data_ptr(), memory.nbytes())
+        key = memory._cdata  # as torch.save tells one piece from another
         if key not in self._index_of:
             self._index_of[key] = len(self.copies)
             self.copies.append(self._copy(memory))
