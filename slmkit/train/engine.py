@@ -155,6 +155,7 @@ class Engine:
 
     def __init__(self, engine: Any, world: World) -> None:
         self._engine, self._world = engine, world
+        self.before_update: Callable[[], None] = lambda: None  # called before weights and moments change
 
     @staticmethod
     def create(
@@ -245,6 +246,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         is_last = self._engine.is_gradient_accumulation_boundary()
+        self.before_update()
         self._engine.step()
         if is_last and self.skipped:
             self._forget_gradient()
@@ -264,7 +266,7 @@ class Engine:
         """This process's part of checkpoint `path`: (file name, value for torch.save) of all DeepSpeed would write.
 
         Nothing is written, so no disk can end this in one process and not in the others. Each value goes through `copy`
-        before the next is made.
+        before the next is made; it holds until `before_update` is called.
         """
         from deepspeed.checkpoint import constants
 
@@ -287,6 +289,7 @@ class Engine:
         if it cannot be read.
         """
         options = [{k: v for k, v in group.items() if k != "params"} for group in self._engine.optimizer.param_groups]
+        self.before_update()
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's BF16_Optimizer prints a line here
                 found, _ = self._engine.load_checkpoint(str(root), tag=name)

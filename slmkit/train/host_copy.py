@@ -7,17 +7,22 @@ the copy as it would have written the value. On a GPU the buffers are pinned.
 The buffers are used again by the next copy of the same shape: fresh memory costs several times as much as the copying,
 because the system hands it out page by page.
 
-Invariant: after `begin`, earlier copies are void; until then no change of the values reaches them.
+Pickling is quick; the copying itself, `make`, may run in another thread while the values only are read. Who is about
+to change them calls `wait` first. On a GPU it runs beside the work of the device.
+
+Invariant: after `wait`, and until the next `begin`, no change of the values reaches their copies.
 
 Example:
     copy = HostCopy()
     copy.begin()
     mine = copy(state)
+    copy.make()                             # in a thread; then, where the state is about to change:
     copy.wait()
 """
 
 import io
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +36,10 @@ class HostCopy:
 
     def __init__(self) -> None:
         self._buffers: list[torch.Tensor] = []
-        self._num_used = 0
+        self._sources: list[torch.Tensor] = []  # of the first buffers, not yet copied
+        self._made = threading.Event()
+        self._made.set()
+        self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
 
     @property
     def num_bytes(self) -> int:
@@ -40,35 +48,49 @@ class HostCopy:
 
     def begin(self) -> None:
         """Start a round: the copies of the last one are no longer needed."""
-        self._num_used = 0
+        self._made.clear()
+        self._sources.clear()
 
     def __call__(self, value: Any) -> Any:
-        """A copy of `value`, once `wait` has returned. It must be fit for torch.save."""
+        """What will be a copy of `value` when `make` has run. It must be fit for torch.save."""
         stream = io.BytesIO()
         pickler = _Pickler(stream, self._of)
         pickler.dump(value)
         stream.seek(0)
-        return _Unpickler(stream, pickler.copies).load()
+        copies = _Unpickler(stream, pickler.copies).load()
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())  # the value is that of now
+        return copies
+
+    def make(self) -> None:
+        """Copy, and give back buffers that this round does not need."""
+        try:
+            with torch.cuda.stream(self._stream):
+                for source, buffer in zip(self._sources, self._buffers, strict=False):
+                    buffer.copy_(source, non_blocking=True)
+            if self._stream is not None:
+                self._stream.synchronize()
+            del self._buffers[len(self._sources) :]
+            self._sources.clear()
+        finally:
+            self._made.set()
 
     def wait(self) -> None:
-        """Wait for the device to have made the copies of this round, and give back buffers it did not need."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        del self._buffers[self._num_used :]
+        """Wait for `make`, if a round has begun."""
+        self._made.wait()
 
     def _of(self, memory: Memory) -> Memory:
-        """A copy of `memory` in the next buffer."""
-        index, num_bytes = self._num_used, memory.nbytes()
-        self._num_used += 1
+        """The next buffer, for a copy of `memory`."""
+        index, num_bytes = len(self._sources), memory.nbytes()
         if index == len(self._buffers) or self._buffers[index].nbytes != num_bytes:
-            self._buffers[index : index + 1] = []  # free the old one first
+            del self._buffers[index : index + 1]  # first, so that both are never held
             self._buffers.insert(index, torch.empty(num_bytes, dtype=torch.uint8, pin_memory=memory.is_cuda))
-        source = torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory)
-        return self._buffers[index].copy_(source, non_blocking=True).untyped_storage()
+        self._sources.append(torch.empty(0, dtype=torch.uint8, device=memory.device).set_(memory))
+        return self._buffers[index].untyped_storage()
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the memory of tensors out of the stream and copies it, each piece once."""
+    """Leaves the memory of tensors out of the stream and has it copied, each piece once."""
 
     def __init__(self, stream: io.BytesIO, copy: Callable[[Memory], Memory]) -> None:
         super().__init__(stream)

@@ -1,6 +1,7 @@
 """Checkpoints written while training goes on.
 
-`save` stops training only for a copy of the state in host memory; a thread of each process then writes its files. Over
+`save` only notes what is to be saved; a thread of each process copies it into host memory while the next step goes
+forward and backward, and then writes it. Before that step changes a weight, it waits for the copy. Over
 the store that torch's process group met at, on a connection of their own, the threads tell the first process what they
 have written. That one writes the marker when all are done, or removes what there is when any has failed, and tells
 the others. No collective operation is involved, so none can get between those of training.
@@ -49,7 +50,9 @@ Parts = list[tuple[str, Any]]  # (file name, value)
 
 
 class Trainer(Protocol):
-    """What is saved: an `Engine`."""
+    """What is saved: an `Engine`. It calls `before_update` before it changes anything of what `parts` gave."""
+
+    before_update: Callable[[], None]
 
     def parts(self, path: Path, copy: Callable[[Any], Any]) -> Parts: ...
 
@@ -59,7 +62,7 @@ class Outcome:
     """What a save has come to, in all processes together."""
 
     step: int
-    seconds: float  # of writing, from the end of the copy
+    seconds: float  # from the call of `save` to the marker
     num_bytes: int
     error: UserError | None
 
@@ -80,6 +83,7 @@ class Saver:
         """With more than one process, inside torch's process group. Not `asynchronous`: `save` returns when all is
         written, and nothing is copied."""
         self.failures = 0
+        self.stall_sec = 0.0  # for which training was stopped by all saves so far
         self._run_dir, self._world, self._on_error = Path(run_dir), world, on_error
         self._keep = (keep_last, keep_every_steps)
         self._copy = HostCopy() if asynchronous else None
@@ -104,9 +108,11 @@ class Saver:
         """Take the host memory now, so that the first save does not stop training for longer than the others."""
         if self._copy is not None:
             self._take(trainer, runs.root(self._run_dir) / runs.name(0))
+            self._copy.make()
 
     def save(self, trainer: Trainer, step: int, state: dict[str, Any]) -> float:
-        """Begin the checkpoint of `step` and return the seconds for which training was stopped.
+        """Begin the checkpoint of `step` and return the seconds this took; `stall_sec` also counts the wait for the copy
+        before the next update.
 
         A save still going on is finished first, which counts. Nothing happens if that was of the same step. `state`,
         plain JSON, is the first process's. Raises as `wait` does.
@@ -119,7 +125,9 @@ class Saver:
             self._writing = self._thread.submit(self._write, step, parts, state)
             if self._copy is None:
                 self.wait()
-        return time.monotonic() - start
+        seconds = time.monotonic() - start
+        self.stall_sec += seconds
+        return seconds
 
     def poll(self) -> list[Outcome]:
         """The saves that have ended since the last call. It asks nobody, so processes may learn at different steps."""
@@ -150,13 +158,21 @@ class Saver:
         if self._copy is None:
             return trainer.parts(path, lambda value: value)
         self._copy.begin()
-        parts = trainer.parts(path, self._copy)
+        trainer.before_update = self._hold
+        return trainer.parts(path, self._copy)
+
+    def _hold(self) -> None:
+        """Keep training from changing what is not yet copied."""
+        assert self._copy is not None
+        start = time.monotonic()
         self._copy.wait()
-        return parts
+        self.stall_sec += time.monotonic() - start
 
     def _write(self, step: int, parts: Parts, state: dict[str, Any]) -> Outcome:
-        """The work of the thread: write, agree, tell."""
+        """The work of the thread: copy, write, agree, tell."""
         start = time.monotonic()
+        if self._copy is not None:
+            self._copy.make()
         report = self._ballot.of(
             lambda: {"files": self._write_parts(step, parts)},
             lambda reports: {"num_bytes": self._complete(step, state, reports)},

@@ -18,9 +18,11 @@ class Weights:
 
     def __init__(self, rank: int = 0, num_values: int = 1000) -> None:
         self.rank = rank
+        self.before_update: Callable[[], None] = lambda: None
         self.values = [torch.zeros(num_values) for _ in range(3)]
 
     def at(self, step: int) -> "Weights":
+        self.before_update()
         for value in self.values:
             value.fill_(step)
         return self

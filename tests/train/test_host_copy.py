@@ -32,6 +32,7 @@ def saved(value: Any) -> bytes:
 def copied(copy: HostCopy, *values: Any) -> list[Any]:
     copy.begin()
     copies = [copy(value) for value in values]
+    copy.make()
     copy.wait()
     return copies
 
