@@ -77,8 +77,10 @@ def two_processes(place: Place) -> dict[str, Any]:
         {"kind": "parity", "config": place.config("parity", steps=4, micro_rows=1)},
         {"kind": "train", "config": whole},
     ]
-    *_, parity, _ = place.run(2, tasks)
-    return {"parity": parity}
+    patient = {**whole, "run_dir": str(place.directory / "patient"), "on_save_error": "continue", "keep_last": 3}
+    tasks.append({"kind": "disk_full_for_a_while", "config": patient, "at": "step-8"})
+    *_, parity, _, patience = place.run(2, tasks)
+    return {"parity": parity, "patience": patience}
 
 
 @pytest.fixture(scope="session")
@@ -188,3 +190,9 @@ def test_a_full_disk_is_named_and_a_bug_is_not_hidden(one_process: dict[str, Any
     assert archive.startswith("UserError: cannot write")
     assert "PytorchStreamWriter failed" in archive
     assert bug == "ValueError: a bug"
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_a_checkpoint(place: Place, two_processes: dict[str, Any]) -> None:
+    assert two_processes["patience"] == ["step-12", "step-4"]
+    assert place.metrics("patient") == place.metrics("whole")

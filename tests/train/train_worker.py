@@ -171,6 +171,22 @@ def run_disk_error(config: TrainConfig, task: dict[str, Any]) -> Any:
     return messages
 
 
+def run_disk_full_for_a_while(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """The disk refuses all of one step."""
+    whole_write = checkpoint.write
+
+    def write(path: Path, value: Any) -> int:
+        with checkpoint.writing(path):
+            if path.parent.name == task["at"]:
+                raise OSError(28, "No space left on device")
+        return whole_write(path, value)
+
+    checkpoint.write = write
+    train(config)
+    checkpoint.write = whole_write
+    return sorted(path.name for path in (Path(config.run_dir) / "checkpoints").iterdir())
+
+
 def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Train a plain copy of the model on whole global batches, alone, beside DeepSpeed's share of them."""
     run = prepare(config, WORLD)
