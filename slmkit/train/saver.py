@@ -111,7 +111,7 @@ class Saver:
             self._copy.make()
 
     def save(self, trainer: Trainer, step: int, state: dict[str, Any]) -> float:
-        """Begin the checkpoint of `step` and return the seconds this took; `stall_sec` counts the wait for the copy too.
+        """Begin the checkpoint of `step`; returns the seconds this took. `stall_sec` counts the wait for the copy too.
 
         A save still going on is finished first, which counts. Nothing happens if that was of the same step. `state`,
         plain JSON, is the first process's. Raises as `wait` does.

@@ -33,7 +33,10 @@ def save_for_ever(run_dir: Path, world: World, meeting: Path, start: int) -> Non
 
 
 def round_of(run_dir: Path, world_size: int, meeting: Path, rng: random.Random) -> int:
-    """Start, kill at a random moment of the saving, check; returns how many checkpoints were under way."""
+    """Start, kill at a random moment of the saving, check; returns how many checkpoints were under way.
+
+    The first round goes on until there is a checkpoint to lose.
+    """
     before = check_complete(run_dir, world_size)
     start = before[-1] if before else 0
     children = []
@@ -44,10 +47,10 @@ def round_of(run_dir: Path, world_size: int, meeting: Path, rng: random.Random) 
             os._exit(1)
         children.append(child)
     deadline = time.monotonic() + START_SEC
-    while not any(step > start for step, _ in runs.directories(run_dir)):
+    while not (any(step > start for step, _ in runs.directories(run_dir)) if before else runs.complete_steps(run_dir)):
         assert time.monotonic() < deadline, "no save began"
         time.sleep(0.001)
-    time.sleep(SAVING_SEC * rng.random())
+    time.sleep(SAVING_SEC * world_size * rng.random())
     rng.shuffle(children)
     for child in children:
         os.kill(child, signal.SIGKILL)

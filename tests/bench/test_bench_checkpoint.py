@@ -1,0 +1,50 @@
+"""The checkpoint benchmark with its toy model: it saves, goes on training meanwhile, and reads back."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from train.ranks import ROOT
+
+from slmkit.bench import checkpoint
+from slmkit.errors import UserError
+
+
+def test_training_stops_for_less_than_a_save(tmp_path: Path) -> None:
+    """In a process of its own, which ends its process group."""
+    command = [
+        sys.executable,
+        "-m",
+        "slmkit",
+        "bench",
+        "checkpoint",
+        "--quick",
+        "--json",
+        "--saves",
+        "3",
+        "--steps",
+        "2",
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--directory", str(tmp_path)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    assert 0 < result["stall_sec"] < result["at_once_sec"]
+    assert result["share"] == pytest.approx(result["stall_sec"] / result["at_once_sec"])
+    assert result["checkpoint_bytes"] > 16 * result["parameters"]  # weights twice and two moments, of 4 bytes
+    assert "times" in checkpoint.describe(result)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--saves", "--steps"])
+def test_nothing_to_time_is_refused(option: str) -> None:
+    parser = argparse.ArgumentParser()
+    checkpoint.add_arguments(parser)
+    with pytest.raises(UserError, match="nothing would be timed"):
+        checkpoint.run(parser.parse_args([option, "0"]))
