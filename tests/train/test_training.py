@@ -79,8 +79,9 @@ def two_processes(place: Place) -> dict[str, Any]:
     ]
     patient = {**whole, "run_dir": str(place.directory / "patient"), "on_save_error": "continue", "keep_last": 3}
     tasks.append({"kind": "disk_full_for_a_while", "config": patient, "at": "step-8"})
-    *_, parity, _, patience = place.run(2, tasks)
-    return {"parity": parity, "patience": patience}
+    tasks.append({"kind": "files", "config": place.config("files")})
+    *_, parity, _, patience, files = place.run(2, tasks)
+    return {"parity": parity, "patience": patience, "files": files}
 
 
 @pytest.fixture(scope="session")
@@ -196,3 +197,12 @@ def test_a_full_disk_is_named_and_a_bug_is_not_hidden(one_process: dict[str, Any
 def test_training_goes_on_without_a_checkpoint(place: Place, two_processes: dict[str, Any]) -> None:
     assert two_processes["patience"] == ["step-12", "step-4"]
     assert place.metrics("patient") == place.metrics("whole")
+
+
+@pytest.mark.slow
+def test_the_files_are_those_of_deepspeed(two_processes: dict[str, Any]) -> None:
+    """Of ZeRO-2: the weights once, the rest by process."""
+    ours, theirs = two_processes["files"]["names"]
+    assert ours == theirs
+    assert len(ours) == 3
+    assert two_processes["files"]["same"] == [True, True]

@@ -5,7 +5,8 @@
 A task is {"kind": ..., "config": {...}} with a run config as plain values. The first rank writes one result per task.
 """
 
-import copy
+import copy as copying
+import io
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from slmkit.errors import UserError
 from slmkit.model.pretrained import from_base
 from slmkit.train import checkpoint, engine, loop
 from slmkit.train.engine import Engine, parameter_groups, process_group
+from slmkit.train.host_copy import HostCopy
 from slmkit.train.loop import steps, train
 from slmkit.train.metrics import Pace
 from slmkit.train.run import prepare
@@ -187,12 +189,42 @@ def run_disk_full_for_a_while(config: TrainConfig, task: dict[str, Any]) -> Any:
     return sorted(path.name for path in (Path(config.run_dir) / "checkpoints").iterdir())
 
 
+def run_files(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Write a state as DeepSpeed itself does and as the saver does; are the files of the first process the same?"""
+    run = prepare(config, WORLD)
+    model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
+    trainer = Engine.create(model, run.settings, config.optimizer, WORLD)
+    for batch in next(steps(run, 0, Pace()))[2]:
+        trainer.micro_step(batch, lr=config.optimizer.lr)
+    ours, theirs = (Path(config.run_dir) / kind / "step-1" for kind in ("ours", "theirs"))
+    trainer._engine.save_checkpoint(str(theirs.parent), tag=theirs.name, save_latest=False)
+    copy = HostCopy()
+    copy.begin()
+    parts = trainer.parts(ours, copy)
+    copy.make()
+    same = []
+    for file, value in parts:
+        checkpoint.write(ours / file, value)
+        mine, other = (torch.load(path / file, weights_only=False) for path in (ours, theirs))
+        mine.pop("universal_checkpoint_info", None)  # only the saver adds it
+        same.append(content(mine) == content(other))
+    engine.barrier()
+    names = [sorted(path.name for path in directory.iterdir()) for directory in (ours, theirs)]
+    return {"same": same, "names": names}
+
+
+def content(value: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream)
+    return stream.getvalue()
+
+
 def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Train a plain copy of the model on whole global batches, alone, beside DeepSpeed's share of them."""
     run = prepare(config, WORLD)
     alone = prepare(config_of({**to_dict(config), "micro_rows": config.global_rows}), World())
     model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
-    plain = copy.deepcopy(model)
+    plain = copying.deepcopy(model)
     tied = plain.lm_model.lm_head.weight is plain.lm_model.model.embed_tokens.weight
     start = [parameter.detach().clone() for parameter in plain.parameters()]
     options = config.optimizer
