@@ -26,14 +26,14 @@ class UserError(Exception):
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), self.what, self.got, self.expected, self.next_step)
+        return _rebuild, (type(self), str(self), self.__dict__)
 
 
-def _rebuild(kind: type[UserError], message: str, *fields: Any) -> UserError:
+def _rebuild(kind: type[UserError], message: str, fields: dict[str, Any]) -> UserError:
     """Unpickle without calling the constructor of a subclass, so that errors cross process borders whole."""
     error = kind.__new__(kind)
     Exception.__init__(error, message)
-    error.what, error.got, error.expected, error.next_step = fields
+    error.__dict__.update(fields)
     return error
 
 
@@ -57,5 +57,13 @@ class BadSample(UserError):
         self.reason = reason
         super().__init__(what, **fields)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BadSample, (self.reason, self.what), {}
+
+class DamagedSample(UserError):
+    """A sample that was stored well cannot be read: its bytes have changed, end too early or are gone.
+
+    `key` names the sample, `path` the file (or URL) that should hold it.
+    """
+
+    def __init__(self, key: str, path: object, what: str, **fields: Any) -> None:
+        self.key, self.path = key, str(path)
+        super().__init__(what, **fields)

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from slmkit.errors import BadSample, ConfigError, UserError
+from slmkit.errors import BadSample, ConfigError, DamagedSample, UserError
 
 
 def test_the_four_lines() -> None:
@@ -14,12 +14,16 @@ def test_the_four_lines() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [UserError("a", got=1, expected=2), ConfigError("x.yaml", ["one", "two"]), BadSample("silent", "no sound")],
+    [
+        UserError("a", got=1, expected=2),
+        ConfigError("x.yaml", ["one", "two"]),
+        BadSample("silent", "no sound", got=3),
+        DamagedSample("utt", "a.tar", "it is broken", expected="a whole one"),
+    ],
 )
 def test_errors_cross_processes(error: UserError) -> None:
     copy = pickle.loads(pickle.dumps(error))
-    assert (type(copy), str(copy), copy.what) == (type(error), str(error), error.what)
-    assert getattr(copy, "reason", None) == getattr(error, "reason", None)
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 def test_all_problems_are_counted() -> None:

@@ -25,6 +25,7 @@ RANKS = [
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 CONFINED = {
     "deepspeed": ("train/engine.py", "export/"),
+    "fsspec": ("data/remote.py",),
     "webdataset": ("data/shards.py", "data/loader.py"),
     "slmkit.codec.facodec": ("codec/facodec/", "codec/open.py", "bench/codec.py"),
     "soundfile": ("audio/",),

@@ -56,13 +56,16 @@ class ShardIndex:
     offsets: dict[str, np.ndarray]
     sizes: dict[str, np.ndarray]
     failures: tuple[Failure, ...] = ()
+    crc32: np.ndarray | None = None  # uint32 [n]: of the members' contents by sorted suffix; old indexes have none
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with sorted keys."""
+        checks = {} if self.crc32 is None else {"crc32": self.crc32.tolist()}
         return {
+            **checks,
             "failures": [failure._asdict() for failure in self.failures],
             "frames": self.frames.tolist(),
             "keys": list(self.keys),
@@ -103,12 +106,14 @@ def _from_dict(values: dict[str, Any]) -> ShardIndex:
         offsets={str(name): np.array(column, dtype=np.int64) for name, column in values["offsets"].items()},
         sizes={str(name): np.array(column, dtype=np.int64) for name, column in values["sizes"].items()},
         failures=tuple(Failure(**failure) for failure in values["failures"]),
+        crc32=None if values.get("crc32") is None else np.array(values["crc32"], dtype=np.uint32),
     )
     if Path(index.tar).name != index.tar:
         raise ValueError(f"{index.tar!r} is not a file name")
     if not {"codes.npy", "json"} <= index.offsets.keys() or index.offsets.keys() != index.sizes.keys():
         raise ValueError(f"members {sorted(index.offsets)} with sizes of {sorted(index.sizes)}")
-    for column in (index.frames, index.text_chars, *index.offsets.values(), *index.sizes.values()):
+    checks = () if index.crc32 is None else (index.crc32,)
+    for column in (index.frames, index.text_chars, *index.offsets.values(), *index.sizes.values(), *checks):
         if column.shape != (len(index),) or (column < 0).any():
             raise ValueError(f"a column does not hold {len(index)} numbers from 0")
     return index

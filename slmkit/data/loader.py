@@ -123,7 +123,7 @@ class TrainingData:
         sample = reader.read(int(self.members[number]))
         segments = prompt.TASKS[self.format.task](sample.meta["text"], speaker=self.format.speaker)
         pieces = sequence.tokenize(segments, self.tokenizer.encode, self.layout)
-        codes = sample.codes[: self.layout.num_streams]
+        codes = None if sample.codes is None else sample.codes[: self.layout.num_streams]
         return sequence.build(pieces, codes, self.layout, self.format.group), sample
 
 

@@ -7,7 +7,8 @@ alone reads them too.
 Shapes: K streams, T frames, D speaker width.
 
 Invariants: equal samples in equal order give byte-identical tars. No pickle is ever loaded: array members are parsed
-by the shape and type the index and the codec promise, and anything else is refused.
+by the shape and type the index and the codec promise, and anything else is refused. What the index has a checksum for
+is never handed out changed.
 
 Example:
     writer = ShardWriter("shards/libritts", "libritts", 0)
@@ -23,10 +24,11 @@ import json
 import math
 import os
 import tarfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -34,7 +36,9 @@ import webdataset
 
 from slmkit.data.index import Corpus, ShardIndex, index_path, shard_name
 from slmkit.data.ledger import Failure
-from slmkit.errors import UserError
+from slmkit.data.remote import DamagedTar, is_url, join
+from slmkit.data.shard_cache import ShardCache
+from slmkit.errors import DamagedSample, UserError
 from slmkit.files import atomic_write
 
 CODES, SPEAKER, META = "codes.npy", "speaker.npy", "json"
@@ -44,15 +48,20 @@ NPY_PREFIX_BYTES = 10
 HEADER_SHOWN = 100  # characters of a foreign header that an error shows
 OWNER = "slmkit"
 MODE = 0o644
+READ_ERRORS = (OSError, ValueError, RecursionError)  # what reading and parsing a damaged sample raises
 OPEN_TARS = 64  # file handles a reader keeps; a corpus may have more shards than a process may open files
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One encoded utterance. `meta` has text, speaker, language, seconds, source and any extra columns."""
+    """One encoded utterance. `meta` has text, speaker, language, seconds, source and any extra columns.
+
+    A sample of text alone, which no shard holds, has no codes.
+    """
 
     key: str
-    codes: np.ndarray  # int16 [K, T]
+    codes: np.ndarray | None  # int16 [K, T]
     speaker: np.ndarray | None  # float32 [D]
     meta: dict[str, Any]
 
@@ -87,12 +96,14 @@ class ShardWriter:
         self._frames: list[int] = []
         self._text_chars: list[int] = []
         self._seconds: list[float] = []
+        self._crc32: list[int] = []
         self._suffixes: set[str] = set()
 
     def add(self, sample: Sample) -> None:
         """Append a sample. Raises ValueError when it is not as `Sample` says, or has other members than the first."""
-        if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
-            raise ValueError(f"codes must be int16 [K, T], got {sample.codes.dtype} {list(sample.codes.shape)}")
+        if sample.codes is None or sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
+            got = "none" if sample.codes is None else f"{sample.codes.dtype} {list(sample.codes.shape)}"
+            raise ValueError(f"codes must be int16 [K, T], got {got}")
         meta = json.dumps({**sample.meta, "key": sample.key}, sort_keys=True, ensure_ascii=False, allow_nan=False)
         members = {CODES: _npy(sample.codes, CODES_DTYPE), META: meta.encode()}
         if sample.speaker is not None:
@@ -107,6 +118,7 @@ class ShardWriter:
         self._frames.append(sample.codes.shape[1])
         self._text_chars.append(len(sample.meta["text"]))
         self._seconds.append(float(sample.meta["seconds"]))
+        self._crc32.append(_checksum(members))
 
     def commit(self, failures: Sequence[Failure] = ()) -> ShardIndex:
         """Write the tar, then the index with the shard's `failures`. Raises UserError when the disk refuses."""
@@ -123,11 +135,20 @@ class ShardWriter:
             offsets=offsets,
             sizes=sizes,
             failures=tuple(failures),
+            crc32=np.array(self._crc32, dtype=np.uint32),
         )
         with atomic_write(self.directory / self.tar) as file:
             file.write(content)
         index.write(index_path(self.directory, self.tar))
         return index
+
+
+def _checksum(members: dict[str, bytes]) -> int:
+    """CRC-32 of the contents, one after the other by sorted suffix."""
+    crc32 = 0
+    for suffix in sorted(members):
+        crc32 = zlib.crc32(members[suffix], crc32)
+    return crc32
 
 
 def _npy(array: np.ndarray, dtype: np.dtype) -> bytes:
@@ -154,44 +175,69 @@ def _columns(lists: dict[str, list[int]]) -> dict[str, np.ndarray]:
 
 
 class ShardReader:
-    """Random access to the samples of a corpus. Safe to fork, to pickle (reopens its files) and to use from threads."""
+    """Random access to the samples of a corpus. Safe to fork, to pickle (reopens its files) and to use from threads.
 
-    def __init__(self, corpus: Corpus) -> None:
-        self.corpus = corpus
+    Every read compares the sample with the checksum in the index; an index without checksums (of an older slmkit) is
+    read unchecked, but for the form of its members. `tars` is the directory or URL of the tars where they do not lie
+    beside the indexes. With a `cache`, tars are copied to it before they are read.
+    """
+
+    def __init__(self, corpus: Corpus, *, tars: str | Path | None = None, cache: ShardCache | None = None) -> None:
+        """Raises UserError for a URL without a cache."""
+        self.corpus, self.cache = corpus, cache
+        self.tars = str(corpus.directory if tars is None else tars)
+        if is_url(self.tars) and cache is None:
+            raise UserError(
+                "shards at a URL are read through a shard cache, and there is none",
+                got=self.tars,
+                next_step="set data.shard_cache to a directory on a fast disk",
+            )
         self._sizes = np.array([[stream.size] for stream in corpus.codec.streams])
-        self._open = functools.lru_cache(maxsize=OPEN_TARS)(_OpenTar)
+        self._open_kept = functools.lru_cache(maxsize=OPEN_TARS)(lambda path: _OpenTar(os.open(path, os.O_RDONLY)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardReader, (self.corpus,)
+        return functools.partial(ShardReader, self.corpus, tars=self.tars, cache=self.cache), ()
 
     def read(self, i: int) -> Sample:
-        """Sample number `i` of the corpus. Raises UserError naming tar, key and expected sha256 when it is damaged."""
-        shard, row = self.corpus.locate(i)
-        index = self.corpus.shards[shard]
-        try:
-            return self._parse(index, row, self._members(index, row, tuple(index.offsets)))
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._damaged(index, row, error) from error
+        """Sample number `i` of the corpus. Raises DamagedSample naming tar, key and expected sha256."""
+        return self._read(i, self._parse)
 
     def read_meta(self, i: int) -> dict[str, Any]:
-        """Only the json of sample `i`. Raises UserError like `read`."""
+        """Only the json of sample `i`, checked with the whole sample. Raises DamagedSample like `read`."""
+        return self._read(i, lambda index, row, members: _parse_meta(members[META], index.keys[row]))
+
+    def _read(self, i: int, parse: Callable[[ShardIndex, int, dict[str, bytes]], T]) -> T:
         shard, row = self.corpus.locate(i)
         index = self.corpus.shards[shard]
         try:
-            return _parse_meta(self._members(index, row, (META,))[META], index.keys[row])
-        except (OSError, ValueError, RecursionError) as error:
+            try:
+                return parse(index, row, self._members(index, row))
+            except READ_ERRORS:
+                # The copy in the cache may have suffered, and not the tar itself.
+                if self.cache is None or not self.cache.discard_damaged(index.sha256):
+                    raise
+                return parse(index, row, self._members(index, row))
+        except (*READ_ERRORS, DamagedTar) as error:
             raise self._damaged(index, row, error) from error
 
-    def _members(self, index: ShardIndex, row: int, suffixes: tuple[str, ...]) -> dict[str, bytes]:
-        """Contents of some members of a sample, in one read: they lie side by side."""
-        places = {m: (int(index.offsets[m][row]), int(index.sizes[m][row])) for m in suffixes}
+    def _members(self, index: ShardIndex, row: int) -> dict[str, bytes]:
+        """Contents of the members of a sample, in one read: they lie side by side. Raises ValueError if changed."""
+        places = {m: (int(index.offsets[m][row]), int(index.sizes[m][row])) for m in index.offsets}
         start = min(offset for offset, _ in places.values())
         end = max(offset + size for offset, size in places.values())
-        tar = self._open(self.corpus.directory / index.tar)
+        tar = self._open(index)
         content = os.pread(tar.handle, end - start, start)
         if len(content) < end - start:
             raise ValueError(f"the tar ends {end - start - len(content)} bytes too early")
-        return {m: content[offset - start : offset - start + size] for m, (offset, size) in places.items()}
+        members = {m: content[offset - start : offset - start + size] for m, (offset, size) in places.items()}
+        if index.crc32 is not None and (found := _checksum(members)) != index.crc32[row]:
+            raise ValueError(f"its bytes have changed: CRC-32 {found:08x}, expected {int(index.crc32[row]):08x}")
+        return members
+
+    def _open(self, index: ShardIndex) -> "_OpenTar":
+        """The tar, kept open; or its copy in the cache, which must not be: the cache could not free its space."""
+        place = join(self.tars, index.tar)
+        return self._open_kept(place) if self.cache is None else _OpenTar(self.cache.open(place, index.sha256))
 
     def _parse(self, index: ShardIndex, row: int, members: dict[str, bytes]) -> Sample:
         codec, key = self.corpus.codec, index.keys[row]
@@ -205,10 +251,13 @@ class ShardReader:
             speaker = _parse_npy(members[SPEAKER], SPEAKER_DTYPE, (codec.speaker_dim,))
         return Sample(key, codes, speaker, _parse_meta(members[META], key))
 
-    def _damaged(self, index: ShardIndex, row: int, error: Exception) -> UserError:
-        path = self.corpus.directory / index.tar
-        return UserError(
-            f"{path}: sample {index.keys[row]!r} cannot be read: {error}",
+    def _damaged(self, index: ShardIndex, row: int, error: Exception) -> DamagedSample:
+        path, key = join(self.tars, index.tar), index.keys[row]
+        return DamagedSample(
+            key,
+            path,
+            f"{path}: sample {key!r} cannot be read: {error.what if isinstance(error, UserError) else error}",
+            got=error.got if isinstance(error, UserError) else None,
             expected=f"a tar with sha256 {index.sha256}",
             next_step=f"run `sha256sum {path}`; if it differs, restore the tar from a copy or make the shard again",
         )
@@ -217,13 +266,11 @@ class ShardReader:
 class _OpenTar:
     """A file handle that closes when its last user lets go."""
 
-    def __init__(self, path: Path) -> None:
-        self.handle = -1
-        self.handle = os.open(path, os.O_RDONLY)
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
 
     def __del__(self) -> None:
-        if self.handle >= 0:
-            os.close(self.handle)
+        os.close(self.handle)
 
 
 def _parse_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -135,6 +135,9 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path, manifest):
         {"sizes": {"codes.npy": [1, 1, 1], "json": ["x", 1, 1]}},
         {"failures": [{"key": "a"}]},
         {"seconds": None},
+        {"crc32": [1, 2]},
+        {"crc32": [1, 2, 2**32]},
+        {"crc32": ["x", 1, 1]},
     ],
 )
 def test_a_malformed_index_is_refused(tmp_path, change):

@@ -2,10 +2,12 @@
 
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import pickle
 import tarfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,9 +18,9 @@ from hypothesis import strategies as st
 
 from slmkit.codec.base import CodecSpec, Stream
 from slmkit.data import shards as shards_module
-from slmkit.data.index import Corpus, write_manifest
+from slmkit.data.index import Corpus, index_path, write_manifest
 from slmkit.data.shards import Sample, ShardReader, ShardWriter, escape_key, unescape_key
-from slmkit.errors import UserError
+from slmkit.errors import DamagedSample, UserError
 
 SPEC = CodecSpec(
     name="tiny",
@@ -38,13 +40,17 @@ def make_sample(key="utt", frames=5, speaker=True, **meta):
     return Sample(key, codes, vector, {"text": "Hello.", "seconds": 1.5, "speaker": "s", **meta})
 
 
-def write_corpus(directory, *shards, spec=SPEC):
+def write_corpus(directory, *shards, spec=SPEC, checksums=True):
+    """A corpus, as an older slmkit wrote it when it shall have no checksums."""
     indexes = []
     for number, samples in enumerate(shards):
         writer = ShardWriter(directory, "tiny", number)
         for sample in samples:
             writer.add(sample)
         indexes.append(writer.commit())
+        path = index_path(directory, indexes[-1].tar)
+        if not checksums:
+            path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "crc32"}))
     write_manifest(directory, "tiny", spec, indexes, {})
     return Corpus.open(directory)
 
@@ -154,6 +160,8 @@ def test_samples_of_the_wrong_kind_are_refused(tmp_path):
     writer = ShardWriter(tmp_path, "tiny", 0)
     with pytest.raises(ValueError, match=r"codes must be int16 \[K, T\], got int64"):
         writer.add(Sample("k", np.zeros((2, 3), dtype=np.int64), None, {"text": "", "seconds": 0}))
+    with pytest.raises(ValueError, match=r"codes must be int16 \[K, T\], got none"):
+        writer.add(Sample("k", None, None, {"text": "", "seconds": 0}))
     writer.add(make_sample("first"))
     with pytest.raises(ValueError, match=r"second: members .*, the samples before have .*speaker"):
         writer.add(make_sample("second", speaker=False))
@@ -208,7 +216,7 @@ def pickled_npy(path):
 
 
 def test_a_pickle_in_an_array_member_is_refused_and_not_run(tmp_path):
-    corpus = write_corpus(tmp_path / "c", [make_sample("a"), make_sample("b", 200)])
+    corpus = write_corpus(tmp_path / "c", [make_sample("a"), make_sample("b", 200)], checksums=False)
     overwrite(corpus, "codes.npy", pickled_npy(tmp_path / "trapped"))
     with pytest.raises(UserError, match=r"sample 'b' cannot be read: an array with header .*'\|O'"):
         ShardReader(corpus).read(1)
@@ -230,9 +238,9 @@ def test_a_pickle_in_an_array_member_is_refused_and_not_run(tmp_path):
     ],
 )
 def test_a_damaged_member_names_tar_key_and_expected_hash(tmp_path, suffix, content, match):
-    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b", 200)])
+    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b", 200)], checksums=False)
     overwrite(corpus, suffix, content)
-    with pytest.raises(UserError, match=match) as caught:
+    with pytest.raises(DamagedSample, match=match) as caught:
         ShardReader(corpus).read(1)
     assert "tiny-000000.tar" in str(caught.value)
     assert "'b'" in str(caught.value)
@@ -241,7 +249,7 @@ def test_a_damaged_member_names_tar_key_and_expected_hash(tmp_path, suffix, cont
 
 
 def test_the_json_of_another_sample_is_refused(tmp_path):
-    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b")])
+    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b")], checksums=False)
     overwrite(corpus, "json", b'{"key": "a"}'.ljust(int(corpus.shards[0].sizes["json"][1])))
     for read in (ShardReader(corpus).read, ShardReader(corpus).read_meta):
         with pytest.raises(UserError, match="its json belongs to another sample"):
@@ -264,7 +272,7 @@ def test_a_missing_speaker_vector_is_named(tmp_path):
 
 
 def test_array_data_of_another_length_is_refused(tmp_path):
-    corpus = write_corpus(tmp_path, [make_sample()])
+    corpus = write_corpus(tmp_path, [make_sample()], checksums=False)
     corpus.shards[0].sizes["codes.npy"][0] -= 2
     with pytest.raises(UserError, match="18 bytes of array data, expected 20"):
         ShardReader(corpus).read(0)
@@ -276,5 +284,44 @@ def test_a_tar_that_shrinks_or_vanishes_while_in_use_is_named(tmp_path):
     with pytest.raises(UserError, match=r"the tar ends .* bytes too early"):
         ShardReader(corpus).read(0)
     (tmp_path / "tiny-000000.tar").unlink()
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(DamagedSample, match="No such file") as caught:
         ShardReader(corpus).read(0)
+    assert (caught.value.key, caught.value.path) == ("utt", str(tmp_path / "tiny-000000.tar"))
+    assert corpus.shards[0].sha256 in str(caught.value)
+
+
+def flip_bit(corpus, suffix, row, byte, bit=0):
+    """Turn one bit of a member over."""
+    index = corpus.shards[0]
+    with open(corpus.directory / index.tar, "r+b") as file:
+        file.seek(int(index.offsets[suffix][row]) + byte)
+        old = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([old ^ 1 << bit]))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "byte"),
+    [("codes.npy", 10 + 118), ("speaker.npy", 10 + 118 + 2), ("json", 36)],
+)
+def test_one_flipped_bit_is_found_where_every_value_stays_valid(tmp_path, suffix, byte):
+    samples = [make_sample("a", 30), make_sample("b", 40)]
+    corpus = write_corpus(tmp_path / "new", samples)
+    old = write_corpus(tmp_path / "old", samples, checksums=False)
+    for damaged in (corpus, old):
+        flip_bit(damaged, suffix, 1, byte)
+    ShardReader(old).read(1)  # without a checksum nobody could tell
+    reader = ShardReader(corpus)
+    for read in (reader.read, reader.read_meta):
+        with pytest.raises(DamagedSample, match=r"sample 'b' cannot be read: its bytes have changed: CRC-32") as caught:
+            read(1)
+        assert (caught.value.key, caught.value.path) == ("b", str(tmp_path / "new" / "tiny-000000.tar"))
+        assert f"a tar with sha256 {corpus.shards[0].sha256}" in str(caught.value)
+    assert_equal(reader.read(0), samples[0])
+
+
+def test_the_checksum_is_that_of_the_members_by_sorted_suffix(tmp_path):
+    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b", 40)])
+    dataset = webdataset.WebDataset(str(tmp_path / "tiny-000000.tar"), shardshuffle=False)
+    expected = [zlib.crc32(b"".join(sample[m] for m in ("codes.npy", "json", "speaker.npy"))) for sample in dataset]
+    assert corpus.shards[0].crc32.tolist() == expected
