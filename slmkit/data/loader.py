@@ -90,7 +90,7 @@ class TrainingData:
                 next_step="set model.speaker to false, or tokenize the audio with a codec that has speaker vectors",
             )
         text = _text_sizes(corpus, tokenizer, layout, format, cache_dir)
-        speech = [segment.labelled for segment in prompt.TASKS[format.task]("x") if segment.kind == "speech"]
+        speech = prompt.TASKS[format.task]
         size = sequence.measure(text[:, 0], text[:, 1], speech, corpus.frames, layout.num_streams, format.group)
         return TrainingData(corpus, tokenizer, layout, format, np.arange(len(corpus)), np.stack(size, axis=1))
 
@@ -121,9 +121,9 @@ class TrainingData:
     def example(self, reader: ShardReader, number: int) -> tuple[sequence.Example, Sample]:
         """Read a sample and build its example."""
         sample = reader.read(int(self.members[number]))
-        segments = prompt.TASKS[self.format.task](sample.meta["text"], speaker=self.format.speaker)
+        segments = prompt.example(self.format.task, sample.meta, speaker=self.format.speaker)
         pieces = sequence.tokenize(segments, self.tokenizer.encode, self.layout)
-        codes = None if sample.codes is None else sample.codes[: self.layout.num_streams]
+        codes = sample.codes[: self.layout.num_streams]
         return sequence.build(pieces, codes, self.layout, self.format.group), sample
 
 
@@ -258,7 +258,7 @@ def _text_sizes(
     reader = ShardReader(corpus)
     table = np.zeros((len(corpus), 2), dtype=np.int32)
     for number in range(len(corpus)):
-        segments = prompt.TASKS[format.task](reader.read_meta(number)["text"], speaker=format.speaker)
+        segments = prompt.example(format.task, reader.read_meta(number), speaker=format.speaker)
         table[number] = sequence.text_size(sequence.tokenize(segments, tokenizer.encode, layout))
     if cache_dir is not None:
         buffer = io.BytesIO()

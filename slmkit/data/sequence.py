@@ -63,7 +63,8 @@ def tokenize(
     named = {"bos": layout.bos_id, "eos": layout.eos_id}
     pieces = []
     for segment in segments:
-        if segment.kind == "text":
+        has_token = segment.kind != "marker" or segment.value in dict(layout.specials)
+        if segment.kind == "text" or not has_token:
             ids = tuple(encode(segment.value))
         elif segment.kind == "speech":
             ids = ()

@@ -57,11 +57,11 @@ T = TypeVar("T")
 class Sample:
     """One encoded utterance. `meta` has text, speaker, language, seconds, source and any extra columns.
 
-    A sample of text alone, which no shard holds, has no codes.
+    A sample of text alone, which no shard holds, has codes of shape [0, 0].
     """
 
     key: str
-    codes: np.ndarray | None  # int16 [K, T]
+    codes: np.ndarray  # int16 [K, T]
     speaker: np.ndarray | None  # float32 [D]
     meta: dict[str, Any]
 
@@ -101,9 +101,8 @@ class ShardWriter:
 
     def add(self, sample: Sample) -> None:
         """Append a sample. Raises ValueError when it is not as `Sample` says, or has other members than the first."""
-        if sample.codes is None or sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
-            got = "none" if sample.codes is None else f"{sample.codes.dtype} {list(sample.codes.shape)}"
-            raise ValueError(f"codes must be int16 [K, T], got {got}")
+        if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
+            raise ValueError(f"codes must be int16 [K, T], got {sample.codes.dtype} {list(sample.codes.shape)}")
         meta = json.dumps({**sample.meta, "key": sample.key}, sort_keys=True, ensure_ascii=False, allow_nan=False)
         members = {CODES: _npy(sample.codes, CODES_DTYPE), META: meta.encode()}
         if sample.speaker is not None:

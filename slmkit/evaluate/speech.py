@@ -108,7 +108,6 @@ def _score(record: dict[str, Any], out: Path, reader: ShardReader, synthesizer: 
     sample = reader.read(record["number"])
     if sample.key != record["key"]:
         raise UserError("the outputs were generated for another corpus", got=sample.key, expected=record["key"])
-    assert sample.codes is not None, "shards hold codes"
     truth = sample.codes[: synthesizer.model.layout.num_streams]
     codes = np.load(out / "codes" / f"{record['place']:04d}.npy", allow_pickle=False)
     scored = {**record, "frame_agreement": frame_agreement(truth, codes).tolist()}

@@ -114,21 +114,30 @@ def test_naive_twin(group: int, num_frames: int, seed: int) -> None:
             assert target == names.get(token, token - first)
 
 
-@given(st.sampled_from(["tts", "asr"]), st.sampled_from([0, 3, 6, 12]), st.integers(0, 60))
+@given(st.sampled_from(["tts", "asr", "text", "qa"]), st.sampled_from([0, 3, 6, 12]), st.integers(0, 60))
 def test_sizes_are_known_beforehand(task: str, group: int, num_frames: int) -> None:
     layout = make_layout(group)
-    segments = prompt.TASKS[task]("Hello", speaker=False)
+    meta = {"text": "Hello", "question": "Who?", "turns": [["Hi", "Hello"], ["a", "b"]]}
+    segments = prompt.example(task, meta, speaker=False)
     pieces = tokenize(segments, encode, layout)
     codes = np.zeros((3, num_frames), dtype=np.int16)
     example = build(pieces, codes, layout, group)
-    speech = [segment.labelled for segment in segments if segment.kind == "speech"]
+    speech = tuple(segment.labelled for segment in segments if segment.kind == "speech")
+    assert speech == prompt.TASKS[task]
     size = measure(*text_size(pieces), speech, num_frames, 3, group)
     assert size.positions == len(example.tokens)
     counts = term_counts(np.array([size, size]), 3, group)
     groups = np.bincount(example.lm_groups, minlength=4)
     expected = [groups[0], *([len(example.head_positions)] * group if group else groups[1:])]
     assert counts.tolist() == [2 * n for n in expected]
-    assert size.frames == (num_frames if task == "tts" else 0)
+    assert size.frames == (num_frames if task in ("tts", "qa") else 0)
+
+
+def test_answer_markers_are_tokens_where_the_vocabulary_has_them_and_text_elsewhere() -> None:
+    segments = [prompt.Segment("marker", "[ta]", True)]
+    ntp, mtp = make_layout(0), make_layout(3)
+    assert tokenize(segments, encode, ntp)[0].ids == (ntp.id_of("[ta]"),)
+    assert tokenize(segments, encode, mtp)[0].ids == tuple(encode("[ta]"))
 
 
 def test_ntp_targets_carry_their_stream() -> None:
