@@ -13,7 +13,7 @@ from slmkit.codec.base import CodecSpec
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ExampleFormat, collate
 from slmkit.data.prompt import tts
-from slmkit.data.sequence import build, measure, term_counts, text_size, tokenize
+from slmkit.data.sequence import build, measure, speech_size, term_counts, text_size, tokenize
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.model.config import SpeechLMConfig
@@ -60,7 +60,15 @@ def one_batch(model: SpeechLM, tokenizer: TextTokenizer, samples: Sequence[Sampl
     for sample in samples:
         pieces = tokenize(tts(sample.meta["text"], speaker=speaker), tokenizer.encode, layout)
         examples.append((build(pieces, sample.codes, layout, group), sample))
-        sizes.append(measure(*text_size(pieces), [True], sample.codes.shape[1], layout.num_streams, group))
+        sizes.append(
+            measure(
+                *text_size(pieces),
+                *speech_size(pieces),
+                sample.codes.shape[1],
+                num_streams=layout.num_streams,
+                group=group,
+            )
+        )
     return collate(
         examples,
         layout,

@@ -1,13 +1,13 @@
 """Small corpora of random codes, written as real shards."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from slmkit.codec.base import CodecSpec, Stream
-from slmkit.data.index import MANIFEST, Corpus
+from slmkit.data.index import Corpus, write_manifest
 from slmkit.data.shards import Sample, ShardWriter
-from slmkit.files import write_json
 
 WORDS = [
     "river",
@@ -64,6 +64,16 @@ def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard
         for sample in samples[start : start + shard_samples]:
             writer.add(sample)
         shards.append(writer.commit())
-    manifest = {"codec": spec.to_dict(), "shards": [{"tar": s.tar, "sha256": s.sha256} for s in shards]}
-    write_json(directory / MANIFEST, manifest)
+    write_manifest(directory, "synthetic", spec, shards, {})
     return Corpus.open(directory)
+
+
+def write_conversations(path: Path, turns: list[list[list[str]]]) -> Path:
+    """Dialogues of [instruction, response] turns as a JSONL file in the published format."""
+    names = ("human", "gpt")
+    dialogues = [
+        [{"from": name, "value": value} for turn in dialogue for name, value in zip(names, turn, strict=True)]
+        for dialogue in turns
+    ]
+    path.write_text("".join(json.dumps({"conversations": said}) + "\n" for said in dialogues))
+    return path

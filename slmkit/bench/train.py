@@ -34,7 +34,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from slmkit.codec.base import CodecSpec, Stream
 from slmkit.data.batch import Batch
-from slmkit.data.loader import ExampleFormat, collate
+from slmkit.data.examples import ExampleFormat
+from slmkit.data.loader import collate
 from slmkit.data.sequence import Piece, build
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout

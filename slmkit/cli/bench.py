@@ -2,6 +2,7 @@
 
   slmkit bench codec       speed of FACodec against its plain twin
   slmkit bench train       speed of training
+  slmkit bench data        speed of finding, planning and loading training data
   slmkit bench checkpoint  how long training stops for a checkpoint
 
 `slmkit bench NAME --help` lists the options of each.
@@ -10,8 +11,8 @@
 import argparse
 import importlib
 
-SUMMARY = "measure the speed of the codec, of training or of checkpoints on this machine"
-BENCHES = ("codec", "train", "checkpoint")  # slmkit.bench.NAME has SUMMARY, add_arguments(parser) and run(args) -> int
+SUMMARY = "measure the speed of the codec, of training, of its data or of checkpoints on this machine"
+BENCHES = ("codec", "train", "data", "checkpoint")  # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

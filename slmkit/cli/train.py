@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         config = load_config(TrainConfig, args.config, args.set)
         speak = None
         if config.codec is not None and config.speak_every_steps and world.is_first:
-            speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=config.data.all_sources[0].path)
+            spoken = [source.path for source in config.data.all_sources if source.task != "text"]
+            speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=spoken[0]) if spoken else None
         is_complete = train(config, speak, peers)
     return 0 if is_complete else PREEMPTED

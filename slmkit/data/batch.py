@@ -34,6 +34,7 @@ class Batch:
     keys: tuple[str, ...]  # of the utterances, in order
     num_frames: int  # codec frames that are predicted in this micro-batch
     row_tokens: int  # positions the rows of this micro-batch could hold
+    skipped: tuple[str, ...] = ()  # a sentence for every sample that could not be read and is left out
 
     @property
     def num_tokens(self) -> int:

@@ -2,7 +2,8 @@
 
 Beside each tar stands an index (columnar JSON: key, frames, text length, byte offset and size of each member's
 content), written last: a shard exists if its index does. It also carries the shard's part of the ledger, so that both
-appear at once. `manifest.json` is written when every shard is there; a directory without it is not a corpus yet.
+appear at once. `manifest.json` is written when every shard is there; a directory without it is not a corpus yet. The
+manifest alone numbers the samples, so a corpus of ten thousand shards opens at once.
 
 It knows nothing of tar files, audio or codecs beyond their `CodecSpec`.
 
@@ -10,9 +11,10 @@ Invariant: samples are numbered through the shards in order, so sample i is the 
 
 Example:
     corpus = Corpus.open("shards/libritts")
-    len(corpus), corpus.frames.sum() / corpus.codec.frame_rate      # samples, seconds
+    len(corpus), corpus.seconds, corpus.key(0)
 """
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -31,6 +33,8 @@ from slmkit.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.json"
+AGAIN = f"restore it, or remove {MANIFEST} and what is left of the shard and run the job again"
+OPEN_INDEXES = 256  # that a process keeps in memory, each about 0.1 MB for 1000 samples
 
 
 def shard_name(corpus: str, shard: int) -> str:
@@ -119,19 +123,47 @@ def _from_dict(values: dict[str, Any]) -> ShardIndex:
     return index
 
 
+class ShardList(Sequence[ShardIndex]):
+    """The indexes of a corpus, read and checked when they are asked for; the last few are kept. Can be pickled."""
+
+    def __init__(self, directory: Path, listed: Sequence[tuple[str, str, int]]) -> None:
+        """`listed` are the file name, sha256 and number of samples of every tar."""
+        self.directory, self.listed = directory, tuple(listed)
+        self._open = functools.lru_cache(maxsize=OPEN_INDEXES)(_open_index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardList, (self.directory, self.listed)
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    @overload
+    def __getitem__(self, shard: int) -> ShardIndex: ...
+    @overload
+    def __getitem__(self, shard: slice) -> Sequence[ShardIndex]: ...
+    def __getitem__(self, shard: int | slice) -> ShardIndex | Sequence[ShardIndex]:
+        """Raises UserError when the index is missing or damaged."""
+        if isinstance(shard, slice):
+            return ShardList(self.directory, self.listed[shard])
+        return self._open(self.directory, *self.listed[shard])
+
+
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All shards of a finished corpus, in order."""
+    """All shards of a finished corpus, in order. What needs an index reads it then, so that opening takes no time."""
 
     directory: Path
     codec: CodecSpec
-    shards: tuple[ShardIndex, ...]
+    shards: ShardList
+    starts: np.ndarray  # int64 [shards + 1]: number of the first sample of each shard, then the number of all
+    seconds: float  # speech in all shards
 
     @staticmethod
     def open(directory: str | Path) -> "Corpus":
-        """Read the manifest and every index it lists.
+        """Read the manifest alone. Raises UserError when the corpus is missing or not finished.
 
-        Raises UserError when the corpus is missing or not finished, or a shard is missing, damaged or cut short.
+        An index that is missing or damaged is found when it is first used. The tars are looked at by `check` and when
+        samples are read; they may lie elsewhere (`data.remote`).
         """
         directory = Path(directory)
         path = directory / MANIFEST
@@ -143,36 +175,38 @@ class Corpus:
         manifest = read_json(path)
         try:
             codec = CodecSpec.from_dict(manifest["codec"])
-            listed = [(str(shard["tar"]), str(shard["sha256"])) for shard in manifest["shards"]]
-        except (KeyError, TypeError) as error:
+            listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
+            seconds = float(manifest["counts"]["seconds"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not the manifest of a corpus: {error!r}") from error
-        return Corpus(directory, codec, tuple(_open_shard(directory, *shard) for shard in listed))
+        starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)
+        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds)
+
+    def check(self) -> None:
+        """Read every index and look at its tar. Raises UserError for the first that is not whole."""
+        for index in self.shards:
+            _check_tar(self.directory, index)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return int(self._starts[-1])
-
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        """int64 [shards + 1]: number of the first sample of each shard, then the number of all."""
-        return np.cumsum([0, *(len(shard) for shard in self.shards)], dtype=np.int64)
+        return int(self.starts[-1])
 
     @cached_property
     def frames(self) -> np.ndarray:
-        """int32 [N]: codec frames of every sample."""
+        """int32 [N]: codec frames of every sample. Reads every index."""
         return np.concatenate([np.zeros(0, np.int32), *(shard.frames for shard in self.shards)])
 
     @cached_property
     def text_chars(self) -> np.ndarray:
-        """int32 [N]: characters of every sample's text."""
+        """int32 [N]: characters of every sample's text. Reads every index."""
         return np.concatenate([np.zeros(0, np.int32), *(shard.text_chars for shard in self.shards)])
 
     def locate(self, i: int) -> tuple[int, int]:
         """Shard number and row of sample `i`. Raises IndexError outside 0 .. len - 1."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        shard = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return shard, i - int(self._starts[shard])
+        shard = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return shard, i - int(self.starts[shard])
 
     def key(self, i: int) -> str:
         """Key of sample `i`."""
@@ -180,40 +214,41 @@ class Corpus:
         return self.shards[shard].keys[row]
 
     @property
-    def seconds(self) -> float:
-        """Speech in all shards."""
-        return sum(shard.seconds for shard in self.shards)
-
-    @property
     def fingerprint(self) -> str:
         """SHA-256 of the codec and every shard's content: equal for equal data, wherever it lies."""
-        parts = [self.codec.sha256, *(shard.sha256 for shard in self.shards)]
+        parts = [self.codec.sha256, *(sha256 for _, sha256, _ in self.shards.listed)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _open_shard(directory: Path, tar: str, sha256: str) -> ShardIndex:
-    again = f"restore it, or remove {MANIFEST} and what is left of the shard and run the job again"
+def _open_index(directory: Path, tar: str, sha256: str, samples: int) -> ShardIndex:
+    """The index of a tar, which need not lie beside it."""
     path = index_path(directory, tar)
-    if not path.is_file() or not (directory / tar).is_file():
-        raise UserError(f"{directory} lacks {path.name if not path.is_file() else tar}", next_step=again)
+    if not path.is_file():
+        raise UserError(f"{directory} lacks {path.name}", next_step=AGAIN)
     index = ShardIndex.read(path)
-    if (index.tar, index.sha256) != (tar, sha256):
+    if (index.tar, index.sha256, len(index)) != (tar, sha256, samples):
         raise UserError(
             f"{path} is not the index that {MANIFEST} lists",
-            got=f"{index.tar}, sha256 {index.sha256}",
-            expected=f"{tar}, sha256 {sha256}",
-            next_step=again,
-        )
-    end_bytes = max((int((index.offsets[m] + index.sizes[m]).max()) for m in index.offsets if len(index)), default=0)
-    size_bytes = (directory / tar).stat().st_size
-    if size_bytes < end_bytes:
-        raise UserError(
-            f"{directory / tar} is cut short",
-            got=f"{size_bytes} bytes",
-            expected=f"at least {end_bytes} bytes, sha256 {sha256}",
-            next_step=again,
+            got=f"{index.tar}, sha256 {index.sha256}, {len(index)} samples",
+            expected=f"{tar}, sha256 {sha256}, {samples} samples",
+            next_step=AGAIN,
         )
     return index
+
+
+def _check_tar(directory: Path, index: ShardIndex) -> None:
+    path = directory / index.tar
+    if not path.is_file():
+        raise UserError(f"{directory} lacks {index.tar}", next_step=AGAIN)
+    end_bytes = max((int((index.offsets[m] + index.sizes[m]).max()) for m in index.offsets if len(index)), default=0)
+    size_bytes = path.stat().st_size
+    if size_bytes < end_bytes:
+        raise UserError(
+            f"{path} is cut short",
+            got=f"{size_bytes} bytes",
+            expected=f"at least {end_bytes} bytes, sha256 {index.sha256}",
+            next_step=AGAIN,
+        )
 
 
 def write_manifest(

@@ -1,33 +1,61 @@
-"""Which samples stand in which row of which step, as a pure function of lengths, seed and epoch.
+"""Which samples stand in which row, window by window: any window of any epoch is known without planning another.
 
-A row holds whole utterances, up to `row_tokens` positions. Samples are shuffled, cut into windows of `window` samples,
-packed inside each window by best fit decreasing (Johnson 1973), and the rows of a window are shuffled again. Step n of
-an epoch is rows n * global_rows .. (n + 1) * global_rows - 1; the last step may lack rows, never samples.
+A source is an endless row of passes over its samples, each pass in a random order of its own (`data.order`). Epoch e of
+a source with weight w and n samples takes the places floor(e * w * n) .. floor((e + 1) * w * n) - 1 of it. An epoch is
+cut into windows of about `window` samples, in each of which every source has its even share. Samples too long for a row
+drop out inside their window. The others are packed into rows of up to `row_tokens` positions by best fit decreasing
+(Johnson 1973), whatever source they come from, and the rows of a window are shuffled.
 
 Nothing here knows of ranks, files or tokens: the same plan serves any number of processes.
 
-Invariant (law): every sample that fits a row is in exactly one row; the others are listed in `too_long`.
+Invariant (law): with weight 1 every sample that fits a row is in exactly one row of an epoch, with weight 1 / k in
+exactly one row of every k epochs from a multiple of k on. Memory does not grow with the number of samples.
 
 Example:
-    plan = plan_epoch(lengths, seed=0, epoch=3, row_tokens=2048)
-    plan.step_rows(step=7, global_rows=64)      # 64 arrays of sample numbers
+    plan = Plan([Source(starts=np.array([0, 1000]))], lambda numbers: lengths[numbers], seed=0, row_tokens=2048)
+    plan.window(epoch=3, number=0).row(7)      # sample numbers
 """
 
 import bisect
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slmkit.data.order import key_of, shuffled_shards
+
 DEFAULT_WINDOW = 8192
+KEPT_WINDOWS = 4  # planned windows that are remembered
 
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Rows of one epoch: row r holds samples[starts[r] : starts[r + 1]]."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """n samples in shards; `starts` are the numbers of each shard's first sample, then n."""
+
+    starts: IntArray  # [shards + 1]
+    weight: Fraction = Fraction(1)  # passes per epoch
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return int(self.starts[-1])
+
+    def span(self, epoch: int) -> tuple[int, int]:
+        """First place and end of an epoch in the endless row of passes."""
+        first, end = (int(number * self.weight * self.size) for number in (epoch, epoch + 1))
+        return first, end
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Window:
+    """Row r holds samples[starts[r] : starts[r + 1]]."""
 
     samples: IntArray  # [samples that fit]
     starts: IntArray  # [rows + 1]
@@ -38,44 +66,83 @@ class Plan:
         return len(self.starts) - 1
 
     def row(self, number: int) -> IntArray:
-        """Sample numbers of a row; none beyond the last row."""
-        if number >= self.num_rows:
-            return self.samples[:0]
+        """Sample numbers of a row."""
         return self.samples[self.starts[number] : self.starts[number + 1]]
 
-    def num_steps(self, global_rows: int) -> int:
-        """Steps of the epoch."""
-        return -(-self.num_rows // global_rows)
 
-    def step_rows(self, step: int, global_rows: int) -> list[IntArray]:
-        """The `global_rows` rows of a step, the last ones of the epoch's last step possibly empty."""
-        return [self.row(number) for number in range(step * global_rows, (step + 1) * global_rows)]
+class Plan:
+    """The windows of every epoch. Samples are numbered through the sources, one after the other."""
 
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        lengths_of: Callable[[IntArray], IntArray],
+        *,
+        seed: int,
+        row_tokens: int,
+        window: int = DEFAULT_WINDOW,
+        shuffle: bool = True,
+        shuffle_shards: int | None = None,
+    ) -> None:
+        """`lengths_of` tells the positions of samples. Without `shuffle`, samples and rows keep their order."""
+        self.sources, self.lengths_of = tuple(sources), lengths_of
+        self.seed, self.row_tokens, self.window_samples = seed, row_tokens, window
+        self.shuffle, self.shuffle_shards = shuffle, shuffle_shards
+        self._offsets = [0, *itertools.accumulate(source.size for source in self.sources)]
+        self.window = functools.lru_cache(maxsize=KEPT_WINDOWS)(self._window)
 
-def plan_epoch(
-    lengths: npt.NDArray[Any],
-    *,
-    seed: int,
-    epoch: int,
-    row_tokens: int,
-    window: int = DEFAULT_WINDOW,
-    shuffle: bool = True,
-) -> Plan:
-    """Plan an epoch over samples of `lengths` positions, int [n]. Without `shuffle`, windows follow the given order."""
-    lengths = np.asarray(lengths, dtype=np.int64)
-    fits = np.flatnonzero(lengths <= row_tokens)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch))))
-    order = rng.permutation(fits) if shuffle else fits
-    rows: list[list[int]] = []
-    for start in range(0, len(order), window):
-        part = order[start : start + window]
-        packed = [[int(part[i]) for i in row] for row in pack_best_fit(lengths[part], row_tokens)]
-        rows += [packed[i] for i in rng.permutation(len(packed))] if shuffle else packed
-    return Plan(
-        samples=np.array([sample for row in rows for sample in row], dtype=np.int64),
-        starts=np.cumsum([0, *map(len, rows)], dtype=np.int64),
-        too_long=np.flatnonzero(lengths > row_tokens),
-    )
+    def __len__(self) -> int:
+        """Samples of all sources."""
+        return self._offsets[-1]
+
+    def num_windows(self, epoch: int) -> int:
+        """Windows of an epoch: none when it has no samples."""
+        spans = [source.span(epoch) for source in self.sources]
+        return -(-sum(end - first for first, end in spans) // self.window_samples)
+
+    def windows(self, epoch: int) -> Iterator[Window]:
+        """All windows of an epoch, each planned when it is asked for."""
+        return (self.window(epoch, number) for number in range(self.num_windows(epoch)))
+
+    def num_rows(self, epoch: int) -> int:
+        """Rows of an epoch, counted by planning all of its windows."""
+        return sum(window.num_rows for window in self.windows(epoch))
+
+    def _window(self, epoch: int, number: int) -> Window:
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence((self.seed, epoch, number))))
+        parts = [self._share(i, epoch, number) for i in range(len(self.sources))]
+        samples = np.concatenate([np.zeros(0, np.int64), *parts])
+        if self.shuffle:
+            samples = rng.permutation(samples)
+        lengths = self.lengths_of(samples)
+        fits = lengths <= self.row_tokens
+        kept = samples[fits]
+        rows = pack_best_fit(lengths[fits], self.row_tokens)
+        if self.shuffle:
+            rows = [rows[i] for i in rng.permutation(len(rows))]
+        return Window(
+            samples=kept[np.array([i for row in rows for i in row], dtype=np.int64)],
+            starts=np.cumsum([0, *map(len, rows)], dtype=np.int64),
+            too_long=samples[~fits],
+        )
+
+    def _share(self, i: int, epoch: int, number: int) -> IntArray:
+        """Sample numbers that source `i` gives to a window."""
+        source, windows = self.sources[i], self.num_windows(epoch)
+        first, end = source.span(epoch)
+        places = range(first + number * (end - first) // windows, first + (number + 1) * (end - first) // windows)
+        shares = []
+        place = places.start
+        while place < places.stop:
+            turn, inside = divmod(place, source.size)
+            stop = min(places.stop, (turn + 1) * source.size)
+            positions = np.arange(inside, inside + stop - place, dtype=np.int64)
+            if self.shuffle:
+                key = key_of(self.seed, i, turn)
+                positions = shuffled_shards(positions, source.starts, self.shuffle_shards, key)
+            shares.append(positions + self._offsets[i])
+            place = stop
+        return np.concatenate([np.zeros(0, np.int64), *shares])
 
 
 def pack_best_fit(lengths: npt.NDArray[Any], capacity: int) -> list[list[int]]:

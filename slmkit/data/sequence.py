@@ -82,6 +82,12 @@ def frames_per_step(group: int, num_streams: int) -> int:
     return group // num_streams
 
 
+def speech_size(pieces: Sequence[Piece]) -> tuple[int, int]:
+    """Number of speech pieces, and of those that are labelled."""
+    spoken = [piece for piece in pieces if piece.kind == "speech"]
+    return len(spoken), sum(piece.labelled for piece in spoken)
+
+
 def text_size(pieces: Sequence[Piece]) -> tuple[int, int]:
     """Positions of all pieces that are not speech, and those of them that are labelled."""
     written = [piece for piece in pieces if piece.kind != "speech"]
@@ -89,21 +95,27 @@ def text_size(pieces: Sequence[Piece]) -> tuple[int, int]:
 
 
 def measure(
-    text_positions: Any, text_targets: Any, speech: Sequence[bool], num_frames: Any, num_streams: int, group: int
+    text_positions: Any,
+    text_targets: Any,
+    num_speech: Any,
+    num_labelled: Any,
+    num_frames: Any,
+    *,
+    num_streams: int,
+    group: int,
 ) -> Size:
-    """Size of the example that `build` makes: its `text_size`, which of its speech pieces are labelled, its frames.
+    """Size of the example that `build` makes: its `text_size`, its speech pieces and those labelled, its frames.
 
     Numbers may be ints, or int arrays [n] that measure n examples at once.
     """
     per_step = frames_per_step(group, num_streams) if group else 0
     positions = -(-num_frames // per_step) + 1 if group else num_frames * num_streams + 1
-    labelled = sum(speech)
     return Size(
-        positions=text_positions + len(speech) * positions,
+        positions=text_positions + num_speech * positions,
         text_targets=text_targets,
-        frames=labelled * num_frames,
-        steps=labelled * positions if group else 0 * positions,
-        endings=labelled + 0 * positions,
+        frames=num_labelled * num_frames,
+        steps=num_labelled * positions if group else 0 * positions,
+        endings=num_labelled + 0 * positions,
     )
 
 

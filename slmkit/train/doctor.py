@@ -30,6 +30,7 @@ from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
+from slmkit.data.sources import Source, common_codec
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
@@ -39,7 +40,7 @@ from slmkit.model import attention
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare
-from slmkit.train.run import check_facts, known_facts, run_layout
+from slmkit.train.run import check_facts, known_facts, open_sources, run_layout
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
@@ -207,12 +208,14 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
     """DeepSpeed file and batch, corpus and vocabulary, codec, newest checkpoint: one result each, as far as they go."""
     results: list[CheckResult] = []
     settings = _attempt("batch", results, lambda: _settings(config, world))
-    corpus = _attempt("corpus", results, lambda: _corpus(config))
-    layout = _attempt("vocabulary", results, lambda: _layout(config, corpus)) if corpus is not None else None
-    if corpus is not None and config.codec is not None:
-        _attempt("codec", results, lambda: _codec(config, corpus))
-    if corpus is not None and layout is not None and settings is not None:
-        _attempt("checkpoint", results, lambda: _checkpoint(config, settings, corpus, layout))
+    sources = _attempt("corpus", results, lambda: _sources(config))
+    if sources is None:
+        return results
+    layout = _attempt("vocabulary", results, lambda: _layout(config, sources))
+    if config.codec is not None:
+        _attempt("codec", results, lambda: _codec(config, sources))
+    if layout is not None and settings is not None:
+        _attempt("checkpoint", results, lambda: _checkpoint(config, settings, sources, layout))
     return results
 
 
@@ -326,36 +329,45 @@ def _settings(config: TrainConfig, world: World) -> tuple[dict[str, Any], str]:
     return settings, f"{rows} = {split.global_rows}, {precision(settings)}"
 
 
-def _corpus(config: TrainConfig) -> tuple[Corpus, str]:
-    corpus = Corpus.open(config.data.all_sources[0].path)
+def _sources(config: TrainConfig) -> tuple[list[Source], str]:
+    """The sources of the run, every shard of them looked at, and that of the evaluation."""
+    sources = open_sources(config)
+    for source in sources:
+        if isinstance(source.samples, Corpus):
+            source.samples.check()
     if config.data.eval_corpus is not None:
-        other = Corpus.open(config.data.eval_corpus)
-        corpus.codec.check_compatible(other.codec, this=str(corpus.directory), that=str(other.directory))
-    size = f"{len(corpus)} samples, {corpus.seconds / 3600:.2f} h"
-    return corpus, f"{corpus.directory}: {size}, sha256 {_short(corpus.fingerprint)}"
+        Corpus.open(config.data.eval_corpus).check()
+    return sources, "; ".join(map(_described, sources))
 
 
-def _layout(config: TrainConfig, corpus: Corpus) -> tuple[VocabLayout, str]:
+def _described(source: Source) -> str:
+    hours = f", {source.samples.seconds / 3600:.2f} h" if isinstance(source.samples, Corpus) else ""
+    return f"{source.path}: {len(source)} samples{hours}, sha256 {_short(source.fingerprint)}"
+
+
+def _layout(config: TrainConfig, sources: list[Source]) -> tuple[VocabLayout, str]:
     """The vocabulary, compared with that of the model the run has begun, if it has."""
-    layout = run_layout(config, TextTokenizer.load(config.base), corpus)
+    layout = run_layout(config, TextTokenizer.load(config.base), common_codec(sources))
     saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
     if saved.is_file():
         begun = VocabLayout.from_dict(read_json(saved))
-        begun.check_equal(layout, this=str(saved), that=f"{config.base} with {corpus.directory}")
+        begun.check_equal(layout, this=str(saved), that=f"{config.base} with {sources[0].path}")
     return layout, f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}"
 
 
-def _codec(config: TrainConfig, corpus: Corpus) -> tuple[None, str]:
+def _codec(config: TrainConfig, sources: list[Source]) -> tuple[None, str]:
     spec = open_codec(str(config.codec)).spec
-    corpus.codec.check_compatible(spec, this=str(corpus.directory), that=str(config.codec))
+    common_codec(sources).check_compatible(spec, this=sources[0].path, that=str(config.codec))
     return None, f"{config.codec}: {spec.name}, weights sha256 {_short(spec.weights_sha256)}, made the corpus"
 
 
-def _checkpoint(config: TrainConfig, settings: dict[str, Any], corpus: Corpus, layout: VocabLayout) -> tuple[None, str]:
+def _checkpoint(
+    config: TrainConfig, settings: dict[str, Any], sources: list[Source], layout: VocabLayout
+) -> tuple[None, str]:
     found = runs.newest(config.run_dir)
     if found is None:
         return None, f"{config.run_dir} has none: the run would start at step 0"
-    check_facts(known_facts(config, settings, corpus, layout), found.state.get("facts", {}), found.path)
+    check_facts(known_facts(config, settings, sources, layout), found.state.get("facts", {}), found.path)
     return None, f"{found.path} fits: the run would continue at step {found.step}"
 
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from slmkit.data.loader import TrainingData, micro_batches
+from slmkit.data.examples import TrainingData
+from slmkit.data.loader import micro_batches
+from slmkit.data.steps import Steps
 from slmkit.model.losses import coefficients
 from slmkit.train.engine import sum_over_ranks
 from slmkit.train.metrics import Record, per_term
@@ -35,16 +37,8 @@ def evaluate(
     `is_stopped` is asked before every micro-batch and says the same on every rank; once it holds there is no record.
     """
     split = BatchSplit(global_rows=micro_rows * world.size, micro_rows=micro_rows, world_size=world.size)
-    batches = micro_batches(
-        data,
-        split,
-        rank=world.rank,
-        seed=0,
-        epoch=0,
-        row_tokens=row_tokens,
-        num_workers=num_workers,
-        shuffle=False,
-    )
+    steps = Steps(data.plan(seed=0, row_tokens=row_tokens, shuffle=False), split.global_rows).walk(epochs=1)
+    batches = micro_batches(data, split, steps, rank=world.rank, row_tokens=row_tokens, num_workers=num_workers)
     totals = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=device)
     counts = torch.zeros(len(names), dtype=torch.float64)
     model.eval()

@@ -12,7 +12,6 @@ Example:
 
 import itertools
 import math
-import operator
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.data.loader import micro_batches
+from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, provenance, write_json
 from slmkit.log import get_logger
@@ -55,8 +55,8 @@ def train(config: TrainConfig, speak: Speak | None = None, peers: Peers | None =
     user can mend.
     """
     world = World.from_env()
-    run = prepare(config, world)
     with engine.process_group(world) as device:
+        run = prepare(config, world, engine.in_first)
         found = resume_point(run)
         trainer = start_engine(run, found)
         record_start(run, trainer, found.step if found else 0)
@@ -82,7 +82,10 @@ class Training:
         self.saved_step = self.step
         self.saved_at = time.monotonic()
         self.pending: list[str] = list(state.get("pending", []))  # what a signal kept from being done after this step
+        self.cursor = state.get("cursor")  # finds the step in the plan of the data
         self.skipped_steps = int(state.get("skipped_steps", 0))
+        self.damaged_samples = int(state.get("damaged_samples", 0))
+        self.new_damage = 0  # of those, the ones that only this process knows of
         self.log = MetricsLog(run.directory, self.step, is_first=run.world.is_first)
         self.pace = Pace()
 
@@ -95,7 +98,7 @@ class Training:
                 agreed = self.evaluate()
             self.peers.at("reading data", self.step + 1)
             if not agreed.stop:
-                for epoch, step, batches in steps(run, self.step, self.pace):
+                for epoch, step, batches in steps(run, self.step, self.pace, self.cursor):
                     self.take_step(epoch, step, batches)
                     agreed = self.after_step(self.agree(), speak)
                     if agreed.stop:
@@ -128,6 +131,7 @@ class Training:
                 batch = batch.to(self.device)
                 output = trainer.micro_step(batch, lr=lr)
             losses.append((batch.keys, output.loss.detach()))
+            self.note_damage(batch)
             self.pace.add(batch)
             if meter is not None:
                 meter.add(output, batch)
@@ -139,9 +143,22 @@ class Training:
             self.peers.at("logging", step)
             loss, terms = meter.result(run.terms)
             speed = self.pace.result(run.codec.frame_rate, self.device, run.world.size)
-            faults = {"faults/skipped_steps": self.skipped_steps}
+            damaged = self.count_damaged()
+            faults = {"faults/skipped_steps": self.skipped_steps, "faults/damaged_samples": damaged}
             record: Record = {"loss": loss, **terms, "lr": lr, "grad_norm": trainer.grad_norm, **faults, **speed}
             self.log.write(step, {"epoch": epoch, **finite(record)})
+
+    def note_damage(self, batch: Batch) -> None:
+        """Say what samples of a micro-batch could not be read."""
+        for what in batch.skipped:
+            logger.warning("a damaged sample is skipped: %s", what)
+        self.new_damage += len(batch.skipped)
+
+    def count_damaged(self) -> int:
+        """Damaged samples that all processes have skipped in this run."""
+        self.damaged_samples += sum(engine.from_all(self.new_damage))
+        self.new_damage = 0
+        return self.damaged_samples
 
     def skip(self, losses: list[tuple[tuple[str, ...], torch.Tensor]]) -> None:
         """Count a step that changed nothing. Raises UserError when the run has had too many of them."""
@@ -218,7 +235,13 @@ class Training:
     def save(self) -> None:
         """Begin the checkpoint of this step."""
         self.peers.at("saving", self.step)
-        state = {"facts": self.run.facts, "pending": self.pending, "skipped_steps": self.skipped_steps}
+        state = {
+            "facts": self.run.facts,
+            "pending": list(self.pending),
+            "skipped_steps": self.skipped_steps,
+            "damaged_samples": self.count_damaged(),
+            "cursor": self.run.cursor(self.step),
+        }
         self.saver.save(self.trainer, self.step, state)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.pace.restart()
@@ -319,25 +342,21 @@ def start_saver(run: Run, trainer: Engine) -> Saver:
     return saver
 
 
-def steps(run: Run, done_steps: int, pace: Pace) -> Iterator[tuple[int, int, Iterator[Batch]]]:
+def steps(
+    run: Run, done_steps: int, pace: Pace, cursor: Cursor | None = None
+) -> Iterator[tuple[int, int, Iterator[Batch]]]:
     """(epoch, step, micro-batches of this rank) from the step after `done_steps` to the last; the first step is 1."""
-    step = done_steps
-    for epoch, start_step in run.epochs(done_steps):
-        batches = micro_batches(
-            run.data,
-            run.split,
-            rank=run.world.rank,
-            seed=run.config.seed,
-            epoch=epoch,
-            row_tokens=run.config.data.row_tokens,
-            start_step=start_step,
-            num_workers=run.config.data.num_workers,
-        )
-        for _, of_step in itertools.groupby(pace.timed(batches), key=operator.itemgetter(0)):
-            step += 1
-            yield epoch, step, (batch for _, _, batch in of_step)
-            if step == run.total_steps:
-                return
+    batches = micro_batches(
+        run.data,
+        run.split,
+        run.walk(done_steps, cursor),
+        rank=run.world.rank,
+        row_tokens=run.config.data.row_tokens,
+        num_workers=run.config.data.num_workers,
+    )
+    by_step = itertools.groupby(pace.timed(batches), key=lambda item: (item[0].epoch, item[0].number))
+    for step, ((epoch, _), of_step) in enumerate(by_step, done_steps + 1):
+        yield epoch, step, (batch for _, _, batch in of_step)
 
 
 def rate_of(run: Run, step: int) -> float:

@@ -24,7 +24,8 @@ import torch
 from slmkit.codec.base import CodecSpec, Stream
 from slmkit.config.train import OptimizerConfig
 from slmkit.data.batch import Batch
-from slmkit.data.loader import ExampleFormat, collate
+from slmkit.data.examples import ExampleFormat
+from slmkit.data.loader import collate
 from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout

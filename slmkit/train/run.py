@@ -1,29 +1,37 @@
-"""Everything a run is decided by before the first process starts DeepSpeed: examples, vocabulary, batch, length.
+"""Everything a run is decided by before its first step: examples, vocabulary, batch, length.
 
-All of it comes from files every process sees, so each finds the same values and the same errors by itself.
+All of it comes from files every process sees, so each finds the same values and the same errors by itself. What takes
+long to compute from them (lengths of examples, steps of an epoch) lies in a cache.
 
 Invariant: `facts` hold all that a checkpoint's meaning depends on; a run continues only a checkpoint with equal facts,
 but for the number of processes.
 
 Example:
     run = prepare(config, World.from_env())
-    run.total_steps, run.position(total_steps=250)
+    for step in run.walk(done_steps=250, cursor=saved):
+        ...
 """
 
-from collections.abc import Iterator
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from slmkit.codec.base import CodecSpec
 from slmkit.config.load import to_dict
 from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
-from slmkit.data.index import Corpus
-from slmkit.data.loader import ExampleFormat, TrainingData, report_too_long
+from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
+from slmkit.data.shard_cache import ShardCache
+from slmkit.data.sources import Source, common_codec, open_source
+from slmkit.data.steps import Cursor, PlannedStep, Steps
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
+from slmkit.files import read_json, write_json
 from slmkit.log import get_logger
 from slmkit.model.pretrained import base_layout
 from slmkit.train.metrics import term_names
@@ -33,7 +41,9 @@ from slmkit.world import BatchSplit, World
 logger = get_logger(__name__)
 FIXED = ("seed", "global_rows")  # options of the run that a resumed run must share, besides all of `model`
 ELASTIC = ("processes",)  # facts that may change: `elastic` bridges them
-FIXED_DATA = ("task", "row_tokens", "max_samples", "eval_share")
+FIXED_DATA = ("row_tokens", "eval_share", "shuffle_shards")
+T = TypeVar("T")
+InFirst = Callable[[Callable[[], None]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,7 @@ class Run:
     codec: CodecSpec
     data: TrainingData
     held_out: TrainingData | None
+    steps: Steps
     total_steps: int
     facts: dict[str, Any]
 
@@ -60,46 +71,74 @@ class Run:
         """Names of the loss terms."""
         return term_names([letter for letter, _, _ in self.layout.streams], self.config.model.group)
 
-    def epochs(self, done_steps: int) -> Iterator[tuple[int, int]]:
-        """(epoch, first step in it) of all epochs a run that has taken `done_steps` still goes through."""
-        epoch, passed = 0, 0
-        while passed < self.total_steps:
-            in_epoch = steps_of_epoch(self.config, self.data, epoch)
-            if done_steps < passed + in_epoch:
-                yield epoch, max(0, done_steps - passed)
-            passed += in_epoch
-            epoch += 1
+    def walk(self, done_steps: int, cursor: Cursor | None = None) -> Iterator[PlannedStep]:
+        """The steps a run that has taken `done_steps` still takes.
+
+        With the `cursor` that was stored beside `done_steps` they are found at once; without, or with a foreign one, by
+        planning all steps before.
+        """
+        return itertools.islice(self.steps.walk(done_steps, cursor), self.total_steps - done_steps)
+
+    def cursor(self, done_steps: int) -> Cursor:
+        """What `walk` finds the step after `done_steps` with; JSON. Known for the steps that `walk` has passed."""
+        return self.steps.cursor(done_steps)
 
 
-def prepare(config: TrainConfig, world: World) -> Run:
-    """Check the configuration against files and world. Raises UserError naming what does not fit."""
+def prepare(config: TrainConfig, world: World, in_first: InFirst | None = None) -> Run:
+    """Check the configuration against files and world. Raises UserError naming what does not fit.
+
+    `in_first`, where several processes call this together, runs work in the first one while the others wait: the tables
+    in the cache are built once.
+    """
     split = BatchSplit(global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
     settings = deepspeed_settings(config, split)
     tokenizer = TextTokenizer.load(config.base)
-    corpus = Corpus.open(config.data.all_sources[0].path)
-    layout = run_layout(config, tokenizer, corpus)
-    data, held_out = _examples(config, corpus, tokenizer, layout)
-    if config.steps is None:
-        total_steps = sum(steps_of_epoch(config, data, epoch) for epoch in range(config.epochs or 0))
+    sources = open_sources(config)
+    codec = common_codec(sources)
+    layout = run_layout(config, tokenizer, codec)
+
+    def decide() -> tuple[TrainingData, TrainingData | None, Steps, int]:
+        data, held_out = _examples(config, sources, tokenizer, layout)
+        steps = _steps(config, data)
+        return data, held_out, steps, _total_steps(config, steps)
+
+    if in_first is not None:
+        in_first(lambda: _report(config, decide()))
     else:
-        total_steps = config.steps
+        _report(config, decide())
+    data, held_out, steps, total_steps = decide()
     return Run(
         config=config,
         world=world,
         split=split,
         settings=settings,
         layout=layout,
-        codec=corpus.codec,
+        codec=codec,
         data=data,
         held_out=held_out,
+        steps=steps,
         total_steps=total_steps,
-        facts={**known_facts(config, settings, corpus, layout), "processes": world.size},
+        facts={**known_facts(config, settings, sources, layout), "processes": world.size},
     )
 
 
-def run_layout(config: TrainConfig, tokenizer: TextTokenizer, corpus: Corpus) -> VocabLayout:
+def open_sources(config: TrainConfig) -> list[Source]:
+    """The sources of the run. Raises UserError when one is missing, or their codecs or the eval_corpus's differ."""
+    sources = [_open(config, source.path, source.task) for source in config.data.all_sources]
+    if config.data.eval_corpus is not None:
+        common_codec([*sources, _open(config, config.data.eval_corpus, config.data.all_sources[0].task)])
+    return sources
+
+
+def _open(config: TrainConfig, path: str, task: str) -> Source:
+    data = config.data
+    cache = ShardCache(Path(data.shard_cache), int(data.shard_cache_gib * 2**30)) if data.shard_cache else None
+    return open_source(path, task, cache)
+
+
+def run_layout(config: TrainConfig, tokenizer: TextTokenizer, codec: CodecSpec) -> VocabLayout:
     """The vocabulary of the run's model. Raises UserError when its group size does not fit the codec."""
-    layout = base_layout(tokenizer, corpus.codec, config.model.group)
+    layout = base_layout(tokenizer, codec, config.model.group)
     if config.model.group % layout.num_streams:
         raise UserError(
             "model.group does not fit the codec",
@@ -109,12 +148,17 @@ def run_layout(config: TrainConfig, tokenizer: TextTokenizer, corpus: Corpus) ->
     return layout
 
 
-def known_facts(config: TrainConfig, settings: dict[str, Any], corpus: Corpus, layout: VocabLayout) -> dict[str, Any]:
+def known_facts(
+    config: TrainConfig, settings: dict[str, Any], sources: Sequence[Source], layout: VocabLayout
+) -> dict[str, Any]:
     """The facts of a run but for those of its processes."""
     return {
         "vocabulary": layout.sha256,
-        "codec": corpus.codec.sha256,
-        "corpus": corpus.fingerprint,
+        "codec": common_codec(sources).sha256,
+        "data.sources": [
+            {"sha256": source.fingerprint, "task": given.task, "weight": given.weight, "max_samples": given.max_samples}
+            for source, given in zip(sources, config.data.all_sources, strict=True)
+        ],
         "precision": precision(settings),
         **{name: getattr(config, name) for name in FIXED},
         **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
@@ -137,34 +181,80 @@ def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) 
             )
 
 
-def steps_of_epoch(config: TrainConfig, data: TrainingData, epoch: int) -> int:
-    """Optimizer steps of an epoch."""
-    plan = data.plan(seed=config.seed, epoch=epoch, row_tokens=config.data.row_tokens)
-    return plan.num_steps(config.global_rows)
+def steps_of_epoch(run: Run, epoch: int) -> int:
+    """Optimizer steps of an epoch, counted by planning it."""
+    return -(-run.steps.plan.num_rows(epoch) // run.steps.global_rows)
 
 
 def _examples(
-    config: TrainConfig, corpus: Corpus, tokenizer: TextTokenizer, layout: VocabLayout
+    config: TrainConfig, sources: Sequence[Source], tokenizer: TextTokenizer, layout: VocabLayout
 ) -> tuple[TrainingData, TrainingData | None]:
     """Training and held-out examples."""
-    form = ExampleFormat(task=config.data.task, group=config.model.group, speaker=config.model.speaker)
-    cache = Path(config.run_dir) / CACHE
-    data = TrainingData.open(corpus, tokenizer, layout, form, cache_dir=cache).first(config.data.max_samples)
-    held_out = None
+
+    def opened(source: Source, task: str, **options: Any) -> TrainingData:
+        form = ExampleFormat(task=task, group=config.model.group, speaker=config.model.speaker)
+        options = {"cache_dir": cache, "on_damage": config.data.on_damage, **options}
+        return TrainingData.open(source, tokenizer, layout, form, **options)
+
+    cache = config.data.length_cache or Path(config.run_dir) / CACHE
+    given = config.data.all_sources
+    data = TrainingData.joined(
+        [
+            opened(source, g.task, weight=g.weight, max_samples=g.max_samples)
+            for source, g in zip(sources, given, strict=True)
+        ]
+    )
     if config.data.eval_share:
-        data, held_out = data.split(config.data.eval_share)
-    elif config.data.eval_corpus is not None:
-        other = Corpus.open(config.data.eval_corpus)
-        corpus.codec.check_compatible(other.codec, this=str(corpus.directory), that=str(other.directory))
-        held_out = TrainingData.open(other, tokenizer, layout, form, cache_dir=cache)
-    plan = data.plan(seed=config.seed, epoch=0, row_tokens=config.data.row_tokens)
-    for part in [data] if held_out is None else [data, held_out]:
-        for line in report_too_long(part, part.plan(seed=0, epoch=0, row_tokens=config.data.row_tokens)):
-            logger.warning(line)
-    if plan.num_rows == 0:
+        return data.split(config.data.eval_share)
+    if config.data.eval_corpus is not None:
+        return data, opened(_open(config, config.data.eval_corpus, given[0].task), given[0].task)
+    return data, None
+
+
+def _steps(config: TrainConfig, data: TrainingData) -> Steps:
+    row_tokens, shuffle_shards = config.data.row_tokens, config.data.shuffle_shards
+    plan = data.plan(seed=config.seed, row_tokens=row_tokens, shuffle_shards=shuffle_shards)
+    facts = repr((data.fingerprint, config.seed, row_tokens, shuffle_shards))
+    name = hashlib.sha256(facts.encode()).hexdigest()
+    return Steps(plan, config.global_rows, name)
+
+
+def _total_steps(config: TrainConfig, steps: Steps) -> int:
+    """Length of the run. That of epochs is counted by planning them, once: `RUN/cache` keeps it."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None, "one of the two is given"
+    rows = [
+        _cached(config, f"rows-{steps.name[:24]}-{epoch}", functools.partial(steps.plan.num_rows, epoch))
+        for epoch in range(config.epochs)
+    ]
+    return sum(-(-number // config.global_rows) for number in rows)
+
+
+def _report(config: TrainConfig, decided: tuple[TrainingData, TrainingData | None, Steps, int]) -> None:
+    """Warn of the samples that are left out. Raises UserError when nothing is left to train on."""
+    data, held_out, *_ = decided
+    row_tokens = config.data.row_tokens
+    for part in (held_out, data):
+        if part is not None:
+            name = f"left-out-{part.fingerprint[:24]}-{row_tokens}"
+            left_out = _cached(config, name, functools.partial(part.left_out, row_tokens))
+            for line in describe_left_out(left_out):
+                logger.warning(line)
+    if sum(left_out["counts"].values()) == len(data):
         raise UserError(
             "there is nothing to train on",
-            got=f"{len(data)} samples, {len(plan.too_long)} of them longer than a row",
+            got=f"{len(data)} samples, {left_out['counts']['too long']} of them longer than a row",
             next_step="raise data.row_tokens, lower data.eval_share, or give a larger corpus",
         )
-    return data, held_out
+
+
+def _cached(config: TrainConfig, name: str, make: Callable[[], T]) -> T:
+    """What `make` gives, JSON, kept under `name` in the run's cache."""
+    path = Path(config.run_dir) / CACHE / f"{name}.json"
+    try:
+        value: T = read_json(path)
+    except UserError:  # there is none, or it is damaged
+        value = make()
+        write_json(path, value, replace=True)
+    return value

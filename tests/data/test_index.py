@@ -95,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path, name):
     make_corpus(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"lacks {name}"):
-        Corpus.open(tmp_path)
+        Corpus.open(tmp_path).check()
 
 
 def test_a_tar_that_is_cut_short_is_refused(tmp_path):
@@ -103,7 +103,7 @@ def test_a_tar_that_is_cut_short_is_refused(tmp_path):
     tar = tmp_path / "tiny-000002.tar"
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"tiny-000002\.tar is cut short[\s\S]*2000 bytes[\s\S]*sha256"):
-        Corpus.open(tmp_path)
+        Corpus.open(tmp_path).check()
 
 
 def test_an_index_of_another_run_is_refused(tmp_path):
@@ -112,7 +112,7 @@ def test_an_index_of_another_run_is_refused(tmp_path):
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "sha256": "0" * 64}))
     with pytest.raises(UserError, match=r"is not the index that manifest\.json lists"):
-        Corpus.open(tmp_path)
+        Corpus.open(tmp_path).check()
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"codec": 1, "shards": []}', '{"codec": {}, "shards": 3}'])

@@ -1,18 +1,27 @@
 """Micro-batches from real shards: exactly once in every world, the same step everywhere, equal to one-by-one."""
 
+import dataclasses
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from synthetic import codec_spec, write_corpus
+from synthetic import codec_spec, write_conversations, write_corpus
 
+from slmkit.data.batch import Batch
+from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
 from slmkit.data.index import Corpus
-from slmkit.data.loader import ExampleFormat, TrainingData, micro_batches, report_too_long
+from slmkit.data.loader import micro_batches
+from slmkit.data.shards import Sample, ShardReader
+from slmkit.data.sources import of_corpus, open_source
+from slmkit.data.steps import Steps
 from slmkit.data.text import TextTokenizer
-from slmkit.errors import UserError
+from slmkit.errors import DamagedSample, UserError
+from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import base_layout
+from slmkit.model.slm import SpeechLM
 from slmkit.world import BatchSplit
 
 BASE = Path(__file__).resolve().parent.parent / "golden" / "slm" / "tiny_base"
@@ -30,30 +39,51 @@ def tokenizer() -> TextTokenizer:
 
 
 def open_data(
-    corpus: Corpus, tokenizer: TextTokenizer, group: int = 3, speaker: bool = True, **options: object
+    corpus: Corpus, tokenizer: TextTokenizer, group: int = 3, speaker: bool = True, task: str = "tts", **options: object
 ) -> TrainingData:
     layout = base_layout(tokenizer, codec_spec(), group)
-    return TrainingData.open(
-        corpus, tokenizer, layout, ExampleFormat(task="tts", group=group, speaker=speaker), **options
+    form = ExampleFormat(task=task, group=group, speaker=speaker)
+    return TrainingData.open(of_corpus(corpus), tokenizer, layout, form, **options)
+
+
+def with_text(data: TrainingData, tokenizer: TextTokenizer, directory: Path) -> TrainingData:
+    """`data` and twelve dialogues."""
+    turns = [[[f"Which is number {i}?", " ".join(["it is this one"] * (1 + i % 4))]] * (1 + i % 3) for i in range(12)]
+    path = write_conversations(directory / "talk.jsonl", turns)
+    form = ExampleFormat(task="text", group=data.format.group, speaker=data.format.speaker)
+    return TrainingData.joined(
+        [data, TrainingData.open(open_source(path, "text"), tokenizer, data.layout, form, cache_dir=directory)]
     )
 
 
-def run_epoch(data: TrainingData, world_size: int, micro_rows: int, **options: int) -> dict[int, list]:
+def run_epoch(
+    data: TrainingData, world_size: int, micro_rows: int, epoch: int = 0, start: int = 0, num_workers: int = 0
+) -> dict[int, list[Batch]]:
+    """Micro-batches of all ranks, by step, from step `start` of an epoch."""
     split = BatchSplit(global_rows=4, micro_rows=micro_rows, world_size=world_size)
-    steps: dict[int, list] = {}
+    steps: dict[int, list[Batch]] = {}
     for rank in range(world_size):
-        for step, _, batch in micro_batches(data, split, rank=rank, seed=1, row_tokens=ROW_TOKENS, **options):
-            steps.setdefault(step, []).append(batch)
+        walk = Steps(data.plan(seed=1, row_tokens=ROW_TOKENS), split.global_rows).walk(epochs=epoch + 1)
+        planned = [step for step in walk if step.epoch == epoch and step.number >= start]
+        options = {"rank": rank, "row_tokens": ROW_TOKENS, "num_workers": num_workers}
+        for step, _, batch in micro_batches(data, split, planned, **options):
+            steps.setdefault(step.number, []).append(batch)
     return steps
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    """Whether every field is the same."""
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Batch)]
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
 @pytest.mark.parametrize("group", [0, 3, 6])
 def test_exactly_once_and_the_same_step_in_every_world(corpus: Corpus, tokenizer: TextTokenizer, group: int) -> None:
     data = open_data(corpus, tokenizer, group)
-    fits = {corpus.key(i) for i in range(len(corpus)) if data.sizes[i, 0] <= ROW_TOKENS}
+    fits = {corpus.key(i) for i in range(len(corpus)) if data.lengths(np.array([i]))[0] <= ROW_TOKENS}
     reference = None
     for world_size, micro_rows in [(1, 4), (1, 1), (2, 1), (4, 1), (2, 2)]:
-        steps = run_epoch(data, world_size, micro_rows, epoch=0)
+        steps = run_epoch(data, world_size, micro_rows)
         keys = {step: [key for batch in batches for key in batch.keys] for step, batches in steps.items()}
         assert sorted(key for step in keys.values() for key in step) == sorted(fits)
         assert reference in (None, keys)
@@ -64,32 +94,33 @@ def test_workers_and_resuming_change_nothing(corpus: Corpus, tokenizer: TextToke
     data = open_data(corpus, tokenizer)
     plain = run_epoch(data, 2, 1, epoch=3)
     workers = run_epoch(data, 2, 1, epoch=3, num_workers=2)
-    resumed = run_epoch(data, 2, 1, epoch=3, start_step=1)
-    assert 0 in plain
+    resumed = run_epoch(data, 2, 1, epoch=3, start=1)
+    assert list(workers) == list(plain)
     assert list(resumed) == list(plain)[1:]
     for other in (workers, resumed):
         for step, batches in other.items():
-            for a, b in zip(plain[step], batches, strict=True):
-                assert a.keys == b.keys
-                assert torch.equal(a.tokens, b.tokens)
-                assert torch.equal(a.speaker, b.speaker)
+            assert all(equal(a, b) for a, b in zip(plain[step], batches, strict=True))
 
 
 @pytest.mark.parametrize("group", [0, 3, 12])
-def test_global_counts_are_the_targets_of_the_whole_step(corpus: Corpus, tokenizer: TextTokenizer, group: int) -> None:
-    steps = run_epoch(open_data(corpus, tokenizer, group), 2, 1, epoch=0)
+def test_global_counts_are_the_targets_of_the_whole_step(
+    corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path, group: int
+) -> None:
+    data = TrainingData.joined([open_data(corpus, tokenizer, group), open_data(corpus, tokenizer, group, task="asr")])
+    steps = run_epoch(with_text(data, tokenizer, tmp_path), 2, 1)
     for batches in steps.values():
         groups = sum(torch.bincount(b.lm_groups, minlength=4) for b in batches)
         heads = [sum(len(b.head_positions) for b in batches)] * group
         expected = [int(groups[0]), *(heads if group else groups[1:].tolist())]
         assert all(b.global_counts.tolist() == expected for b in batches)
-        frames = sum(b.num_frames for b in batches)
-        assert frames == sum(int(corpus.frames[int(k[-4:])]) for b in batches for k in b.keys)
+        if not group:
+            assert sum(b.num_frames for b in batches) == expected[2]
+    assert {key[:4] for batches in steps.values() for b in batches for key in b.keys} == {"utte", "talk"}
 
 
 def test_a_batch_is_its_examples_back_to_back(corpus: Corpus, tokenizer: TextTokenizer) -> None:
     data = open_data(corpus, tokenizer)
-    batch = next(b for batches in run_epoch(data, 1, 4, epoch=0).values() for b in batches)
+    batch = next(b for batches in run_epoch(data, 1, 4).values() for b in batches)
     borders = batch.cu_seqlens.tolist()
     assert borders[-1] == batch.num_tokens == len(batch.position_ids)
     assert len(batch.keys) == len(borders) - 1 == len(batch.speaker) == len(batch.speaker_positions)
@@ -106,7 +137,7 @@ def test_a_batch_is_its_examples_back_to_back(corpus: Corpus, tokenizer: TextTok
 
 def test_an_empty_micro_batch_predicts_nothing(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     data = open_data(write_corpus(tmp_path, 1), tokenizer)
-    batches = run_epoch(data, 4, 1, epoch=0)[0]
+    batches = run_epoch(data, 4, 1)[0]
     empty = [batch for batch in batches if not batch.keys]
     assert len(empty) == 3
     assert all(b.num_tokens == 1 and not len(b.lm_positions) and not len(b.head_positions) for b in empty)
@@ -114,31 +145,26 @@ def test_an_empty_micro_batch_predicts_nothing(tmp_path: Path, tokenizer: TextTo
 
 
 def test_the_held_out_part_depends_on_keys_alone(corpus: Corpus, tokenizer: TextTokenizer) -> None:
-    data = open_data(corpus, tokenizer)
+    def keys(data: TrainingData) -> list[str]:
+        return [data.key(i) for i in range(len(data))]
+
+    data = open_data(corpus, tokenizer, weight=0.5)
     train, held_out = data.split(0.3)
     assert 0 < len(held_out) < len(train)
-    assert sorted([*train.members, *held_out.members]) == list(range(len(corpus)))
-    assert data.only(np.arange(40) % 2 == 0).split(0.3)[1].members.tolist() == [
-        i for i in held_out.members if i % 2 == 0
-    ]
-
-
-def test_sizes_are_cached_per_tokenizer(corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    first = open_data(corpus, tokenizer, cache_dir=tmp_path)
-    (cached,) = tmp_path.iterdir()
-    assert (open_data(corpus, tokenizer, cache_dir=tmp_path).sizes == first.sizes).all()
-    open_data(corpus, tokenizer, speaker=False, cache_dir=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-    cached.write_bytes(b"damaged")
-    assert (open_data(corpus, tokenizer, cache_dir=tmp_path).sizes == first.sizes).all()
+    assert sorted(keys(train) + keys(held_out)) == keys(data)
+    fewer = open_data(corpus, tokenizer, max_samples=20).split(0.3)
+    assert keys(fewer[1]) == [key for key in keys(held_out) if int(key[-4:]) < 20]
+    seen = [n for window in held_out.plan(seed=0, row_tokens=1000).windows(0) for n in window.samples.tolist()]
+    assert sorted(seen) == list(range(len(held_out))), "held-out samples are seen once in an epoch, whatever the weight"
 
 
 def test_samples_longer_than_a_row_are_reported(corpus: Corpus, tokenizer: TextTokenizer) -> None:
     data = open_data(corpus, tokenizer, group=0)
-    plan = data.plan(seed=0, epoch=0, row_tokens=100)
-    (line,) = report_too_long(data, plan)
-    assert f"{len(plan.too_long)} of 40 samples are longer than a row" in line
-    assert list(report_too_long(data, data.plan(seed=0, epoch=0, row_tokens=1000))) == []
+    (line,) = describe_left_out(data.left_out(100))
+    (window,) = data.plan(seed=0, row_tokens=100).windows(0)
+    assert line.startswith(f"{len(window.too_long)} of 40 samples are longer than a row and are left out: utterance-")
+    assert line.count("positions") == 5
+    assert describe_left_out(data.left_out(1000)) == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -148,13 +174,93 @@ def test_a_damaged_shard_is_named_as_it_is(tmp_path: Path, tokenizer: TextTokeni
     tar = tmp_path / corpus.shards[0].tar
     tar.write_bytes(b"x" * tar.stat().st_size)
     with pytest.raises(UserError, match=tar.name) as caught:
-        run_epoch(data, 1, 4, epoch=0, num_workers=num_workers)
+        run_epoch(data, 1, 4, num_workers=num_workers)
     assert "Traceback" not in str(caught.value)
+
+
+class Damaged:
+    """A reader to which one sample is lost."""
+
+    def __init__(self, reader: ShardReader, lost: int) -> None:
+        self.reader, self.lost = reader, lost
+
+    def read(self, i: int) -> Sample:
+        if i == self.lost:
+            raise DamagedSample("utterance-0003", "a.tar", "a.tar: sample 'utterance-0003' cannot be read")
+        return self.reader.read(i)
+
+
+def test_a_damaged_sample_is_left_out_alike_in_every_world(corpus: Corpus, tokenizer: TextTokenizer) -> None:
+    data = open_data(corpus, tokenizer, on_damage="skip")
+    whole = run_epoch(data, 1, 4)
+    source = data.parts[0].source
+    lost = dataclasses.replace(source, reader=Damaged(source.reader, 3))
+    data = dataclasses.replace(data, parts=(dataclasses.replace(data.parts[0], source=lost),))
+    for world_size, num_workers in [(1, 0), (4, 0), (1, 2)]:
+        steps = run_epoch(data, world_size, 4 // world_size, num_workers=num_workers)
+        for step, batches in steps.items():
+            keys = [key for batch in batches for key in batch.keys]
+            assert keys == [key for key in whole[step][0].keys if key != "utterance-0003"]
+            assert all(torch.equal(batch.global_counts, whole[step][0].global_counts) for batch in batches)
+            skipped = [what for batch in batches for what in batch.skipped]
+            assert len(skipped) == len(whole[step][0].keys) - len(keys)
+            assert all("sample 'utterance-0003' cannot be read" in what for what in skipped)
+    with pytest.raises(DamagedSample, match="utterance-0003"):
+        run_epoch(dataclasses.replace(data, on_damage="stop"), 1, 4)
+
+
+@pytest.mark.parametrize("head", ["linear", "transformer"])
+@pytest.mark.parametrize("group", [0, 6])
+def test_a_batch_of_text_alone_gives_every_parameter_a_gradient(
+    corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path, group: int, head: str
+) -> None:
+    data = with_text(open_data(corpus, tokenizer, group), tokenizer, tmp_path)
+    data = dataclasses.replace(data, parts=data.parts[1:])
+    backbone = {"vocab_size": data.layout.size, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    options = {"head": head, "fusion": "mlp"} if group else {}
+    config = SpeechLMConfig(
+        backbone={**backbone, **heads},
+        layout=data.layout.to_dict(),
+        codec=codec_spec().to_dict(),
+        group=group,
+        speaker=True,
+        **options,
+    )
+    model = SpeechLM(config)
+    batch = run_epoch(data, 1, 4)[0][0]
+    assert len(batch.keys)
+    assert not len(batch.head_positions)
+    model(batch).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_memory_does_not_grow_over_epochs(corpus: Corpus, tokenizer: TextTokenizer, num_workers: int) -> None:
+    """Of this process and of its workers: less than 2 MiB in forty epochs of forty samples."""
+    data = open_data(corpus, tokenizer)
+    split = BatchSplit(global_rows=4, micro_rows=4)
+    walk = Steps(data.plan(seed=1, row_tokens=ROW_TOKENS), split.global_rows).walk(epochs=60)
+    before = 0
+    for step, _, _ in micro_batches(data, split, walk, rank=0, row_tokens=ROW_TOKENS, num_workers=num_workers):
+        if (step.epoch, step.number) == (20, 0):
+            before = resident_bytes()
+    assert before
+    assert resident_bytes() - before < 2 * 2**20
+
+
+def resident_bytes() -> int:
+    """Private memory of this process and its children."""
+    me = Path(f"/proc/{os.getpid()}")
+    children = (me / "task" / str(os.getpid()) / "children").read_text().split()
+    status = [(Path("/proc") / process / "status").read_text() for process in (str(os.getpid()), *children)]
+    return sum(int(line.split()[1]) for s in status for line in s.splitlines() if line.startswith("RssAnon")) * 1024
 
 
 def test_the_models_random_state_is_left_alone(corpus: Corpus, tokenizer: TextTokenizer) -> None:
     before = torch.get_rng_state()
-    run_epoch(open_data(corpus, tokenizer), 1, 4, epoch=0)
+    run_epoch(open_data(corpus, tokenizer), 1, 4)
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -1,12 +1,18 @@
-"""The plan of an epoch: exactly once, whatever the world; best fit; the same for everyone."""
+"""The windows of a plan: each sample as often as its weight says, best fit, the same whatever is asked first."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmkit.data.plan import pack_best_fit, plan_epoch
-from slmkit.world import BatchSplit
+from slmkit.data.plan import Plan, Source, pack_best_fit
 
 LENGTHS = st.lists(st.integers(1, 130), max_size=200)
 
@@ -36,54 +42,114 @@ def test_an_item_too_long_for_a_bin_is_refused() -> None:
         pack_best_fit(np.array([3, 11]), 10)
 
 
-@settings(deadline=None)
-@given(LENGTHS, st.integers(0, 5), st.integers(0, 3), st.sampled_from([1, 2, 3, 4, 6, 8]), st.sampled_from([1, 2]))
-def test_exactly_once_on_any_number_of_ranks(
-    lengths: list[int], seed: int, epoch: int, world_size: int, accumulation: int
-) -> None:
-    plan = plan_epoch(np.array(lengths), seed=seed, epoch=epoch, row_tokens=100, window=32)
-    split = BatchSplit(global_rows=2 * world_size * accumulation, micro_rows=2, world_size=world_size)
-    seen = []
-    for step in range(plan.num_steps(split.global_rows)):
-        rows = plan.step_rows(step, split.global_rows)
-        assert len(rows) == split.global_rows
-        for rank in range(world_size):
-            for micro in range(accumulation):
-                for i in split.rows(rank, micro):
-                    assert sum(lengths[s] for s in rows[i]) <= 100
-                    seen += rows[i].tolist()
-    fits = [i for i, length in enumerate(lengths) if length <= 100]
-    assert sorted(seen) == fits
-    assert plan.too_long.tolist() == [i for i, length in enumerate(lengths) if length > 100]
+@st.composite
+def plans(draw: st.DrawFn) -> Callable[[], Plan]:
+    """Makes the same plan again and again, of one to three sources in small shards."""
+    weights = [Fraction(1), Fraction(1, 2), Fraction(1, 3), Fraction(2), Fraction(7, 10)]
+    sources = [
+        Source(starts=np.cumsum([0, *draw(st.lists(st.integers(0, 25), min_size=1, max_size=6))]), weight=weight)
+        for weight in draw(st.lists(st.sampled_from(weights), min_size=1, max_size=3))
+    ]
+    total = sum(source.size for source in sources)
+    lengths = np.random.default_rng(draw(st.integers(0, 99))).integers(1, 130, total)
+    options: dict[str, Any] = {
+        "seed": draw(st.integers(0, 5)),
+        "row_tokens": draw(st.sampled_from([60, 100, 130])),
+        "window": draw(st.sampled_from([1, 16, 32, 1000])),
+        "shuffle": draw(st.booleans()),
+        "shuffle_shards": draw(st.sampled_from([None, 1, 2, 4])),
+    }
+    return lambda: Plan(sources, lambda numbers: lengths[numbers], **options)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_a_step_holds_the_same_rows_in_every_world(world_size: int) -> None:
-    plan = plan_epoch(np.arange(1, 90), seed=1, epoch=2, row_tokens=100)
-    split = BatchSplit(global_rows=8, micro_rows=1, world_size=world_size)
-    rows = plan.step_rows(3, 8)
-    order = [i for rank in range(world_size) for m in range(split.accumulation) for i in split.rows(rank, m)]
-    assert [rows[i].tolist() for i in order] == [plan.row(24 + i).tolist() for i in range(8)]
+def seen_in(plan: Plan, epoch: int) -> list[int]:
+    """Samples of an epoch, those left out included."""
+    return [n for window in plan.windows(epoch) for n in (*window.samples.tolist(), *window.too_long.tolist())]
 
 
-def test_epochs_differ_and_repeat() -> None:
-    lengths = np.arange(1, 90)
+@settings(deadline=None, max_examples=30)
+@given(plans())
+def test_an_epoch_sees_each_source_as_often_as_its_weight_says(make: Callable[[], Plan]) -> None:
+    plan = make()
+    counts = Counter(n for epoch in range(6) for n in seen_in(plan, epoch))
+    first = 0
+    for source in plan.sources:
+        times = [counts[n] for n in range(first, first + source.size)]
+        passes = 6 * source.weight
+        assert all(math.floor(passes) <= n <= math.ceil(passes) for n in times)
+        assert sum(times) == math.floor(passes * source.size)
+        first += source.size
 
+
+@settings(deadline=None, max_examples=30)
+@given(plans(), st.integers(0, 3))
+def test_weight_1_is_exactly_once(make: Callable[[], Plan], epoch: int) -> None:
+    plan = make()
+    plan = Plan(
+        [Source(starts=source.starts) for source in plan.sources],
+        plan.lengths_of,
+        seed=plan.seed,
+        row_tokens=plan.row_tokens,
+        window=plan.window_samples,
+        shuffle_shards=plan.shuffle_shards,
+    )
+    assert sorted(seen_in(plan, epoch)) == list(range(len(plan)))
+    for window in plan.windows(epoch):
+        rows = [window.row(r) for r in range(window.num_rows)]
+        assert all(0 < plan.lengths_of(row).sum() <= plan.row_tokens for row in rows)
+        assert (plan.lengths_of(window.too_long) > plan.row_tokens).all()
+
+
+@settings(deadline=None, max_examples=30)
+@given(plans(), st.integers(0, 2), st.randoms())
+def test_a_window_is_the_same_whatever_is_asked_first(make: Callable[[], Plan], epoch: int, random: Random) -> None:
+    order = list(range(make().num_windows(epoch)))
+    in_turn, shuffled = make(), make()
+    expected = [in_turn.window(epoch, number) for number in order]
+    random.shuffle(order)
+    for number in order:
+        window = shuffled.window(epoch, number)
+        assert window.samples.tolist() == expected[number].samples.tolist()
+        assert window.starts.tolist() == expected[number].starts.tolist()
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_a_group_of_shards_is_finished_before_the_next(group: int) -> None:
+    """So that a cache of as many shards reads each of them once."""
+    starts = np.arange(0, 130, 10)
+    plan = Plan(
+        [Source(starts=starts)], lambda n: np.ones_like(n), seed=0, row_tokens=1, window=10, shuffle_shards=group
+    )
+    shards = [{int(n) // 10 for n in window.samples} for window in plan.windows(0)]
+    blocks = [set.union(*shards[i : i + group]) for i in range(0, 12, group)]
+    assert all(len(block) == group for block in blocks)
+    assert len(set.union(*blocks)) == 12
+    assert group == 1 or any(len(window) > 1 for window in shards)
+
+
+def test_epochs_and_seeds_differ_and_repeat() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        return plan_epoch(lengths, seed=seed, epoch=epoch, row_tokens=100).samples.tolist()
+        plan = Plan([Source(starts=np.array([0, 89]))], lambda n: n + 1, seed=seed, row_tokens=100)
+        return plan.window(epoch, 0).samples.tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
 
 
+def test_sources_share_rows() -> None:
+    plan = Plan([Source(starts=np.array([0, 50]))] * 2, lambda n: np.full(len(n), 10), seed=0, row_tokens=100)
+    window = plan.window(0, 0)
+    mixed = [len({int(n) // 50 for n in window.row(r)}) for r in range(window.num_rows)]
+    assert mixed.count(2) > window.num_rows / 2
+
+
 def test_rows_are_well_filled() -> None:
-    rng = np.random.default_rng(0)
-    lengths = np.clip(rng.lognormal(5.5, 0.6, 20_000), 30, 2048).astype(int)
-    plan = plan_epoch(lengths, seed=0, epoch=0, row_tokens=2048)
-    assert lengths.sum() / (plan.num_rows * 2048) > 0.98
+    lengths = np.clip(np.random.default_rng(0).lognormal(5.5, 0.6, 20_000), 30, 2048).astype(int)
+    plan = Plan([Source(starts=np.array([0, 20_000]))], lambda n: lengths[n], seed=0, row_tokens=2048)
+    assert lengths.sum() / (plan.num_rows(0) * 2048) > 0.98
 
 
-def test_an_empty_corpus_has_no_steps() -> None:
-    plan = plan_epoch(np.zeros(0, dtype=np.int64), seed=0, epoch=0, row_tokens=10)
-    assert (plan.num_rows, plan.num_steps(4)) == (0, 0)
+def test_an_empty_corpus_has_no_rows() -> None:
+    plan = Plan([Source(starts=np.array([0]))], lambda n: n, seed=0, row_tokens=10)
+    assert (plan.num_windows(0), plan.num_rows(0)) == (0, 0)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from published_examples import TEXTS, published_codes
 
 from slmkit.data import prompt
-from slmkit.data.sequence import build, frames_per_step, measure, speech_tokens, term_counts, text_size, tokenize
+from slmkit.data.sequence import (
+    build,
+    frames_per_step,
+    measure,
+    speech_size,
+    speech_tokens,
+    term_counts,
+    text_size,
+    tokenize,
+)
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 
@@ -124,7 +133,8 @@ def test_sizes_are_known_beforehand(task: str, group: int, num_frames: int) -> N
     example = build(pieces, codes, layout, group)
     speech = tuple(segment.labelled for segment in segments if segment.kind == "speech")
     assert speech == prompt.TASKS[task]
-    size = measure(*text_size(pieces), speech, num_frames, 3, group)
+    assert speech_size(pieces) == (len(speech), sum(speech))
+    size = measure(*text_size(pieces), *speech_size(pieces), num_frames, num_streams=3, group=group)
     assert size.positions == len(example.tokens)
     counts = term_counts(np.array([size, size]), 3, group)
     groups = np.bincount(example.lm_groups, minlength=4)

@@ -278,6 +278,7 @@ def test_array_data_of_another_length_is_refused(tmp_path):
 
 def test_a_tar_that_shrinks_or_vanishes_while_in_use_is_named(tmp_path):
     corpus = write_corpus(tmp_path, [make_sample()])
+    corpus.check()
     os.truncate(tmp_path / "tiny-000000.tar", 700)
     with pytest.raises(UserError, match=r"the tar ends .* bytes too early"):
         ShardReader(corpus).read(0)

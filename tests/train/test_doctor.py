@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train import checkpoint, doctor
 from slmkit.train.doctor import CheckResult
 from slmkit.train.parity import StepComparison
-from slmkit.train.run import prepare
+from slmkit.train.run import open_sources, prepare
 from slmkit.world import World
 
 WORKER = str(Path(__file__).with_name("parity_worker.py"))
@@ -214,6 +215,16 @@ def test_data_that_does_not_fit_is_named(
     assert [other for other, result in results.items() if result.status != "ok"] == [name]
 
 
+@pytest.mark.parametrize("name", ["corpus", "eval_corpus"])
+def test_a_shard_that_is_cut_short_is_found(place: Path, tmp_path: Path, name: str) -> None:
+    corpus = write_corpus(tmp_path / "cut", 20)
+    os.truncate(tmp_path / "cut" / corpus.shards[1].tar, 512)
+    given = config(place, tmp_path / "run", data={name: str(tmp_path / "cut")})
+    result = by_name(doctor.check_data(given, World()))["corpus"]
+    assert result.status == "FAIL"
+    assert f"{corpus.shards[1].tar} is cut short" in result.what
+
+
 def test_a_codec_that_did_not_make_the_corpus_fails(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,13 +259,13 @@ def test_a_checkpoint_of_another_corpus_fails(place: Path, tmp_path: Path) -> No
     assert "continue at step 4" in result.what
     changed = config(place, tmp_path, data={"corpus": str(place / "other")})
     result = by_name(doctor.check_data(changed, World()))["checkpoint"]
-    assert (result.status, result.expected) == ("FAIL", facts["corpus"])
-    assert "corpus has changed" in result.what
+    assert (result.status, result.expected) == ("FAIL", str(facts["data.sources"]))
+    assert "data.sources has changed" in result.what
 
 
 def test_the_facts_are_those_of_training(place: Path, tmp_path: Path) -> None:
     run = prepare(config(place, tmp_path), World())
-    known = doctor.known_facts(run.config, run.settings, Corpus.open(place / "corpus"), run.layout)
+    known = doctor.known_facts(run.config, run.settings, open_sources(run.config), run.layout)
     assert known == {name: fact for name, fact in run.facts.items() if name != "processes"}
 
 

@@ -1,11 +1,13 @@
 """What is decided before the first process starts DeepSpeed."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import WORDS, write_corpus
+from synthetic import WORDS, codec_spec, write_conversations, write_corpus
 
 from slmkit.config.load import from_dict
 from slmkit.config.train import TrainConfig
@@ -39,28 +41,89 @@ def config(place: Path, **change: Any) -> TrainConfig:
 
 def test_the_position_follows_from_the_steps_taken(place: Path) -> None:
     run = prepare(config(place), World())
-    lengths = [steps_of_epoch(run.config, run.data, epoch) for epoch in range(50)]
+    lengths = [steps_of_epoch(run, epoch) for epoch in range(50)]
     positions = [(epoch, step) for epoch, length in enumerate(lengths) for step in range(length)][:50]
     assert len({epoch for epoch, _ in positions}) > 2
     for done in range(50):
-        assert next(run.epochs(done)) == positions[done]
-    assert list(run.epochs(50)) == []
-    assert list(run.epochs(0)) == [(epoch, 0) for epoch in range(positions[-1][0] + 1)]
+        again = prepare(config(place), World())
+        assert [(step.epoch, step.number) for step in again.walk(done)] == positions[done:]
+    assert list(run.walk(50)) == []
+
+
+def test_a_cursor_leads_to_the_same_steps(place: Path) -> None:
+    run = prepare(config(place), World())
+    steps = list(run.walk(0))
+    for done in range(0, 50, 7):
+        cursor = json.loads(json.dumps(run.cursor(done)))
+        later = list(prepare(config(place), World()).walk(done, cursor))
+        assert repr(later) == repr(steps[done:])
+
+
+def test_a_run_of_steps_plans_no_epoch_ahead(place: Path) -> None:
+    run = prepare(config(place, steps=10**9), World())
+    assert run.steps.plan.window.cache_info().misses == 0
+    next(run.walk(0))
+    assert run.steps.plan.window.cache_info().misses == 1
 
 
 def test_epochs_are_counted_in_steps(place: Path) -> None:
-    by_epochs = prepare(config(place, steps=None, epochs=3), World())
-    assert by_epochs.total_steps == sum(steps_of_epoch(by_epochs.config, by_epochs.data, epoch) for epoch in range(3))
-    assert [epoch for epoch, _ in by_epochs.epochs(0)] == [0, 1, 2]
+    change: dict[str, Any] = {"steps": None, "epochs": 3, "run_dir": str(place / "epochs")}
+    run = prepare(config(place, **change), World())
+    assert run.total_steps == sum(steps_of_epoch(run, epoch) for epoch in range(3))
+    assert sorted({step.epoch for step in run.walk(0)}) == [0, 1, 2]
+    again = prepare(config(place, **change), World())
+    assert again.total_steps == run.total_steps
+    assert again.steps.plan.window.cache_info().misses == 0
+
+
+def test_a_damaged_count_of_steps_is_made_again(place: Path) -> None:
+    change: dict[str, Any] = {"steps": None, "epochs": 2, "run_dir": str(place / "damaged")}
+    total_steps = prepare(config(place, **change), World()).total_steps
+    for file in (place / "damaged" / "cache").glob("rows-*.json"):
+        file.write_text("[")
+    assert prepare(config(place, **change), World()).total_steps == total_steps
+
+
+def test_work_for_all_processes_is_done_in_the_first(place: Path) -> None:
+    asked = []
+
+    def in_first(work: Callable[[], None]) -> None:
+        asked.append(len(list((place / "together").rglob("lengths-*"))))
+        work()
+        asked.append(len(list((place / "together").rglob("lengths-*"))))
+
+    prepare(config(place, run_dir=str(place / "together")), World(size=2, rank=1), in_first)
+    assert asked == [0, 1]
+
+
+def test_several_sources_are_one_run(place: Path) -> None:
+    sources = [
+        {"path": str(place / "corpus"), "weight": 0.5},
+        {"path": str(place / "second"), "task": "asr", "max_samples": 5},
+        {"path": str(place / "talk.jsonl"), "task": "text"},
+    ]
+    write_corpus(place / "second", 8, seed=3)
+    write_conversations(place / "talk.jsonl", [[["Who is there?", f"Number {i}."]] for i in range(6)])
+    run = prepare(config(place, data={"corpus": None, "sources": sources, "row_tokens": 400}), World())
+    assert len(run.data) == 20 + 5 + 6
+    seen = [n for step in run.walk(0) if step.epoch < 2 for row in step.rows for n in row.tolist()]
+    assert sorted(seen) == sorted([*range(20), *range(20, 31), *range(20, 31)])
+    assert [fact["task"] for fact in run.facts["data.sources"]] == ["tts", "asr", "text"]
+    write_corpus(place / "wider", 3, spec=codec_spec((16, 16, 32)))
+    sources[1]["path"] = str(place / "wider")
+    with pytest.raises(UserError, match="wider"):
+        prepare(config(place, data={"corpus": None, "sources": sources}), World())
+    with pytest.raises(UserError, match="no source has speech"):
+        prepare(config(place, data={"corpus": None, "sources": sources[2:]}), World())
 
 
 def test_held_out_samples_are_not_trained_on(place: Path) -> None:
     run = prepare(config(place, data={"eval_share": 0.3}), World())
     assert run.held_out is not None
-    held_out, trained = set(run.held_out.members), set(run.data.members)
+    held_out, trained = ({data.key(i) for i in range(len(data))} for data in (run.held_out, run.data))
     assert held_out
     assert not held_out & trained
-    assert held_out | trained == set(range(20))
+    assert len(held_out | trained) == len(run.held_out) + len(run.data) == 20
 
 
 def test_terms_are_named(place: Path) -> None:
@@ -88,7 +151,7 @@ def test_what_does_not_fit_is_named(place: Path, change: dict[str, Any], message
 
 
 @pytest.mark.parametrize(
-    "fact", ["vocabulary", "codec", "corpus", "precision", "seed", "data.eval_share", "model.head"]
+    "fact", ["vocabulary", "codec", "data.sources", "precision", "seed", "data.eval_share", "model.head"]
 )
 def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
     run: Run = replace(prepare(config(place), World()))
