@@ -177,6 +177,8 @@ class Corpus:
             codec = CodecSpec.from_dict(manifest["codec"])
             listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
             seconds = float(manifest["counts"]["seconds"])
+            if any(samples < 0 for _, _, samples in listed):
+                raise ValueError("a shard has less than no samples")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not the manifest of a corpus: {error!r}") from error
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)

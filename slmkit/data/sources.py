@@ -68,6 +68,14 @@ class Source:
         """Equal for equal samples, wherever they lie."""
         return self.samples.fingerprint
 
+    @property
+    def remark(self) -> str:
+        """What a reader of the log should know of it; empty where there is nothing."""
+        if not isinstance(self.samples, Conversations) or not self.samples.counts:
+            return ""
+        reasons = ", ".join(f"{number} {reason}" for reason, number in self.samples.counts.items())
+        return f"{self.path}: lines that are left out: {reasons}"
+
     def frames(self, shard: int) -> npt.NDArray[np.int32]:
         """Codec frames of the samples of a shard, int32 [n]; 0 where there is no speech."""
         if isinstance(self.samples, Corpus):

@@ -234,6 +234,9 @@ def _total_steps(config: TrainConfig, steps: Steps) -> int:
 def _report(config: TrainConfig, decided: tuple[TrainingData, TrainingData | None, Steps, int]) -> None:
     """Warn of the samples that are left out. Raises UserError when nothing is left to train on."""
     data, held_out, *_ = decided
+    for remark in (part.source.remark for part in data.parts):
+        if remark:
+            logger.warning(remark)
     row_tokens = config.data.row_tokens
     for part in (held_out, data):
         if part is not None:

@@ -1,6 +1,7 @@
 """Indexes and manifests: round trips, numbering, and every way a corpus can be incomplete or damaged."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -113,6 +114,31 @@ def test_an_index_of_another_run_is_refused(tmp_path):
     path.write_text(json.dumps({**values, "sha256": "0" * 64}))
     with pytest.raises(UserError, match=r"is not the index that manifest\.json lists"):
         Corpus.open(tmp_path).check()
+
+
+@pytest.mark.parametrize("change", [{"samples": -1}, {"samples": "x"}, {"tar": "tiny-000000.tar"}])
+def test_a_shard_without_a_number_of_samples_is_refused(tmp_path, change):
+    make_corpus(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "shards": [{"tar": "t", "sha256": "0", **change}]}))
+    with pytest.raises(UserError, match="is not the manifest of a corpus"):
+        Corpus.open(tmp_path)
+
+
+def test_only_the_shards_in_use_are_read(tmp_path):
+    make_corpus(tmp_path)
+    (tmp_path / "tiny-000002.index.json").unlink()
+    corpus = pickle.loads(pickle.dumps(Corpus.open(tmp_path)))
+    assert (len(corpus), corpus.seconds, corpus.key(2)) == (5, 2.5, "utt 2")
+    with pytest.raises(UserError, match=r"lacks tiny-000002\.index\.json"):
+        corpus.key(3)
+
+
+def test_tars_may_lie_elsewhere(tmp_path):
+    make_corpus(tmp_path)
+    for tar in tmp_path.glob("*.tar"):
+        tar.unlink()
+    Corpus.open(tmp_path, with_tars=False).check()
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"codec": 1, "shards": []}', '{"codec": {}, "shards": 3}'])

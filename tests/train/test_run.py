@@ -96,18 +96,20 @@ def test_work_for_all_processes_is_done_in_the_first(place: Path) -> None:
     assert asked == [0, 1]
 
 
-def test_several_sources_are_one_run(place: Path) -> None:
+def test_several_sources_are_one_run(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     sources = [
         {"path": str(place / "corpus"), "weight": 0.5},
         {"path": str(place / "second"), "task": "asr", "max_samples": 5},
         {"path": str(place / "talk.jsonl"), "task": "text"},
     ]
     write_corpus(place / "second", 8, seed=3)
-    write_conversations(place / "talk.jsonl", [[["Who is there?", f"Number {i}."]] for i in range(6)])
+    with write_conversations(place / "talk.jsonl", [[["Who?", f"Number {i}."]] for i in range(6)]).open("a") as file:
+        file.write("{}\n")
     run = prepare(config(place, data={"corpus": None, "sources": sources, "row_tokens": 400}), World())
     assert len(run.data) == 20 + 5 + 6
     seen = [n for step in run.walk(0) if step.epoch < 2 for row in step.rows for n in row.tolist()]
     assert sorted(seen) == sorted([*range(20), *range(20, 31), *range(20, 31)])
+    assert f"{place / 'talk.jsonl'}: lines that are left out: 1 no_turns" in caplog.text
     assert [fact["task"] for fact in run.facts["data.sources"]] == ["tts", "asr", "text"]
     write_corpus(place / "wider", 3, spec=codec_spec((16, 16, 32)))
     sources[1]["path"] = str(place / "wider")
