@@ -104,9 +104,10 @@ def prepare(config: TrainConfig, world: World, in_first: InFirst | None = None) 
 
     if in_first is not None:
         in_first(lambda: _report(config, decide()))
-    else:
-        _report(config, decide())
-    data, held_out, steps, total_steps = decide()
+    decided = decide()
+    if in_first is None:
+        _report(config, decided)
+    data, held_out, steps, total_steps = decided
     return Run(
         config=config,
         world=world,

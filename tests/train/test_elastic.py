@@ -135,6 +135,7 @@ def test_the_last_checkpoint_consolidates(place: Place, tmp_path: Path, recipe: 
     """
     checkpoint = consolidate(place.directory / recipe, tmp_path / "out")
     assert checkpoint.state["facts"]["processes"] == LEGS[-1].processes
+    assert checkpoint.state["cursor"].keys() >= {"epoch", "window", "first_row"}
     consolidate(place.directory / whole_of(recipe), tmp_path / "whole")
     found, whole = (load(tmp_path / name).state_dict() for name in ("out", "whole"))
     assert found.keys() == whole.keys()
