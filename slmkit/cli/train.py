@@ -9,18 +9,27 @@ The same command works alone and under launchers, each process being one rank:
 
 A run continues from its newest complete checkpoint: start the same command again.
 
+Without starting anything, what the run would be on 8 processes, or why it cannot be:
+
+  slmkit train --config RUN.yaml --dry-run --processes 8
+
 SIGTERM, SIGINT or SIGUSR1 to any process stop the run after the step it is in, with a checkpoint.
 
 Exit codes: 0 the run is complete; 2 something a user can mend, named; 75 stopped by a signal, start it again; 1 others.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.config.load import describe, load_config
 from slmkit.config.train import TrainConfig
+from slmkit.errors import UserError
 from slmkit.train.signals import Signals
 from slmkit.world import World
+
+if TYPE_CHECKING:
+    from slmkit.train.loop import Speak
 
 SUMMARY = "train from shards of codes, on one process or many"
 
@@ -28,6 +37,10 @@ SUMMARY = "train from shards of codes, on one process or many"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="run config (YAML)")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
+    parser.add_argument("--dry-run", action="store_true", help="check all that can be checked, print the run, and end")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="with --dry-run: processes of the run (default: as it was started)"
+    )
     parser.add_argument("--verbose", action="store_true", help="more messages")
     options = "\n".join(f"  {line}" for line in describe(TrainConfig))
     parser.epilog = f"Options of the run config (default): meaning\n{options}"
@@ -37,18 +50,42 @@ def run(args: argparse.Namespace) -> int:
     signals = Signals.installed()  # before torch is imported, which takes seconds
     world = World.from_env()
     log.set_up(world.rank, args.verbose)
+    if args.processes is not None and not args.dry_run:
+        raise UserError(
+            "--processes belongs to --dry-run", next_step="start training with that many processes: see launch/train.sh"
+        )
     from slmkit.train.peers import PREEMPTED, together
 
     with together(world, signals) as peers:
-        from slmkit.infer.samples import SpeechSamples
         from slmkit.train.doctor import warn_of_versions
         from slmkit.train.loop import train
 
         warn_of_versions(world)
         config = load_config(TrainConfig, args.config, args.set)
-        speak = None
-        if config.codec is not None and config.speak_every_steps and world.is_first:
-            spoken = [source.path for source in config.data.all_sources if source.task != "text"]
-            speak = SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=spoken[0]) if spoken else None
-        is_complete = train(config, speak, peers)
+        if args.dry_run:
+            show(config, world.size if args.processes is None else args.processes, world)
+            return 0
+        is_complete = train(config, speech_samples(config, world), peers)
     return 0 if is_complete else PREEMPTED
+
+
+def speech_samples(config: TrainConfig, world: World) -> "Speak | None":
+    """What makes speech samples, in the first process of a run that wants them."""
+    from slmkit.infer.samples import SpeechSamples
+
+    spoken = [source.path for source in config.data.all_sources if source.task != "text"]
+    if config.codec is None or not config.speak_every_steps or not world.is_first or not spoken:
+        return None
+    return SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=spoken[0])
+
+
+def show(config: TrainConfig, num_processes: int, world: World) -> None:
+    """Print the run as a table, from the first process."""
+    from slmkit.train.dry_run import describe
+
+    if world.is_first:
+        speech_samples(config, world)
+        lines = describe(config, num_processes)
+        width = max(len(name) for name, _ in lines)
+        for name, value in lines:
+            print(f"{name:{width}}  {value}")

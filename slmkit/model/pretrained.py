@@ -51,28 +51,34 @@ def from_base(
     `options`: head, fusion, softmax, text_loss_weight of `SpeechLMConfig`. Rows of the appended tokens and all that is
     new are drawn with `seed`. Raises UserError when `base_dir` is no Qwen2 model, or the parts do not fit.
     """
+    config = config_on_base(base_dir, codec=codec, group=group, speaker=speaker, **options)
+    base, rows = _read_base(base_dir), config.qwen2.vocab_size
+    with seeded(seed):
+        model = SpeechLM(config)
+        state = {
+            name: _with_new_rows(weight, model.layout, rows) if weight.shape[0] == base.config.vocab_size else weight
+            for name, weight in base.state_dict().items()
+        }
+    model.lm_model.load_state_dict(state)
+    return model
+
+
+def config_on_base(
+    base_dir: str | Path, *, codec: CodecSpec, group: int = 0, speaker: bool = False, **options: Any
+) -> SpeechLMConfig:
+    """The config of the model that `from_base` makes, without reading weights. Raises UserError as `from_base` does."""
     if speaker and not codec.speaker_dim:
         raise UserError("the codec gives no speaker vector", got=codec.name, next_step="set model.speaker to false")
-    tokenizer = TextTokenizer.load(base_dir)
-    layout = base_layout(tokenizer, codec, group)
-    base = _read_base(base_dir)
-    rows = max(base.config.vocab_size, layout.size)
-    config = SpeechLMConfig(
-        backbone=backbone_values(base.config.to_dict(), layout, rows),
+    layout = base_layout(TextTokenizer.load(base_dir), codec, group)
+    base = _read_base_config(base_dir)
+    return SpeechLMConfig(
+        backbone=backbone_values(base.to_dict(), layout, max(base.vocab_size, layout.size)),
         layout=layout.to_dict(),
         codec=codec.to_dict(),
         group=group,
         speaker_dim=codec.speaker_dim if speaker else 0,
         **options,
     )
-    with seeded(seed):
-        model = SpeechLM(config)
-        state = {
-            name: _with_new_rows(weight, layout, rows) if weight.shape[0] == base.config.vocab_size else weight
-            for name, weight in base.state_dict().items()
-        }
-    model.lm_model.load_state_dict(state)
-    return model
 
 
 def base_layout(tokenizer: TextTokenizer, codec: CodecSpec, group: int) -> VocabLayout:
@@ -184,17 +190,30 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def _read_base(base_dir: str | Path) -> Qwen2ForCausalLM:
-    try:
-        kind = AutoConfig.from_pretrained(str(base_dir), **LOCAL).model_type
-        if kind != Qwen2Config.model_type:
-            raise UserError(f"{base_dir} is not a Qwen2 model", got=kind, expected="a Qwen2 or Qwen2.5 directory")
+    with _names_the_base(base_dir):
         model = Qwen2ForCausalLM.from_pretrained(
             str(base_dir), use_safetensors=True, dtype=torch.float32, local_files_only=True
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot load the base model in {base_dir}: {error}") from error
     assert isinstance(model, Qwen2ForCausalLM)
     return model
+
+
+def _read_base_config(base_dir: str | Path) -> Qwen2Config:
+    with _names_the_base(base_dir):
+        config = AutoConfig.from_pretrained(str(base_dir), **LOCAL)
+    if not isinstance(config, Qwen2Config):
+        raise UserError(
+            f"{base_dir} is not a Qwen2 model", got=config.model_type, expected="a Qwen2 or Qwen2.5 directory"
+        )
+    return config
+
+
+@contextmanager
+def _names_the_base(base_dir: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot load the base model in {base_dir}: {error}") from error
 
 
 def backbone_values(values: dict[str, Any], layout: VocabLayout, rows: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from slmkit.files import atomic_write, provenance, write_json
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, new_directory
 from slmkit.model.slm import SpeechLM
+from slmkit.model.stages import from_export
 from slmkit.train import checkpoint, elastic, engine
 from slmkit.train.engine import Engine
 from slmkit.train.evaluation import evaluate
@@ -317,7 +318,7 @@ def start_engine(run: Run, found: Checkpoint | None) -> Engine:
     The random states are those of as many processes as wrote the checkpoint; further processes take them in turn.
     """
     torch.manual_seed(run.config.seed)
-    model = from_base(run.config.base, codec=run.codec, seed=run.config.seed, **to_dict(run.config.model))
+    model = new_model(run, found)
     universal = found is not None and elastic.is_needed(found, run.world)
     trainer = Engine.create(model, run.settings, run.config.optimizer, run.world, universal=universal)
     if found is not None:
@@ -340,6 +341,16 @@ def start_saver(run: Run, trainer: Engine) -> Saver:
     )
     saver.prepare(trainer)
     return saver
+
+
+def new_model(run: Run, found: Checkpoint | None) -> SpeechLM:
+    """The model of step 0, on the run's base or with the weights of `init_from`; those of a checkpoint replace them."""
+    if run.config.init_from is None or found is not None:
+        return from_base(run.config.base, codec=run.codec, seed=run.config.seed, **to_dict(run.config.model))
+    logger.info("the weights are those of %s", run.config.init_from)
+    for change in run.changes:
+        logger.info(change)
+    return from_export(run.config.init_from, run.model, seed=run.config.seed)
 
 
 def steps(

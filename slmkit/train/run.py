@@ -33,7 +33,9 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
 from slmkit.log import get_logger
-from slmkit.model.pretrained import base_layout
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.pretrained import base_layout, config_on_base
+from slmkit.model.stages import check_export, weights_sha256
 from slmkit.train.metrics import term_names
 from slmkit.train.settings import deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
@@ -56,6 +58,8 @@ class Run:
     settings: dict[str, Any]  # for DeepSpeed
     layout: VocabLayout
     codec: CodecSpec
+    model: SpeechLMConfig
+    changes: tuple[str, ...]  # what differs from the model of init_from, a sentence each
     data: TrainingData
     held_out: TrainingData | None
     steps: Steps
@@ -96,6 +100,8 @@ def prepare(config: TrainConfig, world: World, in_first: InFirst | None = None) 
     sources = open_sources(config)
     codec = common_codec(sources)
     layout = run_layout(config, tokenizer, codec)
+    model = config_on_base(config.base, codec=codec, **to_dict(config.model))
+    changes = [] if config.init_from is None else check_export(config.init_from, model, base_dir=config.base)
 
     def decide() -> tuple[TrainingData, TrainingData | None, Steps, int]:
         data, held_out = _examples(config, sources, tokenizer, layout)
@@ -115,6 +121,8 @@ def prepare(config: TrainConfig, world: World, in_first: InFirst | None = None) 
         settings=settings,
         layout=layout,
         codec=codec,
+        model=model,
+        changes=tuple(changes),
         data=data,
         held_out=held_out,
         steps=steps,
@@ -161,6 +169,7 @@ def known_facts(
             for source, given in zip(sources, config.data.all_sources, strict=True)
         ],
         "precision": precision(settings),
+        "init_from": None if config.init_from is None else weights_sha256(config.init_from),
         **{name: getattr(config, name) for name in FIXED},
         **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
         **{f"model.{name}": value for name, value in to_dict(config.model).items()},

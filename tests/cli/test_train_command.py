@@ -65,6 +65,36 @@ def test_a_wrong_config_is_reported_once_and_ends_every_process(place: Path) -> 
     assert "Traceback" not in shown
 
 
+def test_a_dry_run_tells_what_the_run_would_be(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dry-run", "--processes", "4", "--set", f"run_dir={place / 'dry'}"]
+    assert main(["train", "--config", str(place / "run.yaml"), *words]) == 0
+    shown = capsys.readouterr().out
+    names = [line.split("  ")[0] for line in shown.splitlines() if not line.startswith(" ")]
+    assert names == [
+        *("run_dir", "base", "deepspeed", "batch", "model"),
+        *("data", "epoch", "steps", "targets", "checkpoints"),
+    ]
+    assert "4 processes" in shown
+    assert [path.name for path in (place / "dry").iterdir()] == ["cache"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dry-run", "--processes", "3"], "must equal global_rows exactly"),
+        (["--dry-run", "--processes", "0"], "must equal global_rows exactly"),
+        (["--dry-run", "--set", "optimizer.rate=1"], "optimizer.rate: unknown key"),
+        (["--dry-run", "--set", "codec=nowhere", "--set", "speak_every_steps=1"], "nowhere"),
+        (["--processes", "2"], "--processes belongs to --dry-run"),
+    ],
+)
+def test_a_dry_run_of_what_cannot_be(
+    place: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", str(place / "run.yaml"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_alone_and_under_the_launcher(place: Path) -> None:
     """One run alone; one of two processes through launch/train.sh, then again with a shard that has lost its end."""

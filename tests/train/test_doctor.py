@@ -13,17 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from synthetic import WORDS, codec_spec, write_corpus
-from train.ranks import ROOT, run_ranks
+from synthetic import codec_spec, write_corpus
+from train.ranks import run_ranks
+from train.tiny_run import make_tiny, tiny_config
 
 from slmkit.config import run_dir as runs
-from slmkit.config.load import from_dict
-from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.errors import UserError
 from slmkit.files import write_json
 from slmkit.model import attention
-from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train import checkpoint, doctor
 from slmkit.train.doctor import CheckResult
@@ -37,24 +35,10 @@ TIED = "lm_model.model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("doctor")
-    write_corpus(place / "corpus", 20, frames=(4, 12))
+    place = make_tiny(tmp_path_factory.mktemp("doctor"))
     write_corpus(place / "other", 20, frames=(4, 12), seed=1)
     write_corpus(place / "wider", 20, frames=(4, 12), spec=codec_spec((16, 16, 32)))
-    init_base(WORDS, place / "base", hidden_size=16, num_layers=1, vocab_size=280)
     return place
-
-
-def config(place: Path, run_dir: Path, **change: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "run_dir": str(run_dir),
-        "base": str(place / "base"),
-        "deepspeed": str(ROOT / "ds_configs" / "zero2_fp32.json"),
-        "data": {"corpus": str(place / "corpus"), "row_tokens": 160, **change.pop("data", {})},
-        "steps": 50,
-        "global_rows": 4,
-    }
-    return from_dict(TrainConfig, {**values, **change})
 
 
 def by_name(results: list[CheckResult]) -> dict[str, CheckResult]:
@@ -185,7 +169,7 @@ def test_a_run_directory_that_cannot_be_written_fails(tmp_path: Path, kind: str)
 
 
 def test_data_that_fits(place: Path, tmp_path: Path) -> None:
-    given = config(place, tmp_path, data={"eval_corpus": str(place / "other")})
+    given = tiny_config(place, tmp_path, data={"eval_corpus": str(place / "other")})
     results = by_name(doctor.check_data(given, World(size=2)))
     assert {result.status for result in results.values()} == {"ok"}, results
     assert results["batch"].what == "1 rows * 2 micro-batches * 2 processes = 4, fp32"
@@ -209,7 +193,7 @@ def test_data_that_does_not_fit_is_named(
     place: Path, tmp_path: Path, name: str, change: dict[str, Any], message: str
 ) -> None:
     change = json.loads(json.dumps(change).replace('"wider"', f'"{place / "wider"}"'))
-    results = by_name(doctor.check_data(config(place, tmp_path, **change), World(size=2)))
+    results = by_name(doctor.check_data(tiny_config(place, tmp_path, **change), World(size=2)))
     assert results[name].status == "FAIL"
     assert message in results[name].what
     assert [other for other, result in results.items() if result.status != "ok"] == [name]
@@ -219,7 +203,7 @@ def test_data_that_does_not_fit_is_named(
 def test_a_shard_that_is_cut_short_is_found(place: Path, tmp_path: Path, name: str) -> None:
     corpus = write_corpus(tmp_path / "cut", 20)
     os.truncate(tmp_path / "cut" / corpus.shards[1].tar, 512)
-    given = config(place, tmp_path / "run", data={name: str(tmp_path / "cut")})
+    given = tiny_config(place, tmp_path / "run", data={name: str(tmp_path / "cut")})
     result = by_name(doctor.check_data(given, World()))["corpus"]
     assert result.status == "FAIL"
     assert f"{corpus.shards[1].tar} is cut short" in result.what
@@ -232,39 +216,39 @@ def test_a_codec_that_did_not_make_the_corpus_fails(
         spec = replace(codec_spec(), weights_sha256="ffff")
 
     monkeypatch.setattr(doctor, "open_codec", lambda path: Opened)
-    result = by_name(doctor.check_data(config(place, tmp_path, codec="CODEC"), World()))["codec"]
+    result = by_name(doctor.check_data(tiny_config(place, tmp_path, codec="CODEC"), World()))["codec"]
     assert (result.status, result.got, result.expected) == ("FAIL", "ffff", "0")
     assert "the codec of CODEC is not the codec of" in result.what
     Opened.spec = codec_spec()
-    result = by_name(doctor.check_data(config(place, tmp_path, codec="CODEC"), World()))["codec"]
+    result = by_name(doctor.check_data(tiny_config(place, tmp_path, codec="CODEC"), World()))["codec"]
     assert result.status == "ok"
 
 
 def test_a_run_begun_with_another_vocabulary_fails(place: Path, tmp_path: Path) -> None:
-    begun = prepare(config(place, tmp_path), World())
+    begun = prepare(tiny_config(place, tmp_path), World())
     write_json(tmp_path / runs.MODEL / LAYOUT_FILE, begun.layout.to_dict())
-    assert by_name(doctor.check_data(config(place, tmp_path), World()))["vocabulary"].status == "ok"
-    changed = config(place, tmp_path, data={"corpus": str(place / "wider")})
+    assert by_name(doctor.check_data(tiny_config(place, tmp_path), World()))["vocabulary"].status == "ok"
+    changed = tiny_config(place, tmp_path, data={"corpus": str(place / "wider")})
     result = by_name(doctor.check_data(changed, World()))["vocabulary"]
     assert result.status == "FAIL"
     assert "codebook size of stream c differs" in result.what or "id of <sosp> differs" in result.what
 
 
 def test_a_checkpoint_of_another_corpus_fails(place: Path, tmp_path: Path) -> None:
-    facts = prepare(config(place, tmp_path), World()).facts
+    facts = prepare(tiny_config(place, tmp_path), World()).facts
     (runs.root(tmp_path) / runs.name(4)).mkdir(parents=True)
     checkpoint.finish(tmp_path, 4, {"facts": facts})
-    result = by_name(doctor.check_data(config(place, tmp_path), World()))["checkpoint"]
+    result = by_name(doctor.check_data(tiny_config(place, tmp_path), World()))["checkpoint"]
     assert result.status == "ok"
     assert "continue at step 4" in result.what
-    changed = config(place, tmp_path, data={"corpus": str(place / "other")})
+    changed = tiny_config(place, tmp_path, data={"corpus": str(place / "other")})
     result = by_name(doctor.check_data(changed, World()))["checkpoint"]
     assert (result.status, result.expected) == ("FAIL", str(facts["data.sources"]))
     assert "data.sources has changed" in result.what
 
 
 def test_the_facts_are_those_of_training(place: Path, tmp_path: Path) -> None:
-    run = prepare(config(place, tmp_path), World())
+    run = prepare(tiny_config(place, tmp_path), World())
     known = doctor.known_facts(run.config, run.settings, open_sources(run.config), run.layout)
     assert known == {name: fact for name, fact in run.facts.items() if name != "processes"}
 

@@ -7,60 +7,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import WORDS, codec_spec, write_conversations, write_corpus
+from synthetic import codec_spec, write_conversations, write_corpus
+from train.tiny_run import make_tiny, tiny_config
 
-from slmkit.config.load import from_dict
-from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
-from slmkit.model.init_base import init_base
 from slmkit.train.run import Run, check_facts, prepare, steps_of_epoch
 from slmkit.world import World
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("run")
-    write_corpus(place / "corpus", 20, frames=(4, 12))
-    init_base(WORDS, place / "base", hidden_size=16, num_layers=1, vocab_size=280)
-    return place
-
-
-def config(place: Path, **change: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "run_dir": str(place / "run"),
-        "base": str(place / "base"),
-        "deepspeed": str(ROOT / "ds_configs" / "zero2_fp32.json"),
-        "data": {"corpus": str(place / "corpus"), "row_tokens": 160, **change.pop("data", {})},
-        "steps": 50,
-        "global_rows": 4,
-    }
-    return from_dict(TrainConfig, {**values, **change})
+    return make_tiny(tmp_path_factory.mktemp("run"))
 
 
 def test_the_position_follows_from_the_steps_taken(place: Path) -> None:
-    run = prepare(config(place), World())
+    run = prepare(tiny_config(place), World())
     lengths = [steps_of_epoch(run, epoch) for epoch in range(50)]
     positions = [(epoch, step) for epoch, length in enumerate(lengths) for step in range(length)][:50]
     assert len({epoch for epoch, _ in positions}) > 2
     for done in range(50):
-        again = prepare(config(place), World())
+        again = prepare(tiny_config(place), World())
         assert [(step.epoch, step.number) for step in again.walk(done)] == positions[done:]
     assert list(run.walk(50)) == []
 
 
 def test_a_cursor_leads_to_the_same_steps(place: Path) -> None:
-    run = prepare(config(place), World())
+    run = prepare(tiny_config(place), World())
     steps = list(run.walk(0))
     for done in range(0, 50, 7):
         cursor = json.loads(json.dumps(run.cursor(done)))
-        later = list(prepare(config(place), World()).walk(done, cursor))
+        later = list(prepare(tiny_config(place), World()).walk(done, cursor))
         assert repr(later) == repr(steps[done:])
 
 
 def test_a_run_of_steps_plans_no_epoch_ahead(place: Path) -> None:
-    run = prepare(config(place, steps=10**9), World())
+    run = prepare(tiny_config(place, steps=10**9), World())
     assert run.steps.plan.window.cache_info().misses == 0
     next(run.walk(0))
     assert run.steps.plan.window.cache_info().misses == 1
@@ -68,20 +49,20 @@ def test_a_run_of_steps_plans_no_epoch_ahead(place: Path) -> None:
 
 def test_epochs_are_counted_in_steps(place: Path) -> None:
     change: dict[str, Any] = {"steps": None, "epochs": 3, "run_dir": str(place / "epochs")}
-    run = prepare(config(place, **change), World())
+    run = prepare(tiny_config(place, **change), World())
     assert run.total_steps == sum(steps_of_epoch(run, epoch) for epoch in range(3))
     assert sorted({step.epoch for step in run.walk(0)}) == [0, 1, 2]
-    again = prepare(config(place, **change), World())
+    again = prepare(tiny_config(place, **change), World())
     assert again.total_steps == run.total_steps
     assert again.steps.plan.window.cache_info().misses == 0
 
 
 def test_a_damaged_count_of_steps_is_made_again(place: Path) -> None:
     change: dict[str, Any] = {"steps": None, "epochs": 2, "run_dir": str(place / "damaged")}
-    total_steps = prepare(config(place, **change), World()).total_steps
+    total_steps = prepare(tiny_config(place, **change), World()).total_steps
     for file in (place / "damaged" / "cache").glob("rows-*.json"):
         file.write_text("[")
-    assert prepare(config(place, **change), World()).total_steps == total_steps
+    assert prepare(tiny_config(place, **change), World()).total_steps == total_steps
 
 
 def test_work_for_all_processes_is_done_in_the_first(place: Path) -> None:
@@ -92,7 +73,7 @@ def test_work_for_all_processes_is_done_in_the_first(place: Path) -> None:
         work()
         asked.append(len(list((place / "together").rglob("lengths-*"))))
 
-    prepare(config(place, run_dir=str(place / "together")), World(size=2, rank=1), in_first)
+    prepare(tiny_config(place, run_dir=str(place / "together")), World(size=2, rank=1), in_first)
     assert asked == [0, 1]
 
 
@@ -105,7 +86,7 @@ def test_several_sources_are_one_run(place: Path, caplog: pytest.LogCaptureFixtu
     write_corpus(place / "second", 8, seed=3)
     with write_conversations(place / "talk.jsonl", [[["Who?", f"Number {i}."]] for i in range(6)]).open("a") as file:
         file.write("{}\n")
-    run = prepare(config(place, data={"corpus": None, "sources": sources, "row_tokens": 400}), World())
+    run = prepare(tiny_config(place, data={"corpus": None, "sources": sources, "row_tokens": 400}), World())
     assert len(run.data) == 20 + 5 + 6
     seen = [n for step in run.walk(0) if step.epoch < 2 for row in step.rows for n in row.tolist()]
     assert sorted(seen) == sorted([*range(20), *range(20, 31), *range(20, 31)])
@@ -114,13 +95,13 @@ def test_several_sources_are_one_run(place: Path, caplog: pytest.LogCaptureFixtu
     write_corpus(place / "wider", 3, spec=codec_spec((16, 16, 32)))
     sources[1]["path"] = str(place / "wider")
     with pytest.raises(UserError, match="wider"):
-        prepare(config(place, data={"corpus": None, "sources": sources}), World())
+        prepare(tiny_config(place, data={"corpus": None, "sources": sources}), World())
     with pytest.raises(UserError, match="no source has speech"):
-        prepare(config(place, data={"corpus": None, "sources": sources[2:]}), World())
+        prepare(tiny_config(place, data={"corpus": None, "sources": sources[2:]}), World())
 
 
 def test_held_out_samples_are_not_trained_on(place: Path) -> None:
-    run = prepare(config(place, data={"eval_share": 0.3}), World())
+    run = prepare(tiny_config(place, data={"eval_share": 0.3}), World())
     assert run.held_out is not None
     held_out, trained = ({data.key(i) for i in range(len(data))} for data in (run.held_out, run.data))
     assert held_out
@@ -129,7 +110,15 @@ def test_held_out_samples_are_not_trained_on(place: Path) -> None:
 
 
 def test_terms_are_named(place: Path) -> None:
-    assert prepare(config(place, model={"group": 6}), World()).terms == ["text", "a1", "b1", "c1", "a2", "b2", "c2"]
+    assert prepare(tiny_config(place, model={"group": 6}), World()).terms == [
+        "text",
+        "a1",
+        "b1",
+        "c1",
+        "a2",
+        "b2",
+        "c2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +137,7 @@ def test_terms_are_named(place: Path) -> None:
 )
 def test_what_does_not_fit_is_named(place: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        prepare(config(place, **change), World())
+        prepare(tiny_config(place, **change), World())
     assert message in str(caught.value)
 
 
@@ -156,7 +145,7 @@ def test_what_does_not_fit_is_named(place: Path, change: dict[str, Any], message
     "fact", ["vocabulary", "codec", "data.sources", "precision", "seed", "data.eval_share", "model.head"]
 )
 def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
-    run: Run = replace(prepare(config(place), World()))
+    run: Run = replace(prepare(tiny_config(place), World()))
     check_facts(run.facts, dict(run.facts), Path("step-1"))
     with pytest.raises(UserError, match=f"cannot continue step-1: {fact} has changed"):
         check_facts(run.facts, {**run.facts, fact: "other"}, Path("step-1"))
@@ -165,7 +154,7 @@ def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
 
 
 def test_the_number_of_processes_may_change_but_must_be_known(place: Path) -> None:
-    facts = prepare(config(place), World()).facts
+    facts = prepare(tiny_config(place), World()).facts
     check_facts(facts, {**facts, "processes": 8}, Path("step-1"))
     unknown = {name: value for name, value in facts.items() if name != "processes"}
     with pytest.raises(UserError, match=r"processes has changed\n  got:      1\n  expected: not recorded"):

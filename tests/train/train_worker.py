@@ -21,6 +21,7 @@ from slmkit.config.load import from_dict, to_dict
 from slmkit.config.run_dir import complete_steps
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
+from slmkit.export.consolidate import consolidate
 from slmkit.model.pretrained import from_base
 from slmkit.train import checkpoint, engine, loop
 from slmkit.train.engine import Engine, parameter_groups, process_group
@@ -246,6 +247,10 @@ def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
         worst = max(worst, *((a - b).abs().max().item() for a, b in pairs))
     moved = min((a - b).abs().max().item() for a, b in zip(start, plain.parameters(), strict=True))
     return {"worst": worst, "norms": norms, "moved": moved, "tied": tied, "accumulation": run.split.accumulation}
+
+
+def run_consolidate(config: TrainConfig, task: dict[str, Any]) -> Any:
+    consolidate(config.run_dir, task["out"])
 
 
 def config_of(values: dict[str, Any]) -> TrainConfig:
