@@ -107,11 +107,11 @@ def test_a_run_does_not_continue_with_another_start(results: dict[str, Any], cha
 
 @pytest.mark.usefixtures("results")
 def test_the_size_of_a_checkpoint_is_foretold(place: Place) -> None:
-    """10 %: names, shapes and random states weigh more beside a tiny model."""
+    """15 %: names, shapes and random states weigh more beside a tiny model."""
     config = from_dict(TrainConfig, tuned(place, "whole"))
     files = read_json(place.directory / "whole" / "checkpoints" / f"step-{STEPS}" / "complete.json")["files"]
     num_parameters = sum(dry_run.parameters(prepare(config, World()).model).values())
-    assert dry_run.checkpoint_bytes(num_parameters, "fp32") == pytest.approx(sum(files.values()), rel=0.1)
+    assert dry_run.checkpoint_bytes(num_parameters, "fp32") == pytest.approx(sum(files.values()), rel=0.15)
 
 
 @pytest.mark.usefixtures("results")
