@@ -17,6 +17,7 @@ REQUIRED = [
     "numpy>=2.0,<2.5",
     "pyyaml>=6,<7",
     "tensorboard>=2.20,<2.22",
+    "matplotlib>=3.9,<4",
     "tqdm>=4.66,<5",
     "packaging>=24,<27",
     "ninja",  # DeepSpeed compiles a small operator at its first start

@@ -20,6 +20,7 @@ COMMANDS = {
     "import-model": "import_model",
     "doctor": "doctor",
     "train": "train",
+    "inspect": "inspect",
     "consolidate": "consolidate",
     "synthesize": "synthesize",
     "evaluate": "evaluate",
@@ -34,6 +35,7 @@ A first run, in order:
   slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
   slmkit doctor --config RUN.yaml     check machine, DeepSpeed and data; under the same launcher as train
   slmkit train --config RUN.yaml      train; under `deepspeed`, `srun`, `torchrun` or alone
+  slmkit inspect RUN                  how far a run is, how well and how fast; also while it goes on
   slmkit consolidate RUN OUT          checkpoint to safetensors
   slmkit synthesize OUT ...           text to a WAV file
 `slmkit COMMAND --help` explains each."""

@@ -1,5 +1,8 @@
 """Speech samples for TensorBoard while a model is in training.
 
+For each sentence: `speech/KEY/generated` and `speech/KEY/reference` to listen to (the reference is the codec's copy of
+the true speech, the best the model could do), and `speech/KEY/mel`, the log-mel spectra of both below each other.
+
 Example:
     train(config, speak=SpeechSamples(codec="CODEC", tokenizer="BASE", corpus="SHARDS"))
 """
@@ -7,8 +10,13 @@ Example:
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from slmkit import plot
+from slmkit.audio import units
+from slmkit.audio.mel import mel_filterbank
+from slmkit.audio.spectrum import Grid, stft
 from slmkit.codec.open import open_codec
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
@@ -18,6 +26,9 @@ from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.slm import SpeechLM
 
 MAX_SEC = 12.0  # of a sample; an untrained model would speak without end
+PICTURE_HOP_SEC, PICTURE_WINDOW_SEC = 0.0125, 0.05
+PICTURE_BANDS = 64
+FLOOR_DB = -80.0
 
 
 class SpeechSamples:
@@ -34,7 +45,10 @@ class SpeechSamples:
             raise UserError("speech samples need speaker vectors, and the corpus has none", got=corpus)
 
     def __call__(self, model: SpeechLM, writer: Any, step: int) -> None:
-        """Add the audio of `step` to TensorBoard's `writer`; the model goes on in the mode it was in."""
+        """Add sound and pictures of `step` to TensorBoard's `writer`; the model goes on in the mode it was in.
+
+        A model that gives no speech for a sentence has the reference alone.
+        """
         was_training = model.training
         synthesizer = Synthesizer(model, self.tokenizer, self.codec)
         rate = self.codec.spec.sample_rate
@@ -42,8 +56,25 @@ class SpeechSamples:
             assert sample.speaker is not None, "checked at the start"
             voice = torch.from_numpy(sample.speaker)
             codes = synthesizer.generate(sample.meta["text"], sample.speaker, max_sec=MAX_SEC).codes
-            if codes.shape[1]:
-                writer.add_audio(f"speech/{sample.key}", synthesizer.decode(codes, voice), step, sample_rate=rate)
-            true = synthesizer.decode(sample.codes[: model.layout.num_streams], voice)
-            writer.add_audio(f"speech/{sample.key}/copy", true, step, sample_rate=rate)
+            waves = {"generated": synthesizer.decode(codes, voice)} if codes.shape[1] else {}
+            waves["reference"] = synthesizer.decode(sample.codes[: model.layout.num_streams], voice)
+            for name, wave in waves.items():
+                writer.add_audio(f"speech/{sample.key}/{name}", wave, step, sample_rate=rate)
+            writer.add_image(f"speech/{sample.key}/mel", picture(waves, rate), step, dataformats="HWC")
         model.train(was_training)
+
+
+def picture(waves: dict[str, np.ndarray], sample_rate: int) -> np.ndarray:
+    """Log-mel spectra of `waves`, float [samples], as one image uint8 [height, width, 3]."""
+    levels = {name: log_mel(wave, sample_rate) for name, wave in waves.items()}
+    return plot.spectra(levels, sec_per_column=PICTURE_HOP_SEC)
+
+
+def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Levels float64 [bands, columns] in dB, the lowest band first, never below FLOOR_DB."""
+    hop, window = (units.seconds_to_samples(sec, sample_rate) for sec in (PICTURE_HOP_SEC, PICTURE_WINDOW_SEC))
+    grid = Grid(n_fft=2 * 2 ** (window - 1).bit_length(), window=window, hop=hop)
+    columns = max(1, units.samples_to_frames(len(wave), hop))
+    spectrum = stft(torch.from_numpy(np.asarray(wave, dtype=np.float64)), columns, grid).abs().numpy()
+    mel = spectrum @ mel_filterbank(sample_rate, grid.n_fft, PICTURE_BANDS).T
+    return 20 * np.log10(np.maximum(mel.T, 10 ** (FLOOR_DB / 20)))

@@ -15,7 +15,8 @@ from slmkit.data.loader import micro_batches
 from slmkit.data.steps import Steps
 from slmkit.model.losses import coefficients
 from slmkit.train.engine import sum_over_ranks
-from slmkit.train.metrics import Record, per_term
+from slmkit.train.metrics import per_term
+from slmkit.train.records import Record
 from slmkit.world import BatchSplit, World
 
 

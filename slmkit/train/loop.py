@@ -35,10 +35,13 @@ from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer,
 from slmkit.model.slm import SpeechLM
 from slmkit.model.stages import from_export
 from slmkit.train import checkpoint, elastic, engine
+from slmkit.train.console import Progress
 from slmkit.train.engine import Engine
 from slmkit.train.evaluation import evaluate
-from slmkit.train.metrics import MetricsLog, Pace, Record, StepMeter
+from slmkit.train.metrics import MetricsLog, StepMeter
+from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
+from slmkit.train.records import Record
 from slmkit.train.run import Run, check_facts, prepare
 from slmkit.train.saver import Saver
 from slmkit.train.schedule import learning_rate
@@ -60,9 +63,10 @@ def train(config: TrainConfig, speak: Speak | None = None, peers: Peers | None =
         run = prepare(config, world, engine.in_first)
         found = resume_point(run)
         trainer = start_engine(run, found)
-        record_start(run, trainer, found.step if found else 0)
+        log = MetricsLog(run.directory, found.step if found else 0, is_first=world.is_first)
+        record_start(run, trainer, found.step if found else 0, log)
         with start_saver(run, trainer) as saver:
-            return Training(run, trainer, saver, device, peers or Peers(world), found).go(speak)
+            return Training(run, trainer, saver, log, device, peers or Peers(world), found).go(speak)
 
 
 class Training:
@@ -73,11 +77,13 @@ class Training:
         run: Run,
         trainer: Engine,
         saver: Saver,
+        log: MetricsLog,
         device: torch.device,
         peers: Peers,
         found: Checkpoint | None,
     ) -> None:
-        self.run, self.trainer, self.saver, self.device, self.peers = run, trainer, saver, device, peers
+        self.run, self.trainer, self.saver, self.log = run, trainer, saver, log
+        self.device, self.peers = device, peers
         self.step = found.step if found else 0
         state = found.state if found else {}
         self.saved_step = self.step
@@ -87,8 +93,9 @@ class Training:
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.damaged_samples = int(state.get("damaged_samples", 0))
         self.new_damage = 0  # of those, the ones that only this process knows of
-        self.log = MetricsLog(run.directory, self.step, is_first=run.world.is_first)
-        self.pace = Pace()
+        self.pace = pace_of(run, trainer.module, device)
+        self.stall_sec = 0.0  # of the saver, as far as it is logged
+        self.progress = Progress(total_steps=run.total_steps, done_steps=self.step)
 
     def go(self, speak: Speak | None) -> bool:
         """All steps that are left; whether the run is complete."""
@@ -128,12 +135,12 @@ class Training:
         losses: list[tuple[tuple[str, ...], torch.Tensor]] = []
         for number, batch in enumerate(batches):
             self.peers.at(f"computing micro-batch {number}", step)
+            self.pace.add(batch)
             with out_of_memory_named(run.config, batch, step):
                 batch = batch.to(self.device)
                 output = trainer.micro_step(batch, lr=lr)
             losses.append((batch.keys, output.loss.detach()))
             self.note_damage(batch)
-            self.pace.add(batch)
             if meter is not None:
                 meter.add(output, batch)
             self.peers.at("reading data", step)
@@ -141,13 +148,19 @@ class Training:
         if trainer.skipped:
             self.skip(losses)
         if meter is not None:
-            self.peers.at("logging", step)
-            loss, terms = meter.result(run.terms)
-            speed = self.pace.result(run.codec.frame_rate, self.device, run.world.size)
-            damaged = self.count_damaged()
-            faults = {"faults/skipped_steps": self.skipped_steps, "faults/damaged_samples": damaged}
-            record: Record = {"loss": loss, **terms, "lr": lr, "grad_norm": trainer.grad_norm, **faults, **speed}
-            self.log.write(step, {"epoch": epoch, **finite(record)})
+            self.record(epoch, meter, lr)
+
+    def record(self, epoch: int, meter: StepMeter, lr: float) -> None:
+        """Log the step just taken."""
+        self.peers.at("logging", self.step)
+        loss, terms = meter.result(self.run.terms)
+        self.pace.stalled(self.saver.stall_sec - self.stall_sec)
+        self.stall_sec = self.saver.stall_sec
+        optimizer = {"optimizer/lr": lr, "optimizer/grad_norm": self.trainer.grad_norm}
+        faults = {"faults/skipped_steps": self.skipped_steps, "faults/damaged_samples": self.count_damaged()}
+        record = finite({"loss": loss, **terms, **optimizer, **faults, **self.pace.result()})
+        self.log.write(self.step, {"epoch": epoch, **record})
+        logger.info(self.progress.line(self.step, record))
 
     def note_damage(self, batch: Batch) -> None:
         """Say what samples of a micro-batch could not be read."""
@@ -288,7 +301,7 @@ def resume_point(run: Run) -> Checkpoint | None:
     return found
 
 
-def record_start(run: Run, trainer: Engine, done_steps: int) -> None:
+def record_start(run: Run, trainer: Engine, done_steps: int, log: MetricsLog) -> None:
     """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint."""
     if not run.world.is_first:
         return
@@ -297,7 +310,9 @@ def record_start(run: Run, trainer: Engine, done_steps: int) -> None:
     with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
         file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
     name = f"provenance-{done_steps}.json" if done_steps else "provenance.json"
-    write_json(run.directory / name, {**provenance(config), "facts": run.facts}, replace=True)
+    made = provenance(config)
+    write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
+    log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made)
     if done_steps == 0:
         describe_model(run, trainer.module)
 

@@ -1,13 +1,15 @@
-"""What a run reports: `RUN/metrics.jsonl`, one JSON line per logged step, and the same numbers in TensorBoard.
+"""What a run reports: `RUN/metrics.jsonl`, a line per logged step, and the same numbers in TensorBoard.
 
-A line holds the step (1 is the first), what was measured at that step alone (loss, per-term loss and accuracy, learning
-rate, gradient norm) and how fast the steps since the line before went. Evaluations have lines of their own whose names
-start with "eval/". Numbers that are not there (a term without targets) are null.
+A line (see `train.records`) holds the step (1 is the first), what was measured at that step alone (loss, per-term loss
+and accuracy, learning rate, gradient norm) and how fast the steps since the line before went. Evaluations have lines of
+their own whose names start with "eval/", and so have starts. Numbers that are not there (a term without targets) are
+null. TensorBoard shows each number under its name, whose first word is its group, and as text the run config, the
+numbers of it that are compared between runs, and how each start was made.
 
 Sums stay on the device until a step is logged; then one all-reduce brings those of all ranks together.
 
-Invariant: after a resume, lines beyond the checkpoint's step are gone, and but for the speeds the file is that of an
-uninterrupted run.
+Invariant: after a resume, lines beyond the checkpoint's step are gone, and but for times, speeds, memory and lines of
+starts the file is that of an uninterrupted run.
 
 Example:
     meter.add(output, batch)
@@ -15,21 +17,20 @@ Example:
     log.write(step, {"loss": loss, **terms})
 """
 
-import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+import yaml
 
 from slmkit.config.run_dir import METRICS, TENSORBOARD
-from slmkit.files import atomic_write
 from slmkit.train.engine import sum_over_ranks
+from slmkit.train.records import START, Record, as_line, cut
 
-T = TypeVar("T")
-Record = dict[str, float | int | None]
+COMPARED = ("model", "optimizer", "schedule", "data", "global_rows", "micro_rows", "steps", "epochs", "seed")
 
 
 def term_names(letters: Sequence[str], group: int) -> list[str]:
@@ -58,57 +59,17 @@ class StepMeter:
         self._counts = batch.global_counts
 
     def result(self, names: Sequence[str]) -> tuple[float, Record]:
-        """Loss of the global batch; mean loss and accuracy of each term. Every rank must call it."""
+        """Loss of the global batch; accuracy over all its targets; mean loss and accuracy of each term.
+
+        Every rank must call it.
+        """
         assert self._total is not None
         assert self._counts is not None
         total = sum_over_ranks(self._total.clone()).cpu()
         counts = self._counts.cpu()
         sums, correct = total[1:].chunk(2)
         terms = {**per_term(sums / counts, names, "loss"), **per_term(correct / counts, names, "accuracy")}
-        return total[0].item(), terms
-
-
-class Pace:
-    """How fast this rank goes, and how long it waits for data, since the last `result`."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was counted so far."""
-        self._start, self._wait_sec = time.perf_counter(), 0.0
-        self._tokens = self._frames = self._room = 0
-
-    def timed(self, items: Iterator[T]) -> Iterator[T]:
-        """`items`; the time each takes to come counts as waiting for data."""
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(items)
-            except StopIteration:
-                return
-            finally:
-                self._wait_sec += time.perf_counter() - start
-            yield item
-
-    def add(self, batch: Any) -> None:
-        """Count a micro-batch in."""
-        self._tokens += batch.num_tokens if batch.keys else 0
-        self._frames += batch.num_frames
-        self._room += batch.row_tokens
-
-    def result(self, frame_rate: float, device: torch.device, world_size: int) -> Record:
-        """Speeds of all ranks together. Every rank must call it."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        mine = [self._tokens, self._frames, self._room, self._wait_sec / seconds]
-        tokens, frames, room, wait = sum_over_ranks(torch.tensor(mine, dtype=torch.float64, device=device)).tolist()
-        self.restart()
-        return {
-            "tokens_per_sec": tokens / seconds,
-            "audio_sec_per_sec": frames / frame_rate / seconds,
-            "padding_share": 1 - tokens / room if room else 0.0,
-            "data_wait_share": wait / world_size,
-        }
+        return total[0].item(), {"accuracy": (correct.sum() / counts.sum()).item(), **terms}
 
 
 class MetricsLog:
@@ -124,12 +85,20 @@ class MetricsLog:
         cut(self._path, resume_step)
         self._writer = SummaryWriter(str(Path(run_dir) / TENSORBOARD), purge_step=resume_step + 1)
 
+    def start(self, step: int, *, processes: int, total_steps: int, made: dict[str, Any]) -> None:
+        """Note a start that continues from `step`. `made` is its provenance, with the resolved config."""
+        if self._writer is None:
+            return
+        self._append({"step": step, "event": START, "processes": processes, "total_steps": total_steps})
+        for name, text in start_texts(step, processes, total_steps, made).items():
+            self._writer.add_text(f"run/{name}", text, step)
+        self._writer.flush()
+
     def write(self, step: int, record: Record) -> None:
         """Append a line and plot its numbers."""
         if self._writer is None:
             return
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **record}, allow_nan=False) + "\n")
+        self._append({"step": step, **record})
         for name, value in record.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
@@ -144,15 +113,28 @@ class MetricsLog:
         if self._writer is not None:
             self._writer.close()
 
+    def _append(self, record: dict[str, Any]) -> None:
+        line = as_line({**record, "time": round(time.time(), 3)})
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line)
 
-def cut(path: Path, last_step: int) -> None:
-    """Remove lines beyond `last_step`, and a last line that an interruption left half-written."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > last_step:
-            break
-        kept.append(line)
-    with atomic_write(path, replace=True) as file:
-        file.write("".join(kept).encode())
+
+def start_texts(step: int, processes: int, total_steps: int, made: dict[str, Any]) -> dict[str, str]:
+    """What TensorBoard says of a start, as Markdown: in words, the whole config, and what runs differ in as a table."""
+    config = made["config"] or {}
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    plural = "es" if processes != 1 else ""
+    commit = made["commit"] or "unknown"
+    rows = [row for name in COMPARED for row in _flat(name, config.get(name))]
+    return {
+        "start": f"started at step {step} of {total_steps} on {processes} process{plural}, commit {commit}, {versions}",
+        "config": f"```yaml\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}```",
+        "hyperparameters": "\n".join(["| option | value |", "|---|---|", *rows]),
+    }
+
+
+def _flat(name: str, value: Any) -> list[str]:
+    """Rows of a Markdown table for an option, or for those inside it."""
+    if isinstance(value, dict):
+        return [row for inner, part in value.items() for row in _flat(f"{name}.{inner}", part)]
+    return [] if value is None else [f"| {name} | {str(value).replace('|', '&#124;')} |"]

@@ -8,6 +8,7 @@ from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, finish_ranks, run_ranks, start_ranks
 
 from slmkit.model.init_base import init_base
+from slmkit.train.records import is_start, read_records
 
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 STEPS = 20
@@ -16,7 +17,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "ntp": {"group": 0},
     "mtp": {"group": 6, "head": "mlp", "fusion": "mlp", "speaker": True},
 }
-SPEEDS = ("tokens_per_sec", "audio_sec_per_sec", "data_wait_share")
+UNEQUAL = ("time", "speed/", "memory/")  # what differs between runs that are equal
 Records = list[dict[str, Any]]
 
 
@@ -64,5 +65,6 @@ class Place(NamedTuple):
         assert finish_ranks(processes)[0][0] == -9
 
     def metrics(self, name: str) -> Records:
-        lines = (self.directory / name / "metrics.jsonl").read_text().splitlines()
-        return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
+        """The lines of a run that an equal run has too: no starts, times and speeds."""
+        lines = [line for line in read_records(self.directory / name / "metrics.jsonl") if not is_start(line)]
+        return [{k: v for k, v in line.items() if not k.startswith(UNEQUAL)} for line in lines]

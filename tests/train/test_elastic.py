@@ -103,8 +103,9 @@ def test_the_losses_are_those_of_an_uninterrupted_run(place: Place, recipe: str)
     tolerance = 1e-4 if recipe.endswith("fp32") else 1e-3
     assert [record["step"] for record in got] == list(range(1, STEPS + 1))
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.05
-    assert values(got, "lr", "epoch") == values(whole, "lr", "epoch")
-    assert values(got, "loss", "grad_norm") == pytest.approx(values(whole, "loss", "grad_norm"), abs=tolerance)
+    assert values(got, "optimizer/lr", "epoch") == values(whole, "optimizer/lr", "epoch")
+    names = ("loss", "optimizer/grad_norm")
+    assert values(got, *names) == pytest.approx(values(whole, *names), abs=tolerance)
 
 
 @pytest.mark.usefixtures("refusals")

@@ -1,16 +1,25 @@
-"""The lines and names of metrics.jsonl."""
+"""What the first process writes of a run: lines, numbers and texts."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from slmkit.train.metrics import MetricsLog, Pace, cut, per_term, term_names
+from slmkit.train.metrics import MetricsLog, per_term, start_texts, term_names
+from slmkit.train.records import read_records
+
+MADE = {
+    "config": {"model": {"group": 3, "head": "mlp"}, "seed": 7, "epochs": None, "run_dir": "runs/a|b"},
+    "commit": "abc123",
+    "versions": {"torch": "2.13", "slmkit": "0.1"},
+}
 
 
-def lines(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def lines(path: Path) -> list[dict[str, Any]]:
+    """But for the times."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_records(path / "metrics.jsonl")]
 
 
 def test_terms_are_named_as_the_streams_and_heads() -> None:
@@ -23,25 +32,47 @@ def test_a_term_without_targets_is_null() -> None:
     assert per_term(values, ["text", "a"], "loss") == {"loss/text": 0.5, "loss/a": None}
 
 
-def test_lines_beyond_the_checkpoint_are_cut(tmp_path: Path) -> None:
+def test_lines_beyond_the_checkpoint_are_cut_and_starts_before_it_stay(tmp_path: Path) -> None:
+    for resumed in (0, 2, 2):
+        log = MetricsLog(tmp_path, resumed, is_first=True)
+        log.start(resumed, processes=2 + resumed, total_steps=9, made=MADE)
+        for step in range(resumed + 1, 5):
+            log.write(step, {"loss": step / 2, "loss/a": None})
+        log.close()
+    starts = [{"step": step, "event": "start", "processes": step + 2, "total_steps": 9} for step in (0, 2, 2)]
+    steps = [{"step": step, "loss": step / 2, "loss/a": None} for step in range(1, 5)]
+    assert lines(tmp_path) == [starts[0], *steps[:2], *starts[1:], *steps[2:]]
+    assert all(line["time"] > 1e9 for line in read_records(tmp_path / "metrics.jsonl"))
+
+
+def test_tensorboard_has_the_numbers_and_the_texts(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0, is_first=True)
-    for step in range(1, 5):
-        log.write(step, {"loss": step / 2, "loss/a": None})
+    log.start(0, processes=2, total_steps=9, made=MADE)
+    log.write(1, {"loss": 0.5, "speed/mfu": None})
     log.close()
-    MetricsLog(tmp_path, 2, is_first=True).close()
-    assert lines(tmp_path / "metrics.jsonl") == [{"step": s, "loss": s / 2, "loss/a": None} for s in (1, 2)]
-    assert list((tmp_path / "tensorboard").iterdir())
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert tags["scalars"] == ["loss"]
+    assert sorted(tags["tensors"]) == [f"run/{name}/text_summary" for name in ("config", "hyperparameters", "start")]
+    assert events.Scalars("loss")[0].value == 0.5
+    (text,) = events.Tensors("run/start/text_summary")[0].tensor_proto.string_val
+    assert text.decode() == "started at step 0 of 9 on 2 processes, commit abc123, torch 2.13, slmkit 0.1"
 
 
-def test_a_half_written_line_is_cut(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo')
-    cut(path, 9)
-    assert path.read_text() == '{"step": 1}\n'
+def test_the_texts_of_a_start() -> None:
+    texts = start_texts(4, 1, 9, {**MADE, "commit": ""})
+    assert texts["start"].startswith("started at step 4 of 9 on 1 process, commit unknown, ")
+    assert "run_dir: runs/a|b" in texts["config"]
+    rows = ["| option | value |", "|---|---|", "| model.group | 3 |", "| model.head | mlp |", "| seed | 7 |"]
+    assert texts["hyperparameters"].splitlines() == rows
+    piped = start_texts(0, 1, 1, {**MADE, "config": {"data": "a|b"}})["hyperparameters"]
+    assert piped.endswith("\n| data | a&#124;b |")
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0, is_first=False)
+    log.start(0, processes=2, total_steps=9, made=MADE)
     log.write(1, {"loss": 1.0})
     log.close()
     assert log.tensorboard is None
@@ -53,11 +84,4 @@ def test_a_number_that_is_not_finite_is_no_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         log.write(1, {"loss": float("nan")})
     log.close()
-
-
-def test_waiting_counts_only_the_time_inside_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 3.0, 10.0, 10.5, 20.0, 20.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    pace = Pace()
-    assert list(pace.timed(iter("xy"))) == ["x", "y"]
-    assert pace._wait_sec == pytest.approx(2.0 + 0.5)
+    assert not (tmp_path / "metrics.jsonl").exists()

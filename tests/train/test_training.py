@@ -10,6 +10,8 @@ from synthetic import codec_spec, write_corpus
 from train.place import FRAMES, MODELS, STEPS, Place
 from train.ranks import ROOT
 
+from slmkit.train.records import read_records
+
 SPLITS = {1: (4, 2, 1), 2: (2, 1), 4: (1,)}  # processes -> rows of a micro-batch; 4 rows in a global batch
 
 
@@ -96,7 +98,7 @@ def test_every_split_of_the_batch_gives_the_same_curve(place: Place, model: str)
     """Law. 1e-4: float32 sums over 20 steps, taken in another order."""
     curves = {(world, rows): place.metrics(run_name(model, world, rows)) for world in SPLITS for rows in SPLITS[world]}
     expected = curves.pop((1, 4))
-    train_steps = [record["step"] for record in expected if "lr" in record]
+    train_steps = [record["step"] for record in expected if "loss" in record]
     assert train_steps == list(range(1, STEPS + 1))
     assert [record["step"] for record in expected if "eval/loss" in record] == [10, 20]
     assert [record["eval/samples"] for record in expected if "eval/loss" in record] == [30, 30]
@@ -109,6 +111,19 @@ def test_every_split_of_the_batch_gives_the_same_curve(place: Place, model: str)
                 if "accuracy" in name:  # one answer may change sides
                     tolerance = {"abs": 0.1}
                 assert got[name] == pytest.approx(value, **tolerance), (split, want["step"], name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_process", "two_processes")
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_record_tells_speeds_and_the_slowest_process(place: Place, world_size: int) -> None:
+    lines = read_records(place.directory / run_name("mtp", world_size, 2) / "metrics.jsonl")
+    assert lines[0]["processes"] == world_size
+    for record in (line for line in lines if "loss" in line):
+        assert record["speed/tokens_per_sec"] > 0
+        assert record["speed/tflops_per_device"] > 0
+        assert record["speed/mfu"] is None
+        assert record["speed/slowest_rank"] in ([None] if world_size == 1 else [0, 1])
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from slmkit.train import checkpoint, engine, loop
 from slmkit.train.engine import Engine, parameter_groups, process_group
 from slmkit.train.host_copy import HostCopy
 from slmkit.train.loop import steps, train
-from slmkit.train.metrics import Pace
+from slmkit.train.pace import Pace
 from slmkit.train.run import prepare
 from slmkit.world import World
 

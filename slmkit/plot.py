@@ -1,0 +1,84 @@
+"""Pictures: curves over steps, and spectra side by side. The only file that knows matplotlib.
+
+It draws what it is given, plain numbers, into bytes or arrays; it knows nothing of runs or speech, needs no screen and
+leaves no global state.
+
+Example:
+    png = curves([Panel("loss", {"train": ([1, 2], [3.0, 2.5])})], title="run", marks={100: "2 processes"})
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+PANEL_INCHES = (10.0, 3.2)
+DPI = 110
+MAX_NAMED = 16  # curves of a panel that get a line in its legend
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share an axis: name -> (x, y). Those in `dashed` are drawn with points and dashes."""
+
+    label: str
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    dashed: frozenset[str] = field(default_factory=frozenset)
+
+
+def curves(panels: Sequence[Panel], *, title: str, marks: Mapping[int, str], x_label: str = "step") -> bytes:
+    """PNG of the panels below each other, with a line across all of them at each of `marks`, labelled in the first."""
+    figure = _figure(PANEL_INCHES[0], PANEL_INCHES[1] * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    figure.suptitle(title)
+    for panel, axis in zip(panels, axes, strict=True):
+        for name, (x, y) in panel.curves.items():
+            style = {"linestyle": "--", "marker": "o", "markersize": 3} if name in panel.dashed else {"linewidth": 1.1}
+            axis.plot(x, y, label=name, **style)
+        for mark in marks:
+            axis.axvline(mark, color="0.5", linestyle=":", linewidth=1)
+        axis.set_ylabel(panel.label)
+        axis.grid(alpha=0.25)
+        if 0 < len(panel.curves) <= MAX_NAMED:
+            axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
+    for mark, text in marks.items():
+        axes[0].annotate(
+            text, (mark, 1.0), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize="x-small"
+        )
+    axes[-1].set_xlabel(x_label)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def spectra(pictures: Mapping[str, npt.NDArray[Any]], *, sec_per_column: float) -> npt.NDArray[np.uint8]:
+    """RGB image [height, width, 3] of `pictures` below each other, on one scale of time and of colour.
+
+    Each is float [bands, columns] in dB, the lowest band first.
+    """
+    longest = max(picture.shape[1] for picture in pictures.values())
+    loudest = max(float(picture.max(initial=-np.inf)) for picture in pictures.values())
+    quietest = min(float(picture.min(initial=np.inf)) for picture in pictures.values())
+    figure = _figure(8.0, 2.2 * len(pictures))
+    axes = figure.subplots(len(pictures), 1, sharex=True, squeeze=False)[:, 0]
+    for (name, picture), axis in zip(pictures.items(), axes, strict=True):
+        extent = (0.0, picture.shape[1] * sec_per_column, 0.0, float(picture.shape[0]))
+        axis.imshow(picture, origin="lower", aspect="auto", extent=extent, vmin=quietest, vmax=loudest, cmap="magma")
+        axis.set_xlim(0.0, longest * sec_per_column)
+        axis.set_title(name, fontsize="medium")
+        axis.set_ylabel("mel band")
+    axes[-1].set_xlabel("seconds")
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
