@@ -23,10 +23,10 @@ from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.export.consolidate import consolidate
 from slmkit.model.pretrained import from_base
-from slmkit.train import checkpoint, engine, loop
+from slmkit.train import checkpoint, engine
 from slmkit.train.engine import Engine, parameter_groups, process_group
 from slmkit.train.host_copy import HostCopy
-from slmkit.train.loop import steps, train
+from slmkit.train.loop import Training, steps, train
 from slmkit.train.pace import Pace
 from slmkit.train.run import prepare
 from slmkit.world import World
@@ -84,19 +84,20 @@ def run_train_noting_samples(config: TrainConfig, task: dict[str, Any]) -> Any:
             notes.write(json.dumps({"step": step, "processes": WORLD.size, "keys": batch.keys}) + "\n")
             return micro_step(trainer, batch, lr=lr)
 
-        def stopping(run: Any, trainer: Engine, device: Any, step: int, *rest: Any) -> None:
-            after_step(run, trainer, device, step, *rest)
-            if step == task.get("at"):
+        def stopping(training: Training, *rest: Any) -> Any:
+            agreed = after_step(training, *rest)
+            if training.step == task.get("at"):
                 raise Stopped
+            return agreed
 
-        after_step = loop.after_step
-        Engine.micro_step, loop.after_step = noting, stopping
+        after_step = Training.after_step
+        Engine.micro_step, Training.after_step = noting, stopping
         try:
             train(config)
         except Stopped:
             pass
         finally:
-            Engine.micro_step, loop.after_step = micro_step, after_step
+            Engine.micro_step, Training.after_step = micro_step, after_step
 
 
 def run_train_killed_in_conversion(config: TrainConfig, task: dict[str, Any]) -> Any:
