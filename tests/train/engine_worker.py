@@ -16,12 +16,12 @@ import torch
 from train.ranks import ROOT
 
 from slmkit.config.load import from_dict
-from slmkit.config.run_dir import Checkpoint
+from slmkit.config.run_dir import UNIVERSAL, Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.export.consolidate import merged_weights
 from slmkit.train import parity
-from slmkit.train.engine import Engine, process_group, sum_over_ranks
+from slmkit.train.engine import Engine, convert, in_first, process_group, sum_over_ranks
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings
 from slmkit.world import BatchSplit, World
 
@@ -40,14 +40,16 @@ State = list[torch.Tensor]
 class Trainer:
     """The tiny model of `parity` in training as one of the files says."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, universal: bool = False) -> None:
         values = {"run_dir": "r", "base": "b", "deepspeed": str(file), "data": {"corpus": "c"}, "steps": NUM_STEPS}
         values |= {"global_rows": SPLIT.global_rows, "micro_rows": SPLIT.micro_rows}
         config = from_dict(TrainConfig, {**values, "optimizer": {"lr": LR, "clip_norm": 0.5, "weight_decay": 0.1}})
         settings = deepspeed_settings(config, SPLIT)
         if settings["zero_optimization"]["stage"] == 3:  # or so small a model is not spread
             settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        self.engine = Engine.create(parity.tiny_model().to(device), settings, config.optimizer, WORLD)
+        self.engine = Engine.create(
+            parity.tiny_model().to(device), settings, config.optimizer, WORLD, universal=universal
+        )
 
     def batch(self, step: int, micro: int) -> Batch:
         """This rank's micro-batch; every step has other utterances."""
@@ -107,12 +109,14 @@ def count(flag: bool) -> int:
 
 
 def report(file: Path, directory: Path) -> dict[str, Any]:
-    trainer, good, again = (Trainer(file) for _ in range(3))
+    trainer, good, again, converted = *(Trainer(file) for _ in range(3)), Trainer(file, universal=True)
     steps = trainer.steps(range(1, SAVED + 1))
     trainer.engine.save(directory, f"step-{SAVED}")
     at_save, weights = trainer.state(), trainer.weights()
     again.engine.load(directory, f"step-{SAVED}")
     loaded = count(same(at_save, again.state()))
+    in_first(lambda: convert(directory / f"step-{SAVED}", directory / UNIVERSAL / f"step-{SAVED}"))
+    converted.engine.load(directory / UNIVERSAL, f"step-{SAVED}")
     merged = merged_weights(Checkpoint(directory / f"step-{SAVED}", SAVED, {}))
     steps |= trainer.steps(range(SAVED + 1, NUM_STEPS + 1))
     good_steps = good.steps(step for step in range(1, NUM_STEPS + 1) if step not in BAD)
@@ -123,6 +127,8 @@ def report(file: Path, directory: Path) -> dict[str, Any]:
         "loaded": loaded,
         "loaded steps": again.steps(range(SAVED + 1, NUM_STEPS + 1)),
         "as loaded": count(same(trainer.state(), again.state())),
+        "converted steps": converted.steps(range(SAVED + 1, NUM_STEPS + 1)),
+        "as converted": count(same(trainer.weights().values(), converted.weights().values())),
         "merged": count(same((merged[name].to(weight.dtype) for name, weight in weights.items()), weights.values())),
         "merged in float32": all(weight.dtype == torch.float32 for weight in merged.values()),
         "alone": alone(trainer),

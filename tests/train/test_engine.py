@@ -64,6 +64,14 @@ def test_a_checkpoint_behind_a_skipped_step_holds_everything(results: Results, f
 
 
 @pytest.mark.parametrize("file", FILES)
+def test_its_universal_form_holds_everything(results: Results, file: str) -> None:
+    """Not a bit differs on as many processes: moments, the count of updates, and which weights decay."""
+    found = results[file]["steps"]
+    assert results[file]["converted steps"] == {step: found[step] for step in ("5", "6")}
+    assert results[file]["as converted"] == BOTH
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_a_checkpoint_merges_to_the_weights_in_training(results: Results, file: str) -> None:
     assert results[file]["merged"] == BOTH
     assert results[file]["merged in float32"]
