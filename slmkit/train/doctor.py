@@ -97,7 +97,7 @@ def examine(
     try:
         with process_group(world) as device:
             yield check_all_reduce(world, device)
-            yield check_parity(world, device, _stage(config))
+            yield check_parity(world, device, stage_of(config))
     except BROKEN as error:
         raise UserError(
             "DeepSpeed cannot take a step here",
@@ -245,6 +245,17 @@ def check_parity(world: World, device: torch.device, stage: int = DEFAULT_STAGE)
     return judge_parity(compare(world, device, stage), world, stage)
 
 
+def stage_of(config: TrainConfig | None) -> int:
+    """ZeRO stage of the run; ZeRO-2 where there is none, or its file is refused: another check has said so."""
+    if config is None:
+        return DEFAULT_STAGE
+    try:
+        stage = zero_stage(read_json(config.deepspeed))
+    except UserError:
+        return DEFAULT_STAGE
+    return stage if stage in ZERO_STAGES else DEFAULT_STAGE
+
+
 def judge_parity(steps: list[StepComparison], world: World, stage: int = DEFAULT_STAGE) -> CheckResult:
     """Whether DeepSpeed's steps are the plain ones. The parameter named is the worst of the first step that differs."""
     version = importlib.metadata.version("deepspeed")
@@ -266,17 +277,6 @@ def judge_parity(steps: list[StepComparison], world: World, stage: int = DEFAULT
     largest = max(max(step.norm_difference, step.worst()[1]) for step in steps)
     what = f"DeepSpeed {version} equals plain steps to {largest:.0e} ({_setting(world, stage)}, clipped and not)"
     return CheckResult(name="gradient parity", status="ok", what=what)
-
-
-def _stage(config: TrainConfig | None) -> int:
-    """ZeRO stage of the run; ZeRO-2 where there is none, or its file is refused: another check has said so."""
-    if config is None:
-        return DEFAULT_STAGE
-    try:
-        stage = zero_stage(read_json(config.deepspeed))
-    except UserError:
-        return DEFAULT_STAGE
-    return stage if stage in ZERO_STAGES else DEFAULT_STAGE
 
 
 def _setting(world: World, stage: int) -> str:

@@ -100,6 +100,38 @@ def test_a_batch_without_any_target(name: str) -> None:
     assert not any(gradient.any() for gradient in gradients(model).values())
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_weight_is_there_in_its_modules_forward_only(name: str) -> None:
+    """What ZeRO-3 does to the weights; and it needs every micro-batch to run the same modules in the same order."""
+    model = tiny_model(**KINDS[name])
+    counts = torch.full((model.config.num_terms,), 5.0, dtype=torch.float64)
+    batches = [tiny_batch(model.config, frames, counts=counts) for frames in (FRAMES, (0, 0), ())]
+    with torch.no_grad():
+        expected = [model(batch).loss for batch in batches]
+        whole = {parameter: parameter.data for parameter in model.parameters()}
+        called: list[torch.nn.Module] = []
+
+        def fetch(module: torch.nn.Module, _: Any) -> None:
+            called.append(module)
+            for parameter in module.parameters(recurse=False):
+                parameter.data = whole[parameter]
+
+        def release(module: torch.nn.Module, *_: Any) -> None:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = torch.empty(0)
+
+        for module in model.modules():
+            module.register_forward_pre_hook(fetch)
+            module.register_forward_hook(release)
+            release(module)
+        sequences = []
+        for batch, loss in zip(batches, expected, strict=True):
+            called.clear()
+            assert torch.equal(model(batch).loss, loss)
+            sequences.append(list(called))
+    assert sequences[0] == sequences[1] == sequences[2]
+
+
 def test_only_text_or_only_speech_targets() -> None:
     """MTP micro-batches in which one of the two losses has nothing to count."""
     model = tiny_model(3)

@@ -295,6 +295,17 @@ def test_parity_is_judged_by_the_first_step_that_differs(steps: list[StepCompari
     assert result.got.startswith(got)
 
 
+def test_parity_is_checked_for_the_stage_of_the_run(place: Path, tmp_path: Path) -> None:
+    """Where the file is refused another check says so."""
+    (tmp_path / "seven.json").write_text('{"zero_optimization": {"stage": 7}}')
+    files = {"zero3_fp32": 3, "zero1_bf16": 1, "missing": 2}
+    for name, stage in files.items():
+        assert doctor.stage_of(config(place, tmp_path, deepspeed=str(ROOT / "ds_configs" / f"{name}.json"))) == stage
+    assert doctor.stage_of(config(place, tmp_path, deepspeed=str(tmp_path / "seven.json"))) == 2
+    assert doctor.stage_of(None) == 2
+    assert "(ZeRO-3, accumulation 2" in doctor.judge_parity([step(a=0.0)], World(), 3).what
+
+
 @pytest.fixture(scope="module", params=[1, 2])
 def parity(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """Results of one start of 1 or 2 processes, by fault."""
