@@ -20,6 +20,7 @@ COMMANDS = {
     "import-model": "import_model",
     "doctor": "doctor",
     "train": "train",
+    "launch": "launch",
     "inspect": "inspect",
     "consolidate": "consolidate",
     "synthesize": "synthesize",
@@ -34,7 +35,8 @@ A first run, in order:
   slmkit tokenize ...                 audio to shards of codes
   slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
   slmkit doctor --config RUN.yaml     check machine, DeepSpeed and data; under the same launcher as train
-  slmkit train --config RUN.yaml      train; under `deepspeed`, `srun`, `torchrun` or alone
+  slmkit launch --config RUN.yaml     train on this machine, the machines of a hostfile, or through Slurm; it starts
+                                      `slmkit train`, which also runs alone or under any launcher
   slmkit inspect RUN                  how far a run is, how well and how fast; also while it goes on
   slmkit consolidate RUN OUT          checkpoint to safetensors
   slmkit synthesize OUT ...           text to a WAV file

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from synthetic import codec_spec, write_corpus
-from train.ranks import run_ranks
+from train.ranks import ROOT, run_ranks
 from train.tiny_run import make_tiny, tiny_config
 
 from slmkit.config import run_dir as runs
@@ -300,8 +300,8 @@ def test_parity_is_checked_for_the_stage_of_the_run(place: Path, tmp_path: Path)
     (tmp_path / "seven.json").write_text('{"zero_optimization": {"stage": 7}}')
     files = {"zero3_fp32": 3, "zero1_bf16": 1, "missing": 2}
     for name, stage in files.items():
-        assert doctor.stage_of(config(place, tmp_path, deepspeed=str(ROOT / "ds_configs" / f"{name}.json"))) == stage
-    assert doctor.stage_of(config(place, tmp_path, deepspeed=str(tmp_path / "seven.json"))) == 2
+        assert doctor.stage_of(tiny_config(tmp_path, deepspeed=str(ROOT / "ds_configs" / f"{name}.json"))) == stage
+    assert doctor.stage_of(tiny_config(tmp_path, deepspeed=str(tmp_path / "seven.json"))) == 2
     assert doctor.stage_of(None) == 2
     assert "(ZeRO-3, accumulation 2" in doctor.judge_parity([step(a=0.0)], World(), 3).what
 

@@ -1,0 +1,122 @@
+"""Check, then start `slmkit train` on this machine, on the machines of a hostfile, or through Slurm.
+
+  slmkit launch --config RUN.yaml --processes 8
+  slmkit launch --config RUN.yaml --hostfile HOSTS [--nodes 2]       HOSTS: lines such as "node1 slots=8"
+  slmkit launch --config RUN.yaml --slurm --nodes 2 --processes 8 --time 24:00:00
+
+--dry-run prints what would run where and starts nothing. With a hostfile every machine is tried first, all at once;
+one that does not answer is an error that names it. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1 to this command lead to
+a checkpoint and exit code 75; a second one ends the run at once. Without a second one, start the same command again to
+continue. Other exit codes are those of `slmkit train`; 1 if a machine is lost.
+
+These variables travel to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, TOKENIZERS_PARALLELISM,
+VIRTUAL_ENV, all that begin with TORCH_, NCCL_, GLOO_, UCX_, SLMKIT_, HF_, TRANSFORMERS_ or DS_, and those of
+DeepSpeed's own .deepspeed_env file. PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from slmkit import log
+from slmkit.config.load import load_config
+from slmkit.config.train import TrainConfig
+from slmkit.errors import UserError
+
+if TYPE_CHECKING:
+    from slmkit.train.launch import LaunchPlan
+
+SUMMARY = "check and start training on one machine, several, or Slurm"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="run config (YAML)")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
+    parser.add_argument("--dry-run", action="store_true", help="print what would run where; start nothing")
+    parser.add_argument(
+        "--processes",
+        type=_positive,
+        help="processes on each machine, one per GPU (default: 1, or the hostfile's slots)",
+    )
+    parser.add_argument("--nodes", type=_positive, help="machines: the first of the hostfile, or of the Slurm job")
+    parser.add_argument("--master-port", type=_positive, help="port of the first process (default: a free one)")
+    hosts = parser.add_argument_group("several machines over ssh")
+    hosts.add_argument("--hostfile", metavar="FILE", help='DeepSpeed hostfile, lines such as "node1 slots=8"')
+    hosts.add_argument("--master-addr", help="address of the first process (default: the first name of the hostfile)")
+    slurm = parser.add_argument_group("Slurm")
+    slurm.add_argument("--slurm", action="store_true", help="submit launch/train.sbatch")
+    slurm.add_argument("--time", help="time limit of the job, as sbatch takes it; the job continues after it by itself")
+    slurm.add_argument("--partition", help="partition of the job")
+    slurm.add_argument("--gpus", type=_natural, help="GPUs on each machine; 0 without (default: as many as processes)")
+    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="as in --sbatch=--account=me")
+    slurm.add_argument("--script", help="the sbatch script (default: launch/train.sbatch of this checkout)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from slmkit.train import launcher
+    from slmkit.train.hosts import read_hostfile
+    from slmkit.train.launch import Job, SlurmOptions, describe, plan_hosts, plan_local, plan_slurm
+
+    log.set_up()
+    if args.slurm and (args.hostfile or args.master_addr):
+        raise UserError("--slurm takes its machines from the job", got="--hostfile or --master-addr beside it")
+    config = load_config(TrainConfig, args.config, args.set)
+    batch = (config.global_rows, config.micro_rows)
+    job = Job(
+        config=args.config,
+        overrides=tuple(args.set),
+        processes=args.processes,
+        nodes=args.nodes,
+        master_addr=args.master_addr,
+        master_port=args.master_port,
+    )
+    if args.slurm:
+        options = SlurmOptions(
+            time=args.time, partition=args.partition, gpus=args.gpus, script=args.script, more=tuple(args.sbatch)
+        )
+        plan = plan_slurm(job, options, batch, os.environ)
+    elif args.hostfile:
+        plan = plan_hosts(job, read_hostfile(args.hostfile), args.hostfile, batch=batch, env=os.environ)
+    else:
+        plan = plan_local(job, batch, os.environ)
+    if args.dry_run:
+        print("\n".join(describe(plan)))
+        return 0
+    if args.slurm:
+        return _submit(plan)
+    port = args.master_port
+    if plan.hosts:
+        files = (args.config, config.deepspeed, config.base, *(source.path for source in config.data.all_sources))
+        free = launcher.check_hosts(plan, tuple(file for file in files if "://" not in file), os.environ)
+        port = port or free
+    return launcher.start(plan, port, os.environ)
+
+
+def _submit(plan: "LaunchPlan") -> int:
+    """Hand the job to Slurm, with this command's variables; gives sbatch's exit code."""
+    # Slurm's tasks find this Python first.
+    env = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"}
+    if plan.master_port:
+        env["MASTER_PORT"] = str(plan.master_port)
+    try:
+        return subprocess.run(plan.command, env=env, check=False).returncode
+    except FileNotFoundError as error:
+        raise UserError(
+            "there is no sbatch on this machine", next_step="submit from a machine of the cluster"
+        ) from error
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
