@@ -15,6 +15,7 @@ Example:
         ...
 """
 
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -74,12 +75,23 @@ def micro_batches(
         num_workers=len(first),
         prefetch_factor=PREFETCH if first else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # else the loader would draw from the model's random state
     )
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
         yield *waiting.popleft(), batch
+
+
+def _leave_signals(worker: int) -> None:
+    """Signals that stop a run are for the training process, which still needs batches then.
+
+    Schedulers and launchers send them to workers too. A worker ends when the training process lets it, or is gone.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _MicroBatches(Dataset[Batch | UserError]):

@@ -59,7 +59,16 @@ def signal_at_start(step: int) -> None:
 
 
 def signal_in_step(step: int) -> None:
-    in_step(step, send(signal.SIGUSR1))
+    """As Slurm sends it: to the process and to its workers."""
+
+    def send_to_all() -> None:
+        workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        assert workers
+        for pid in [*map(int, workers), os.getpid()]:
+            os.kill(pid, signal.SIGTERM if pid != os.getpid() else signal.SIGUSR1)
+            os.kill(pid, signal.SIGUSR1)
+
+    in_step(step, send_to_all)
 
 
 def signal_in_evaluation(step: int) -> None:

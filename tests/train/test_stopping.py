@@ -15,6 +15,7 @@ from slmkit.config import run_dir
 SCRIPT = str(Path(__file__).with_name("faulty_train.py"))
 STEPS = 12
 TIMEOUT_SEC = 4
+WITH_WORKERS = ("signal_in_step",)
 
 
 class Start(NamedTuple):
@@ -45,7 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def start(place: Place, name: str, fault: str, rank: int = 0, step: int = 0, **change: object) -> tuple[list[int], str]:
     """Exit codes of two processes, and all they wrote to standard error."""
-    evaluated = {"data": {"eval_corpus": str(place.directory / "other")}, "eval_every_steps": 5}
+    data = {"eval_corpus": str(place.directory / "other"), "num_workers": 1 if fault in WITH_WORKERS else 0}
+    evaluated = {"data": data, "eval_every_steps": 5}
     values = {"steps": STEPS, "save_every_steps": 8, "hang_timeout_sec": TIMEOUT_SEC, **evaluated, **change}
     file = place.directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump(place.config(name, **values)))
