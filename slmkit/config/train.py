@@ -63,7 +63,7 @@ class DataConfig:
     shard_cache: str | None = option(None, help="directory on a fast disk to which shards are copied before reading")
     shard_cache_gib: float = option(50.0, help="largest size of shard_cache; the least recently used shards go first")
     shuffle_shards: int | None = option(
-        None, help="shuffle within groups of this many shards, so that a small shard_cache serves; default: all"
+        128, help="shards in random order, samples shuffled within this many; keeps open files few; null: within all"
     )
     on_damage: Literal["stop", "skip"] = option(
         "stop", help="what a sample that cannot be read does; skips are counted"

@@ -16,6 +16,7 @@ import torch
 
 from slmkit.cli.main import main
 from slmkit.data.shards import ShardReader
+from slmkit.model.slm import SpeechLM
 from slmkit.train import loop
 from slmkit.train.engine import Engine
 
@@ -77,6 +78,32 @@ def signal_in_evaluation(step: int) -> None:
 
 def signal_in_save(step: int) -> None:
     before(Engine, "save", send(signal.SIGTERM))
+
+
+def bad_loss(step: int) -> None:
+    """The loss of one micro-batch is no number."""
+    forward, bad = SpeechLM.forward, []
+    in_step(step, lambda: bad.append(step))
+
+    def wrapped(model: SpeechLM, batch: Any) -> Any:
+        output = forward(model, batch)
+        return output._replace(loss=output.loss * float("nan")) if bad and bad.pop() else output
+
+    SpeechLM.forward = wrapped  # type: ignore[method-assign]
+
+
+def bad_gradient(step: int) -> None:
+    """The loss is a number, a gradient is not."""
+    forward, bad = SpeechLM.forward, []
+    in_step(step, lambda: bad.append(step))
+
+    def wrapped(model: SpeechLM, batch: Any) -> Any:
+        output = forward(model, batch)
+        if bad and bad.pop():
+            output.loss.register_hook(lambda gradient: gradient * float("inf"))
+        return output
+
+    SpeechLM.forward = wrapped  # type: ignore[method-assign]
 
 
 def hang(step: int) -> None:

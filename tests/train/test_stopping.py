@@ -1,21 +1,14 @@
 """Signals stop a run after the step it is in, from any process, at any moment; what hangs or dies is named."""
 
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
 from synthetic import write_corpus
 from train.place import FRAMES, Place
-from train.ranks import finish_ranks, start_ranks
+from train.two_ranks import STEPS, TIMEOUT_SEC, start_two
 
 from slmkit.config import run_dir
-
-SCRIPT = str(Path(__file__).with_name("faulty_train.py"))
-STEPS = 12
-TIMEOUT_SEC = 4
-WITH_WORKERS = ("signal_in_step",)
 
 
 class Start(NamedTuple):
@@ -44,30 +37,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-def start(place: Place, name: str, fault: str, rank: int = 0, step: int = 0, **change: object) -> tuple[list[int], str]:
-    """Exit codes of two processes, and all they wrote to standard error."""
-    data = {"eval_corpus": str(place.directory / "other"), "num_workers": 1 if fault in WITH_WORKERS else 0}
-    evaluated = {"data": data, "eval_every_steps": 5}
-    values = {"steps": STEPS, "save_every_steps": 8, "hang_timeout_sec": TIMEOUT_SEC, **evaluated, **change}
-    file = place.directory / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(place.config(name, **values)))
-    command = [SCRIPT, fault, str(rank), str(step), "--config", str(file)]
-    processes = start_ranks(2, command)
-    if fault == "stop":
-        processes[1 - rank].wait(timeout=300)
-        processes[rank].kill()
-    done = finish_ranks(processes)
-    return [code for code, _, _ in done], "\n".join(errors for _, _, errors in done)
-
-
 @pytest.fixture(scope="module")
 def shown(place: Place) -> list[str]:
     """An uninterrupted run, and one that is stopped at every kind of moment; what the latter says at each start."""
-    codes, errors = start(place, "whole", "none")
+    codes, errors = start_two(place, "whole", "none")
     assert codes == [0, 0], errors[-4000:]
     said = []
     for fault, rank, step, code, saved in STARTS:
-        codes, errors = start(place, "stopped", fault, rank, step)
+        codes, errors = start_two(place, "stopped", fault, rank, step)
         assert codes == [code, code], errors[-4000:]
         newest = run_dir.newest(place.directory / "stopped")
         assert (newest.step if newest else 0) == saved, fault
@@ -93,7 +70,7 @@ def test_the_log_says_what_happened(shown: list[str]) -> None:
 
 def test_a_process_that_hangs_is_named_with_its_stack(place: Place) -> None:
     begin = time.monotonic()
-    codes, errors = start(place, "hung", "hang", rank=1)
+    codes, errors = start_two(place, "hung", "hang", rank=1)
     assert codes == [1, 1]
     assert f"no progress for {TIMEOUT_SEC} s from rank 1 (" in errors
     assert "reading data at step" in errors
@@ -107,14 +84,14 @@ def test_a_process_that_hangs_is_named_with_its_stack(place: Place) -> None:
     ("rank", "message"), [(1, "no sign of life for 4 s from rank 1 ("), (0, "lost the first process")]
 )
 def test_a_process_that_stopped_running_is_named(place: Place, rank: int, message: str) -> None:
-    codes, errors = start(place, f"silent{rank}", "stop", rank=rank, step=2)
+    codes, errors = start_two(place, f"silent{rank}", "stop", rank=rank, step=2)
     assert codes[1 - rank] == 1
     assert message in errors
     assert f"[rank {1 - rank}]" in errors
 
 
 def test_a_process_that_died_is_named(place: Place) -> None:
-    codes, errors = start(place, "dead", "die", rank=1, step=2)
+    codes, errors = start_two(place, "dead", "die", rank=1, step=2)
     assert codes == [1, -9]
     assert "rank 0 failed while computing micro-batch 0 at step 2: no sign of life from rank 1 (" in errors
 
@@ -123,7 +100,7 @@ def test_a_process_that_died_is_named(place: Place) -> None:
     ("fault", "message"), [("device_memory", "CUDA out of memory"), ("host_memory", "can't allocate memory")]
 )
 def test_out_of_memory_names_the_batch(place: Place, fault: str, message: str) -> None:
-    codes, errors = start(place, fault, fault, rank=1)
+    codes, errors = start_two(place, fault, fault, rank=1)
     assert codes == [2, 2]
     assert "out of memory at step 1" in errors
     assert message in errors
