@@ -84,15 +84,20 @@ class Part:
         """The samples whose hash is not, and is, within `share`; the latter to be seen once in an epoch."""
         sides: tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]] = ([], [])
         for start in range(0, self.count, SCANNED):
-            numbers = self.numbers(np.arange(start, min(start + SCANNED, self.count)))
-            is_held_out = self.table["key_hash"][numbers] < share * 2**32
+            chosen = slice(start, min(start + SCANNED, self.count))
+            numbers = np.arange(chosen.start, chosen.stop, dtype=np.int32)
+            if self.members is not None:
+                numbers = self.members[chosen]
+            # Whole slices are read much faster than single samples.
+            hashes = self.table["key_hash"][chosen if self.members is None else numbers]
+            is_held_out = hashes < np.uint32(share * 2**32)
             for side, mask in zip(sides, (~is_held_out, is_held_out), strict=True):
-                side.append(numbers[mask].astype(np.int32))
+                side.append(numbers[mask])
         train, held_out = (np.concatenate([np.zeros(0, np.int32), *side]) for side in sides)
-        chosen = (*self.chosen, share)
+        rule = (*self.chosen, share)
         return (
-            replace(self, count=len(train), members=train, chosen=(*chosen, "train")),
-            replace(self, count=len(held_out), members=held_out, chosen=(*chosen, "held out"), weight=Fraction(1)),
+            replace(self, count=len(train), members=train, chosen=(*rule, "train")),
+            replace(self, count=len(held_out), members=held_out, chosen=(*rule, "held out"), weight=Fraction(1)),
         )
 
 
