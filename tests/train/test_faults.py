@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is no number, and samples that cannot be read, are skipped and counted, or end the run."""
+"""Steps whose loss or gradient is no number, and samples that cannot be read, are skipped and counted, or final."""
 
 import json
 import re

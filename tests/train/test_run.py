@@ -100,6 +100,19 @@ def test_several_sources_are_one_run(place: Path, caplog: pytest.LogCaptureFixtu
         prepare(tiny_config(place, data={"corpus": None, "sources": sources[2:]}), World())
 
 
+def test_shards_are_read_through_the_cache(place: Path) -> None:
+    cache = place / "shard_cache"
+    run = prepare(tiny_config(place, place / "cached", data={"shard_cache": str(cache)}), World())
+    assert len(list(cache.glob("*.tar"))) == 2
+    url = {"corpus": (place / "corpus").as_uri(), "shard_cache": str(cache)}
+    remote = prepare(tiny_config(place, place / "remote", data=url), World())
+    assert remote.facts == run.facts
+    assert remote.data.parts[0].source.reader.read(3).key == run.data.key(3)
+    assert repr(list(remote.walk(40))) == repr(list(run.walk(40)))
+    with pytest.raises(UserError, match="shards at a URL are read through a shard cache"):
+        prepare(tiny_config(place, place / "bare", data={"corpus": url["corpus"]}), World())
+
+
 def test_held_out_samples_are_not_trained_on(place: Path) -> None:
     run = prepare(tiny_config(place, data={"eval_share": 0.3}), World())
     assert run.held_out is not None
