@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    signals = Signals.installed()  # before torch is imported, which takes seconds
+    with Signals.installed() as signals:  # before torch is imported, which takes seconds
+        return run_noting(args, signals)
+
+
+def run_noting(args: argparse.Namespace, signals: Signals) -> int:
+    """`run`, while `signals` notes what asks it to stop."""
     world = World.from_env()
     log.set_up(world.rank, args.verbose)
     if args.processes is not None and not args.dry_run:
@@ -57,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.train.peers import PREEMPTED, together
 
     with together(world, signals) as peers:
-        from slmkit.train.doctor import warn_of_versions
+        from slmkit.train.doctor import warn_at_start
         from slmkit.train.loop import train
 
-        warn_of_versions(world)
         config = load_config(TrainConfig, args.config, args.set)
+        warn_at_start(world, config.run_dir)
         if args.dry_run:
             show(config, world.size if args.processes is None else args.processes, world)
             return 0
@@ -72,11 +77,13 @@ def run(args: argparse.Namespace) -> int:
 def speech_samples(config: TrainConfig, world: World) -> "Speak | None":
     """What makes speech samples, in the first process of a run that wants them."""
     from slmkit.infer.samples import SpeechSamples
+    from slmkit.train.run import open_configured
 
-    spoken = [source.path for source in config.data.all_sources if source.task != "text"]
+    spoken = [source for source in config.data.all_sources if source.task != "text"]
     if config.codec is None or not config.speak_every_steps or not world.is_first or not spoken:
         return None
-    return SpeechSamples(codec=config.codec, tokenizer=config.base, corpus=spoken[0])
+    source = open_configured(config, spoken[0].path, spoken[0].task)
+    return SpeechSamples(codec=config.codec, tokenizer=config.base, source=source)
 
 
 def show(config: TrainConfig, num_processes: int, world: World) -> None:

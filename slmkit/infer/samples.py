@@ -4,7 +4,7 @@ For each sentence: `speech/KEY/generated` and `speech/KEY/reference` to listen t
 the true speech, the best the model could do), and `speech/KEY/mel`, the log-mel spectra of both below each other.
 
 Example:
-    train(config, speak=SpeechSamples(codec="CODEC", tokenizer="BASE", corpus="SHARDS"))
+    train(config, speak=SpeechSamples(codec="CODEC", tokenizer="BASE", source=open_source("SHARDS", "tts")))
 """
 
 from pathlib import Path
@@ -18,8 +18,7 @@ from slmkit.audio import units
 from slmkit.audio.mel import mel_filterbank
 from slmkit.audio.spectrum import Grid, stft
 from slmkit.codec.open import open_codec
-from slmkit.data.index import Corpus
-from slmkit.data.shards import ShardReader
+from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
@@ -34,15 +33,14 @@ FLOOR_DB = -80.0
 class SpeechSamples:
     """Speaks the first sentences of a corpus, each in its own voice, beside the codec's copy of the true speech."""
 
-    def __init__(self, *, codec: str | Path, tokenizer: str | Path, corpus: str | Path, number: int = 2) -> None:
+    def __init__(self, *, codec: str | Path, tokenizer: str | Path, source: Source, number: int = 2) -> None:
         """Raises UserError when a part is missing, or the codes are not of this codec."""
         self.codec, self.tokenizer = open_codec(codec), TextTokenizer.load(tokenizer)
-        opened = Corpus.open(corpus)
-        opened.codec.check_compatible(self.codec.spec, this=str(corpus), that=str(codec))
-        reader = ShardReader(opened)
-        self.samples = [reader.read(i) for i in range(min(number, len(opened)))]
+        assert source.codec is not None, "a source with speech"
+        source.codec.check_compatible(self.codec.spec, this=source.path, that=str(codec))
+        self.samples = [source.reader.read(i) for i in range(min(number, len(source)))]
         if any(sample.speaker is None for sample in self.samples):
-            raise UserError("speech samples need speaker vectors, and the corpus has none", got=corpus)
+            raise UserError("speech samples need speaker vectors, and the corpus has none", got=source.path)
 
     def __call__(self, model: SpeechLM, writer: Any, step: int) -> None:
         """Add sound and pictures of `step` to TensorBoard's `writer`; the model goes on in the mode it was in.

@@ -11,6 +11,7 @@ Example:
 """
 
 import importlib.metadata
+import math
 import os
 import platform
 import shutil
@@ -127,9 +128,10 @@ def check_versions() -> list[CheckResult]:
     return wrong or [CheckResult(name="versions", status="ok", what=", ".join(found))]
 
 
-def warn_of_versions(world: World) -> None:
-    """Log what `check_versions` finds wrong, from the first process."""
-    for result in check_versions() if world.is_first else ():
+def warn_at_start(world: World, run_dir: str | Path) -> None:
+    """Log what the quick checks find wrong, from the first process: versions, accelerator, free space."""
+    results = [*check_versions(), check_accelerator(world), check_free_space(run_dir)] if world.is_first else []
+    for result in results:
         if result.status != "ok":
             logger.warning("%s: got %s, expected %s; %s", result.what, result.got, result.expected, result.next_step)
 
@@ -189,9 +191,17 @@ def check_run_dir(run_dir: str | Path) -> CheckResult:
     return judge_disk(path, mb_per_sec, shutil.disk_usage(place).free / 1e9)
 
 
+def check_free_space(run_dir: str | Path) -> CheckResult:
+    """Free space where `run_dir` is or would be."""
+    path = Path(run_dir).absolute()
+    place = next(parent for parent in [path, *path.parents] if parent.exists())
+    return judge_disk(path, math.inf, shutil.disk_usage(place).free / 1e9)
+
+
 def judge_disk(path: Path, mb_per_sec: float, free_gb: float) -> CheckResult:
-    """Whether a disk is fast and empty enough for checkpoints of a 0.5 B model."""
-    name, got = "run directory", f"{mb_per_sec:.0f} MB/s, {free_gb:.1f} GB free"
+    """Whether a disk is fast (infinitely so if that was not measured) and empty enough for a 0.5 B model."""
+    speed = f"{mb_per_sec:.0f} MB/s, " if math.isfinite(mb_per_sec) else ""
+    name, got = "run directory", f"{speed}{free_gb:.1f} GB free"
     if mb_per_sec >= SLOW_MB_PER_SEC and free_gb >= LOW_FREE_GB:
         return CheckResult(name=name, status="ok", what=f"{path}: {got}")
     return CheckResult(

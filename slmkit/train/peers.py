@@ -16,7 +16,7 @@ count are the ones the others wait for.
 Invariant: inside `together`, every process leaves by the end of the block or within seconds of the first failure.
 
 Example:
-    with together(World.from_env(), Signals.installed()) as peers:
+    with Signals.installed() as signals, together(World.from_env(), signals) as peers:
         with peers.watched(timeout_sec=600):
             peers.at("reading data", step=12)
 """

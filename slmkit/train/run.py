@@ -133,13 +133,14 @@ def prepare(config: TrainConfig, world: World, in_first: InFirst | None = None) 
 
 def open_sources(config: TrainConfig) -> list[Source]:
     """The sources of the run. Raises UserError when one is missing, or their codecs or the eval_corpus's differ."""
-    sources = [_open(config, source.path, source.task) for source in config.data.all_sources]
+    sources = [open_configured(config, source.path, source.task) for source in config.data.all_sources]
     if config.data.eval_corpus is not None:
-        common_codec([*sources, _open(config, config.data.eval_corpus, config.data.all_sources[0].task)])
+        common_codec([*sources, open_configured(config, config.data.eval_corpus, config.data.all_sources[0].task)])
     return sources
 
 
-def _open(config: TrainConfig, path: str, task: str) -> Source:
+def open_configured(config: TrainConfig, path: str, task: str) -> Source:
+    """A source, read as the config says. Raises UserError when it is missing or of another kind."""
     data = config.data
     cache = ShardCache(Path(data.shard_cache), int(data.shard_cache_gib * 2**30)) if data.shard_cache else None
     return open_source(path, task, cache)
@@ -217,7 +218,7 @@ def _examples(
     if config.data.eval_share:
         return data.split(config.data.eval_share)
     if config.data.eval_corpus is not None:
-        return data, opened(_open(config, config.data.eval_corpus, given[0].task), given[0].task)
+        return data, opened(open_configured(config, config.data.eval_corpus, given[0].task), given[0].task)
     return data, None
 
 

@@ -7,12 +7,14 @@ of it writes the number into a pipe at once, and whoever asks `received` reads i
 Kept free of heavy imports: it is set up before they begin.
 
 Example:
-    signals = Signals.installed()
-    signals.received        # None, or "SIGTERM"
+    with Signals.installed() as signals:
+        signals.received        # None, or "SIGTERM"
 """
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -28,13 +30,18 @@ class Signals:
         os.set_blocking(self._write, False)
 
     @staticmethod
-    def installed() -> "Signals":
-        """Take over the stopping signals of this process. To be called in its main thread."""
+    @contextmanager
+    def installed() -> "Iterator[Signals]":
+        """Take over the stopping signals of this process for the block. To be entered in its main thread."""
         signals = Signals()
-        for number in STOPPING:
-            signal.signal(number, _noted)
-        signal.set_wakeup_fd(signals._write, warn_on_full_buffer=False)
-        return signals
+        before = {number: signal.signal(number, _noted) for number in STOPPING}
+        pipe = signal.set_wakeup_fd(signals._write, warn_on_full_buffer=False)
+        try:
+            yield signals
+        finally:
+            signal.set_wakeup_fd(pipe)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @property
     def received(self) -> str | None:

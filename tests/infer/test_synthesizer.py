@@ -15,6 +15,7 @@ from slmkit.codec.base import CodecSpec
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample
+from slmkit.data.sources import open_source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
 from slmkit.evaluate.speech import generate_outputs, score_outputs, summary_lines
@@ -158,7 +159,7 @@ class Writer:
 
 
 def test_samples_for_tensorboard_leave_training_as_it_was(chain: Path, synthesizer: Synthesizer) -> None:
-    speak = SpeechSamples(codec=chain / "codec", tokenizer=BASE, corpus=chain / "corpus")
+    speak = SpeechSamples(codec=chain / "codec", tokenizer=BASE, source=open_source(chain / "corpus", "tts"))
     writer, model = Writer(), synthesizer.model.train()
     speak(model, writer, 7)
     assert model.training
@@ -188,11 +189,11 @@ def test_a_sound_is_a_bright_line_at_its_pitch() -> None:
 def test_samples_need_a_corpus_of_the_same_codec(chain: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "other", 2)
     with pytest.raises(UserError, match="is not the codec of"):
-        SpeechSamples(codec=chain / "codec", tokenizer=BASE, corpus=tmp_path / "other")
+        SpeechSamples(codec=chain / "codec", tokenizer=BASE, source=open_source(tmp_path / "other", "tts"))
     spec = dataclasses.replace(synthesizer_spec(chain), speaker_dim=0)
     write_corpus(tmp_path / "mute", 2, spec=spec)
     with pytest.raises(UserError, match="speech samples need speaker vectors"):
-        SpeechSamples(codec=chain / "codec", tokenizer=BASE, corpus=tmp_path / "mute")
+        SpeechSamples(codec=chain / "codec", tokenizer=BASE, source=open_source(tmp_path / "mute", "tts"))
 
 
 def synthesizer_spec(chain: Path) -> CodecSpec:

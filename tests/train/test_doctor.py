@@ -105,14 +105,16 @@ def test_a_source_tree_that_is_not_installed_has_no_ranges(monkeypatch: pytest.M
     assert "slmkit is not installed" in result.what
 
 
-def test_training_logs_a_version_outside_the_range_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_training_logs_what_is_wrong_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     require(monkeypatch, "deepspeed>=0.19.4")
     pretend(monkeypatch, {"deepspeed": "0.17.6"})
-    doctor.warn_of_versions(World(rank=1, size=2))
+    monkeypatch.setattr(doctor, "LOW_FREE_GB", 1e9)
+    doctor.warn_at_start(World(rank=1, size=2), tmp_path)
     assert caplog.text == ""
-    doctor.warn_of_versions(World())
+    doctor.warn_at_start(World(), tmp_path / "not" / "there")
+    assert f"{tmp_path}/not/there is slow or nearly full" in caplog.text
     assert "deepspeed is outside the tested range: got 0.17.6, expected deepspeed >=0.19.4" in caplog.text
 
 

@@ -9,7 +9,7 @@ SCRIPT = """
 import os, signal, sys, threading, time
 from slmkit.train.signals import Signals
 
-signals = Signals.installed()
+signals = Signals.installed().__enter__()
 assert signals.received is None
 main, got = threading.get_ident(), []
 
@@ -37,7 +37,7 @@ def test_the_first_counts_and_others_do_nothing() -> None:
     script = """
 import os, signal
 from slmkit.train.signals import Signals
-signals = Signals.installed()
+signals = Signals.installed().__enter__()
 os.kill(os.getpid(), signal.SIGUSR1)
 print(signals.received)
 os.kill(os.getpid(), signal.SIGTERM)
