@@ -9,6 +9,7 @@ from synthetic import write_corpus
 from train.place import FRAMES, Place
 from train.two_ranks import STEPS, start_two
 
+from slmkit.config import run_dir
 from slmkit.data.index import Corpus
 
 BAD_STEP = 3
@@ -23,8 +24,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @pytest.mark.parametrize(("fault", "where"), [("bad_loss", "the loss"), ("bad_gradient", "the gradient")])
 def test_a_bad_step_is_skipped_by_all_and_counted(place: Place, fault: str, where: str) -> None:
-    codes, errors = start_two(place, fault, fault, rank=1, step=BAD_STEP)
+    keeping = {"save_every_minutes": 1e-5, "keep_every_steps": 5, "keep_last": 2}
+    codes, errors = start_two(place, fault, fault, rank=1, step=BAD_STEP, **keeping)
     assert codes == [0, 0], errors[-4000:]
+    assert run_dir.complete_steps(place.directory / fault) == [5, 10, STEPS - 1, STEPS], "a time slice of one step"
     assert re.search(rf"step {BAD_STEP} is skipped: {where} is not finite; samples: utterance", errors)
     records = [record for record in place.metrics(fault) if "loss" in record]
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
