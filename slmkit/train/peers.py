@@ -122,6 +122,7 @@ class _Watch:
         self.peers, self.world = peers, peers.world
         self.store: dist.Store | None = None
         self.jury: _Jury | None = None
+        self.answered_at = time.monotonic()  # when the store last did what it was asked
         self.done = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="peers", daemon=True)
 
@@ -130,6 +131,9 @@ class _Watch:
         self.thread.start()
         if self.world.size > 1:
             self.store = self._meet()
+            self.answered_at = time.monotonic()
+            if not self.world.is_first:
+                threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
 
     def _meet(self) -> dist.Store:
         world = self.world
@@ -201,8 +205,19 @@ class _Watch:
             try:
                 self._exchange(self.jury, sign)
             except dist.DistError:
-                where = f"it last answered while this process was {self.peers.place}"
-                self._exit(CRASH, f"lost the first process of the run: {where}")
+                self._exit(CRASH, self._lost())
+            self.answered_at = time.monotonic()
+
+    def _guard(self) -> None:
+        """A request to a first process that is there but does not run waits for ever: watch the thread that asks."""
+        while not self.done.wait(POLL_SEC):
+            timeout_sec = self.peers.timeout_sec
+            limit_sec = SILENCE_SEC if timeout_sec is None else timeout_sec
+            if limit_sec and time.monotonic() - self.answered_at > limit_sec:
+                self._exit(CRASH, self._lost())
+
+    def _lost(self) -> str:
+        return f"lost the first process of the run (rank 0), which does not answer, while {self.peers.place}"
 
     def _exchange(self, jury: "_Jury", sign: int) -> None:
         """Give a sign of life, look for failures and, in the first process, judge the signs of all."""

@@ -19,6 +19,7 @@ from slmkit.data.shards import ShardReader
 from slmkit.model.slm import SpeechLM
 from slmkit.train import loop
 from slmkit.train.engine import Engine
+from slmkit.train.saver import Saver
 
 HEADROOM_BYTES = 200 * 2**20
 
@@ -77,7 +78,7 @@ def signal_in_evaluation(step: int) -> None:
 
 
 def signal_in_save(step: int) -> None:
-    before(Engine, "save", send(signal.SIGTERM))
+    before(Saver, "save", send(signal.SIGTERM))
 
 
 def bad_loss(step: int) -> None:
