@@ -184,10 +184,11 @@ class Corpus:
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)
         return Corpus(directory, codec, ShardList(directory, listed), starts, seconds)
 
-    def check(self) -> None:
-        """Read every index and look at its tar. Raises UserError for the first that is not whole."""
+    def check(self, *, with_tars: bool = True) -> None:
+        """Read every index and look at its tar, if it lies beside. Raises UserError for the first that is not whole."""
         for index in self.shards:
-            _check_tar(self.directory, index)
+            if with_tars:
+                _check_tar(self.directory, index)
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -31,6 +31,7 @@ from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
+from slmkit.data.remote import is_url
 from slmkit.data.sources import Source, common_codec
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
@@ -41,7 +42,7 @@ from slmkit.model import attention
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare
-from slmkit.train.run import check_facts, known_facts, open_sources, run_layout
+from slmkit.train.run import check_facts, known_facts, open_configured, open_sources, run_layout
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
@@ -344,9 +345,11 @@ def _sources(config: TrainConfig) -> tuple[list[Source], str]:
     sources = open_sources(config)
     for source in sources:
         if isinstance(source.samples, Corpus):
-            source.samples.check()
+            source.samples.check(with_tars=not is_url(source.path))
     if config.data.eval_corpus is not None:
-        Corpus.open(config.data.eval_corpus).check()
+        other = open_configured(config, config.data.eval_corpus, config.data.all_sources[0].task).samples
+        if isinstance(other, Corpus):
+            other.check(with_tars=not is_url(config.data.eval_corpus))
     return sources, "; ".join(map(_described, sources))
 
 

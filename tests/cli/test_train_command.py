@@ -117,5 +117,6 @@ def test_alone_and_under_the_launcher(place: Path) -> None:
     broken = launched([*words, "--set", "steps=30"], place)
     shown = broken.stdout + broken.stderr
     assert broken.returncode == 2, shown[-4000:]
-    assert f"{tar.name} is cut short" in shown
+    assert f"{tar.name}: sample" in shown
+    assert "bytes too early" in shown
     assert shown.count("slmkit train:") == 1

@@ -138,7 +138,10 @@ def test_tars_may_lie_elsewhere(tmp_path):
     make_corpus(tmp_path)
     for tar in tmp_path.glob("*.tar"):
         tar.unlink()
-    Corpus.open(tmp_path, with_tars=False).check()
+    corpus = Corpus.open(tmp_path)
+    corpus.check(with_tars=False)
+    with pytest.raises(UserError, match=r"lacks tiny-000000\.tar"):
+        corpus.check()
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"codec": 1, "shards": []}', '{"codec": {}, "shards": 3}'])

@@ -20,8 +20,8 @@ from slmkit.config.run_dir import UNIVERSAL, Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.export.consolidate import merged_weights
-from slmkit.train import parity
-from slmkit.train.engine import Engine, convert, in_first, process_group, sum_over_ranks
+from slmkit.train import checkpoint, parity
+from slmkit.train.engine import Engine, barrier, convert, in_first, process_group, sum_over_ranks
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings
 from slmkit.world import BatchSplit, World
 
@@ -111,7 +111,10 @@ def count(flag: bool) -> int:
 def report(file: Path, directory: Path) -> dict[str, Any]:
     trainer, good, again, converted = *(Trainer(file) for _ in range(3)), Trainer(file, universal=True)
     steps = trainer.steps(range(1, SAVED + 1))
-    trainer.engine.save(directory, f"step-{SAVED}")
+    saved = directory / f"step-{SAVED}"
+    for name, value in trainer.engine.parts(saved, lambda value: value):
+        checkpoint.write(saved / name, value)
+    barrier()
     at_save, weights = trainer.state(), trainer.weights()
     again.engine.load(directory, f"step-{SAVED}")
     loaded = count(same(at_save, again.state()))
