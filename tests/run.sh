@@ -14,4 +14,4 @@ command -v slmkit >/dev/null && python -c 'import deepspeed, hypothesis, mypy, p
 # DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$VIRTUAL_ENV/torch_extensions}"
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist worksteal "$@"
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -70,8 +70,8 @@ def run_noting(args: argparse.Namespace, signals: Signals) -> int:
         if args.dry_run:
             show(config, world.size if args.processes is None else args.processes, world)
             return 0
-        is_complete = train(config, speech_samples(config, world), peers)
-    return 0 if is_complete else PREEMPTED
+        signals.is_obeyed = not train(config, speech_samples(config, world), peers)
+    return PREEMPTED if signals.is_obeyed else 0
 
 
 def speech_samples(config: TrainConfig, world: World) -> "Speak | None":

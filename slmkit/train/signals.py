@@ -24,6 +24,7 @@ class Signals:
     """The first stopping signal this process got."""
 
     def __init__(self) -> None:
+        self.is_obeyed = False  # the process is about to end because of one
         self._first: str | None = None
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
@@ -32,16 +33,21 @@ class Signals:
     @staticmethod
     @contextmanager
     def installed() -> "Iterator[Signals]":
-        """Take over the stopping signals of this process for the block. To be entered in its main thread."""
+        """Take over the stopping signals of this process for the block. To be entered in its main thread.
+
+        When one of them is obeyed it is for good: launchers send more while the process ends, which must not change its
+        exit code.
+        """
         signals = Signals()
         before = {number: signal.signal(number, _noted) for number in STOPPING}
         pipe = signal.set_wakeup_fd(signals._write, warn_on_full_buffer=False)
         try:
             yield signals
         finally:
-            signal.set_wakeup_fd(pipe)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            if not signals.is_obeyed:
+                signal.set_wakeup_fd(pipe)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     @property
     def received(self) -> str | None:

@@ -45,3 +45,17 @@ def test_the_first_counts_and_others_do_nothing() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == "SIGUSR1"
     assert [signal.getsignal(number) for number in STOPPING] == before
+
+
+def test_after_one_is_obeyed_others_change_nothing() -> None:
+    """The exit code stays what the process says."""
+    script = """
+import os, signal, sys
+from slmkit.train.signals import Signals
+with Signals.installed() as signals:
+    os.kill(os.getpid(), signal.SIGTERM)
+    signals.is_obeyed = signals.received == "SIGTERM"
+os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(75)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 75
