@@ -83,6 +83,8 @@ class Training:
         self.saved_step = self.step
         self.saved_at = time.monotonic()
         self.pending: list[str] = list(state.get("pending", []))  # what a signal kept from being done after this step
+        if run.held_out is None or engine.from_first(log.has(self.step, "eval/loss")):  # a later start has done it
+            self.pending.clear()
         self.cursor = state.get("cursor")  # finds the step in the plan of the data
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.damaged_samples = int(state.get("damaged_samples", 0))
@@ -320,10 +322,7 @@ def out_of_memory_named(config: TrainConfig, batch: Batch, step: int) -> Iterato
     """Turns an allocator's complaint into a UserError that names the batch."""
     try:
         yield
-    except (
-        MemoryError,
-        RuntimeError,
-    ) as error:  # torch.OutOfMemoryError is a RuntimeError; the CPU has none of its own
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one; for the CPU there is none
         is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
         if not is_full:
             raise

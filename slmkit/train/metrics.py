@@ -28,7 +28,7 @@ import yaml
 
 from slmkit.config.run_dir import METRICS, TENSORBOARD
 from slmkit.train.engine import sum_over_ranks
-from slmkit.train.records import START, Record, as_line, cut
+from slmkit.train.records import START, Record, as_line, cut, read_records
 
 COMPARED = ("model", "optimizer", "schedule", "data", "global_rows", "micro_rows", "steps", "epochs", "seed")
 
@@ -93,6 +93,12 @@ class MetricsLog:
         for name, text in start_texts(step, processes, total_steps, made).items():
             self._writer.add_text(f"run/{name}", text, step)
         self._writer.flush()
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a line of `step` has the number `name`; known in the first process only."""
+        if self._writer is None or not self._path.exists():
+            return False
+        return any(record["step"] == step and name in record for record in read_records(self._path))
 
     def write(self, step: int, record: Record) -> None:
         """Append a line and plot its numbers."""
