@@ -1,13 +1,16 @@
-"""Shared by all tests: one thread per process, and the places of the demo data and golden files."""
+"""Shared by all tests: one thread per process, signals as at a terminal, places of the demo data and golden files."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import pytest
+
+# A shell without job control starts background jobs with SIGINT ignored, which their children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
