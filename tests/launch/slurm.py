@@ -59,7 +59,7 @@ class Slurm(NamedTuple):
     @property
     def env(self) -> dict[str, str]:
         """Environment of commands for this cluster, with this Python's `slmkit` in front."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+        env = {name: value for name, value in os.environ.items() if not name.startswith(OUTSIDE)}
         path = f"{Path(sys.executable).parent}:{env['PATH']}"
         conf = str(self.directory / "slurm.conf")
         return env | {"PATH": path, "SLURM_CONF": conf, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -140,3 +140,7 @@ def _idle(cluster: Slurm) -> int:
         ["sinfo", "--noheader", "--Node", "--format=%T"], env=cluster.env, capture_output=True, text=True, check=False
     )
     return done.stdout.split().count("idle")
+
+
+# What other tests of this process, or a job around them, may have left in the environment.
+OUTSIDE = ("SLURM_", "SBATCH_", "MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
