@@ -51,9 +51,14 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
         temporary.unlink(missing_ok=True)
 
 
+def nearest_existing(path: str | Path) -> Path:
+    """`path` if it exists, or the nearest of its parents that does: the disk on which it would be made."""
+    return next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+
+
 def disk_error(path: str | Path, error: OSError) -> UserError:
     """The named form of a failed write, with the free space where the path lies."""
-    parent = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    parent = nearest_existing(path)
     free = shutil.disk_usage(parent).free / 2**20
     return UserError(
         f"cannot write {path}: {error.strerror or error}",

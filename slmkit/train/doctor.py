@@ -36,7 +36,7 @@ from slmkit.data.sources import Source, common_codec
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import disk_error, read_json
+from slmkit.files import disk_error, nearest_existing, read_json
 from slmkit.log import get_logger
 from slmkit.model import attention
 from slmkit.model.pretrained import LAYOUT_FILE
@@ -177,7 +177,7 @@ def check_accelerator(world: World) -> CheckResult:
 def check_run_dir(run_dir: str | Path) -> CheckResult:
     """Write speed and free space where `run_dir` is or would be. What it writes is removed again."""
     path = Path(run_dir).absolute()
-    place = next(parent for parent in [path, *path.parents] if parent.exists())
+    place = nearest_existing(path)
     block = os.urandom(2**20)
     try:
         with tempfile.NamedTemporaryFile(dir=place, prefix=".slmkit-doctor-") as file:
@@ -195,8 +195,7 @@ def check_run_dir(run_dir: str | Path) -> CheckResult:
 def check_free_space(run_dir: str | Path) -> CheckResult:
     """Free space where `run_dir` is or would be."""
     path = Path(run_dir).absolute()
-    place = next(parent for parent in [path, *path.parents] if parent.exists())
-    return judge_disk(path, math.inf, shutil.disk_usage(place).free / 1e9)
+    return judge_disk(path, math.inf, shutil.disk_usage(nearest_existing(path)).free / 1e9)
 
 
 def judge_disk(path: Path, mb_per_sec: float, free_gb: float) -> CheckResult:

@@ -28,7 +28,6 @@ import io
 import logging
 import os
 import pickle
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
 from slmkit.model.pretrained import seeded
 from slmkit.train import checkpoint
+from slmkit.train.remote import free_port
 from slmkit.world import World
 
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
@@ -367,7 +367,7 @@ def _export(world: World, accelerator: str) -> None:
     os.environ.setdefault("DS_ACCELERATOR", accelerator)
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.size == 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
 
 
 def _host_group() -> Any:
@@ -377,12 +377,6 @@ def _host_group() -> Any:
     if not _host_groups:
         _host_groups.append(dist.new_group(backend="gloo"))
     return _host_groups[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _deepspeed() -> Any:

@@ -83,7 +83,7 @@ class Training:
         self.saved_step = self.step
         self.saved_at = time.monotonic()
         self.pending: list[str] = list(state.get("pending", []))  # what a signal kept from being done after this step
-        if run.held_out is None or engine.from_first(log.has(self.step, "eval/loss")):  # a later start has done it
+        if self.pending and (run.held_out is None or engine.from_first(log.has(self.step, "eval/loss"))):  # it is done
             self.pending.clear()
         self.cursor = state.get("cursor")  # finds the step in the plan of the data
         self.skipped_steps = int(state.get("skipped_steps", 0))
