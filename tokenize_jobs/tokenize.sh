@@ -17,5 +17,5 @@ set -euo pipefail
 : "${SOURCE:?folder of audio, or manifest}" "${CODEC:?directory of the codec}" "${OUT:?directory for the shards}"
 
 exec slmkit tokenize --config "${CONFIG:-tokenize_jobs/libritts.yaml}" "$SOURCE" "$CODEC" "$OUT" \
-    --device "${DEVICE:-cpu}" --num-workers "${WORKERS:-${SLURM_CPUS_PER_TASK:-2}}" \
+    --devices "${DEVICE:-cpu}" --num-workers "${WORKERS:-${SLURM_CPUS_PER_TASK:-2}}" \
     --task "${SLURM_ARRAY_TASK_ID:-0}" --num-tasks "${SLURM_ARRAY_TASK_COUNT:-1}" "$@"

@@ -16,7 +16,7 @@ from slmkit.config.load import describe, load_config
 from slmkit.config.tokenize import TokenizeConfig
 
 SUMMARY = "audio to shards of codes"
-FLAGS = ("source", "codec", "out", "device", "num_workers", "task", "num_tasks")
+FLAGS = ("source", "codec", "out", "devices", "num_workers", "task", "num_tasks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("codec", nargs="?", help="directory of the codec")
     parser.add_argument("out", nargs="?", help="directory for the shards")
     parser.add_argument("--config", help="YAML recipe")
-    parser.add_argument("--device", help="where the codec runs: cpu, cuda")
+    parser.add_argument(
+        "--devices", type=lambda text: text.split(","), help="where the codec runs: cpu, or cuda:0,cuda:1"
+    )
     parser.add_argument("--num-workers", type=int, help="processes that decode audio")
     parser.add_argument("--task", type=int, help="number of this process among --num-tasks (Slurm array)")
     parser.add_argument("--num-tasks", type=int, help="processes sharing the job")
@@ -41,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.codec.open import open_codec
     from slmkit.tokenization.job import tokenize
 
-    tokenize(open_codec(config.codec, config.device), config)
+    tokenize(open_codec(config.codec, config.devices[0]), config)
     return 0

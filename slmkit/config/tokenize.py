@@ -3,6 +3,7 @@
 `RUNTIME` names the options that do not change a byte of the shards: a job may go on with other values of them.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +14,7 @@ CORPUS_NAME = re.compile(r"[A-Za-z0-9_-]+")
 RUNTIME = (
     "codec",
     "out",
-    "device",
+    "devices",
     "num_workers",
     "batch_sec",
     "window",
@@ -25,35 +26,58 @@ RUNTIME = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """Which utterances of the source are left out, by what the source says of them; each reason is counted."""
+
+    min_dnsmos: float | None = option(
+        None, help="utterances with a lower DNSMOS, or none, are left out (1 to 5); null keeps all"
+    )
+    languages: tuple[str, ...] = option((), help="utterances in other languages are left out; [] keeps all")
+
+    def __post_init__(self) -> None:
+        wrong = self.min_dnsmos is not None and not 1 <= self.min_dnsmos <= 5
+        _refuse({f"min_dnsmos: got {self.min_dnsmos}, expected 1 to 5": wrong})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizeConfig:
     """Audio to shards of codes."""
 
     corpus: str = option(
         "speech", help="name of the corpus; shards are called {corpus}-000000.tar; letters, digits, _ -"
     )
-    kind: Literal["libritts", "manifest"] = option(
-        "libritts", help="layout of the source: a folder of audio beside transcripts, or a .jsonl or .tsv file"
+    kind: Literal["libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest"] = option(
+        "libritts",
+        help="layout of the source: folders of LibriTTS or LibriSpeech; Emilia's tars, or its .jsonl files and mp3; "
+        "Hugging Face .parquet files with audio; a Kaldi directory (wav.scp, text, utt2spk); a .jsonl or .tsv manifest",
     )
-    source: str = option(help="the folder or the manifest")
+    source: str = option(help="the folder or the file")
     codec: str = option(help="directory of the codec")
     out: str = option(help="directory for the shards; new, empty, or of this same job")
     columns: dict[str, str] = option(
-        factory=dict, help="manifest: names of the columns path, text, speaker, language, key where they differ"
+        factory=dict,
+        help="manifest and parquet: our column -> theirs where they differ, such as path, audio, text, speaker, key",
     )
     language: str = option("", help="language of utterances for which the source gives none")
+    filters: FilterConfig = option(factory=FilterConfig, help="what is left out")
     min_sec: float = option(0.1, help="shorter utterances go to the ledger (seconds)")
-    max_sec: float = option(60.0, help="longer utterances go to the ledger (seconds)")
+    max_sec: float = option(
+        60.0, help="longer utterances go to the ledger; recordings with time stamps are cut to this (seconds)"
+    )
     shard_samples: int = option(1000, help="items of the source per shard (utterances, bad ones included)")
-    device: str = option("cpu", help="where the codec runs: cpu, cuda, cuda:1")
-    num_workers: int = option(2, help="processes that decode audio; 0 decodes in the main process")
+    devices: tuple[str, ...] = option(
+        ("cpu",),
+        help="where the codec runs, one process for each: [cpu], [cuda:0, cuda:1], or [cpu, cpu] for two processes",
+    )
+    num_workers: int = option(2, help="processes that decode audio for each device; 0 decodes where the codec runs")
     batch_sec: float = option(120.0, help="audio per codec batch, padding included (seconds)")
     window: int = option(256, help="utterances decoded ahead and sorted by length into batches")
     decode_limit_sec: float = option(120.0, help="a decoding process that takes longer for one file is ended (seconds)")
     max_failure_share: float = option(
         0.05, help="the job ends with an error when a larger share of items failed (0 to 1)"
     )
-    task: int = option(0, help="number of this process among num_tasks, which share the shards between them")
-    num_tasks: int = option(1, help="processes working on this job, each started with its own task number")
+    task: int = option(0, help="number of this task among num_tasks, which share the shards between them")
+    num_tasks: int = option(1, help="tasks working on this job, each started with its own number")
 
     def __post_init__(self) -> None:
         _refuse(
@@ -64,6 +88,7 @@ class TokenizeConfig:
                 f"batch_sec: got {self.batch_sec}, expected more than 0": not self.batch_sec > 0,
                 f"window: got {self.window}, expected 1 or more": self.window < 1,
                 f"decode_limit_sec: got {self.decode_limit_sec}, expected more than 0": not self.decode_limit_sec > 0,
+                f"devices: got {list(self.devices)}, expected at least one": not self.devices,
                 f"task: got {self.task} of {self.num_tasks}, expected 0 <= task < num_tasks": not (
                     0 <= self.task < self.num_tasks
                 ),
@@ -71,8 +96,9 @@ class TokenizeConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """The options that decide the shards' bytes."""
-        return {name: value for name, value in to_dict(self).items() if name not in RUNTIME}
+        """The options that decide the shards' bytes, as plain values."""
+        kept = {name: value for name, value in to_dict(self).items() if name not in RUNTIME}
+        return json.loads(json.dumps(kept))
 
 
 @dataclass(frozen=True, kw_only=True)

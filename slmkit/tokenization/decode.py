@@ -11,7 +11,6 @@ Example:
 """
 
 import contextlib
-import io
 import multiprocessing
 import os
 import signal
@@ -28,6 +27,7 @@ import numpy as np
 
 from slmkit.audio.io import read_audio
 from slmkit.data.importers.base import Utterance, read_transcript
+from slmkit.data.importers.content import open_audio
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 
@@ -78,21 +78,12 @@ def decode(utterance: Utterance, decoding: Decoding) -> Decoded | Failure:
     """Read the transcript and the audio of one utterance."""
     try:
         text = read_transcript(utterance.text) if isinstance(utterance.text, Path) else utterance.text
-        source = io.BytesIO(utterance.audio) if isinstance(utterance.audio, bytes) else _regular_file(utterance.audio)
-        wave = read_audio(source, decoding.sample_rate, min_sec=decoding.min_sec, max_sec=decoding.max_sec)
+        wave = read_audio(
+            open_audio(utterance.audio), decoding.sample_rate, min_sec=decoding.min_sec, max_sec=decoding.max_sec
+        )
         return Decoded(utterance, text, wave)
     except BadSample as error:
         return Failure.of(utterance.key, error)
-
-
-def _regular_file(path: Path) -> Path:
-    """`path`, unless opening it could wait for ever (a pipe) or it is not there."""
-    try:
-        if path.is_file():
-            return path
-        raise BadSample("missing", f"{path} is not a file")
-    except OSError as error:
-        raise BadSample("missing", f"{path} cannot be opened: {error.strerror}") from error
 
 
 class _Waiting(NamedTuple):

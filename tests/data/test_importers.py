@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmkit.data.importers import base
-from slmkit.data.importers.base import Utterance, read_lines, read_transcript, with_sound_keys
+from slmkit.data.importers.base import Audio, Utterance, read_lines, read_transcript, with_sound_keys
 from slmkit.data.importers.libritts import read_folder
 from slmkit.data.importers.manifest import read_manifest
 from slmkit.data.importers.published import SPEC, parse_tokens, read_published
@@ -115,7 +115,7 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
 
 
 def utterance(key):
-    return Utterance(key=key, audio=b"", text="x", source="s")
+    return Utterance(key=key, audio=Audio("a.wav"), text="x", source="s")
 
 
 def test_the_first_of_equal_keys_wins():
@@ -143,7 +143,7 @@ def test_a_jsonl_manifest_is_read_in_its_order(tmp_path):
     first, second = read(tmp_path, "\n".join(map(json.dumps, rows)) + "\n\n", language="en")
     assert first == Utterance(
         key="two",
-        audio=tmp_path / "z/2.wav",
+        audio=Audio(f"{tmp_path}/z/2.wav"),
         text="Two.",
         source="z/2.wav",
         speaker="7",

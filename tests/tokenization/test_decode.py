@@ -1,6 +1,5 @@
 """Decoding workers: order, crashes, hangs, exceptions. Nothing hangs and no good item is lost."""
 
-import io
 import os
 import time
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slmkit.data.importers.base import Utterance
+from slmkit.data.importers.base import Audio, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization import decode as decode_module
@@ -17,35 +16,41 @@ from slmkit.tokenization.decode import Decoded, Decoding, decode, decode_in_orde
 RATE = 8000
 
 
-def wav(seed, seconds=0.1):
-    buffer = io.BytesIO()
-    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, int(seconds * RATE))
-    soundfile.write(buffer, samples, RATE, format="WAV")
-    return buffer.getvalue()
+@pytest.fixture(scope="module", autouse=True)
+def recordings(tmp_path_factory):
+    """Files called 1 to 59, of noise seeded with that number."""
+    directory = tmp_path_factory.mktemp("recordings")
+    for seed in range(1, 60):
+        samples = np.random.default_rng(seed).uniform(-0.5, 0.5, RATE // 10)
+        soundfile.write(directory / str(seed), samples, RATE, format="WAV")
+    before = os.getcwd()
+    os.chdir(directory)
+    yield directory
+    os.chdir(before)
 
 
-def utterance(key, audio=None):
-    return Utterance(key=key, audio=audio if audio is not None else wav(len(key)), text="x", source=key)
+def utterance(key, path=None):
+    return Utterance(key=key, audio=Audio(path or str(len(key))), text="x", source=key)
 
 
 class Crashing:
     """Stands for a file that kills the process that decodes it."""
 
-    def is_file(self):
+    def __fspath__(self):
         os._exit(11)
 
 
 class Stuck:
     """Stands for a file on which a decoder never ends."""
 
-    def is_file(self):
+    def __fspath__(self):
         time.sleep(1000)
 
 
 class Broken:
     """Stands for a bug in the decoder."""
 
-    def is_file(self):
+    def __fspath__(self):
         raise ZeroDivisionError("a bug")
 
 

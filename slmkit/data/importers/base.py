@@ -1,10 +1,12 @@
 """What every importer yields, and how text from strangers is read.
 
 An importer turns a corpus as it lies on disk into a sequence of `Utterance` (audio to encode) or `Sample` (codes) and,
-for every item it cannot use, a `Failure`. The order is fixed by the source alone. It opens no audio; a transcript that
-is a file of its own is read later, by `read_transcript`, where the audio is decoded.
+for every item it cannot use, a `Failure`. The order is fixed by the source alone. It holds no more of the corpus than a
+folder's names or a container's part, and opens no audio: an `Audio` says where it lies, and `content.open_audio` reads
+it where it is decoded. A transcript that is a file of its own is read there too, by `read_transcript`.
 
-Invariant: every item of the source appears once, as one of the three.
+Invariants: every item of the source appears once, as one of the three; an utterance survives JSON
+(`Utterance.from_dict(json.loads(json.dumps(utterance.to_dict()))) == utterance`).
 
 Example:
     for item in with_sound_keys(read_folder("LibriTTS")):
@@ -17,13 +19,39 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
 
 MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being read into memory
 MAX_TRANSCRIPT_BYTES = 2**20
+OPTIONAL = ("speaker", "language", "seconds", "cut", "extra")  # fields of an utterance that may be unknown
+
+
+class Audio(NamedTuple):
+    """Where the audio of an utterance lies: a file, some bytes of one (the member of a tar), or a cell of a parquet
+    file, of which `row` counts within the row group."""
+
+    path: str
+    start_byte: int = 0
+    num_bytes: int | None = None  # None: to the end of the file
+    row_group: int | None = None  # None: not a parquet file
+    row: int = 0
+    column: str = ""
+
+
+class Cut(NamedTuple):
+    """The part of a long recording that an utterance is, in seconds from its beginning.
+
+    The speech lies from `start_sec` to `end_sec`. From `earliest_sec` up to it, and after it up to `latest_sec`, nobody
+    speaks, as far as the source's time stamps tell: the cut is made where it is quietest there.
+    """
+
+    start_sec: float
+    end_sec: float
+    earliest_sec: float  # at most start_sec
+    latest_sec: float  # at least end_sec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +59,33 @@ class Utterance:
     """Audio to encode, with its text. `source` tells the reader of a shard where it came from."""
 
     key: str
-    audio: Path | bytes  # a file, or its content
+    audio: Audio
     text: str | Path  # the text, or the file that holds it
     source: str
     speaker: str = ""  # "" when unknown
     language: str = ""  # "" when unknown
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns, kept beside the text
+    seconds: float | None = None  # of audio, as the source says; None when it does not
+    cut: Cut | None = None  # None: the whole recording
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns, kept beside the text; `dnsmos`
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without what is not known."""
+        text = {"text_file": str(self.text)} if isinstance(self.text, Path) else {"text": self.text}
+        found: dict[str, Any] = {"key": self.key, "audio": self.audio, **text, "source": self.source}
+        for name in OPTIONAL:
+            if value := getattr(self, name):
+                found[name] = value
+        return found
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Utterance":
+        """Inverse of `to_dict`. Raises KeyError or TypeError when the values are not an utterance's."""
+        rest = {name: values[name] for name in OPTIONAL if name in values}
+        if "cut" in rest:
+            rest["cut"] = Cut(*rest["cut"])
+        text = Path(values["text_file"]) if "text_file" in values else values["text"]
+        audio = Audio(*values["audio"])
+        return Utterance(key=values["key"], audio=audio, text=text, source=values["source"], **rest)
 
 
 class Keyed(Protocol):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from slmkit.data.importers.base import Utterance
+from slmkit.data.importers.base import Audio, Utterance
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
 
@@ -37,7 +37,7 @@ def read_folder(root: str | Path, language: str = "") -> Iterator[Utterance | Fa
         speaker = SPEAKER.match(key)
         yield Utterance(
             key=key,
-            audio=path,
+            audio=Audio(str(path)),
             text=_transcript(path),
             source=name,
             speaker=speaker[1] if speaker else "",

@@ -13,7 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from slmkit.data.importers.base import Utterance, checked_text, parse_line, parse_record, read_lines, text_field
+from slmkit.data.importers.base import (
+    Audio,
+    Utterance,
+    checked_text,
+    parse_line,
+    parse_record,
+    read_lines,
+    text_field,
+)
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 
@@ -92,7 +100,7 @@ def _utterance(record: dict[str, Any], names: Mapping[str, str], root: Path, lan
     extra = {name: value for name, value in record.items() if name not in ours}
     return Utterance(
         key=text_field(record, names["key"]) or source.removesuffix(PurePosixPath(source).suffix),
-        audio=root / source,
+        audio=Audio(str(root / source)),
         text=checked_text(text_field(record, names["text"], required=True), "the line"),
         source=source,
         speaker=text_field(record, names["speaker"]),
