@@ -102,24 +102,24 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from slmkit.codec.open import open_codec
-    from slmkit.tokenization.job import encode_share, finalize_corpus, plan_corpus
+    from slmkit.tokenization.job import finalize_corpus, plan_corpus, tokenize
     from slmkit.tokenization.share import STOPPED, Stopped, run_on_devices, stopping
 
     config = read_recipe(args)
     try:
         with stopping():
+            if len(config.devices) == 1:
+                tokenize(open_codec(config.codec, config.devices[0]), config)
+                return 0
             if config.num_tasks == 1:
                 plan_corpus(open_codec(config.codec).spec, config)
-            if len(config.devices) == 1:
-                encode_share(open_codec(config.codec, config.devices[0]), config)
-            elif code := run_on_devices(_words(args), config.devices, task=config.task, num_tasks=config.num_tasks):
-                return code
+            code = run_on_devices(_words(args), config.devices, task=config.task, num_tasks=config.num_tasks)
+            if code == 0 and config.num_tasks == 1:
+                finalize_corpus(config.out, config.max_failure_share)
+            return code
     except Stopped as signal:
         print(f"stopped by {signal}; the same command goes on", file=sys.stderr)
         return STOPPED
-    if config.num_tasks == 1:
-        finalize_corpus(config.out, config.max_failure_share)
-    return 0
 
 
 def _words(args: argparse.Namespace) -> list[str]:
