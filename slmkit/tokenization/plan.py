@@ -1,13 +1,13 @@
 """Which utterance goes to which shard and position, fixed before anything is encoded.
 
-`OUT/plan/` holds `items.jsonl` (an `Utterance` per line, in the order of the source), `refused.jsonl` (a ledger line
-for every item of the source that is not planned) and `plan.json`, which says where each shard's lines begin. Shard s
-holds the items s * shard_samples and following. A task reads the lines of its shards alone, so that any number of
-tasks, killed and started again, write the same bytes; the source is not listed again.
+`OUT/plan/` holds `items.jsonl` (a line per shard: the list of its utterances, in the order of the source),
+`refused.jsonl` (a ledger line for every item of the source that is not planned) and `plan.json`, which says where each
+shard's line begins. Shard s holds the items s * shard_samples and following. A task reads the lines of its shards
+alone, so that any number of tasks, killed and started again, write the same bytes; the source is not listed again.
 
 It opens no audio: what it refuses, it refuses by what the source says.
 
-Invariant: items of the source = lines in items.jsonl + lines in refused.jsonl.
+Invariant: items of the source = utterances in items.jsonl + lines in refused.jsonl.
 
 Example:
     plan = make_plan("out", read_source(...), Rules(min_sec=0.5, max_sec=30.0), shard_samples=1000)
@@ -15,7 +15,9 @@ Example:
 """
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import secrets
 import shutil
@@ -25,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from slmkit.data.importers.base import Utterance, with_sound_keys
+from slmkit.data.importers.base import Utterance, text_file, with_sound_keys
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import disk_error, read_json, sync_directory, write_json
@@ -33,7 +35,7 @@ from slmkit.files import disk_error, read_json, sync_directory, write_json
 DIRECTORY, PLAN, ITEMS, REFUSED = "plan", "plan.json", "items.jsonl", "refused.jsonl"
 INTENDED = frozenset({"low_dnsmos", "no_dnsmos", "other_language"})  # reasons of filters, which no one calls failures
 AGAIN = "plan the corpus again, into a new directory"
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=text_file).encode
 
 
 class ShardPlan(NamedTuple):
@@ -41,9 +43,9 @@ class ShardPlan(NamedTuple):
 
     items: int  # utterances, before any is found to be bad
     seconds: float  # of audio, as far as the source says
-    start_byte: int  # of its lines in items.jsonl
+    start_byte: int  # of its line in items.jsonl
     num_bytes: int
-    sha256: str  # of its lines
+    sha256: str  # of its line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,17 +116,17 @@ class Plan:
         return Plan(directory=directory, shards=shards, refused=refused)
 
     def items(self, shard: int) -> list[Utterance]:
-        """The utterances of a shard, in order. Raises UserError when the lines are not those that were planned."""
+        """The utterances of a shard, in order. Raises UserError when the line is not what was planned."""
         path, planned = self.directory / ITEMS, self.shards[shard]
         try:
             with open(path, "rb") as file:
                 file.seek(planned.start_byte)
-                lines = file.read(planned.num_bytes)
+                line = file.read(planned.num_bytes)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", next_step=AGAIN) from error
-        if hashlib.sha256(lines).hexdigest() != planned.sha256:
+        if hashlib.sha256(line).hexdigest() != planned.sha256:
             raise UserError(f"{path} has changed since it was written: shard {shard}", next_step=AGAIN)
-        return [Utterance.from_dict(json.loads(line)) for line in lines.splitlines()]
+        return [Utterance.from_values(values) for values in json.loads(line)]
 
     def refused_lines(self) -> Path:
         """The ledger of what was not planned."""
@@ -176,27 +178,15 @@ def _keep(
             ledger.write(refusal.line())
 
 
-def _write_shards(items: Iterable[Utterance], file: IO[bytes], shard_samples: int) -> Iterator[ShardPlan]:
-    """Write a line for each item, and say what each shard consists of."""
-    lines: list[bytes] = []
-    seconds, start_byte = 0.0, 0
-
-    def shard() -> ShardPlan:
-        content = b"".join(lines)
-        file.write(content)
-        return ShardPlan(len(lines), round(seconds, 3), start_byte, len(content), hashlib.sha256(content).hexdigest())
-
-    for item in items:
-        lines.append(_encode(item.to_dict()).encode() + b"\n")
-        seconds += item.seconds or 0.0
-        if len(lines) == shard_samples:
-            written = shard()
-            yield written
-            start_byte += written.num_bytes
-            lines.clear()
-            seconds = 0.0
-    if lines:
-        yield shard()
+def _write_shards(items: Iterator[Utterance], file: IO[bytes], shard_samples: int) -> Iterator[ShardPlan]:
+    """Write a line for each shard, and say what it consists of."""
+    start_byte = 0
+    while some := list(itertools.islice(items, shard_samples)):
+        line = _encode(some).encode() + b"\n"  # all at once: the encoder is slow to start
+        file.write(line)
+        seconds = round(math.fsum(item.seconds or 0.0 for item in some), 3)
+        yield ShardPlan(len(some), seconds, start_byte, len(line), hashlib.sha256(line).hexdigest())
+        start_byte += len(line)
 
 
 def _refused(utterance: Utterance, reason: str, detail: str) -> Failure:

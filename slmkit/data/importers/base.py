@@ -5,8 +5,7 @@ for every item it cannot use, a `Failure`. The order is fixed by the source alon
 folder's names or a container's part, and opens no audio: an `Audio` says where it lies, and `content.open_audio` reads
 it where it is decoded. A transcript that is a file of its own is read there too, by `read_transcript`.
 
-Invariants: every item of the source appears once, as one of the three; an utterance survives JSON
-(`Utterance.from_dict(json.loads(json.dumps(utterance.to_dict()))) == utterance`).
+Invariant: every item of the source appears once, as one of the three.
 
 Example:
     for item in with_sound_keys(read_folder("LibriTTS")):
@@ -14,10 +13,8 @@ Example:
             case Failure(): ...
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -26,7 +23,6 @@ from slmkit.errors import BadSample, UserError
 
 MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being read into memory
 MAX_TRANSCRIPT_BYTES = 2**20
-OPTIONAL = ("speaker", "language", "seconds", "cut", "extra")  # fields of an utterance that may be unknown
 
 
 class Audio(NamedTuple):
@@ -54,9 +50,14 @@ class Cut(NamedTuple):
     latest_sec: float  # at least end_sec
 
 
-@dataclass(frozen=True, kw_only=True)
-class Utterance:
-    """Audio to encode, with its text. `source` tells the reader of a shard where it came from."""
+NOTHING: dict[str, Any] = {}  # shared: nobody writes to the columns of an utterance
+
+
+class Utterance(NamedTuple):
+    """Audio to encode, with its text. A tuple, since there may be ten millions of them to plan.
+
+    `source` tells the reader of a shard where it came from.
+    """
 
     key: str
     audio: Audio
@@ -66,26 +67,21 @@ class Utterance:
     language: str = ""  # "" when unknown
     seconds: float | None = None  # of audio, as the source says; None when it does not
     cut: Cut | None = None  # None: the whole recording
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns, kept beside the text; `dnsmos`
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, without what is not known."""
-        text = {"text_file": str(self.text)} if isinstance(self.text, Path) else {"text": self.text}
-        found: dict[str, Any] = {"key": self.key, "audio": self.audio, **text, "source": self.source}
-        for name in OPTIONAL:
-            if value := getattr(self, name):
-                found[name] = value
-        return found
+    extra: dict[str, Any] = NOTHING  # further columns, kept beside the text; `dnsmos`
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Utterance":
-        """Inverse of `to_dict`. Raises KeyError or TypeError when the values are not an utterance's."""
-        rest = {name: values[name] for name in OPTIONAL if name in values}
-        if "cut" in rest:
-            rest["cut"] = Cut(*rest["cut"])
-        text = Path(values["text_file"]) if "text_file" in values else values["text"]
-        audio = Audio(*values["audio"])
-        return Utterance(key=values["key"], audio=audio, text=text, source=values["source"], **rest)
+    def from_values(values: list[Any]) -> "Utterance":
+        """Inverse of `json.loads(json.dumps(utterance, default=text_file))`."""
+        key, audio, text, source, speaker, language, seconds, cut, extra = values
+        text = Path(text["file"]) if isinstance(text, dict) else text
+        cut = None if cut is None else Cut(*cut)
+        return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra)
+
+
+def text_file(path: object) -> dict[str, str]:
+    """How JSON holds the file of a transcript."""
+    assert isinstance(path, Path)
+    return {"file": str(path)}
 
 
 class Keyed(Protocol):
