@@ -9,19 +9,18 @@ Example:
     finalize(CorpusJob.open("out"), plan.shards, refused=plan.refused, max_failure_share=0.05)
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardList, ShardSummary, write_manifest
+from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, write_manifest
 from slmkit.errors import UserError
 from slmkit.files import atomic_write
 from slmkit.log import get_logger
 from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.outliers import find_outliers
+from slmkit.tokenization.outliers import OutlierSearch
 from slmkit.tokenization.plan import INTENDED, ShardPlan
 
 FAILURES, OUTLIERS = "failures.jsonl", "outliers.jsonl"
@@ -48,13 +47,14 @@ def finalize(
         if refused_lines is not None:
             with open(refused_lines, "rb") as lines:
                 shutil.copyfileobj(lines, ledger)
-        summaries = [_check_shard(job, shard, planned[shard], ledger) for shard in range(len(planned))]
+        search = OutlierSearch()
+        summaries = [_check_shard(job, shard, planned[shard], ledger, search) for shard in range(len(planned))]
     reasons = Counter(refused or {})
     for summary in summaries:
         reasons.update(summary.failures)
     samples = sum(summary.samples for summary in summaries)
     _check_share(job, samples, reasons, max_failure_share)
-    outliers = _write_outliers(job, summaries)
+    outliers = _write_outliers(job, search)
     for part in job.directory.glob(f".{job.name}-*.part"):  # of tasks that were killed
         part.unlink(missing_ok=True)
     made_by = job.made_by()
@@ -100,8 +100,10 @@ def _check_all_there(job: CorpusJob, num_shards: int) -> None:
         )
 
 
-def _check_shard(job: CorpusJob, shard: int, planned: ShardPlan, ledger: IO[bytes]) -> ShardSummary:
-    """Compare a shard with its plan and write its lines of the ledger."""
+def _check_shard(
+    job: CorpusJob, shard: int, planned: ShardPlan, ledger: IO[bytes], search: OutlierSearch
+) -> ShardSummary:
+    """Compare a shard with its plan, write its lines of the ledger and look at its checks."""
     path = job.index_path(shard)
     index = ShardIndex.read(path)
     items = len(index) + len(index.failures)
@@ -116,6 +118,7 @@ def _check_shard(job: CorpusJob, shard: int, planned: ShardPlan, ledger: IO[byte
     if not tar.is_file():
         raise UserError(f"{path} has no tar beside it", got=tar, next_step="remove this index and run its task again")
     ledger.writelines(failure.line() for failure in index.failures)
+    search.add(index)
     return index.summary
 
 
@@ -135,12 +138,11 @@ def _check_share(job: CorpusJob, samples: int, reasons: Counter[str], max_failur
     )
 
 
-def _write_outliers(job: CorpusJob, summaries: Sequence[ShardSummary]) -> Counter[str]:
+def _write_outliers(job: CorpusJob, search: OutlierSearch) -> Counter[str]:
     """List the utterances whose checks stand out; count them by check."""
-    shards = ShardList(job.directory, [(one.tar, one.sha256, one.samples) for one in summaries])
     found: Counter[str] = Counter()
     with atomic_write(job.directory / OUTLIERS, replace=True) as file:
-        for outlier in find_outliers(shards):
+        for outlier in search.outliers():
             found[outlier.check] += 1
-            file.write((json.dumps(outlier._asdict(), sort_keys=True, ensure_ascii=False) + "\n").encode())
+            file.write(outlier.line())
     return found
