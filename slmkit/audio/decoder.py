@@ -123,7 +123,9 @@ def _open(source: str | Path | BinaryIO, name: str, opened: contextlib.ExitStack
     except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
         refused = error
     try:
-        stream = opened.enter_context(Path(source).open("rb")) if isinstance(source, str | Path) else source
+        stream = source
+        if isinstance(stream, str | Path):
+            stream = opened.enter_context(open(stream, "rb"))
         place = stream.tell()
         if better := mp3.mended(stream):
             return opened.enter_context(_ForwardFile(better))
