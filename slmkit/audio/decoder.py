@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from slmkit.audio import mp3, units
+from slmkit.audio import mp3, ogg, units
 from slmkit.errors import BadSample
 
 BLOCK_VALUES = 2**18  # samples times channels decoded at a time
@@ -118,20 +118,31 @@ def _open(source: str | Path | BinaryIO, name: str, opened: contextlib.ExitStack
     refused: Exception | None = None
     try:
         file = opened.enter_context(_ForwardFile(source))
-        if file.format != "MP3":
+        if file.format not in ("MP3", "OGG"):
             return file
     except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
         refused = error
     try:
-        stream = source
-        if isinstance(stream, str | Path):
-            stream = opened.enter_context(open(stream, "rb"))
+        stream = opened.enter_context(_content(source))
         place = stream.tell()
         if better := mp3.mended(stream):
             return opened.enter_context(_ForwardFile(better))
+        chained = ogg.is_chained(stream)
         stream.seek(place)  # `file` may read the same stream
     except (soundfile.SoundFileError, OSError) as error:
         refused = refused or error
     if refused:
         raise BadSample("unreadable", f"{name} cannot be read as audio ({refused})") from refused
+    if chained:
+        raise BadSample("unreadable", f"{name} holds several Ogg streams in a row; only the first would be read")
     return file
+
+
+@contextlib.contextmanager
+def _content(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The bytes of a source."""
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            yield file
+    else:
+        yield source
