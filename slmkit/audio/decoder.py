@@ -49,7 +49,7 @@ class _ForwardFile(soundfile.SoundFile):
 
 
 class Decoder:
-    """An open sound file. Raises BadSample "unreadable" when it is none."""
+    """An open sound file; a stream is read from its beginning. Raises BadSample "unreadable" when it is none."""
 
     def __init__(self, source: str | Path | BinaryIO, name: str) -> None:
         self._files = contextlib.ExitStack()
@@ -117,6 +117,8 @@ def _open(source: str | Path | BinaryIO, name: str, opened: contextlib.ExitStack
     # TypeError and ValueError come from soundfile itself, for example for a headerless .raw file.
     refused: Exception | None = None
     try:
+        if not isinstance(source, str | Path):
+            source.seek(0)
         file = opened.enter_context(_ForwardFile(source))
         if file.format not in ("MP3", "OGG"):
             return file

@@ -184,10 +184,10 @@ def _read_cut(
 ) -> None:
     """Fill `piece` with what lies between the earliest and the latest of `cut`, as far as `max_sec` allows."""
     start_sec, end_sec, earliest_sec, latest_sec = cut
-    if not (all(map(math.isfinite, cut)) and 0 <= start_sec < end_sec and earliest_sec <= start_sec):
-        raise _bad(
-            "bad_cut", name, "cannot be cut so", got=tuple(cut), expected="0 <= earliest <= start < end <= latest"
-        )
+    ordered = 0 <= start_sec < end_sec and earliest_sec <= start_sec and end_sec <= latest_sec
+    if not (ordered and all(map(math.isfinite, cut))):
+        expected = "earliest <= start < end <= latest, in seconds, start not below 0"
+        raise _bad("bad_cut", name, "cannot be cut so", got=tuple(cut), expected=expected)
     rate = decoder.sample_rate
     start, end = units.seconds_to_samples(start_sec, rate), units.seconds_to_samples(end_sec, rate)
     first, last = units.seconds_to_samples(earliest_sec, rate), units.seconds_to_samples(latest_sec, rate)

@@ -14,6 +14,7 @@ from slmkit.audio.units import seconds_to_samples
 
 QUIET_FRAME_SEC = 0.02
 SILENCE_LEVEL = 1e-3  # root mean square of full scale, -60 dB; below it a frame counts as silence
+EQUALLY_QUIET = 1e-5  # of full scale, -100 dB: frames this much apart, by their root mean square, count as equal
 # An offset is a fault of the recording device and carries no sound, but it moves the spectrum a codec sees and clicks
 # where a piece begins. Up to 1 % of full scale neither matters, and the samples stay those of the file.
 OFFSET_LIMIT = 0.01
@@ -61,5 +62,5 @@ def quietest(wave: np.ndarray, width: int, *, low: int, high: int, prefer_last: 
         return (low + high) // 2
     energy = np.concatenate([[0.0], np.cumsum(np.square(wave[low:high], dtype=np.float64))])
     sums = energy[width:] - energy[:-width]
-    place = len(sums) - 1 - int(sums[::-1].argmin()) if prefer_last else int(sums.argmin())
-    return low + place + width // 2
+    places = np.flatnonzero(sums <= sums.min() + width * EQUALLY_QUIET**2)
+    return low + int(places[-1 if prefer_last else 0]) + width // 2
