@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
-
 from audio.encoding import RATE, encoded, speech, tone, unknown_flac, variable_mp3, without_tag
+
 from slmkit.audio import decoder as decoder_module
 from slmkit.audio import quality
 from slmkit.audio.decoder import WARM_UP_SEC, Decoder
