@@ -120,6 +120,8 @@ def _open(path: str) -> pyarrow.parquet.ParquetFile:
 def _checked_names(path: str, schema: pyarrow.Schema, mapped: Mapping[str, str]) -> dict[str, str]:
     """Ours -> theirs, of the columns that are there."""
     wanted = {name: mapped.get(name, name) for name in REQUIRED} | dict(mapped)
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise UserError(f"{path} has two columns of one name", got=", ".join(map(printable, twice)))
     if missing := sorted(f"{theirs} (our {ours})" for ours, theirs in wanted.items() if theirs not in schema.names):
         raise UserError(
             f"{path} lacks columns: {', '.join(missing)}",
@@ -131,6 +133,8 @@ def _checked_names(path: str, schema: pyarrow.Schema, mapped: Mapping[str, str])
         raise UserError(
             f"{path}: the column {wanted['audio']} holds no audio", got=kind, expected="{bytes, path}, bytes or paths"
         )
+    if not _is_text(schema.field(wanted["text"]).type):
+        raise UserError(f"{path}: the column {wanted['text']} holds no text", got=schema.field(wanted["text"]).type)
     return {name: name for name in OURS if name in schema.names} | wanted
 
 

@@ -59,7 +59,7 @@ def members(path: str | os.PathLike[str]) -> Iterator[Member | Damage]:
 
 
 def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
-    at = 0
+    at = content = 0  # `content`: behind the last whole header; if bytes are gone, the next one begins before `at`
     known: dict[str, str] = {}  # what extended headers say of the next file: its path, its size
     while at < tar_bytes:
         file.seek(at)
@@ -70,7 +70,7 @@ def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
             continue
         if header is None:
             yield Damage(at, "no header is there")
-            at, known = _next_header(file, at + 1, tar_bytes), {}
+            at, known = _next_header(file, content, tar_bytes), {}
             continue
         content, size = at + BLOCK_BYTES, _size(header, known)
         whole = content + size <= tar_bytes
