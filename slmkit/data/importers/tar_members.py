@@ -88,7 +88,12 @@ def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
 
 
 def parse_header(block: bytes) -> tarfile.TarInfo | None:
-    """The header in a block, None when its checksum does not hold or it is none."""
+    """The header in a block, None when its checksum does not hold or it is none.
+
+    Its magic is looked at too (the oldest tars have zeros there): the checksum alone may hold one byte beside it.
+    """
+    if not block.startswith(MAGIC, MAGIC_AT) and block[MAGIC_AT:].strip(b"\0"):
+        return None
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError):
