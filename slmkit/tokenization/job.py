@@ -25,10 +25,8 @@ from tqdm import tqdm
 from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
-from slmkit.data.importers import published
+from slmkit.data.importers import published, read
 from slmkit.data.importers.base import Utterance, with_sound_keys
-from slmkit.data.importers.libritts import read_folder
-from slmkit.data.importers.manifest import read_manifest
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
@@ -125,9 +123,8 @@ def import_codes(config: ImportConfig) -> None:
 def read_source(config: TokenizeConfig) -> Iterator[Utterance | Failure]:
     """The items of the corpus, in their fixed order."""
     source = Path(config.source).absolute()  # the tasks may run elsewhere
-    if config.kind == "libritts":
-        return read_folder(source, config.language)
-    return read_manifest(source, config.columns, config.language)
+    columns, language = config.columns, config.language
+    return read.read_source(config.kind, source, columns=columns, language=language, max_sec=config.max_sec)
 
 
 def _encode_shards(

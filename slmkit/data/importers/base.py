@@ -14,7 +14,8 @@ Example:
 """
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +24,8 @@ from slmkit.errors import BadSample, UserError
 
 MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being read into memory
 MAX_TRANSCRIPT_BYTES = 2**20
+MAX_DEPTH = 64  # of lists and objects within each other in a record
+RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
 
 
 class Audio(NamedTuple):
@@ -50,13 +53,10 @@ class Cut(NamedTuple):
     latest_sec: float  # at least end_sec
 
 
-NOTHING: dict[str, Any] = {}  # shared: nobody writes to the columns of an utterance
-
-
 class Utterance(NamedTuple):
-    """Audio to encode, with its text. A tuple, since there may be ten millions of them to plan.
+    """Audio to encode, with its text. `source` tells the reader of a shard where it came from.
 
-    `source` tells the reader of a shard where it came from.
+    A NamedTuple since a corpus has millions: a frozen dataclass takes four times as long to make.
     """
 
     key: str
@@ -67,7 +67,7 @@ class Utterance(NamedTuple):
     language: str = ""  # "" when unknown
     seconds: float | None = None  # of audio, as the source says; None when it does not
     cut: Cut | None = None  # None: the whole recording
-    extra: dict[str, Any] = NOTHING  # further columns, kept beside the text; `dnsmos`
+    extra: Mapping[str, Any] = {}  # further columns, kept beside the text; `dnsmos`
 
     @staticmethod
     def from_values(values: list[Any]) -> "Utterance":
@@ -136,9 +136,10 @@ def read_transcript(path: Path) -> str:
 
 def checked_text(text: str, where: str) -> str:
     """`text` without surrounding white space. Raises BadSample "empty_transcript" when nothing is left."""
-    if not text.strip():
+    stripped = text.strip()
+    if not stripped:
         raise BadSample("empty_transcript", f"{where} has no text")
-    return text.strip()
+    return stripped
 
 
 def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
@@ -165,22 +166,58 @@ def parse_line(line: bytes | None) -> str:
     if line is None:
         raise BadSample("malformed", "the line is too long", expected=f"fewer than {MAX_LINE_BYTES} bytes")
     try:
-        return line.decode("utf-8-sig")
+        return line.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise BadSample("malformed", f"the line is not UTF-8: {error}") from error
 
 
 def parse_record(line: bytes | None) -> dict[str, Any]:
-    """The JSON object in a line. Raises BadSample "malformed" when it is none, or could not be written again."""
+    """The JSON object in a line. Raises BadSample "malformed" when it is none, or could not be written again.
+
+    Of what JSON may hold, half a surrogate pair, numbers that are not finite and lists without end cannot be written.
+    Each is looked for where it can be alone: a corpus has millions of lines.
+    """
     text = parse_line(line)
     try:
-        record = json.loads(text)
-        json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+        record = _parse(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(record, ensure_ascii=False).encode()
+        if text.count("[") + text.count("{") > MAX_DEPTH:
+            _check_depth(record)
     except (ValueError, RecursionError) as error:
         raise BadSample("malformed", f"the line is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise BadSample("malformed", "the line is not a JSON object", got=type(record).__name__)
     return record
+
+
+def _finite(literal: str) -> float:
+    number = float(literal)
+    if number - number != 0:
+        raise ValueError(f"{literal[:20]} is not a finite number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def _parse(text: str) -> Any:
+    """The value in `text`. `decode` alone would look for white space around it twice."""
+    if text[:1] == "{":
+        value, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return value
+    return _DECODER.decode(text)
+
+
+def _check_depth(record: Any) -> None:
+    level = [record]
+    for _ in range(MAX_DEPTH):
+        inner = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"lists and objects more than {MAX_DEPTH} deep")
 
 
 def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:
@@ -189,8 +226,45 @@ def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> 
     Raises BadSample "malformed" when the value is of another kind, or required and not there.
     """
     value = record.get(name)
+    if type(value) is str:  # the usual case, first
+        return value
     if value is None and not required:
         return ""
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise BadSample("malformed", f"the column {name} does not hold text", got=repr(value)[:100])
     return str(value)
+
+
+def number_field(record: dict[str, Any], name: str) -> float | None:
+    """A column as a finite number, written as one or as text; None where it is null, empty or absent.
+
+    Raises BadSample "malformed" when it is something else.
+    """
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(name)
+        number = float(value)
+    except (ValueError, OverflowError) as error:
+        raise BadSample("malformed", f"the column {name} does not hold a number", got=repr(value)[:100]) from error
+    if not math.isfinite(number):
+        raise BadSample("malformed", f"the column {name} does not hold a finite number", got=number)
+    return number
+
+
+def seconds_field(record: dict[str, Any], name: str) -> float | None:
+    """A column as a length in seconds, None when unknown. Raises BadSample "malformed" when it is no length."""
+    seconds = number_field(record, name)
+    if seconds is not None and seconds <= 0:
+        raise BadSample("malformed", f"the column {name} does not hold a length", got=seconds, expected="more than 0 s")
+    return seconds
+
+
+def extra_columns(record: dict[str, Any], ours: Collection[str], prefix: str) -> dict[str, Any]:
+    """The columns beside `ours`. One whose name has a meaning in a sample gets a prefix."""
+    extra = {name: value for name, value in record.items() if name not in ours}
+    if RESERVED.isdisjoint(extra):
+        return extra
+    return {f"{prefix}_{name}" if name in RESERVED else name: value for name, value in extra.items()}

@@ -3,7 +3,8 @@
 `19_198_000000_000000.wav` stands beside `19_198_000000_000000.normalized.txt` (or, where that is missing, `.txt`). The
 key is the file name without its suffix, the speaker its first part.
 
-Invariant: the order is that of the keys, whatever the file system's.
+Invariant: the order is that of the source's folders, then of the names, whatever the file system's; no more than one
+folder's names are held.
 
 Example:
     next(read_folder("LibriTTS/dev-clean")).speaker       # "1272"
@@ -15,56 +16,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from slmkit.data.importers.base import Audio, Utterance
+from slmkit.data.importers.folders import AUDIO_SUFFIXES, is_audio, walk
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf"})
 TRANSCRIPT_SUFFIXES = (".normalized.txt", ".txt")
 SPEAKER = re.compile(r"(\d+)[_-]\d+[_-]")
 
 
 def read_folder(root: str | Path, language: str = "") -> Iterator[Utterance | Failure]:
-    """Every audio file under `root`, in the order of the keys. Raises UserError when a folder cannot be listed."""
-    root = Path(root)
-    found = sorted((path.stem, path.relative_to(root).as_posix()) for path in _audio_files(root))
+    """Every audio file under `root`. Raises UserError when a folder cannot be listed, or there is no audio at all."""
+    found = False
+    for folder in walk(root):
+        names = frozenset(folder.names)
+        for name in filter(is_audio, folder.names):
+            found = True
+            key, source = os.path.splitext(name)[0], folder.relative(name)
+            if printable(source) != source:
+                yield Failure(printable(key), "bad_key", f"{printable(source)}: the name is not valid UTF-8")
+                continue
+            yield Utterance(
+                key=key,
+                audio=Audio(os.path.join(folder.path, name)),
+                text=Path(folder.path, _transcript(key, names)),
+                source=source,
+                speaker=speaker_of(key),
+                language=language,
+            )
     if not found:
-        raise UserError(f"no audio files under {root}", expected=" ".join(sorted(AUDIO_SUFFIXES)))
-    for key, name in found:
-        if printable(name) != name:
-            yield Failure(printable(key), "bad_key", f"{printable(name)}: the name is not valid UTF-8")
-            continue
-        path = root / name
-        speaker = SPEAKER.match(key)
-        yield Utterance(
-            key=key,
-            audio=Audio(str(path)),
-            text=_transcript(path),
-            source=name,
-            speaker=speaker[1] if speaker else "",
-            language=language,
-        )
+        raise no_audio(root)
 
 
-def _transcript(path: Path) -> Path:
-    """The first transcript that exists beside `path`, else the one that was expected."""
-    candidates = [path.with_suffix(suffix) for suffix in TRANSCRIPT_SUFFIXES]
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+def speaker_of(key: str) -> str:
+    """The first part of a key such as 19_198_000000_000000 or 84-121123-0000, "" for keys of another kind."""
+    found = SPEAKER.match(key)
+    return found[1] if found else ""
 
 
-def _audio_files(root: Path) -> Iterator[Path]:
-    """Audio files under `root`; links to folders are followed, each folder is entered once."""
-    entered: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in entered:
-            subfolders.clear()
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        subfolders.sort()
-        for name in names:
-            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not name.startswith("."):
-                yield Path(folder, name)
+def no_audio(root: str | Path) -> UserError:
+    """For a source in which nothing was found."""
+    return UserError(
+        f"no audio files under {root}",
+        expected=" ".join(sorted(AUDIO_SUFFIXES)),
+        next_step="check the path, and `kind`, the layout of the source",
+    )
 
 
-def _cannot_list(error: OSError) -> None:
-    raise UserError(f"cannot list {error.filename}: {error.strerror}", next_step="check the path and its permissions")
+def _transcript(key: str, names: frozenset[str]) -> str:
+    """The first transcript that is there, else the one that was expected."""
+    candidates = [key + suffix for suffix in TRANSCRIPT_SUFFIXES]
+    return next((candidate for candidate in candidates if candidate in names), candidates[0])

@@ -1,0 +1,56 @@
+"""Folders in an order that the source alone fixes.
+
+Invariant: each folder is entered once, however it is linked; a folder's files come before its folders, both by name.
+Memory: the names of one folder, and two numbers for every folder entered.
+
+Example:
+    for folder in walk("LibriTTS"): folder.name, folder.names       # "dev-clean/84/121123", ["84_...wav", ...]
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from slmkit.errors import UserError
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf"})
+
+
+class Folder(NamedTuple):
+    """A folder and its files, sorted; hidden ones are left out."""
+
+    path: str
+    name: str  # relative to the root, "" for the root
+    names: list[str]
+
+    def relative(self, name: str) -> str:
+        """`name` as the root sees it."""
+        return f"{self.name}/{name}" if self.name else name
+
+
+def walk(root: str | Path) -> Iterator[Folder]:
+    """`root` and the folders below it; links to folders are followed. Raises UserError when one cannot be listed."""
+    entered: set[tuple[int, int]] = set()
+    for path, subfolders, names in os.walk(root, followlinks=True, onerror=_cannot_list):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            _cannot_list(error)
+        if (status.st_dev, status.st_ino) in entered:
+            subfolders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        subfolders.sort()
+        relative = os.path.relpath(path, root)
+        shown = sorted(name for name in names if not name.startswith("."))
+        yield Folder(path, "" if relative == "." else relative, shown)
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file of this name is taken for audio."""
+    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+
+
+def _cannot_list(error: OSError) -> NoReturn:
+    raise UserError(f"cannot list {error.filename}: {error.strerror}", next_step="check the path and its permissions")

@@ -1,0 +1,64 @@
+"""The reader of a layout, by its name.
+
+Example:
+    for item in read_source("librispeech", "LibriSpeech/dev-clean", columns={}, language="en", max_sec=30.0): ...
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from slmkit.data.importers.base import Utterance
+from slmkit.data.importers.emilia import read_emilia
+from slmkit.data.importers.kaldi import read_kaldi
+from slmkit.data.importers.librispeech import read_librispeech
+from slmkit.data.importers.libritts import read_folder
+from slmkit.data.importers.manifest import read_manifest
+from slmkit.data.ledger import Failure, printable
+from slmkit.errors import UserError
+
+KINDS = ("libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest")
+WITH_COLUMNS = ("parquet", "manifest")
+
+
+def read_source(
+    kind: str, source: str | Path, *, columns: Mapping[str, str], language: str, max_sec: float
+) -> Iterator[Utterance | Failure]:
+    """The items of the corpus, in their fixed order. `max_sec` bounds the pieces of recordings with time stamps.
+
+    Raises UserError when there is nothing at `source`, or, while it is read, when nothing there is of that kind.
+    """
+    path = Path(source)
+    if printable(str(path)) != str(path) or "\0" in str(path):
+        raise UserError("the path of the source is not valid UTF-8", got=printable(repr(str(path))))
+    if not os.path.exists(path):
+        raise UserError(f"{path} does not exist", next_step="check the path of the source")
+    if columns and kind not in WITH_COLUMNS:
+        raise UserError(
+            f"columns have no meaning for the kind {kind}",
+            got=", ".join(columns),
+            expected=f"columns only for {' and '.join(WITH_COLUMNS)}",
+        )
+    if kind == "libritts":
+        return read_folder(path, language)
+    if kind == "librispeech":
+        return read_librispeech(path, language)
+    if kind == "emilia":
+        return read_emilia(path, language)
+    if kind == "kaldi":
+        return read_kaldi(path, language)
+    if kind == "parquet":
+        return _read_parquet(path, columns, language)
+    if kind == "manifest":
+        return read_manifest(path, columns, language, max_sec)
+    raise UserError("unknown kind of source", got=kind, expected=", ".join(KINDS))
+
+
+def _read_parquet(path: Path, columns: Mapping[str, str], language: str) -> Iterator[Utterance | Failure]:
+    try:
+        from slmkit.data.importers.parquet import read_parquet
+    except ImportError as error:
+        raise UserError(
+            "reading parquet files needs pyarrow", got=error, next_step="pip install 'slmkit[parquet]'"
+        ) from error
+    return read_parquet(path, columns, language)
