@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from corpora import DEFECTS, MAX_SEC, TWICE, WRITERS, Spoken, utterances
 
-from slmkit.data.importers.base import Utterance, text_file, read_transcript, with_sound_keys
+from slmkit.data.importers.base import Utterance, read_transcript, text_file, with_sound_keys
 from slmkit.data.importers.content import open_audio
 from slmkit.data.importers.read import read_source
 from slmkit.data.ledger import Failure
