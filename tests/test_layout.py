@@ -31,6 +31,7 @@ CONFINED = {
     "soundfile": ("audio/",),
     "soxr": ("audio/",),
     "matplotlib": ("plot.py",),
+    "pyarrow": ("data/importers/parquet.py",),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 TOP_LEVEL = {

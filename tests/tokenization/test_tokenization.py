@@ -126,7 +126,8 @@ def test_every_bad_file_is_a_ledger_line_and_every_good_one_a_sample(reference):
     assert sorted(corpus.key(i) for i in range(len(corpus))) == sorted(GOOD)
     counts = json.loads((out / "manifest.json").read_text())["counts"]
     assert (counts["utterances"], counts["samples"], counts["failures"]) == (31, 18, 13)
-    assert [line["key"] for line in lines] == sorted(EXPECTED_FAILURES)
+    in_the_root = sorted(EXPECTED_FAILURES.keys() - {"twice"})
+    assert [line["key"] for line in lines] == [*in_the_root, "twice"]  # folders come behind the files beside them
 
 
 def test_samples_hold_what_the_codec_makes_of_the_file(reference, hostile_corpus):
