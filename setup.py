@@ -25,10 +25,12 @@ REQUIRED = [
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
     "eval": ["jiwer>=4,<5"],
+    "parquet": ["pyarrow>=17,<27"],  # only to read Hugging Face data sets
     "dev": [
         "pytest>=8,<10",
         "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
+        "pyarrow>=17,<27",
         "ruff>=0.17,<0.18",
         "mypy>=2,<3",
         "types-PyYAML",

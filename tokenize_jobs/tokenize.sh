@@ -16,6 +16,6 @@
 set -euo pipefail
 : "${SOURCE:?folder of audio, or manifest}" "${CODEC:?directory of the codec}" "${OUT:?directory for the shards}"
 
-exec slmkit tokenize --config "${CONFIG:-tokenize_jobs/libritts.yaml}" "$SOURCE" "$CODEC" "$OUT" \
+exec slmkit tokenize run --config "${CONFIG:-tokenize_jobs/libritts.yaml}" "$SOURCE" "$CODEC" "$OUT" \
     --devices "${DEVICE:-cpu}" --num-workers "${WORKERS:-${SLURM_CPUS_PER_TASK:-2}}" \
     --task "${SLURM_ARRAY_TASK_ID:-0}" --num-tasks "${SLURM_ARRAY_TASK_COUNT:-1}" "$@"

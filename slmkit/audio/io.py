@@ -1,57 +1,74 @@
 """Audio files in and out: any file libsndfile reads becomes mono float32 at the wanted rate.
 
-Files are hostile: every way in which one cannot be used is a `BadSample` whose reason is a stable word (`REASONS`). A
-file is decoded block by block, so that memory stays bounded by the mono audio asked for, and a time limit stops the
-decoder even when the header lies. Knows nothing of codecs.
+Files are hostile: every way in which one cannot be used is a `BadSample` whose reason is a stable word (`REASONS`).
+Memory is bounded by the samples asked for, mono at the file's own rate, and a time limit stops the decoder even when
+the header lies. Of a long recording, a cut decodes only what is needed. Knows nothing of codecs.
+
+Channels become their mean. Where they cancel each other in it (a microphone wired the wrong way round), the loudest
+channel is taken. A number that is not finite in any channel refuses the file: it is damaged, and not only there.
 
 Invariant: equal bytes give equal samples, and the number of samples is `units.resampled_samples` of the file's.
 
-Not noticed: an Ogg file cut at any point is a shorter valid file, since it promises no length.
+Not noticed: an Ogg file, or an MP3 file without a length, cut between two pages or frames is a shorter valid file.
+Not done: a WAV file whose header says that it holds nothing is taken at its word ("empty").
 
 Example:
     wave = read_audio("a.flac", 16000, max_sec=30.0)
+    recording = read_recording("hours.mp3", 16000, cut=(61.2, 64.0, 60.9, 64.5))
     write_wav("b.wav", wave, 16000)
 """
 
-import re
-from collections.abc import Iterator
+import contextlib
+import math
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
-from slmkit.audio import units
+from slmkit.audio import quality, units
+from slmkit.audio.decoder import Decoder
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
 
-REASONS = ("unreadable", "empty", "truncated", "too_long", "too_short", "non_finite", "silent")
-BLOCK_VALUES = 2**18  # samples times channels decoded at a time
+REASONS = ("unreadable", "empty", "truncated", "too_long", "too_short", "non_finite", "silent", "bad_cut")
 RATES = (4_000, 400_000)  # Hz; outside, the header is taken for damaged
 PEAK_LIMIT = 64.0  # full scale is 1; float files above this are not audio in [-1, 1]
 SILENCE_SPAN = 1e-4  # largest minus smallest sample of digital silence, about 3 steps of 16 bit
 PCM16_SCALE = 32768  # full scale in 16-bit steps
-# Lengths from here up stand for "unknown" in files written to a pipe, and in libsndfile.
-UNKNOWN_BYTES = 2**31 - 2**16
-UNKNOWN_FRAMES = 2**62
-# libsndfile shortens what these headers promise to what the file holds, and says so only in its log.
-SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-SHORTENED_RF64 = re.compile(r"Calculated frame count (\d+) does not match value from 'ds64' chunk of (\d+)")
+END_SLACK_SEC = 0.1  # a cut may end so much after the recording: time stamps are rounded
 
 
-class _ForwardFile(soundfile.SoundFile):
-    """A sound file read from start to end. soundfile seeks after every read of a seekable file, which breaks the bit
-    reservoir of MP3 at each block and fails in FLAC files of unknown length."""
+class Recording(NamedTuple):
+    """A decoded recording, or a cut of one, and what was seen of it at the file's own sample rate."""
 
-    def seekable(self) -> bool:
-        return False
+    wave: np.ndarray  # float32 [samples], mono, at the wanted rate
+    clipped: float  # share of samples at full scale in any channel
+    dc: float  # mean of the samples, of full scale; removed where above quality.OFFSET_LIMIT
+    silence: float  # share of 20 ms frames below quality.SILENCE_LEVEL
 
 
 def read_audio(
     source: str | Path | BinaryIO, sample_rate: int, *, max_sec: float | None = None, min_sec: float = 0.0
 ) -> np.ndarray:
-    """Decode `source`: mean of its channels, resampled (soxr HQ), float32 [samples] at `sample_rate` Hz.
+    """The wave of `read_recording`, float32 [samples] at `sample_rate` Hz."""
+    return read_recording(source, sample_rate, min_sec=min_sec, max_sec=max_sec).wave
+
+
+def read_recording(
+    source: str | Path | BinaryIO,
+    sample_rate: int,
+    *,
+    min_sec: float = 0.0,
+    max_sec: float | None = None,
+    cut: tuple[float, float, float, float] | None = None,
+) -> Recording:
+    """Decode `source`, or a cut of it: mono, without a large offset, resampled (soxr HQ) to `sample_rate` Hz.
+
+    `cut` is (start, end, earliest, latest) in seconds: speech from start to end, nobody speaking from earliest to start
+    and from end to latest. The cut is made in the middle of the quietest 20 ms of each, as far as `max_sec` allows, and
+    is resampled as if it were a file of its own.
 
     Samples are nominally in [-1, 1]; lossy and float files may exceed it a little. Raises BadSample with a reason of
     `REASONS`; durations are compared at the file's own sample rate.
@@ -59,18 +76,23 @@ def read_audio(
     name = str(source if isinstance(source, str | Path) else getattr(source, "name", "audio stream"))
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise _bad("unreadable", name, "is not a file")  # a named pipe, above all, would never end
-    # TypeError and ValueError come from soundfile itself, for example for a headerless .raw file.
-    try:
-        file = _ForwardFile(source)
-    except (soundfile.SoundFileError, TypeError, ValueError, OSError) as error:
-        raise _bad("unreadable", name, f"cannot be read as audio ({error})") from error
-    with file:
-        _check_header(file, name, max_sec)
-        mono = _Mono(file, name, max_sec)
-        wave = _resample(mono, file.samplerate, sample_rate)
-    _check_length(mono, name, min_sec)
-    _check_values(mono, wave, name)
-    return wave
+    piece = _read(source, name, max_sec, cut, channel=None)
+    if quality.cancelled(piece.mono_energy(), piece.channel_energy()):
+        piece = _read(source, name, max_sec, cut, channel=int(piece.channel_energy().argmax()))
+    mono, clipped = piece.joined()
+    if not piece.finite:
+        raise _bad("non_finite", name, "holds samples that are not finite numbers")
+    if piece.gaps is not None:
+        begin, end = _quiet_ends(mono, piece.rate, *piece.gaps)
+        mono, clipped = mono[begin:end], clipped[begin:end]
+    _check_values(mono, piece.rate, name, min_sec)
+    offset = float(mono.mean(dtype=np.float64))
+    if abs(offset) > quality.OFFSET_LIMIT:
+        mono = mono - np.float32(offset)
+    wave = mono if piece.rate == sample_rate else soxr.resample(mono, piece.rate, sample_rate, quality="HQ")
+    if len(wave) == 0:
+        raise _bad("too_short", name, "is less than half a sample at the wanted rate")
+    return Recording(wave, float(clipped.mean()), offset, quality.silence_share(mono, piece.rate))
 
 
 def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: bool = False) -> None:
@@ -86,64 +108,109 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
         soundfile.write(file, steps, sample_rate, format="WAV", subtype="PCM_16")
 
 
-class _Mono:
-    """The mono blocks of a file, float32, and what has been seen of them so far."""
+class _Piece:
+    """Decoded samples, mono, and what has been seen of their channels."""
 
-    def __init__(self, file: soundfile.SoundFile, name: str, max_sec: float | None) -> None:
-        self.file, self.name, self.max_sec = file, name, max_sec
+    def __init__(self, decoder: Decoder, channel: int | None) -> None:
+        self.rate, self.subtype, self.channel = decoder.sample_rate, decoder.subtype, channel
         self.num_samples = 0
-        self.low, self.high = np.inf, -np.inf
         self.finite = True
-        self.promised = _promised_samples(file)
-        self.decoder_error = ""
+        self.gaps: tuple[int, int] | None = None  # of a cut: where speech starts and ends
+        self._mono: list[np.ndarray] = []
+        self._clipped: list[np.ndarray] = []
+        # Of each channel and of their mean: sum and sum of squares.
+        self._sums, self._squares = np.zeros(decoder.channels + 1), np.zeros(decoder.channels + 1)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        block_samples = max(1, BLOCK_VALUES // self.file.channels)
-        while (block := self._read(block_samples)) is not None:
-            self.num_samples += len(block)
-            _check_too_long(self.num_samples, self.file.samplerate, self.name, self.max_sec)
-            with np.errstate(over="ignore", invalid="ignore"):
-                mono = block.mean(axis=1, dtype=np.float32)
-            self.finite = self.finite and bool(np.isfinite(mono).all())
-            self.low, self.high = min(self.low, mono.min()), max(self.high, mono.max())
-            yield mono
+    def add(self, block: np.ndarray) -> None:
+        """Take float32 [samples, channels]."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = block.mean(axis=1, dtype=np.float32)
+            self.finite = self.finite and bool(np.isfinite(mean).all())
+            both = np.column_stack([block, mean]).astype(np.float64)
+            self._sums += both.sum(axis=0)
+            self._squares += np.square(both).sum(axis=0)
+        self.num_samples += len(block)
+        self._mono.append(mean if self.channel is None else block[:, self.channel].copy())
+        self._clipped.append(quality.clipped(block, self.subtype))
 
-    def _read(self, block_samples: int) -> np.ndarray | None:
-        """The next block, float32 [samples, channels], None at the end or where the decoder gives up."""
-        try:
-            block = self.file.read(block_samples, dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            self.decoder_error = f"; the decoder says: {error}"
-            return None
-        return block if len(block) else None
+    def mono_energy(self) -> float:
+        """Of the mean of the channels, without its offset."""
+        return float(self._energy()[-1])
 
+    def channel_energy(self) -> np.ndarray:
+        """Of each channel, without its offset."""
+        return self._energy()[:-1]
 
-def _resample(mono: _Mono, source_rate: int, target_rate: int) -> np.ndarray:
-    """All blocks as one wave, float32 [samples] at `target_rate` Hz."""
-    if source_rate == target_rate:
-        return np.concatenate([np.zeros(0, np.float32), *mono])
-    stream = soxr.ResampleStream(source_rate, target_rate, 1, dtype="float32", quality="HQ")
-    parts = [stream.resample_chunk(block) for block in mono]
-    parts.append(stream.resample_chunk(np.zeros(0, np.float32), last=True))
-    return np.concatenate(parts)
+    def joined(self) -> tuple[np.ndarray, np.ndarray]:
+        """The samples, float32 [N], and which are clipped, bool [N]."""
+        return np.concatenate(self._mono), np.concatenate(self._clipped)
 
-
-def _promised_samples(file: soundfile.SoundFile) -> int:
-    """Samples per channel the header promises, 0 when it does not say."""
-    for found in SHORTENED.finditer(file.extra_info):
-        promised, present = (int(number) for number in found.groups())
-        if present < promised < UNKNOWN_BYTES:
-            return file.frames * promised // max(1, present) + 1
-    if found_rf64 := SHORTENED_RF64.search(file.extra_info):
-        return int(found_rf64[2])
-    return file.frames if file.frames < UNKNOWN_FRAMES else 0
+    def _energy(self) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._squares - np.square(self._sums) / max(1, self.num_samples)
 
 
-def _check_header(file: soundfile.SoundFile, name: str, max_sec: float | None) -> None:
-    if not RATES[0] <= file.samplerate <= RATES[1]:
-        raise _bad("unreadable", name, "has an impossible sample rate", got=file.samplerate, expected=f"{RATES} Hz")
-    if file.frames < UNKNOWN_FRAMES:
-        _check_too_long(file.frames, file.samplerate, name, max_sec)
+def _read(
+    source: str | Path | BinaryIO,
+    name: str,
+    max_sec: float | None,
+    cut: tuple[float, float, float, float] | None,
+    channel: int | None,
+) -> _Piece:
+    """All samples of the file, or those between the earliest and the latest of a cut. `channel` None: the mean."""
+    with contextlib.closing(Decoder(source, name)) as decoder:
+        rate = decoder.sample_rate
+        if not RATES[0] <= rate <= RATES[1]:
+            raise _bad("unreadable", name, "has an impossible sample rate", got=rate, expected=f"{RATES} Hz")
+        piece = _Piece(decoder, channel)
+        if cut is not None:
+            _read_cut(decoder, piece, name, max_sec, cut)
+            return piece
+        _check_too_long(decoder.num_samples or 0, rate, name, max_sec)
+        for block in decoder.blocks(0, None):
+            piece.add(block)
+            _check_too_long(piece.num_samples, rate, name, max_sec)
+        promised = decoder.promised_samples()
+        if piece.num_samples < promised or decoder.error:
+            got = f"{piece.num_samples} samples{decoder.error}"
+            raise _bad("truncated", name, "is cut short or damaged", got=got, expected=f"{promised} by its header")
+        if piece.num_samples == 0:
+            raise _bad("empty", name, "holds no samples")
+        return piece
+
+
+def _read_cut(
+    decoder: Decoder, piece: _Piece, name: str, max_sec: float | None, cut: tuple[float, float, float, float]
+) -> None:
+    """Fill `piece` with what lies between the earliest and the latest of `cut`, as far as `max_sec` allows."""
+    start_sec, end_sec, earliest_sec, latest_sec = cut
+    ordered = 0 <= start_sec < end_sec and earliest_sec <= start_sec and end_sec <= latest_sec
+    if not (ordered and all(map(math.isfinite, cut))):
+        expected = "earliest <= start < end <= latest, in seconds, start not below 0"
+        raise _bad("bad_cut", name, "cannot be cut so", got=tuple(cut), expected=expected)
+    rate = decoder.sample_rate
+    start, end = units.seconds_to_samples(start_sec, rate), units.seconds_to_samples(end_sec, rate)
+    first, last = units.seconds_to_samples(earliest_sec, rate), units.seconds_to_samples(latest_sec, rate)
+    if max_sec is not None:
+        _check_too_long(end - start, rate, name, max_sec)
+        spare = (units.seconds_to_samples(max_sec, rate) - (end - start)) // 2
+        first, last = max(first, start - spare), min(last, end + spare)
+    first = max(0, first)
+    for block in decoder.blocks(first, last):
+        piece.add(block)
+    reached = first + piece.num_samples
+    if decoder.error or reached <= start or reached < end - units.seconds_to_samples(END_SLACK_SEC, rate):
+        got = f"{units.samples_to_seconds(reached, rate):.3f} s{decoder.error}"
+        raise _bad("truncated", name, "ends or is damaged before the cut ends", got=got, expected=f"{end_sec:.3f} s")
+    piece.gaps = start - first, min(end, reached) - first
+
+
+def _quiet_ends(mono: np.ndarray, rate: int, start: int, end: int) -> tuple[int, int]:
+    """Where to cut: in the quietest 20 ms before `start` and after `end`, next to the speech where all are equal."""
+    sound = mono - mono.mean(dtype=np.float64)  # an offset would make loud and quiet alike
+    width = quality.frame_samples(rate)
+    begin = quality.quietest(sound, width, low=0, high=start, prefer_last=True)
+    return begin, quality.quietest(sound, width, low=end, high=len(mono), prefer_last=False)
 
 
 def _check_too_long(num_samples: int, sample_rate: int, name: str, max_sec: float | None) -> None:
@@ -152,28 +219,16 @@ def _check_too_long(num_samples: int, sample_rate: int, name: str, max_sec: floa
         raise _bad("too_long", name, "is too long", got=f"{seconds:.3f} s or more", expected=f"at most {max_sec} s")
 
 
-def _check_length(mono: _Mono, name: str, min_sec: float) -> None:
-    rate = mono.file.samplerate
-    if mono.num_samples < mono.promised or mono.decoder_error:
-        got = f"{mono.num_samples} samples{mono.decoder_error}"
-        raise _bad("truncated", name, "is cut short or damaged", got=got, expected=f"{mono.promised} by its header")
-    if mono.num_samples == 0:
-        raise _bad("empty", name, "holds no samples")
-    if mono.num_samples < units.seconds_to_samples(min_sec, rate):
-        seconds = units.samples_to_seconds(mono.num_samples, rate)
+def _check_values(mono: np.ndarray, rate: int, name: str, min_sec: float) -> None:
+    if len(mono) < units.seconds_to_samples(min_sec, rate):
+        seconds = units.samples_to_seconds(len(mono), rate)
         raise _bad("too_short", name, "is too short", got=f"{seconds:.3f} s", expected=f"at least {min_sec} s")
-
-
-def _check_values(mono: _Mono, wave: np.ndarray, name: str) -> None:
-    if not (mono.finite and np.isfinite(wave).all()):
-        raise _bad("non_finite", name, "holds samples that are not finite numbers")
-    peak = max(-mono.low, mono.high)
-    if peak > PEAK_LIMIT:
-        raise _bad("unreadable", name, "has samples far beyond full scale", got=f"peak {peak:g}", expected="[-1, 1]")
-    if mono.high - mono.low < SILENCE_SPAN:
-        raise _bad("silent", name, "is digital silence: all samples are equal", got=f"{mono.low:g} to {mono.high:g}")
-    if len(wave) == 0:
-        raise _bad("too_short", name, "is less than half a sample at the wanted rate")
+    low, high = float(mono.min()), float(mono.max())
+    if max(-low, high) > PEAK_LIMIT:
+        got = f"peak {max(-low, high):g}"
+        raise _bad("unreadable", name, "has samples far beyond full scale", got=got, expected="[-1, 1]")
+    if high - low < SILENCE_SPAN:
+        raise _bad("silent", name, "is digital silence: all samples are equal", got=f"{low:g} to {high:g}")
 
 
 def _bad(reason: str, name: str, what: str, *, got: object = None, expected: object = None) -> BadSample:

@@ -3,6 +3,7 @@
   slmkit bench codec       speed of FACodec against its plain twin
   slmkit bench train       speed of training
   slmkit bench data        speed of finding, planning and loading training data
+  slmkit bench plan        speed of planning and finalizing a large corpus
   slmkit bench checkpoint  how long training stops for a checkpoint
 
 `slmkit bench NAME --help` lists the options of each.
@@ -12,7 +13,13 @@ import argparse
 import importlib
 
 SUMMARY = "measure the speed of the codec, of training, of its data or of checkpoints on this machine"
-BENCHES = ("codec", "train", "data", "checkpoint")  # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
+BENCHES = (
+    "codec",
+    "train",
+    "data",
+    "plan",
+    "checkpoint",
+)  # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,8 @@ Files are hostile: a worker that a file crashes, or that takes too long, is repl
 line. Workers are started afresh (not forked, so that no thread or device of the main process is copied), ignore Ctrl-C,
 which is for the main process, and end when it does. torch is not imported here, to keep their start quick.
 
+A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoder.py).
+
 Invariant: as many results as items, in the same order, the same for any number of workers.
 
 Example:
@@ -14,6 +16,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -25,7 +28,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from slmkit.audio.io import read_audio
+from slmkit.audio.io import Recording, read_recording
 from slmkit.data.importers.base import Utterance, read_transcript
 from slmkit.data.importers.content import open_audio
 from slmkit.data.ledger import Failure
@@ -50,6 +53,7 @@ class Decoded(NamedTuple):
     utterance: Utterance
     text: str
     wave: np.ndarray  # float32 [samples]
+    checks: dict[str, float]  # what tells an outlier, see `checks_of`
 
 
 def decode_in_order(
@@ -78,12 +82,39 @@ def decode(utterance: Utterance, decoding: Decoding) -> Decoded | Failure:
     """Read the transcript and the audio of one utterance."""
     try:
         text = read_transcript(utterance.text) if isinstance(utterance.text, Path) else utterance.text
-        wave = read_audio(
-            open_audio(utterance.audio), decoding.sample_rate, min_sec=decoding.min_sec, max_sec=decoding.max_sec
+        recording = read_recording(
+            open_audio(utterance.audio),
+            decoding.sample_rate,
+            min_sec=decoding.min_sec,
+            max_sec=decoding.max_sec,
+            cut=utterance.cut,
         )
-        return Decoded(utterance, text, wave)
+        return Decoded(utterance, text, recording.wave, checks_of(utterance, text, recording, decoding.sample_rate))
     except BadSample as error:
+        if error.reason == "too_long" and utterance.cut is None:
+            what = f"{error.what}, and its source gives no time stamps to cut it by"
+            error = BadSample(error.reason, what, got=error.got, expected=error.expected)
         return Failure.of(utterance.key, error)
+
+
+def checks_of(utterance: Utterance, text: str, recording: Recording, sample_rate: int) -> dict[str, float]:
+    """Numbers by which outliers are found: `clipped`, `silence`, `dc` (see `Recording`), `chars_per_sec`, and for a
+    whole file whose source gives its length `seconds_off`, the seconds by which it is longer than that."""
+    seconds = len(recording.wave) / sample_rate
+    found = {
+        "clipped": recording.clipped,
+        "silence": recording.silence,
+        "dc": recording.dc,
+        "chars_per_sec": len(text) / seconds,
+    }
+    if utterance.seconds is not None and utterance.cut is None:
+        found["seconds_off"] = seconds - utterance.seconds
+    return {name: significant(value) for name, value in found.items()}
+
+
+def significant(value: float) -> float:
+    """To four significant digits: short in JSON, and the same where the last bits of a sum are not."""
+    return float(f"{value:.4g}") + 0.0  # no minus zero
 
 
 class _Waiting(NamedTuple):
@@ -154,6 +185,10 @@ def _check_alive(pool: ProcessPoolExecutor) -> None:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # libmpg123 writes a line about each damaged frame, and each place sought, to file descriptor 2.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

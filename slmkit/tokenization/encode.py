@@ -18,7 +18,7 @@ from slmkit.codec.base import Codec
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
 from slmkit.errors import BadSample, UserError
-from slmkit.tokenization.decode import Decoded
+from slmkit.tokenization.decode import Decoded, significant
 
 
 def encode_in_order(
@@ -90,12 +90,15 @@ def _encode(codec: Codec, batch: list[Decoded]) -> list[Sample]:
 
 def _sample(codec: Codec, decoded: Decoded, codes: np.ndarray, speaker: np.ndarray | None) -> Sample:
     utterance = decoded.utterance
+    seconds = len(decoded.wave) / codec.spec.sample_rate
+    frames_off = codes.shape[1] - seconds * codec.spec.frame_rate
     meta = {
         **utterance.extra,
         "text": decoded.text,
         "speaker": utterance.speaker,
         "language": utterance.language,
-        "seconds": len(decoded.wave) / codec.spec.sample_rate,
+        "seconds": seconds,
         "source": utterance.source,
+        "checks": {**decoded.checks, "frames_off": significant(frames_off)},
     }
     return Sample(utterance.key, codes, speaker, meta)

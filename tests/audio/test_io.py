@@ -10,7 +10,8 @@ import soundfile
 import soxr
 
 from slmkit.audio import units
-from slmkit.audio.io import REASONS, UNKNOWN_FRAMES, read_audio, write_wav
+from slmkit.audio.decoder import UNKNOWN_FRAMES
+from slmkit.audio.io import REASONS, read_audio, write_wav
 from slmkit.errors import BadSample, UserError
 
 RATE = 16000
@@ -159,7 +160,7 @@ def test_mp3_blocks_join_without_clicks(monkeypatch):
     wave = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
     data = encoded(wave, kind="MP3")
     whole = read_audio(io.BytesIO(data), RATE)
-    monkeypatch.setattr("slmkit.audio.io.BLOCK_VALUES", 1000)
+    monkeypatch.setattr("slmkit.audio.decoder.BLOCK_VALUES", 1000)
     assert np.abs(read_audio(io.BytesIO(data), RATE) - whole).max() < 1e-5
 
 
@@ -192,7 +193,7 @@ def test_file_object_and_path_agree(tmp_path):
 
 
 def test_hour_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr("slmkit.audio.io._Mono._read", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("slmkit.audio.decoder.Decoder._read", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadSample, match=r"is too long\n.*3600\.000 s.*\n.*at most 30") as caught:
         read_audio(io.BytesIO(hour()), RATE, max_sec=30)
     assert caught.value.reason == "too_long"
@@ -201,7 +202,7 @@ def test_hour_is_refused_by_its_header(monkeypatch):
 def test_hour_with_a_lying_header_is_refused_after_the_limit(monkeypatch):
     data = unknown_flac(np.tile(tone(1.0, 4000), HOUR_SEC))
     assert soundfile.info(io.BytesIO(data)).frames > UNKNOWN_FRAMES
-    monkeypatch.setattr("slmkit.audio.io.BLOCK_VALUES", 4000)
+    monkeypatch.setattr("slmkit.audio.decoder.BLOCK_VALUES", 4000)
     with pytest.raises(BadSample, match=r"is too long\n.*3[01]\.\d+ s or more"):
         read_audio(io.BytesIO(data), RATE, max_sec=30)
 

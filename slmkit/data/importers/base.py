@@ -5,8 +5,7 @@ for every item it cannot use, a `Failure`. The order is fixed by the source alon
 folder's names or a container's part, and opens no audio: an `Audio` says where it lies, and `content.open_audio` reads
 it where it is decoded. A transcript that is a file of its own is read there too, by `read_transcript`.
 
-Invariants: every item of the source appears once, as one of the three; an utterance survives JSON
-(`Utterance.from_dict(json.loads(json.dumps(utterance.to_dict()))) == utterance`).
+Invariant: every item of the source appears once, as one of the three.
 
 Example:
     for item in with_sound_keys(read_folder("LibriTTS")):
@@ -27,7 +26,6 @@ MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being 
 MAX_TRANSCRIPT_BYTES = 2**20
 MAX_DEPTH = 64  # of lists and objects within each other in a record
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
-OPTIONAL = ("speaker", "language", "seconds", "cut", "extra")  # fields of an utterance that may be unknown
 
 
 class Audio(NamedTuple):
@@ -71,24 +69,19 @@ class Utterance(NamedTuple):
     cut: Cut | None = None  # None: the whole recording
     extra: Mapping[str, Any] = {}  # further columns, kept beside the text; `dnsmos`
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, without what is not known."""
-        text = {"text_file": str(self.text)} if isinstance(self.text, Path) else {"text": self.text}
-        found: dict[str, Any] = {"key": self.key, "audio": self.audio, **text, "source": self.source}
-        for name in OPTIONAL:
-            if value := getattr(self, name):
-                found[name] = value
-        return found
-
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Utterance":
-        """Inverse of `to_dict`. Raises KeyError or TypeError when the values are not an utterance's."""
-        rest = {name: values[name] for name in OPTIONAL if name in values}
-        if "cut" in rest:
-            rest["cut"] = Cut(*rest["cut"])
-        text = Path(values["text_file"]) if "text_file" in values else values["text"]
-        audio = Audio(*values["audio"])
-        return Utterance(key=values["key"], audio=audio, text=text, source=values["source"], **rest)
+    def from_values(values: list[Any]) -> "Utterance":
+        """Inverse of `json.loads(json.dumps(utterance, default=text_file))`."""
+        key, audio, text, source, speaker, language, seconds, cut, extra = values
+        text = Path(text["file"]) if isinstance(text, dict) else text
+        cut = None if cut is None else Cut(*cut)
+        return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra)
+
+
+def text_file(path: object) -> dict[str, str]:
+    """How JSON holds the file of a transcript."""
+    assert isinstance(path, Path)
+    return {"file": str(path)}
 
 
 class Keyed(Protocol):
@@ -108,11 +101,11 @@ def with_sound_keys(items: Iterable[K | Failure]) -> Iterator[K | Failure]:
         if isinstance(item, Failure):
             yield item
             continue
-        key = printable(item.key)
+        key = item.key
         if not key:
             yield Failure("", "bad_key", f"the key is empty: {printable(repr(item))[:200]}")
-        elif key != item.key:
-            yield Failure(key, "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
+        elif not key.isascii() and printable(key) != key:
+            yield Failure(printable(key), "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
         elif key in seen:
             yield Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
         else:
