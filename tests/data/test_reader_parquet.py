@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from slmkit.data.importers import parquet
-from slmkit.data.importers.base import Audio, Utterance
+from slmkit.data.importers.base import Audio, Utterance, text_file
 from slmkit.data.importers.content import open_audio
 from slmkit.data.importers.parquet import read_parquet
 from slmkit.data.ledger import Failure
@@ -128,7 +128,7 @@ def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
             "dnsmos": 3.75,
         },
     )
-    assert Utterance.from_dict(json.loads(json.dumps(item.to_dict(), allow_nan=False))) == item
+    assert Utterance.from_values(json.loads(json.dumps(item, default=text_file, allow_nan=False))) == item
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from corpora import DEFECTS, MAX_SEC, TWICE, WRITERS, Spoken, utterances
 
-from slmkit.data.importers.base import Utterance, read_transcript, with_sound_keys
+from slmkit.data.importers.base import Utterance, read_transcript, text_file, with_sound_keys
 from slmkit.data.importers.content import open_audio
 from slmkit.data.importers.read import read_source
 from slmkit.data.ledger import Failure
@@ -77,7 +77,7 @@ def test_every_item_comes_out_once_and_every_defect_is_counted(layout, spoken, t
 
 def survives(utterance: Utterance) -> bool:
     """JSON, and the way into another process."""
-    again = Utterance.from_dict(json.loads(json.dumps(utterance.to_dict(), allow_nan=False)))
+    again = Utterance.from_values(json.loads(json.dumps(utterance, default=text_file, allow_nan=False)))
     return again == utterance == pickle.loads(pickle.dumps(utterance))
 
 
