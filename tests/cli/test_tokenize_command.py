@@ -8,15 +8,19 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from slmkit.cli.main import main
 from slmkit.config.load import load_config
 from slmkit.config.tokenize import TokenizeConfig
+from slmkit.data.importers.read import read_source
 from slmkit.data.index import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "tokenize_jobs").glob("*.yaml"))
+MANIFEST, ROLETRIVIAQA = (ROOT / "tokenize_jobs" / name for name in ("manifest.yaml", "roletriviaqa.yaml"))
 SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"  # 32 sentences
 
 
@@ -160,11 +164,25 @@ def test_missing_options_are_listed(capsys):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_recipes_are_complete_but_for_the_paths(recipe):
     config = load_config(TokenizeConfig, recipe, ["source=a", "codec=b", "out=c"])
-    assert config.kind in recipe.name
+    assert config.kind == {"roletriviaqa": "parquet"}.get(recipe.stem, recipe.stem)
+    assert config.corpus == recipe.stem
+    assert f"slmkit tokenize run --config tokenize_jobs/{recipe.name} " in recipe.read_text()
 
 
 def test_there_are_recipes():
-    assert [path.name for path in RECIPES] == ["libritts.yaml", "manifest.yaml"]
+    names = ["emilia", "kaldi", "librispeech", "libritts", "manifest", "roletriviaqa"]
+    assert [path.stem for path in RECIPES] == names
+
+
+def test_the_columns_of_a_recipe_are_those_of_its_reader(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    columns = load_config(TokenizeConfig, MANIFEST, ["source=a", "codec=b", "out=c"]).columns
+    assert list(read_source("manifest", tmp_path / "empty.jsonl", columns=columns, language="", max_sec=60.0)) == []
+    row = {"speech_answer": {"bytes": b"x", "path": "x"}, "text_answer": "A.", "text_question": "Q?", "role": "r"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
+    columns = load_config(TokenizeConfig, ROLETRIVIAQA, ["source=a", "codec=b", "out=c"]).columns
+    (item,) = read_source("parquet", tmp_path, columns=columns, language="", max_sec=60.0)
+    assert (item.text, item.speaker, item.extra) == ("A.", "r", {"question": "Q?"})
 
 
 def test_published_codes_are_imported(tmp_path, capsys):

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmkit.data.importers import base
-from slmkit.data.importers.base import Audio, Utterance, read_lines, read_transcript, with_sound_keys
+from slmkit.data.importers.base import (
+    Audio,
+    Cut,
+    Utterance,
+    parse_record,
+    read_lines,
+    read_transcript,
+    with_sound_keys,
+)
 from slmkit.data.importers.libritts import read_folder
 from slmkit.data.importers.manifest import read_manifest
 from slmkit.data.importers.published import SPEC, parse_tokens, read_published
@@ -30,8 +38,8 @@ def touch(path, content=b""):
 # --- folders
 
 
-def test_a_folder_is_read_in_the_order_of_its_keys(tmp_path):
-    for name in ("b/19/2/19_2_000000_000001.wav", "a/84/1/84_1_000000_000000.FLAC", "b/19/2/19_2_000000_000000.mp3"):
+def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
+    for name in ("b/19/2/19_2_000000_000001.wav", "c/84/1/84_1_000000_000000.FLAC", "b/19/2/19_2_000000_000000.mp3"):
         touch(tmp_path / name)
     touch(tmp_path / "b/19/2/19_2_000000_000000.normalized.txt")
     touch(tmp_path / "b/19/2/19_2_000000_000001.txt")
@@ -46,8 +54,17 @@ def test_a_folder_is_read_in_the_order_of_its_keys(tmp_path):
         "84_1_000000_000000.normalized.txt",
     ]
     assert items[0].source == "b/19/2/19_2_000000_000000.mp3"
-    assert items[0].audio == tmp_path / items[0].source
+    assert items[0].audio == Audio(str(tmp_path / items[0].source))
     assert {item.language for item in items} == {"en"}
+
+
+def test_a_folder_is_not_listed_before_its_turn(tmp_path):
+    for name in ("a/1.wav", "b/2.wav"):
+        touch(tmp_path / name)
+    items = read_folder(tmp_path)
+    assert next(items).key == "1"
+    touch(tmp_path / "b/3.wav")
+    assert [item.key for item in items] == ["2", "3"]
 
 
 def test_names_of_another_kind_have_no_speaker(tmp_path):
@@ -60,8 +77,9 @@ def test_links_are_followed_once(tmp_path):
     touch(tmp_path / "corpus/one/a.wav")
     touch(tmp_path / "elsewhere/b.wav")
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/linked")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/one/linked")
     os.symlink(tmp_path / "corpus", tmp_path / "corpus/one/loop")
-    assert [item.key for item in read_folder(tmp_path / "corpus")] == ["a", "b"]
+    assert [item.source for item in read_folder(tmp_path / "corpus")] == ["linked/b.wav", "one/a.wav"]
 
 
 def test_a_name_that_is_not_utf8_goes_to_the_ledger(tmp_path):
@@ -137,7 +155,8 @@ def read(tmp_path, content, name="m.jsonl", **options):
 
 def test_a_jsonl_manifest_is_read_in_its_order(tmp_path):
     rows = [
-        {"path": "z/2.wav", "text": " Two. ", "speaker": 7, "language": "de", "key": "two", "snr": 3.5, "seconds": 9},
+        {"path": "z/2.wav", "text": " Two. ", "speaker": 7, "language": "de", "key": "two", "snr": 3.5, "seconds": 9}
+        | {"source": "x"},
         {"path": "/abs/1.wav", "text": "One.", "speaker": None},
     ]
     first, second = read(tmp_path, "\n".join(map(json.dumps, rows)) + "\n\n", language="en")
@@ -148,9 +167,10 @@ def test_a_jsonl_manifest_is_read_in_its_order(tmp_path):
         source="z/2.wav",
         speaker="7",
         language="de",
-        extra={"snr": 3.5, "manifest_seconds": 9},
+        seconds=9.0,
+        extra={"snr": 3.5, "manifest_source": "x"},
     )
-    assert (second.key, second.audio, second.speaker, second.language) == ("/abs/1", Path("/abs/1.wav"), "", "en")
+    assert (second.key, second.audio, second.speaker, second.language) == ("/abs/1", Audio("/abs/1.wav"), "", "en")
 
 
 def test_a_tsv_manifest_is_read_by_its_header(tmp_path):
@@ -178,6 +198,25 @@ def test_a_tsv_manifest_is_read_by_its_header(tmp_path):
         (b'{"path": "a.wav", "text": "a", "x": NaN}', "malformed"),
         (b'{"path": "a.wav", "text": "a", "x": 1e999}', "malformed"),
         (b'{"path": "a.wav", "text": "\\ud800"}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "x": -Infinity}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "x": ' + b"1" * 400 + b".0}", "malformed"),
+        (b'{"path": "a.wav", "text": "a", "x": "\\uDC00"}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "x": {"\\uD800": 1}}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "x": ' + b"[" * 70 + b"]" * 70 + b"}", "malformed"),
+        (b'{"path": "a.wav", "text": "a"} {}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "seconds": "long"}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "seconds": 0}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "seconds": true}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "seconds": 1' + b"0" * 400 + b"}", "malformed"),
+        (b'{"path": "a.wav", "text": "a", "dnsmos": "inf"}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "dnsmos": [3]}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "start": 1}', "bad_times"),
+        (b'{"path": "a.wav", "text": "a", "start": 2, "end": 2}', "bad_times"),
+        (b'{"path": "a.wav", "text": "a", "start": -1, "end": 2}', "bad_times"),
+        (b'{"path": "a.wav", "segments": "a"}', "malformed"),
+        (b'{"path": "a.wav", "segments": []}', "empty_transcript"),
+        (b'{"path": "a.wav", "segments": [{}], "start": 1, "end": 2}', "malformed"),
+        (b'{"path": "", "segments": [{}]}', "malformed"),
         (b'{"path": "a.wav", "text": " "}', "empty_transcript"),
     ],
 )
@@ -187,6 +226,73 @@ def test_a_malformed_line_is_a_ledger_line_with_its_number(tmp_path, line, reaso
     assert (bad.key, bad.reason) == ("m.jsonl:2", reason)
     assert bad.line()
     assert first.key == last.key == "good"
+
+
+WRITTEN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=())), inner),
+)
+
+
+@given(st.dictionaries(st.text(), WRITTEN), st.booleans())
+def test_a_record_is_read_exactly_where_it_can_be_written_again(record, escaped):
+    """The naive way: read it with the standard library, and write it."""
+    line = json.dumps(record, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+    try:
+        json.dumps(json.loads(line.decode()), ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        with pytest.raises(BadSample, match="the line is not"):
+            parse_record(line)
+    else:
+        assert parse_record(line) == record
+
+
+def test_spaces_and_marks_around_a_record_do_not_matter():
+    assert parse_record(b'\xef\xbb\xbf \t{"a": [1e2, "\\ud83d\\ude00"]} ') == {"a": [100.0, "\U0001f600"]}
+    deep = b'{"a": ' + b"[" * 60 + b"]" * 60 + b', "b": [[[[[]]]]]}'
+    assert parse_record(deep)["b"] == [[[[[]]]]]
+
+
+def test_parts_of_files_lengths_and_quality(tmp_path):
+    rows = [
+        {"path": "a/x.wav", "text": "A.", "start": 1, "end": "2.5", "seconds": 60},
+        {"path": "a/x.wav", "text": "B.", "start": 2.5, "end": 4.25, "key": "named"},
+        {"path": "y.wav", "text": "C.", "start": None, "end": None, "duration": 1, "dnsmos": "3.5"},
+    ]
+    first, second, third = read(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert (first.key, first.cut, first.seconds) == ("a/x_00001000_00002500", Cut(1.0, 2.5, 1.0, 2.5), 1.5)
+    assert (second.key, second.cut, second.seconds) == ("named", Cut(2.5, 4.25, 2.5, 4.25), 1.75)
+    assert (third.cut, third.seconds, third.extra) == (None, None, {"duration": 1, "dnsmos": 3.5})
+    columns = {"seconds": "duration", "start": "from"}
+    *_, third = read(tmp_path, "\n".join(map(json.dumps, rows[2:])), columns=columns)
+    assert (third.seconds, third.extra) == (1.0, {"dnsmos": 3.5, "start": None})
+    (item,) = read(tmp_path, "path\ttext\tseconds\tdnsmos\tstart\tend\na.wav\tA.\t2.5\t3\t\t\n", "m.tsv")
+    assert (item.seconds, item.cut, item.extra) == (2.5, None, {"dnsmos": 3.0})
+
+
+def test_a_recording_with_time_stamps_becomes_pieces(tmp_path):
+    segments = [
+        {"start": 0, "end": 4, "text": " One. ", "id": 0},
+        {"start": 4.5, "end": 9, "text": "Two.", "id": 1},
+        {"start": 9, "end": 8, "text": "Three.", "id": 2},
+        {"start": 9, "end": 12, "text": "Four.", "id": 3},
+    ]
+    row = {"path": "x.flac", "segments": segments, "speaker": "s", "seconds": 12.25, "dnsmos": 4.0, "show": 7}
+    first, second, third, last = read(tmp_path, json.dumps(row), max_sec=6.0)
+    assert first == Utterance(
+        key="x_0000",
+        audio=Audio(f"{tmp_path}/x.flac"),
+        text="One.",
+        source="x.flac",
+        speaker="s",
+        seconds=4.0,
+        cut=Cut(0.0, 4.0, 0.0, 4.5),
+        extra={"dnsmos": 4.0, "show": 7},
+    )
+    assert (second.key, second.text, third.key, third.reason) == ("x_0001", "Two.", "x_0002", "bad_times")
+    assert (last.key, last.cut) == ("x_0003", Cut(9.0, 12.0, 9.0, 12.25))
+    whole, *_ = read(tmp_path, json.dumps(row))
+    assert whole.text == "One. Two."
 
 
 def test_odd_paths_still_have_keys(tmp_path):

@@ -1,6 +1,6 @@
 """The bytes of an utterance's audio, wherever they lie.
 
-A part of a file of which only the beginning is known (a WAV in Kaldi's `FILE.ark:123`) ends where its RIFF header says.
+Where only the beginning of a part is known (a WAV in Kaldi's `FILE.ark:123`), it ends where its RIFF header says.
 
 Example:
     source = open_audio(Audio("EN-B000000.tar", start_byte=1536, num_bytes=40960))     # a path, or a binary stream
@@ -15,7 +15,7 @@ from slmkit.data.importers.base import Audio
 from slmkit.errors import BadSample
 
 RIFF_HEADER_BYTES = 8  # "RIFF", and how many bytes follow
-MAX_PART_BYTES = 2**30  # of a part that does not say where it ends
+UNKNOWN_BYTES = 2**31 - 2**16  # lengths from here up stand for "unknown" in files written to a pipe
 
 
 def open_audio(audio: Audio) -> Path | io.BytesIO:
@@ -39,17 +39,19 @@ def open_audio(audio: Audio) -> Path | io.BytesIO:
             content = file.read(num_bytes)
     except OSError as error:
         raise BadSample("missing", f"{path} cannot be opened: {error.strerror}") from error
-    if len(content) < num_bytes or not content:
+    if len(content) < num_bytes:
         raise BadSample("missing", f"{path} is cut short", got=f"{len(content)} bytes", expected=num_bytes)
     return io.BytesIO(content)
 
 
 def _num_bytes(file: IO[bytes], path: Path) -> int:
-    """Of the audio that begins where the file stands: by its RIFF header, else all that is left."""
-    header, left = file.read(RIFF_HEADER_BYTES), os.fstat(file.fileno()).st_size - file.tell()
+    """Of the WAV that begins where the file stands; at most what is left, and the decoder finds it cut short."""
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    header = file.read(RIFF_HEADER_BYTES)
     file.seek(-len(header), os.SEEK_CUR)
-    if header.startswith(b"RIFF") and (promised := int.from_bytes(header[4:], "little")) <= left:
-        return RIFF_HEADER_BYTES + promised
-    if left > MAX_PART_BYTES:
-        raise BadSample("unreadable", f"the audio at byte {file.tell()} of {path} does not say where it ends")
-    return len(header) + left
+    promised = int.from_bytes(header[4:], "little")
+    if left <= 0:
+        raise BadSample("missing", f"{path} ends before byte {file.tell()}")
+    if not header.startswith(b"RIFF") or promised >= UNKNOWN_BYTES:
+        raise BadSample("unreadable", f"the audio at byte {file.tell()} of {path} is no WAV that says where it ends")
+    return min(left, RIFF_HEADER_BYTES + promised)
