@@ -157,8 +157,8 @@ def verify_corpus(
         raise UserError("the report exists already", got=report, next_step="remove it, or give another directory")
     if codec is not None:
         _check_codec(corpus, codec)
-    problems = list(check_shards(corpus, planned_keys, num_planned))
     with _new_directory(report) as directory:
+        problems = list(check_shards(corpus, planned_keys, num_planned))
         copies: list[Copy] = []
         if codec is not None:
             copies = make_copies(ShardReader(corpus), codec, _draw(len(corpus), samples, seed), open_source, directory)
@@ -216,14 +216,22 @@ def _new_directory(path: Path) -> Iterator[Path]:
     """A directory that takes its name only when the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.mkdir(parents=True)
+        with _named_disk_errors(path):
+            temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(path, error) from error
+        with _named_disk_errors(path):
+            temporary.rename(path)
+            sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _named_disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
 
 
 def _damaged(corpus: Corpus, problems: Sequence[Problem], report: Path) -> UserError:

@@ -105,8 +105,8 @@ def _check_shard(reader: ShardReader, shard: int, planned_keys: PlannedKeys, tot
     is_there = path.is_file()
     if not is_there:
         yield "the tar is missing"
-    elif (found := _sha256(path)) != sha256:
-        yield _changed(corpus, tar, found, sha256)
+    elif what := _changed(corpus, path, sha256):
+        yield what
     try:
         index = corpus.shards[shard]
     except UserError as error:
@@ -118,7 +118,13 @@ def _check_shard(reader: ShardReader, shard: int, planned_keys: PlannedKeys, tot
     yield from _check_keys(index, shard, planned_keys)
 
 
-def _changed(corpus: Corpus, tar: str, found: str, sha256: str) -> str:
+def _changed(corpus: Corpus, path: Path, sha256: str) -> str | None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        return f"the tar cannot be read: {error.strerror}"
+    if found == sha256:
+        return None
     for other, theirs, _ in corpus.shards.listed:
         if theirs == found:
             return f"the tar has the content of {other}"
@@ -194,7 +200,7 @@ def _difference(index: ShardIndex, row: int, sample: Sample) -> str | None:
     for name, column in index.checks.items():
         found, promised = np.float32(checks.get(name, math.nan)), column[row]
         if found != promised and not (np.isnan(found) and np.isnan(promised)):
-            return f"its check {name} is {found}, not {promised}"
+            return f"its check {name} is {found!s}, not {promised!s}"
     return None
 
 
