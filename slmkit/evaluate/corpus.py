@@ -174,7 +174,7 @@ def verify_corpus(
 
 
 def _check_codec(corpus: Corpus, codec: Codec) -> None:
-    corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="the given codec")
+    corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="this command")
     if corpus.codec.speaker_dim != codec.spec.speaker_dim:
         raise UserError(
             f"{corpus.directory} cannot be decoded: its speaker vectors are not the codec's",

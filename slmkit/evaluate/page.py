@@ -82,7 +82,7 @@ def render(*, title: str, facts: Sequence[tuple[str, str]], problems: Sequence[P
             "<meta http-equiv=\"Content-Security-Policy\" content=\"script-src 'none'; object-src 'none'; "
             "frame-src 'none'; base-uri 'none'; form-action 'none'\">",
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{_text(title, SHOWN_NAME)} verified</title>\n<style>{STYLE}</style>\n</head>\n<body>",
+            f"<title>{_escaped(title, SHOWN_NAME)} verified</title>\n<style>{STYLE}</style>\n</head>\n<body>",
             f"<h1>Corpus {_text(title, SHOWN_NAME)}</h1>",
             _verdict(problems),
             _facts(facts),
@@ -168,6 +168,9 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 
 def _text(text: str, limit: int) -> str:
-    """Text of a stranger as HTML."""
-    shortened = text if len(text) <= limit else text[: limit - 1] + "…"
-    return f"<bdi>{html.escape(shortened)}</bdi>"
+    """Text of a stranger as HTML, whatever its direction of writing."""
+    return f"<bdi>{_escaped(text, limit)}</bdi>"
+
+
+def _escaped(text: str, limit: int) -> str:
+    return html.escape(text if len(text) <= limit else text[: limit - 1] + "…")
