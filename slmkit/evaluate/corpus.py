@@ -97,7 +97,8 @@ class Verification:
             ("outliers", f"{sum(self.outliers.values()):,}"),
         ]
         distances = (("mean distance", self.mean_db), ("worst distance", self.worst_db), ("to others", self.other_db))
-        return found + [(name, f"{db:.1f} dB") for name, db in distances if db is not None]
+        drawn = [("decoded", f"{len(self.copies)}, seed {self.seed}")] if self.copies else []
+        return found + drawn + [(name, f"{db:.1f} dB") for name, db in distances if db is not None]
 
     def lines(self) -> list[str]:
         """The facts and the problems as text."""

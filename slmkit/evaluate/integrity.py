@@ -12,7 +12,6 @@ Example:
 import hashlib
 import math
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +27,8 @@ from slmkit.files import read_json
 
 CHUNK_BYTES = 2**20
 HEADER_BYTES = 512  # of a member of a tar; its content is filled up to a multiple of this
+SIZE_FIELD, KIND_FIELD = slice(124, 136), slice(156, 157)  # of the header; the size is octal
+FILE_KINDS = (b"0", b"\0")
 PlannedKeys = Callable[[int], Sequence[str] | None]
 
 
@@ -140,7 +141,7 @@ def _check_content(reader: ShardReader, shard: int, index: ShardIndex, path: Pat
     )
     try:
         found = _member_places(path)
-    except (tarfile.TarError, OSError) as error:
+    except (ValueError, OSError) as error:
         yield f"the tar cannot be read to its end: {error}"
         return
     if len(found) != len(promised):
@@ -152,17 +153,24 @@ def _check_content(reader: ShardReader, shard: int, index: ShardIndex, path: Pat
 
 
 def _member_places(path: Path) -> list[tuple[int, int]]:
-    """Offset and size in bytes of the content of every file in a tar, by its headers. Raises tarfile.TarError."""
+    """Offset and size in bytes of the content of every file in a tar, by its headers alone.
+
+    Several times faster than `tarfile`, whose names and owners nobody needs here. Raises ValueError where a header is
+    none, or promises more than there is.
+    """
     places, start, end = [], 0, path.stat().st_size
     with open(path, "rb", buffering=0) as file:
         while (header := os.pread(file.fileno(), HEADER_BYTES, start)).strip(b"\0"):
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            try:
+                size = int(header[SIZE_FIELD].strip(b"\0 "), 8)
+            except ValueError as error:
+                raise ValueError(f"there is no header at byte {start}") from error
             content = start + HEADER_BYTES
-            if not 0 <= member.size <= end - content:
-                raise tarfile.ReadError(f"the member at byte {start} has {member.size} bytes of {end}")
-            if member.isreg():
-                places.append((content, member.size))
-            start = content + -(-member.size // HEADER_BYTES) * HEADER_BYTES
+            if not 0 <= size <= end - content:
+                raise ValueError(f"the member at byte {start} promises {size} bytes, {max(0, end - content)} are left")
+            if header[KIND_FIELD] in FILE_KINDS:
+                places.append((content, size))
+            start = content + -(-size // HEADER_BYTES) * HEADER_BYTES
     return places
 
 

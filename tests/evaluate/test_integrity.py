@@ -123,7 +123,7 @@ def test_a_tar_that_is_none_and_one_that_is_a_directory(corpus: Path) -> None:
     tar(corpus, 1).mkdir()
     changed, unread, missing = found(corpus)
     assert "tiny-000000.tar: the tar has changed" in changed
-    assert unread == "tiny-000000.tar: the tar cannot be read to its end: invalid header"
+    assert unread == "tiny-000000.tar: the tar cannot be read to its end: there is no header at byte 0"
     assert missing == "tiny-000001.tar: the tar is missing"
 
 
