@@ -5,7 +5,7 @@ An `ArrayPlan` is a plain value; making one starts nothing and asks Slurm nothin
 Invariant: every shard of the corpus belongs to exactly one task of the array, and no task is without a shard.
 
 Example:
-    plan = plan_array(ArrayOptions(tasks=64, limit=16, gpus=1, cpus=8), words, "shards", [shard.seconds for shard in shards])
+    plan = plan_array(ArrayOptions(tasks=64, limit=16), ["LibriTTS", "melvq", "out"], "out", shard_sec=[3600.0] * 100)
     "\\n".join(describe(plan))
     array_id, finalize_id = submit_both(plan, lambda command: slurm.submit(command, os.environ))
 """
