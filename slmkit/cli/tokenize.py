@@ -1,47 +1,142 @@
 """Turn a corpus of audio into shards of codec codes, once.
 
-Options come from a YAML recipe (--config), from the flags below and from --set, the later ones winning:
+  slmkit tokenize run --config tokenize_jobs/libritts.yaml /data/LibriTTS CODEC OUT
 
-  slmkit tokenize --config tokenize_jobs/libritts.yaml /data/LibriTTS CODEC OUT
-  slmkit tokenize SOURCE CODEC OUT --set kind=manifest --set corpus=mine --set num_workers=8
+does all of it on this machine. On a cluster the same work is split in three, each of which may be stopped and started
+again at any time:
 
-An interrupted job goes on when the same command is given again. Bad files are counted in OUT/failures.jsonl.
+  slmkit tokenize plan     --config R.yaml SOURCE CODEC OUT      which utterance goes to which shard; nothing is encoded
+  slmkit tokenize run      --config R.yaml SOURCE CODEC OUT --task 3 --num-tasks 64        one task's shards
+  slmkit tokenize finalize OUT                                   check the shards, write ledger and manifest
+
+  slmkit tokenize submit   ...                                   all three as a Slurm array
+  slmkit tokenize status   OUT                                   what is done, what runs, what failed, time left
+  slmkit tokenize verify   OUT                                   read everything again, listen to a sample
+
+Options come from a YAML recipe (--config), from the flags and from --set, the later ones winning. Bad files are counted
+in OUT/failures.jsonl, odd ones listed in OUT/outliers.jsonl. Exit codes: 0 done, 2 an error to mend, 75 told to stop
+(SIGTERM, SIGINT, SIGUSR1): finished shards stay, and the same command goes on.
 """
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 from slmkit import log
 from slmkit.config.load import describe, load_config
 from slmkit.config.tokenize import TokenizeConfig
+from slmkit.errors import UserError
 
 SUMMARY = "audio to shards of codes"
-FLAGS = ("source", "codec", "out", "devices", "num_workers", "task", "num_tasks")
+PATHS = ("source", "codec", "out")
+SHARE = ("devices", "task", "num_tasks")  # which differ for each process
+FLAGS = (*PATHS, "num_workers", *SHARE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments; every option of the recipe can be given with --set."""
-    parser.add_argument("source", nargs="?", help="folder of audio, or manifest")
+    """A sub-command for each step."""
+    parser.add_argument("--status", metavar="OUT", help="the same as `slmkit tokenize status OUT`")
+    actions = parser.add_subparsers(dest="action", metavar="ACTION")
+    plan = actions.add_parser("plan", help="fix which utterance goes to which shard")
+    run_parser = actions.add_parser("run", help="encode; alone it plans before and finalizes after")
+    for sub in (plan, run_parser):
+        add_recipe_arguments(sub)
+    run_parser.add_argument("--task", type=int, help="number of this task among --num-tasks; the plan must be there")
+    run_parser.add_argument("--num-tasks", type=int, help="tasks sharing the job")
+    for name, text in (("status", "how far a job is"), ("finalize", "check all shards, write ledger and manifest")):
+        sub = actions.add_parser(name, help=text)
+        sub.add_argument("out", metavar="OUT", help="directory of the job")
+        if name == "finalize":
+            sub.add_argument("--max-failure-share", type=float, default=0.05, help="of bad items (%(default)s)")
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `plan`, `run` and `submit` take; every option of the recipe can be given with --set."""
+    parser.add_argument("source", nargs="?", help="folder of audio, or file")
     parser.add_argument("codec", nargs="?", help="directory of the codec")
     parser.add_argument("out", nargs="?", help="directory for the shards")
     parser.add_argument("--config", help="YAML recipe")
     parser.add_argument(
-        "--devices", type=lambda text: text.split(","), help="where the codec runs: cpu, or cuda:0,cuda:1"
+        "--devices",
+        type=lambda text: text.split(","),
+        help="where the codec runs, a process for each: cpu, or cuda:0,cuda:1, or cpu,cpu",
     )
-    parser.add_argument("--num-workers", type=int, help="processes that decode audio")
-    parser.add_argument("--task", type=int, help="number of this process among --num-tasks (Slurm array)")
-    parser.add_argument("--num-tasks", type=int, help="processes sharing the job")
+    parser.add_argument("--num-workers", type=int, help="processes that decode audio, for each device")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any option")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = "options for --set and the recipe:\n  " + "\n  ".join(describe(TokenizeConfig))
 
 
-def run(args: argparse.Namespace) -> int:
-    given = [(name, getattr(args, name)) for name in FLAGS]
+def read_recipe(args: argparse.Namespace) -> TokenizeConfig:
+    """The options of `plan`, `run` and `submit`. Raises ConfigError."""
+    given = [(name, getattr(args, name, None)) for name in FLAGS]
     flags = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given if value is not None]
-    config = load_config(TokenizeConfig, args.config, [*flags, *args.overrides])
-    log.set_up()
-    from slmkit.codec.open import open_codec
-    from slmkit.tokenization.job import tokenize
+    return load_config(TokenizeConfig, args.config, [*flags, *args.overrides])
 
-    tokenize(open_codec(config.codec, config.devices[0]), config)
+
+def run(args: argparse.Namespace) -> int:
+    log.set_up()
+    if args.status is not None:
+        return _status(args.status)
+    if args.action is None:
+        raise UserError("no action is given", expected="plan, run, status, finalize, verify or submit")
+    if args.action == "status":
+        return _status(args.out)
+    if args.action == "finalize":
+        from slmkit.tokenization.job import finalize_corpus
+
+        finalize_corpus(args.out, args.max_failure_share)
+        return 0
+    return _plan(args) if args.action == "plan" else _run(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from slmkit.codec.open import open_codec
+    from slmkit.tokenization.job import plan_corpus
+
+    config = read_recipe(args)
+    plan_corpus(open_codec(config.codec).spec, config)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from slmkit.codec.open import open_codec
+    from slmkit.tokenization.job import encode_share, finalize_corpus, plan_corpus
+    from slmkit.tokenization.share import STOPPED, Stopped, run_on_devices, stopping
+
+    config = read_recipe(args)
+    try:
+        with stopping():
+            if config.num_tasks == 1:
+                plan_corpus(open_codec(config.codec).spec, config)
+            if len(config.devices) == 1:
+                encode_share(open_codec(config.codec, config.devices[0]), config)
+            elif code := run_on_devices(_words(args), config.devices, task=config.task, num_tasks=config.num_tasks):
+                return code
+    except Stopped as signal:
+        print(f"stopped by {signal}; the same command goes on", file=sys.stderr)
+        return STOPPED
+    if config.num_tasks == 1:
+        finalize_corpus(config.out, config.max_failure_share)
+    return 0
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command's words but for the device and the task."""
+    words = [word for name in PATHS if (word := getattr(args, name)) is not None]
+    words += ["--config", args.config] if args.config else []
+    words += ["--num-workers", str(args.num_workers)] if args.num_workers is not None else []
+    kept = [text for text in args.overrides if text.partition("=")[0].strip() not in SHARE]
+    return words + [word for text in kept for word in ("--set", text)]
+
+
+def _status(out: str) -> int:
+    from slmkit.tokenization.corpus_job import CorpusJob
+    from slmkit.tokenization.plan import Plan
+    from slmkit.tokenization.progress import look
+
+    print("\n".join(look(CorpusJob.open(out), Plan.open(out)).lines()))
+    finished = (Path(out) / "manifest.json").is_file()
+    print("finalized" if finished else "not finalized yet: `slmkit tokenize finalize` when no shard is missing")
     return 0

@@ -2,8 +2,9 @@
 
 Beside each tar stands an index (columnar JSON: key, frames, text length, byte offset and size of each member's
 content), written last: a shard exists if its index does. It also carries the shard's part of the ledger, so that both
-appear at once. `manifest.json` is written when every shard is there; a directory without it is not a corpus yet. The
-manifest alone numbers the samples, so a corpus of ten thousand shards opens at once.
+appear at once, and what was measured of each utterance, so that odd ones are found without a tar. `manifest.json` is
+written when every shard is there; a directory without it is not a corpus yet. The manifest alone numbers the samples,
+so a corpus of ten thousand shards opens at once.
 
 It knows nothing of tar files, audio or codecs beyond their `CodecSpec`.
 
@@ -19,7 +20,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -29,7 +30,7 @@ import numpy as np
 from slmkit.codec.base import CodecSpec
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
-from slmkit.files import read_json, write_json
+from slmkit.files import atomic_write, read_json, write_json
 
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.json"
@@ -61,15 +62,21 @@ class ShardIndex:
     sizes: dict[str, np.ndarray]
     failures: tuple[Failure, ...] = ()
     crc32: np.ndarray | None = None  # uint32 [n]: of the members' contents by sorted suffix; old indexes have none
+    checks: dict[str, np.ndarray] = field(default_factory=dict)  # name -> float32 [n], NaN where a sample has no value
+    plan_sha256: str = ""  # of the lines of the plan that the shard was made from, "" when there was none
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with sorted keys."""
-        checks = {} if self.crc32 is None else {"crc32": self.crc32.tolist()}
+        optional: dict[str, Any] = {} if self.crc32 is None else {"crc32": self.crc32.tolist()}
+        if self.checks:
+            optional["checks"] = {name: _short_floats(column) for name, column in sorted(self.checks.items())}
+        if self.plan_sha256:
+            optional["plan_sha256"] = self.plan_sha256
         return {
-            **checks,
+            **optional,
             "failures": [failure._asdict() for failure in self.failures],
             "frames": self.frames.tolist(),
             "keys": list(self.keys),
@@ -84,7 +91,8 @@ class ShardIndex:
 
     def write(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all. Raises UserError if `path` exists."""
-        write_json(path, self.to_dict())
+        with atomic_write(path) as file:  # without indentation: half the bytes, read in half the time
+            file.write(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     @staticmethod
     def read(path: str | Path) -> "ShardIndex":
@@ -111,16 +119,32 @@ def _from_dict(values: dict[str, Any]) -> ShardIndex:
         sizes={str(name): np.array(column, dtype=np.int64) for name, column in values["sizes"].items()},
         failures=tuple(Failure(**failure) for failure in values["failures"]),
         crc32=None if values.get("crc32") is None else np.array(values["crc32"], dtype=np.uint32),
+        checks={str(name): _floats(column) for name, column in values.get("checks", {}).items()},
+        plan_sha256=str(values.get("plan_sha256", "")),
     )
     if Path(index.tar).name != index.tar:
         raise ValueError(f"{index.tar!r} is not a file name")
     if not {"codes.npy", "json"} <= index.offsets.keys() or index.offsets.keys() != index.sizes.keys():
         raise ValueError(f"members {sorted(index.offsets)} with sizes of {sorted(index.sizes)}")
-    checks = () if index.crc32 is None else (index.crc32,)
-    for column in (index.frames, index.text_chars, *index.offsets.values(), *index.sizes.values(), *checks):
+    crc32 = () if index.crc32 is None else (index.crc32,)
+    for column in (index.frames, index.text_chars, *index.offsets.values(), *index.sizes.values(), *crc32):
         if column.shape != (len(index),) or (column < 0).any():
             raise ValueError(f"a column does not hold {len(index)} numbers from 0")
+    for name, column in index.checks.items():
+        if column.shape != (len(index),) or np.isinf(column).any():
+            raise ValueError(f"the check {name!r} does not hold {len(index)} numbers")
     return index
+
+
+def _floats(column: list[float | None]) -> np.ndarray:
+    """float32; None becomes NaN, and what is too large becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.array(column, dtype=np.float32)
+
+
+def _short_floats(column: np.ndarray) -> list[float | None]:
+    """Inverse of `_floats`: the shortest numbers that read back as the same (0.1, not 0.10000000149)."""
+    return [None if text == "nan" else float(text) for text in column.astype(str)]
 
 
 class ShardList(Sequence[ShardIndex]):

@@ -49,13 +49,15 @@ HEADER_SHOWN = 100  # characters of a foreign header that an error shows
 OWNER = "slmkit"
 MODE = 0o644
 READ_ERRORS = (OSError, ValueError, RecursionError)  # what reading and parsing a damaged sample raises
+SECONDS_DIGITS = 3  # of the seconds among the checks: milliseconds
 OPEN_TARS = 64  # file handles a reader keeps; a corpus may have more shards than a process may open files
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One encoded utterance. `meta` has text, speaker, language, seconds, source and any extra columns.
+    """One encoded utterance. `meta` has text, speaker, language, seconds, source, any extra columns, and `checks` (name
+    -> number) where something was measured.
 
     A sample of text alone, which no shard holds, has codes of shape [0, 0].
     """
@@ -96,6 +98,7 @@ class ShardWriter:
         self._frames: list[int] = []
         self._text_chars: list[int] = []
         self._seconds: list[float] = []
+        self._checks: list[dict[str, float]] = []
         self._crc32: list[int] = []
         self._suffixes: set[str] = set()
 
@@ -104,6 +107,9 @@ class ShardWriter:
         if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
             raise ValueError(f"codes must be int16 [K, T], got {sample.codes.dtype} {list(sample.codes.shape)}")
         meta = json.dumps({**sample.meta, "key": sample.key}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        checks = sample.meta.get("checks", {})
+        if not isinstance(checks, dict) or not all(type(value) in (int, float) for value in checks.values()):
+            raise ValueError(f"{sample.key}: the checks must map names to numbers, got {checks!r}")
         members = {CODES: _npy(sample.codes, CODES_DTYPE), META: meta.encode()}
         if sample.speaker is not None:
             members[SPEAKER] = _npy(sample.speaker, SPEAKER_DTYPE)
@@ -117,10 +123,15 @@ class ShardWriter:
         self._frames.append(sample.codes.shape[1])
         self._text_chars.append(len(sample.meta["text"]))
         self._seconds.append(float(sample.meta["seconds"]))
+        self._checks.append(checks)
         self._crc32.append(_checksum(members))
 
-    def commit(self, failures: Sequence[Failure] = ()) -> ShardIndex:
-        """Write the tar, then the index with the shard's `failures`. Raises UserError when the disk refuses."""
+    def commit(self, failures: Sequence[Failure] = (), plan_sha256: str = "") -> ShardIndex:
+        """Write the tar, then the index with the shard's `failures` and checks; where samples have checks, their
+        `seconds` become one. `plan_sha256` is of the lines of the plan that the shard was made from.
+
+        Raises UserError when the disk refuses.
+        """
         self._writer.close()
         content = self._buffer.getvalue()
         offsets, sizes = _member_places(content, len(self._keys))
@@ -135,11 +146,20 @@ class ShardWriter:
             sizes=sizes,
             failures=tuple(failures),
             crc32=np.array(self._crc32, dtype=np.uint32),
+            checks=self._check_columns(),
+            plan_sha256=plan_sha256,
         )
         with atomic_write(self.directory / self.tar) as file:
             file.write(content)
         index.write(index_path(self.directory, self.tar))
         return index
+
+    def _check_columns(self) -> dict[str, np.ndarray]:
+        names = {name for checks in self._checks for name in checks}
+        columns = {name: [checks.get(name, math.nan) for checks in self._checks] for name in names}
+        if columns:
+            columns["seconds"] = [round(seconds, SECONDS_DIGITS) for seconds in self._seconds]
+        return {name: np.array(column, dtype=np.float32) for name, column in sorted(columns.items())}
 
 
 def _checksum(members: dict[str, bytes]) -> int:

@@ -1,92 +1,191 @@
 """The two jobs that make a corpus: audio through a codec, and published codes as they are.
 
+`plan_corpus` fixes what goes where, `encode_share` writes a task's shards, `finalize_corpus` makes a corpus of them;
+`import_codes` does all at once.
+
+Decoding runs ahead in processes of its own, the codec runs in the main thread, and a shard is written by another thread
+while the next one is encoded.
+
 Invariant (law): the same input gives byte-identical tars, whatever the number of workers or batches or interruptions.
 
 Example:
     config = load_config(TokenizeConfig, "libritts.yaml", ["source=LibriTTS", "codec=melvq", "out=shards"])
-    tokenize(open_codec(config.codec), config)
+    codec = open_codec(config.codec, config.devices[0])
+    plan_corpus(codec.spec, config)
+    encode_share(codec, config)
+    finalize_corpus(config.out, config.max_failure_share)
 """
 
 import contextlib
 import itertools
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
+from pathlib import Path
 
 from tqdm import tqdm
 
 from slmkit.audio.units import seconds_to_samples
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
 from slmkit.data.importers import published
 from slmkit.data.importers.base import Utterance, with_sound_keys
 from slmkit.data.importers.libritts import read_folder
 from slmkit.data.importers.manifest import read_manifest
+from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
+from slmkit.errors import UserError
+from slmkit.log import get_logger
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoded, Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
+from slmkit.tokenization.finalize import finalize
+from slmkit.tokenization.plan import Plan, Rules, ShardPlan, make_plan
+from slmkit.tokenization.progress import Report
+
+log = get_logger(__name__)
 
 
-def tokenize(codec: Codec, config: TokenizeConfig) -> None:
-    """Encode a corpus with an open codec. Goes on where an earlier run of the same job ended.
-
-    Raises UserError for everything that is not slmkit's fault: paths, a directory of another job, a full disk, too
-    many bad items.
-    """
-    job = CorpusJob(
-        config.out,
-        config.corpus,
-        codec.spec,
-        config.settings(),
-        shard_samples=config.shard_samples,
-        task=config.task,
-        num_tasks=config.num_tasks,
+def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> Plan:
+    """Begin the job, or find it begun, and plan its source unless that is done. Raises UserError as `make_plan` does."""
+    CorpusJob(config.out, config.corpus, codec, config.settings())
+    if Plan.exists(config.out):
+        return Plan.open(config.out)
+    rules = Rules(
+        min_sec=config.min_sec,
+        max_sec=config.max_sec,
+        min_dnsmos=config.filters.min_dnsmos,
+        languages=frozenset(config.filters.languages),
     )
-    with tqdm(desc=config.corpus, unit=" s of audio", unit_scale=True, disable=None) as progress:
-        batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
-        with contextlib.closing(_decode_by_shard(job, codec, config)) as decoded:
-            for shard, group in itertools.groupby(decoded, key=itemgetter(0)):
-                results = (result for _, result in group)
-                encoded = encode_in_order(codec, results, window=config.window, batch_samples=batch_samples)
-                job.write(shard, _counted(encoded, progress))
-    job.finish(config.max_failure_share)
+    with tqdm(desc="planning", unit=" items", unit_scale=True, disable=None) as progress:
+        plan = make_plan(config.out, _counted(read_source(config), progress), rules, shard_samples=config.shard_samples)
+    refused = ", ".join(f"{reason} {count}" for reason, count in plan.refused.items()) or "none"
+    log.info("planned: %d utterances in %d shards; refused: %s", plan.num_items, len(plan.shards), refused)
+    return plan
+
+
+def encode_share(codec: Codec, config: TokenizeConfig) -> None:
+    """Write the shards of `config.task` that are not done. Goes on where an earlier run ended.
+
+    Raises UserError for everything that is not slmkit's fault: a directory of another job, no plan, a full disk.
+    """
+    job = CorpusJob(config.out, config.corpus, codec.spec, config.settings())
+    plan = Plan.open(config.out)
+    mine = [s for s in range(config.task, len(plan.shards), config.num_tasks) if not job.is_done(s)]
+    report = Report(config.out, task=config.task, num_tasks=config.num_tasks, shards=len(mine))
+    try:
+        _encode_shards(codec, config, job, plan, mine, report)
+    except UserError as error:
+        report.end("failed", str(error))
+        raise
+    except BaseException:
+        report.end("stopped")
+        raise
+    report.end("done")
+
+
+def finalize_corpus(out: str | Path, max_failure_share: float) -> None:
+    """Check the job in `out` against its plan and make it a corpus. Raises UserError as `finalize` does."""
+    plan = Plan.open(out)
+    finalize(
+        CorpusJob.open(out),
+        plan.shards,
+        refused=plan.refused,
+        refused_lines=plan.refused_lines(),
+        max_failure_share=max_failure_share,
+    )
 
 
 def import_codes(config: ImportConfig) -> None:
-    """Bring published JSONL files into shards. Raises UserError like `tokenize`."""
-    job = CorpusJob(config.out, config.corpus, published.SPEC, config.settings(), shard_samples=config.shard_samples)
+    """Bring published JSONL files into shards. Raises UserError like the jobs above."""
+    job = CorpusJob(config.out, config.corpus, published.SPEC, config.settings())
     records = itertools.chain.from_iterable(published.read_published(path) for path in config.source)
-    for shard, items in job.remaining(with_sound_keys(records)):
-        job.write(shard, items)
-    job.finish(config.max_failure_share)
+    items = with_sound_keys(records)
+    planned = []
+    while chunk := list(itertools.islice(items, config.shard_samples)):
+        shard = len(planned)
+        planned.append(ShardPlan(len(chunk), 0.0, 0, 0, ""))
+        if job.is_done(shard):
+            _check_same_items(job.index_path(shard), chunk)
+        else:
+            job.write(shard, chunk)
+    finalize(job, planned, max_failure_share=config.max_failure_share)
 
 
 def read_source(config: TokenizeConfig) -> Iterator[Utterance | Failure]:
     """The items of the corpus, in their fixed order."""
+    source = Path(config.source).absolute()  # the tasks may run elsewhere
     if config.kind == "libritts":
-        return read_folder(config.source, config.language)
-    return read_manifest(config.source, config.columns, config.language)
+        return read_folder(source, config.language)
+    return read_manifest(source, config.columns, config.language)
 
 
-def _decode_by_shard(
-    job: CorpusJob, codec: Codec, config: TokenizeConfig
+def _encode_shards(
+    codec: Codec, config: TokenizeConfig, job: CorpusJob, plan: Plan, shards: list[int], report: Report
+) -> None:
+    """Decode, encode and write `shards`; one is written while the next is encoded."""
+    batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
+    with (
+        tqdm(desc=config.corpus, unit=" s of audio", unit_scale=True, disable=None) as progress,
+        contextlib.closing(_decode_shards(codec, config, plan, shards)) as decoded,
+        ThreadPoolExecutor(1) as writing,
+    ):
+        before: Future[ShardIndex] | None = None
+        for shard, group in itertools.groupby(decoded, key=itemgetter(0)):
+            results = (result for _, result in group)
+            encoded = encode_in_order(codec, results, window=config.window, batch_samples=batch_samples)
+            samples = list(_reported(encoded, progress, report))
+            if before is not None:
+                _finish(before, report)
+            before = writing.submit(job.write, shard, samples, plan.shards[shard].sha256)
+        if before is not None:
+            _finish(before, report)
+
+
+def _finish(written: "Future[ShardIndex]", report: Report) -> None:
+    written.result()
+    report.shard_done()
+
+
+def _decode_shards(
+    codec: Codec, config: TokenizeConfig, plan: Plan, shards: list[int]
 ) -> Generator[tuple[int, Decoded | Failure], None, None]:
-    """(shard, decoded item) of every item that remains; decoding runs ahead across the borders of shards."""
-    remaining = job.remaining(with_sound_keys(read_source(config)))
+    """(shard, decoded item) of every item of `shards`; decoding runs ahead across the borders of shards."""
     decoding = Decoding(
         sample_rate=codec.spec.sample_rate,
         min_sec=config.min_sec,
         max_sec=config.max_sec,
         limit_sec=config.decode_limit_sec,
     )
-    tagged = ((shard, item) for shard, items in remaining for item in items)
+    tagged = ((shard, item) for shard in shards for item in plan.items(shard))
     return decode_in_order(tagged, decoding, num_workers=config.num_workers, ahead=config.window)
 
 
-def _counted(results: Iterable[Sample | Failure], progress: tqdm) -> Iterator[Sample | Failure]:
+def _reported(results: Iterable[Sample | Failure], progress: tqdm, report: Report) -> Iterator[Sample | Failure]:
     """The results; the bar shows seconds of audio, and per second how many of them."""
     for result in results:
         if isinstance(result, Sample):
             progress.update(result.meta["seconds"])
+            report.add(result.meta["seconds"])
         yield result
+
+
+def _counted(items: Iterable[Utterance | Failure], progress: tqdm) -> Iterator[Utterance | Failure]:
+    """The items, with a bar that moves now and then: a call for each would take longer than planning it."""
+    items = iter(items)
+    while some := list(itertools.islice(items, 1000)):
+        yield from some
+        progress.update(len(some))
+
+
+def _check_same_items(path: Path, items: list[Sample | Failure]) -> None:
+    index = ShardIndex.read(path)
+    done = sorted([*index.keys, *(failure.key for failure in index.failures)])
+    if done != sorted(item.key for item in items):
+        raise UserError(
+            f"{path}: the source has changed since this job was begun",
+            got=f"{len(items)} items, other than before",
+            expected=f"the {len(done)} items of the first run",
+            next_step="restore the source, or import into a new directory",
+        )

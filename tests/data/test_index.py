@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +44,52 @@ def test_an_index_reads_back_as_it_was_written(tmp_path):
     assert read.keys == ("utt 0", "utt 1", "utt 2")
     assert (read.frames.dtype, read.text_chars.dtype, read.offsets["json"].dtype) == (np.int32, np.int32, np.int64)
     assert read.failures == (Failure("bad0", "empty", "nothing in it"),)
+
+
+def test_checks_and_the_hash_of_the_plan_come_back(tmp_path):
+    """A check that a sample lacks is null in the file and NaN in the column; numbers are written as they were given."""
+    writer = ShardWriter(tmp_path, "tiny", 0)
+    for key, checks in (("a", {"dc": 0.1, "silence": 0.3333}), ("b", {"dc": -6.404e-05}), ("c", {})):
+        codes = np.zeros((2, 1), np.int16)
+        writer.add(Sample(key, codes, None, {"text": "x", "seconds": 1.23456789, "checks": checks}))
+    written = writer.commit(plan_sha256="ab" * 32)
+    path = index_path(tmp_path, written.tar)
+    stored = json.loads(path.read_text())
+    assert stored["checks"] == {
+        "dc": [0.1, -6.404e-05, None],
+        "seconds": [1.235, 1.235, 1.235],
+        "silence": [0.3333, None, None],
+    }
+    read = ShardIndex.read(path)
+    assert read.to_dict() == written.to_dict() == stored
+    assert read.plan_sha256 == "ab" * 32
+    assert {name: column.dtype for name, column in read.checks.items()} == dict.fromkeys(stored["checks"], np.float32)
+    np.testing.assert_array_equal(read.checks["silence"], np.array([0.3333, np.nan, np.nan], np.float32))
+
+
+def test_an_index_of_an_older_version_has_no_checks(tmp_path):
+    make_corpus(tmp_path)
+    path = index_path(tmp_path, "tiny-000000.tar")
+    assert not {"checks", "plan_sha256"} & json.loads(path.read_text()).keys()
+    index = ShardIndex.read(path)
+    assert (index.checks, index.plan_sha256) == ({}, "")
+
+
+def test_an_index_of_a_thousand_samples_is_read_in_milliseconds(tmp_path):
+    """Ten thousand of them are read when a corpus is finished. The limit leaves a busy machine three times the time."""
+    writer, draw = ShardWriter(tmp_path, "tiny", 0), np.random.default_rng(0)
+    names = ("clipped", "silence", "dc", "chars_per_sec", "frames_off", "seconds_off")
+    for number in range(1000):
+        checks = {name: float(f"{draw.uniform():.4g}") for name in names}
+        meta = {"text": "x", "seconds": draw.uniform(1, 20), "checks": checks}
+        writer.add(Sample(f"19_198_{number:06d}", np.zeros((2, 1), np.int16), None, meta))
+    path = index_path(tmp_path, writer.commit().tar)
+    durations_sec = []
+    for _ in range(20):
+        start = time.process_time()
+        ShardIndex.read(path)
+        durations_sec.append(time.process_time() - start)
+    assert min(durations_sec) < 0.012
 
 
 def test_a_corpus_numbers_its_samples_through_the_shards(tmp_path):
@@ -167,6 +214,11 @@ def test_a_manifest_of_another_kind_is_refused(tmp_path, manifest):
         {"crc32": [1, 2]},
         {"crc32": [1, 2, 2**32]},
         {"crc32": ["x", 1, 1]},
+        {"checks": [1, 2, 3]},
+        {"checks": {"dc": [0.1, 0.2]}},
+        {"checks": {"dc": [0.1, 0.2, "loud"]}},
+        {"checks": {"dc": [0.1, 0.2, 1e40]}},
+        {"checks": {"dc": [0.1, 0.2, [0.3]]}},
     ],
 )
 def test_a_malformed_index_is_refused(tmp_path, change):

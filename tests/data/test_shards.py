@@ -163,6 +163,10 @@ def test_samples_of_the_wrong_kind_are_refused(tmp_path):
     writer.add(make_sample("first"))
     with pytest.raises(ValueError, match=r"second: members .*, the samples before have .*speaker"):
         writer.add(make_sample("second", speaker=False))
+    for checks in ("many", {"dc": "0.1"}, {"dc": None}, {"dc": True}):
+        with pytest.raises(ValueError, match="third: the checks must map names to numbers"):
+            writer.add(make_sample("third", checks=checks))
+    assert writer.commit().keys == ("first",)
 
 
 def _read_all(reader):

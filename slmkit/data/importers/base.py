@@ -105,11 +105,11 @@ def with_sound_keys(items: Iterable[K | Failure]) -> Iterator[K | Failure]:
         if isinstance(item, Failure):
             yield item
             continue
-        key = printable(item.key)
+        key = item.key
         if not key:
             yield Failure("", "bad_key", f"the key is empty: {printable(repr(item))[:200]}")
-        elif key != item.key:
-            yield Failure(key, "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
+        elif not key.isascii() and printable(key) != key:
+            yield Failure(printable(key), "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
         elif key in seen:
             yield Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
         else:

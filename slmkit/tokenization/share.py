@@ -1,0 +1,64 @@
+"""One task on several devices: a process for each, which takes a part of the task's shards.
+
+A signal to this process goes on to all of them; the exit code is that of the first that failed.
+
+Example:
+    run_on_devices(["--config", "libritts.yaml"], ["cuda:0", "cuda:1"], task=3, num_tasks=8)
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+STOPPED = 75  # exit code of a task that was told to stop; EX_TEMPFAIL of sysexits.h
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Stopped(BaseException):
+    """This process was told to stop. Not an Exception: nothing may take it for an error of a file."""
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Inside, the first signal of `SIGNALS` raises Stopped in the main thread, and further ones are ignored while it
+    cleans up. The handlers are as before afterwards."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for known in SIGNALS:
+            signal.signal(known, signal.SIG_IGN)
+        raise Stopped(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_on_devices(words: Sequence[str], devices: Sequence[str], *, task: int, num_tasks: int) -> int:
+    """Start `slmkit tokenize run WORDS` for each device and wait; 0, or the first exit code that is not.
+
+    Device i of n does what task `task * n + i` of `num_tasks * n` would. When one fails, the others go on: what they
+    finish is not lost.
+    """
+    count = len(devices)
+    commands = [
+        [
+            *(sys.executable, "-m", "slmkit", "tokenize", "run", *words, "--devices", device),
+            *("--task", str(task * count + i), "--num-tasks", str(num_tasks * count)),
+        ]
+        for i, device in enumerate(devices)
+    ]
+    processes = [subprocess.Popen(command) for command in commands]
+    try:
+        codes = [process.wait() for process in processes]
+    except Stopped:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        codes = [process.wait() for process in processes]
+    return next((code for code in codes if code), 0)

@@ -1,0 +1,129 @@
+"""Plans: every item of the source in one place, the same lines for the same source, refusals with their reasons."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slmkit.data.importers.base import Audio, Cut, Utterance
+from slmkit.data.ledger import Failure
+from slmkit.errors import UserError
+from slmkit.tokenization.plan import Plan, Rules, make_plan
+
+
+def utterance(key, **changes):
+    return Utterance(key=key, audio=Audio(f"{key}.wav"), text="Hi é \u2028.", source="s", **changes)
+
+
+def refused(plan):
+    return [json.loads(line) for line in plan.refused_lines().read_bytes().splitlines()]
+
+
+@given(keys=st.lists(st.text(max_size=3), max_size=20), shard_samples=st.integers(1, 5))
+@settings(max_examples=50, deadline=None)
+def test_every_item_is_planned_or_refused(tmp_path_factory, keys, shard_samples):
+    out = tmp_path_factory.mktemp("plan")
+    items = [Failure(key, "odd", "") if "1" in key else utterance(key) for key in keys]
+    plan = make_plan(out, items, Rules(), shard_samples=shard_samples)
+    planned = [item for shard in range(len(plan.shards)) for item in plan.items(shard)]
+    assert len(planned) + len(refused(plan)) == len(keys)
+    assert plan.num_items == len(planned)
+    assert sum(plan.refused.values()) == len(refused(plan))
+    good = [key for key in dict.fromkeys(keys) if key and "1" not in key and key.encode("utf-8", "replace")]
+    assert [item.key for item in planned] == [key for key in good if key == key.encode("utf-8", "ignore").decode()]
+    assert all(shard.items == shard_samples for shard in plan.shards[:-1])
+
+
+def test_an_utterance_survives_the_plan(tmp_path):
+    items = [
+        utterance("a/b. c", speaker="s", language="en", seconds=1.5, extra={"dnsmos": 3.2, "x": [None, "é"]}),
+        Utterance(key="k", audio=Audio("t.tar", 512, 90), text=Path("k.txt"), source="t"),
+        Utterance(key="c", audio=Audio("l.mp3"), text="x", source="l", cut=Cut(1.0, 2.5, 0.5, 3.0), seconds=1.5),
+        Utterance(key="p", audio=Audio("p.parquet", row_group=0, row=3, column="audio"), text="y", source="p"),
+    ]
+    plan = make_plan(tmp_path, items, Rules(), shard_samples=3)
+    assert [*plan.items(0), *plan.items(1)] == items
+    assert Plan.open(tmp_path) == plan
+    assert (plan.num_items, plan.seconds) == (4, 3.0)
+
+
+def test_rules_refuse_by_what_the_source_says(tmp_path):
+    rules = Rules(min_sec=1.0, max_sec=10.0, min_dnsmos=3.5, languages=frozenset({"en", "de"}))
+    good = {"language": "en", "seconds": 2.0, "extra": {"dnsmos": 3.5}}
+    cases = {
+        "good": {},
+        "unknown_length": {"seconds": None},
+        "short": {"seconds": 0.9},
+        "long": {"seconds": 10.1},
+        "nan": {"seconds": float("nan")},
+        "french": {"language": "fr"},
+        "tongueless": {"language": ""},
+        "noisy": {"extra": {"dnsmos": 3.4999}},
+        "unjudged": {"extra": {"dnsmos": None}},
+    }
+    plan = make_plan(tmp_path, [utterance(key, **good | c) for key, c in cases.items()], rules, shard_samples=9)
+    assert [item.key for item in plan.items(0)] == ["good", "unknown_length"]
+    assert {line["key"]: line["reason"] for line in refused(plan)} == {
+        "short": "too_short",
+        "long": "too_long",
+        "nan": "too_short",
+        "french": "other_language",
+        "tongueless": "other_language",
+        "noisy": "low_dnsmos",
+        "unjudged": "no_dnsmos",
+    }
+    assert plan.refused["other_language"] == 2
+    assert all(line["detail"] for line in refused(plan))
+
+
+def test_the_same_source_gives_the_same_plan(tmp_path):
+    items = [utterance(f"u{i}", seconds=i / 3) for i in range(25)]
+    for name in ("a", "b"):
+        make_plan(tmp_path / name, iter(items), Rules(), shard_samples=4)
+    files = [sorted((tmp_path / name / "plan").iterdir()) for name in ("a", "b")]
+    assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+
+
+def test_a_plan_that_was_cut_short_is_none(tmp_path):
+    def source():
+        yield utterance("a")
+        raise UserError("the source is gone")
+
+    with pytest.raises(UserError, match="the source is gone"):
+        make_plan(tmp_path, source(), Rules(), shard_samples=1)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"holds no plan[\s\S]*slmkit tokenize plan"):
+        Plan.open(tmp_path)
+    make_plan(tmp_path, [utterance("a")], Rules(), shard_samples=1)
+    with pytest.raises(UserError, match="exists already"):
+        make_plan(tmp_path, [utterance("b")], Rules(), shard_samples=1)
+    assert [item.key for item in Plan.open(tmp_path).items(0)] == ["a"]
+
+
+def test_a_plan_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        make_plan(tmp_path / "file", [], Rules(), shard_samples=1)
+
+
+def test_a_plan_that_was_changed_is_noticed(tmp_path):
+    make_plan(tmp_path, [utterance("a"), utterance("b")], Rules(), shard_samples=1)
+    path = tmp_path / "plan/items.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"a.wav"', b'"c.wav"'))
+    plan = Plan.open(tmp_path)
+    assert plan.items(1)[0].key == "b"
+    with pytest.raises(UserError, match=r"items\.jsonl has changed since it was written: shard 0"):
+        plan.items(0)
+    path.unlink()
+    with pytest.raises(UserError, match="cannot read"):
+        plan.items(0)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"shards": [[1, 2]], "refused": {}}', '{"shards": 3, "refused": {}}'])
+def test_a_file_that_is_no_plan_is_an_error(tmp_path, content):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/plan.json").write_text(content)
+    with pytest.raises(UserError, match="is not a plan"):
+        Plan.open(tmp_path)
