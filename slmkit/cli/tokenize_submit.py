@@ -11,7 +11,7 @@ corpus when all tasks have succeeded. The same command again submits what is not
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from slmkit import slurm
@@ -39,8 +39,10 @@ def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def submit(args: argparse.Namespace, config: TokenizeConfig, plan: "Callable[[TokenizeConfig], Plan]") -> int:
-    """Plan the corpus with `plan`, then print or submit the two jobs."""
+def submit(
+    args: argparse.Namespace, config: TokenizeConfig, run_words: Sequence[str], plan: "Callable[[TokenizeConfig], Plan]"
+) -> int:
+    """Plan the corpus with `plan`, then print or submit the two jobs; `run_words` are for `slmkit tokenize run`."""
     from slmkit.tokenization.submit import ArrayOptions, describe, plan_array, submit_both
 
     options = ArrayOptions(
@@ -53,7 +55,8 @@ def submit(args: argparse.Namespace, config: TokenizeConfig, plan: "Callable[[To
         more=tuple(args.sbatch),
     )
     shard_sec = [shard.seconds for shard in plan(config).shards]
-    jobs = plan_array(options, _run_words(args), config.out, shard_sec)
+    finalize_words = [config.out, "--max-failure-share", str(config.max_failure_share)]
+    jobs = plan_array(options, run_words, finalize_words, shard_sec)
     if args.dry_run:
         print("\n".join(describe(jobs)))
         return 0
@@ -61,18 +64,6 @@ def submit(args: argparse.Namespace, config: TokenizeConfig, plan: "Callable[[To
     print(f"submitted array {array_id} of {len(jobs.shares)} tasks, then job {finalize_id} to finalize the corpus")
     print(f"next: slmkit tokenize status {config.out}")
     return 0
-
-
-def _run_words(args: argparse.Namespace) -> list[str]:
-    """What `slmkit tokenize run` is to be given to do this same job."""
-    paths = [path for path in (args.source, args.codec, args.out) if path is not None]
-    flags = {
-        "--config": args.config,
-        "--devices": None if args.devices is None else ",".join(args.devices),
-        "--num-workers": args.num_workers,
-    }
-    given = [word for name, value in flags.items() if value is not None for word in (name, str(value))]
-    return [*paths, *given, *(word for text in args.overrides for word in ("--set", text))]
 
 
 def _positive(text: str) -> int:

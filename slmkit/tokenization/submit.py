@@ -5,7 +5,7 @@ An `ArrayPlan` is a plain value; making one starts nothing and asks Slurm nothin
 Invariant: every shard of the corpus belongs to exactly one task of the array, and no task is without a shard.
 
 Example:
-    plan = plan_array(ArrayOptions(tasks=64, limit=16), ["LibriTTS", "melvq", "out"], "out", shard_sec=[3600.0] * 100)
+    plan = plan_array(ArrayOptions(tasks=64, limit=16), ["LibriTTS", "melvq", "out"], ["out"], shard_sec=[3600.0] * 100)
     "\\n".join(describe(plan))
     array_id, finalize_id = submit_both(plan, lambda command: slurm.submit(command, os.environ))
 """
@@ -54,7 +54,6 @@ class ArrayPlan:
     limit: int
     cpus: int
     gpus: int
-    out: str
     array: tuple[str, ...]  # sbatch command line
     finalize: tuple[str, ...]  # sbatch command line, with UNKNOWN_ID for the array's id
     notes: tuple[str, ...]  # where it is not what was asked for
@@ -64,16 +63,19 @@ class ArrayPlan:
         return tuple(f"{AFTER}{array_id}" if word == f"{AFTER}{UNKNOWN_ID}" else word for word in self.finalize)
 
 
-def plan_array(options: ArrayOptions, words: Sequence[str], out: str, shard_sec: Sequence[float]) -> ArrayPlan:
-    """Share out the shards, whose known seconds of audio are `shard_sec`; `words` are for `slmkit tokenize run`.
+def plan_array(
+    options: ArrayOptions, run_words: Sequence[str], finalize_words: Sequence[str], shard_sec: Sequence[float]
+) -> ArrayPlan:
+    """Share out the shards, whose known seconds of audio are `shard_sec`.
 
-    Raises UserError when there are no shards or the scripts are not there.
+    The words are what `slmkit tokenize run` and `slmkit tokenize finalize` are given. Raises UserError when there are
+    no shards or the scripts are not there.
     """
     for script in (ARRAY, FINALIZE):
         if not (options.scripts / script).is_file():
             raise UserError("there is no sbatch script", got=options.scripts / script)
     if not shard_sec:
-        raise UserError(f"{out}: the plan has no shards", next_step="see which utterances the filters left out")
+        raise UserError("the plan has no shards", next_step="look at the source and the filters of the recipe")
     tasks = min(options.tasks, len(shard_sec))
     limit = min(options.limit, tasks)
     notes = []
@@ -84,15 +86,17 @@ def plan_array(options: ArrayOptions, words: Sequence[str], out: str, shard_sec:
         limit=limit,
         cpus=options.cpus,
         gpus=options.gpus,
-        out=out,
         array=(
             *("sbatch", f"--array=0-{tasks - 1}%{limit}", f"--export=ALL,NUM_TASKS={tasks}"),
             f"--cpus-per-task={options.cpus}",
             *([f"--gpus-per-node={options.gpus}"] if options.gpus else []),
             *_asked(options),
-            *(str(options.scripts / ARRAY), *words),
+            *(str(options.scripts / ARRAY), *run_words),
         ),
-        finalize=("sbatch", f"{AFTER}{UNKNOWN_ID}", *_asked(options), str(options.scripts / FINALIZE), out),
+        finalize=(
+            *("sbatch", f"{AFTER}{UNKNOWN_ID}", *_asked(options)),
+            *(str(options.scripts / FINALIZE), *finalize_words),
+        ),
         notes=tuple(notes),
     )
 
@@ -107,12 +111,12 @@ def describe(plan: ArrayPlan) -> list[str]:
     """What `--dry-run` prints."""
     tasks = len(plan.shares)
     shards, hours = [share.shards for share in plan.shares], [share.seconds / SEC_PER_HOUR for share in plan.shares]
-    known = f"{min(hours):.2f} to {max(hours):.2f} h of audio" if any(hours) else "of a length the source does not tell"
+    audio = f"{min(hours):.2f} to {max(hours):.2f} h, of {math.fsum(hours):.2f} h, as far as the source says"
     gpus = f"{plan.gpus} GPU" if plan.gpus else "no GPU"
     return [
         f"{tasks} tasks, at most {plan.limit} at once, each with {plan.cpus} CPUs and {gpus}",
-        f"  task T encodes the shards T, T + {tasks}, T + {2 * tasks}, ... of {sum(shards)}",
-        f"  a task has {_span(shards)} shards, {known}; {math.fsum(hours):.2f} h in all",
+        f"  shards of a task: {min(shards)} to {max(shards)}, of {sum(shards)}; task T has T, T + {tasks}, T + {2 * tasks}, ...",
+        f"  audio of a task: {audio if any(hours) else 'the source does not say'}",
         "a job after them, when all have succeeded, finalizes the corpus",
         *(f"note: {note}" for note in plan.notes),
         "commands:",
@@ -138,7 +142,3 @@ def submit_both(plan: ArrayPlan, submit: Callable[[Sequence[str]], str]) -> tupl
             next_step=f"scancel {array_id} to take the array back, or leave it and submit the second again:\n"
             f"            {shlex.join(command)}",
         ) from error
-
-
-def _span(numbers: Sequence[int]) -> str:
-    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)} to {max(numbers)}"
