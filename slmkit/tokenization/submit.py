@@ -115,7 +115,8 @@ def describe(plan: ArrayPlan) -> list[str]:
     gpus = f"{plan.gpus} GPU" if plan.gpus else "no GPU"
     return [
         f"{tasks} tasks, at most {plan.limit} at once, each with {plan.cpus} CPUs and {gpus}",
-        f"  shards of a task: {min(shards)} to {max(shards)}, of {sum(shards)}; task T has T, T + {tasks}, T + {2 * tasks}, ...",
+        f"  shards of a task: {min(shards)} to {max(shards)}, of {sum(shards)}; task T has T, T + {tasks}, "
+        f"T + {2 * tasks}, ...",
         f"  audio of a task: {audio if any(hours) else 'the source does not say'}",
         "a job after them, when all have succeeded, finalizes the corpus",
         *(f"note: {note}" for note in plan.notes),
