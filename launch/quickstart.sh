@@ -40,7 +40,7 @@ step() { echo; echo "== $*"; }
 step "fit the built-in codec to the sample recordings"
 slmkit codec fit "$AUDIO" "$OUT/codec"
 step "audio to shards of codes"
-slmkit tokenize "$AUDIO" "$OUT/codec" "$OUT/shards"
+slmkit tokenize run "$AUDIO" "$OUT/codec" "$OUT/shards"
 step "a tiny base model with a tokenizer of the corpus text"
 slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4
 step "train with two processes"

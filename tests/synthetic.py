@@ -64,7 +64,7 @@ def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard
         for sample in samples[start : start + shard_samples]:
             writer.add(sample)
         shards.append(writer.commit())
-    write_manifest(directory, "synthetic", spec, shards, {})
+    write_manifest(directory, "synthetic", spec, [shard.summary for shard in shards], {})
     return Corpus.open(directory)
 
 

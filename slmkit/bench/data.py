@@ -249,7 +249,7 @@ def make_corpus(directory: Path, utterances: int) -> Corpus:
             speaker = rng.standard_normal(80).astype(np.float32)
             writer.add(Sample(f"utterance {i}", codes, speaker, {"text": text, "seconds": seconds}))
         indexes.append(writer.commit())
-    write_manifest(directory, "bench", spec, indexes, {})
+    write_manifest(directory, "bench", spec, [index.summary for index in indexes], {})
     return Corpus.open(directory)
 
 

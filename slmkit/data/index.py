@@ -19,11 +19,11 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -48,6 +48,17 @@ def index_path(directory: str | Path, tar: str) -> Path:
     return Path(directory) / (tar.removesuffix(".tar") + INDEX_SUFFIX)
 
 
+class ShardSummary(NamedTuple):
+    """What the manifest says of a shard, and what it adds to the counts."""
+
+    tar: str
+    sha256: str
+    samples: int
+    seconds: float
+    frames: int
+    failures: Mapping[str, int]  # reason -> count
+
+
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
     """One tar with n samples. `offsets` and `sizes` map a member's suffix ("codes.npy") to int64 [n], in bytes."""
@@ -67,6 +78,12 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def summary(self) -> ShardSummary:
+        """The few numbers that outlive the index when there are ten thousand of them."""
+        reasons = Counter(failure.reason for failure in self.failures)
+        return ShardSummary(self.tar, self.sha256, len(self), self.seconds, int(self.frames.sum()), reasons)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with sorted keys."""
@@ -89,8 +106,8 @@ class ShardIndex:
             "text_chars": self.text_chars.tolist(),
         }
 
-    def write(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all. Raises UserError if `path` exists."""
+    def write(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write as JSON, whole or not at all. Raises UserError if `path` exists, unless `replace` is set."""
         with atomic_write(path) as file:  # without indentation: half the bytes, read in half the time
             file.write(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
@@ -279,15 +296,25 @@ def _check_tar(directory: Path, index: ShardIndex) -> None:
 
 
 def write_manifest(
-    directory: str | Path, corpus: str, codec: CodecSpec, shards: Sequence[ShardIndex], made_by: dict[str, Any]
+    directory: str | Path,
+    corpus: str,
+    codec: CodecSpec,
+    shards: Sequence[ShardSummary],
+    made_by: dict[str, Any],
+    *,
+    refused: Mapping[str, int] | None = None,
+    outliers: Mapping[str, int] | None = None,
 ) -> None:
     """Write `manifest.json`, which makes `directory` a corpus. Replaces an older one.
 
-    `made_by` is `files.provenance(...)` or as much of it as is known. Nothing in the manifest depends on the time or
+    `made_by` is `files.provenance(...)` or as much of it as is known; `refused` counts what was left out before
+    encoding, by reason; `outliers` utterances that stand out, by check. Nothing in the manifest depends on the time or
     the machine. Raises UserError when the disk refuses.
     """
-    reasons = Counter(failure.reason for shard in shards for failure in shard.failures)
-    samples = sum(len(shard) for shard in shards)
+    reasons = Counter(refused or {})
+    for shard in shards:
+        reasons.update(shard.failures)
+    samples = sum(shard.samples for shard in shards)
     manifest = {
         "corpus": corpus,
         "codec": codec.to_dict(),
@@ -297,10 +324,11 @@ def write_manifest(
             "samples": samples,
             "failures": reasons.total(),
             "seconds": sum(shard.seconds for shard in shards),
-            "frames": sum(int(shard.frames.sum()) for shard in shards),
+            "frames": sum(shard.frames for shard in shards),
         },
         "failures": dict(sorted(reasons.items())),
-        "shards": [{"tar": shard.tar, "sha256": shard.sha256, "samples": len(shard)} for shard in shards],
+        "outliers": dict(sorted((outliers or {}).items())),
+        "shards": [{"tar": shard.tar, "sha256": shard.sha256, "samples": shard.samples} for shard in shards],
         "made_by": made_by,
     }
     write_json(Path(directory) / MANIFEST, manifest, replace=True)

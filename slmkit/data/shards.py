@@ -130,7 +130,8 @@ class ShardWriter:
         """Write the tar, then the index with the shard's `failures` and checks; where samples have checks, their
         `seconds` become one. `plan_sha256` is of the lines of the plan that the shard was made from.
 
-        Raises UserError when the disk refuses.
+        A finished shard of the same content is left as it is. Raises UserError when it is of another content, or the
+        disk refuses.
         """
         self._writer.close()
         content = self._buffer.getvalue()
@@ -149,9 +150,19 @@ class ShardWriter:
             checks=self._check_columns(),
             plan_sha256=plan_sha256,
         )
-        with atomic_write(self.directory / self.tar) as file:
+        path = index_path(self.directory, self.tar)
+        if path.exists():
+            if ShardIndex.read(path).sha256 == index.sha256:  # another process was faster
+                return index
+            raise UserError(
+                f"{path} exists and is of another content",
+                got=f"sha256 {ShardIndex.read(path).sha256}",
+                expected=f"sha256 {index.sha256}",
+                next_step="remove the index to write the shard anew, or choose another directory",
+            )
+        with atomic_write(self.directory / self.tar, replace=True) as file:  # without its index it was never finished
             file.write(content)
-        index.write(index_path(self.directory, self.tar))
+        index.write(path, replace=True)
         return index
 
     def _check_columns(self) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """The directory of a job that writes a corpus: whose it is, and its shards.
 
-`job.json` is written first and says what the job is: another job, or another codec, is refused. A shard is done when its
-index exists; it is written whole or not at all, so that a job may be stopped at any moment and two processes that write
-the same shard do no harm. `finalize` makes a corpus of the directory when every shard is there.
+`job.json` is written first and says what the job is: another job, or another codec, is refused. A shard is done when
+its index exists; it is written whole or not at all, so that a job may be stopped at any moment, and two processes that
+write the same shard do no harm. `finalize` makes a corpus of the directory when every shard is there.
 
 It knows nothing of audio, codecs or plans: it takes samples and ledger lines.
 

@@ -1,7 +1,7 @@
 """The two jobs that make a corpus: audio through a codec, and published codes as they are.
 
-`plan_corpus` fixes what goes where, `encode_share` writes a task's shards, `finalize_corpus` makes a corpus of them;
-`import_codes` does all at once.
+`plan_corpus` fixes what goes where, `encode_share` writes a task's shards, `finalize_corpus` makes a corpus of them,
+and `tokenize` does all three; `import_codes` is the other job.
 
 Decoding runs ahead in processes of its own, the codec runs in the main thread, and a shard is written by another thread
 while the next one is encoded.
@@ -10,10 +10,7 @@ Invariant (law): the same input gives byte-identical tars, whatever the number o
 
 Example:
     config = load_config(TokenizeConfig, "libritts.yaml", ["source=LibriTTS", "codec=melvq", "out=shards"])
-    codec = open_codec(config.codec, config.devices[0])
-    plan_corpus(codec.spec, config)
-    encode_share(codec, config)
-    finalize_corpus(config.out, config.max_failure_share)
+    tokenize(open_codec(config.codec, config.devices[0]), config)
 """
 
 import contextlib
@@ -47,8 +44,20 @@ from slmkit.tokenization.progress import Report
 log = get_logger(__name__)
 
 
+def tokenize(codec: Codec, config: TokenizeConfig) -> None:
+    """All three in this process; of several tasks, the encoding alone. Raises UserError as they do."""
+    if config.num_tasks == 1:
+        plan_corpus(codec.spec, config)
+    encode_share(codec, config)
+    if config.num_tasks == 1:
+        finalize_corpus(config.out, config.max_failure_share)
+
+
 def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> Plan:
-    """Begin the job, or find it begun, and plan its source unless that is done. Raises UserError as `make_plan` does."""
+    """Begin the job, or find it begun, and plan its source unless that is done.
+
+    Raises UserError when the directory belongs to another job, and as `make_plan` does.
+    """
     CorpusJob(config.out, config.corpus, codec, config.settings())
     if Plan.exists(config.out):
         return Plan.open(config.out)
@@ -102,7 +111,7 @@ def import_codes(config: ImportConfig) -> None:
     job = CorpusJob(config.out, config.corpus, published.SPEC, config.settings())
     records = itertools.chain.from_iterable(published.read_published(path) for path in config.source)
     items = with_sound_keys(records)
-    planned = []
+    planned: list[ShardPlan] = []
     while chunk := list(itertools.islice(items, config.shard_samples)):
         shard = len(planned)
         planned.append(ShardPlan(len(chunk), 0.0, 0, 0, ""))

@@ -1,9 +1,9 @@
 """Which utterance goes to which shard and position, fixed before anything is encoded.
 
-`OUT/plan/` holds `items.jsonl` (an `Utterance` per line, in the order of the source), `refused.jsonl` (a ledger line for
-every item of the source that is not planned) and `plan.json`, which says where each shard's lines begin. Shard s holds
-the items s * shard_samples and following. A task reads the lines of its shards alone, so that any number of tasks,
-killed and started again, write the same bytes; the source is not listed again.
+`OUT/plan/` holds `items.jsonl` (an `Utterance` per line, in the order of the source), `refused.jsonl` (a ledger line
+for every item of the source that is not planned) and `plan.json`, which says where each shard's lines begin. Shard s
+holds the items s * shard_samples and following. A task reads the lines of its shards alone, so that any number of
+tasks, killed and started again, write the same bytes; the source is not listed again.
 
 It opens no audio: what it refuses, it refuses by what the source says.
 

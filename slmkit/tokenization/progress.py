@@ -138,9 +138,9 @@ def _read_task(path: Path, now: float) -> Task | None:
         seconds, state = float(values["seconds_done"]), str(values["state"])
         if state == "running" and now - float(values["updated"]) > LOST_SEC:
             state = "lost"
-        rates = [done / lasted if lasted > 0 else 0.0 for done in (seconds, float(values["shards_done"]))]
+        rate, shard_rate = (done / lasted if lasted > 0 else 0.0 for done in (seconds, float(values["shards_done"])))
         error, left = str(values.get("error", "")), int(values["shards_left"])
-        return Task(path.stem, state, str(values["host"]), left, seconds, *rates, error)
+        return Task(path.stem, state, str(values["host"]), left, seconds, rate, shard_rate, error)
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -6,6 +6,7 @@ Example:
     run_on_devices(["--config", "libritts.yaml"], ["cuda:0", "cuda:1"], task=3, num_tasks=8)
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -54,7 +55,9 @@ def run_on_devices(words: Sequence[str], devices: Sequence[str], *, task: int, n
         ]
         for i, device in enumerate(devices)
     ]
-    processes = [subprocess.Popen(command) for command in commands]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // count))  # else each would take all CPUs
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
     try:
         codes = [process.wait() for process in processes]
     except Stopped:

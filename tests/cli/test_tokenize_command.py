@@ -1,4 +1,4 @@
-"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes, the script."""
+"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes."""
 
 import json
 import os
@@ -29,14 +29,13 @@ def codec(tmp_path_factory):
 
 def tokenize(source, codec, out, *words):
     recipe = ["--config", str(ROOT / "tokenize_jobs/libritts.yaml"), "--num-workers", "0"]
-    return main(["tokenize", *recipe, str(source), str(codec), str(out), "--set", "shard_samples=10", *words])
+    return main(["tokenize", "run", *recipe, str(source), str(codec), str(out), "--set", "shard_samples=10", *words])
 
 
 def contents(out):
-    """File name -> bytes, without the files that name the commit."""
-    return {
-        path.name: path.read_bytes() for path in Path(out).iterdir() if path.name not in ("manifest.json", "job.json")
-    }
+    """File name -> bytes, without the files that name the commit or the time."""
+    paths = [path for path in Path(out).iterdir() if path.is_file()]
+    return {path.name: path.read_bytes() for path in paths if path.name not in ("manifest.json", "job.json")}
 
 
 def environment():
@@ -55,7 +54,7 @@ def test_a_killed_command_started_again_gives_the_same_bytes(codec, tmp_path):
     assert tokenize(SAMPLES, codec, tmp_path / "whole", "--set", "shard_samples=1") == 0
     words = [str(SAMPLES), str(codec), str(tmp_path / "cut"), "--num-workers", "2", "--set", "shard_samples=1"]
     recipe = str(ROOT / "tokenize_jobs/libritts.yaml")
-    command = [sys.executable, "-m", "slmkit", "tokenize", "--config", recipe, *words, "--set", "window=1"]
+    command = [sys.executable, "-m", "slmkit", "tokenize", "run", "--config", recipe, *words, "--set", "window=1"]
     process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
     end = time.monotonic() + 100
     while not (tmp_path / "cut/libritts-000001.index.json").exists() and process.poll() is None:
@@ -68,17 +67,69 @@ def test_a_killed_command_started_again_gives_the_same_bytes(codec, tmp_path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_the_script_calls_the_command(codec, tmp_path):
-    (tmp_path / "slmkit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m slmkit "$@"\n')
-    (tmp_path / "slmkit").chmod(0o755)
-    variables = {"SOURCE": str(SAMPLES), "CODEC": str(codec), "OUT": str(tmp_path / "out"), "WORKERS": "0"}
-    shell = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = [str(ROOT / "tokenize_jobs/tokenize.sh"), "--set", "shard_samples=5"]
-    subprocess.run(script, env=shell | variables, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    assert len(Corpus.open(tmp_path / "out")) == 32
-    refused = subprocess.run(script, env=shell, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert refused.returncode != 0
-    assert "SOURCE: folder of audio, or manifest" in refused.stderr
+def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
+    assert tokenize(SAMPLES, codec, tmp_path / "whole") == 0
+    out = tmp_path / "steps"
+    recipe = ["--config", str(ROOT / "tokenize_jobs/libritts.yaml"), "--num-workers", "0", "--set", "shard_samples=10"]
+    assert main(["tokenize", "plan", *recipe, str(SAMPLES), str(codec), str(out)]) == 0
+    assert tokenize(SAMPLES, codec, out, "--task", "1", "--num-tasks", "3") == 0
+    capsys.readouterr()
+    assert main(["tokenize", "status", str(out)]) == 0
+    assert main(["tokenize", "--status", str(out)]) == 0
+    once, again = capsys.readouterr().out.split("not finalized yet")[:2]
+    assert once in again
+    assert "shards: 1 of 4 done" in once
+    assert "missing: shard 0, 2 to 3" in once
+    assert main(["tokenize", "finalize", str(out)]) == 2
+    assert "3 of 4 shards are missing\n  got:      no shard 0, 2 to 3" in capsys.readouterr().err
+    for task in (0, 2):
+        assert tokenize(SAMPLES, codec, out, "--task", str(task), "--num-tasks", "3") == 0
+    assert main(["tokenize", "finalize", str(out)]) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    capsys.readouterr()
+    assert main(["tokenize", "status", str(out)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "finalized"
+
+
+def test_two_devices_share_a_task_and_another_codec_is_refused(codec, tmp_path, capfd):
+    assert tokenize(SAMPLES, codec, tmp_path / "whole") == 0
+    assert tokenize(SAMPLES, codec, tmp_path / "two", "--devices", "cpu,cpu") == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "whole")
+    tasks = sorted(path.name for path in (tmp_path / "two/tasks").iterdir())
+    assert tasks == ["0-of-2.json", "1-of-2.json"]
+    assert main(["codec", "fit", str(SAMPLES), str(tmp_path / "other"), "--seed", "5"]) == 0
+    assert tokenize(SAMPLES, tmp_path / "other", tmp_path / "two") == 2
+    assert "holds another job: codec.weights_sha256 differs" in capfd.readouterr().err
+    assert tokenize(SAMPLES, codec, tmp_path / "bad", "--devices", "cpu,xpu:9") == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(codec, tmp_path, number):
+    out = tmp_path / "out"
+    words = [*map(str, (SAMPLES, codec, out)), "--set", "shard_samples=1", "--set", "window=1", "--devices", "cpu,cpu"]
+    command = [sys.executable, "-m", "slmkit", "tokenize", "run", *words, "--num-workers", "1"]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 100
+    while not list(out.glob("*.index.json")) and process.poll() is None:
+        assert time.monotonic() < end, "no shard appeared"
+        time.sleep(0.002)
+    process.send_signal(number)
+    message = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, message
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < end:  # the decoding processes end too
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    states = {json.loads(path.read_text())["state"] for path in (out / "tasks").iterdir()}
+    assert states <= {"stopped", "done"}
+    assert "stopped" in states
+    assert main(["tokenize", "run", *words[:5], "--num-workers", "0"]) == 0
+    assert len(Corpus.open(out)) == 32
+
+
+def test_no_action_is_an_error(capsys):
+    assert main(["tokenize"]) == 2
+    assert "expected: plan, run, status, finalize, verify or submit" in capsys.readouterr().err
 
 
 def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
@@ -87,7 +138,7 @@ def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
 
 
 def test_missing_options_are_listed(capsys):
-    assert main(["tokenize"]) == 2
+    assert main(["tokenize", "run"]) == 2
     message = capsys.readouterr().err
     for name in ("source", "codec", "out"):
         assert f"{name}: missing" in message

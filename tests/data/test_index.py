@@ -33,7 +33,7 @@ def make_corpus(directory, samples_per_shard=(3, 0, 2)):
             writer.add(Sample(f"utt {number}", codes, None, {"text": "x" * number, "seconds": 0.5}))
             number += 1
         shards.append(writer.commit([Failure(f"bad{shard}", "empty", "nothing in it")]))
-    write_manifest(directory, "tiny", SPEC, shards, {"config": {}})
+    write_manifest(directory, "tiny", SPEC, [shard.summary for shard in shards], {"config": {}})
     return shards
 
 

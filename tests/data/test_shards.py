@@ -51,7 +51,7 @@ def write_corpus(directory, *shards, spec=SPEC, checksums=True):
         path = index_path(directory, indexes[-1].tar)
         if not checksums:
             path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "crc32"}))
-    write_manifest(directory, "tiny", spec, indexes, {})
+    write_manifest(directory, "tiny", spec, [index.summary for index in indexes], {})
     return Corpus.open(directory)
 
 
@@ -146,14 +146,19 @@ def test_a_codec_without_a_speaker_vector_writes_none(tmp_path):
     assert ShardReader(corpus).read(0).speaker is None
 
 
-def test_the_tar_appears_with_commit_and_is_never_overwritten(tmp_path):
+def test_the_tar_appears_with_commit_and_a_finished_one_is_never_overwritten(tmp_path):
     writer = ShardWriter(tmp_path, "tiny", 0)
     writer.add(make_sample())
     assert os.listdir(tmp_path) == []
+    (tmp_path / writer.tar).write_bytes(b"of a process that was killed before it wrote the index")
     writer.commit()
-    again = ShardWriter(tmp_path, "tiny", 0)
-    with pytest.raises(UserError, match="the file already exists"):
-        again.commit()
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    same = ShardWriter(tmp_path, "tiny", 0)
+    same.add(make_sample())
+    same.commit()
+    with pytest.raises(UserError, match=r"tiny-000000\.index\.json exists and is of another content"):
+        ShardWriter(tmp_path, "tiny", 0).commit()
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
 
 
 def test_samples_of_the_wrong_kind_are_refused(tmp_path):
