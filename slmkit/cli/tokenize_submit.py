@@ -20,11 +20,10 @@ from slmkit.config.tokenize import TokenizeConfig
 if TYPE_CHECKING:
     from slmkit.tokenization.plan import Plan
 
-SUMMARY = "tokenize as a Slurm array"
-
 
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     """What `submit` takes beside the recipe, its overrides and the paths."""
+    parser.description = __doc__
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--dry-run", action="store_true", help="plan and print; submit nothing")
     which.add_argument("--run", action="store_true", dest="really", help="plan and submit")

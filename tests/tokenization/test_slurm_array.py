@@ -79,13 +79,17 @@ def submit(cluster: Slurm, *words: str) -> subprocess.CompletedProcess[str]:
 
 def kill(cluster: Slurm, array: str, task: int) -> None:
     """kill -9 of the process that encodes."""
-    (pid,) = [pid for pid in processes_with(f"--task\0{task}\0--num-tasks\0{TASKS}") if is_python(pid)]
-    os.kill(pid, signal.SIGKILL)
+    found = [pid for pid in processes_with(f"--task\0{task}\0--num-tasks\0{TASKS}") if is_python(pid)]
+    assert len(found) == 1, cluster.log(f"{array}_{task}")
+    os.kill(found[0], signal.SIGKILL)
 
 
 def tell(cluster: Slurm, array: str, task: int) -> None:
-    """What Slurm does two minutes before the time limit."""
-    cluster.call("scancel", "--signal=USR1", f"{array}_{task}")
+    """What Slurm does two minutes before the time limit.
+
+    To the step: given the task, scancel tries again for as long as other tasks wait, and signals this one each time.
+    """
+    cluster.call("scancel", "--signal=USR1", f"{array}_{task}.0")
 
 
 def requeue(cluster: Slurm, array: str, task: int) -> None:
@@ -135,7 +139,7 @@ def test_a_disturbed_array_leaves_the_bytes_of_one_process(cluster: Slurm, work:
         assert "cpu, 1 threads, 1 decoding" in log
         starts = 2 if task in EVENTS else 1
         assert re.search(rf"\[task {array}_{task}, start {starts}, [0-9:]+\] the task's shards are done", log), log
-        assert task not in EVENTS or TOLD[EVENTS[task]] in log
+        assert task not in EVENTS or TOLD[EVENTS[task]] in log, log
     assert contents(out) == work.reference
     assert len(Corpus.open(out)) == ITEMS
     assert not list(cluster.directory.glob(".slmkit-job-*"))
