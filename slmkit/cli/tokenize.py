@@ -24,6 +24,7 @@ import sys
 from pathlib import Path
 
 from slmkit import log
+from slmkit.cli.tokenize_submit import add_submit_arguments, submit
 from slmkit.config.load import describe, load_config
 from slmkit.config.tokenize import TokenizeConfig
 from slmkit.errors import UserError
@@ -40,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
     plan = actions.add_parser("plan", help="fix which utterance goes to which shard")
     run_parser = actions.add_parser("run", help="encode; alone it plans before and finalizes after")
-    for sub in (plan, run_parser):
+    submit_parser = actions.add_parser("submit", help="plan, then encode and finalize as a Slurm array")
+    for sub in (plan, run_parser, submit_parser):
         add_recipe_arguments(sub)
+    add_submit_arguments(submit_parser)
     run_parser.add_argument("--task", type=int, help="number of this task among --num-tasks; the plan must be there")
     run_parser.add_argument("--num-tasks", type=int, help="tasks sharing the job")
     for name, text in (("status", "how far a job is"), ("finalize", "check all shards, write ledger and manifest")):
@@ -88,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
         finalize_corpus(args.out, args.max_failure_share)
         return 0
+    if args.action == "submit":
+        return _submit(args)
     return _plan(args) if args.action == "plan" else _run(args)
 
 
@@ -120,6 +125,14 @@ def _run(args: argparse.Namespace) -> int:
     except Stopped as signal:
         print(f"stopped by {signal}; the same command goes on", file=sys.stderr)
         return STOPPED
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from slmkit.codec.open import open_codec
+    from slmkit.tokenization.job import plan_corpus
+
+    words = _words(args) + (["--devices", ",".join(args.devices)] if args.devices else [])
+    return submit(args, read_recipe(args), words, lambda config: plan_corpus(open_codec(config.codec).spec, config))
 
 
 def _words(args: argparse.Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes, the script."""
+"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes."""
 
 import json
 import os
@@ -69,19 +69,6 @@ def test_a_killed_command_started_again_gives_the_same_bytes(codec, tmp_path):
     assert len(list((tmp_path / "cut").glob("*.index.json"))) < 32
     assert tokenize(SAMPLES, codec, tmp_path / "cut", "--set", "shard_samples=1", "--set", "batch_sec=1") == 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
-def test_the_script_calls_the_command(codec, tmp_path):
-    (tmp_path / "slmkit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m slmkit "$@"\n')
-    (tmp_path / "slmkit").chmod(0o755)
-    variables = {"SOURCE": str(SAMPLES), "CODEC": str(codec), "OUT": str(tmp_path / "out"), "WORKERS": "0"}
-    shell = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = [str(ROOT / "tokenize_jobs/tokenize.sh"), "--set", "shard_samples=5"]
-    subprocess.run(script, env=shell | variables, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    assert len(Corpus.open(tmp_path / "out")) == 32
-    refused = subprocess.run(script, env=shell, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert refused.returncode != 0
-    assert "SOURCE: folder of audio, or manifest" in refused.stderr
 
 
 def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
