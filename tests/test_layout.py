@@ -28,7 +28,7 @@ CONFINED = {
     "fsspec": ("data/remote.py",),
     "webdataset": ("data/shards.py", "data/loader.py"),
     "triton": ("codec/facodec/fused.py",),
-    "slmkit.codec.facodec": ("codec/facodec/", "codec/open.py", "bench/codec.py", "bench/tokenize.py"),
+    "slmkit.codec.facodec": ("codec/facodec/", "codec/open.py", "bench/codec.py", "bench/codec_parts.py"),
     "soundfile": ("audio/",),
     "soxr": ("audio/",),
     "matplotlib": ("plot.py",),
