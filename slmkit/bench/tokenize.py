@@ -57,6 +57,8 @@ AUDIO = PACKAGE.parent / "tokenize_jobs" / "sample_corpus"
 TRANSCRIPT = ".normalized.txt"
 CORPUS = "bench"
 REQUIRED = {"melvq": 300.0, "processes_ratio": 1.7, "peak_ratio": 1.1}
+MELVQ_ROUNDS = 5  # for each of FACodec: they are short
+SHOWN_LINES = 6  # of a command that failed
 TIMES_MORE = 4  # utterances of the larger corpus
 
 
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             device = torch.device(args.device)
             result[part] = facodec.bench_codec(states, device, sizes.codec_sec, repeats=sizes.repeats)
         elif part == "melvq":
-            result[part] = bench_melvq(find_audio(args.audio), sizes.repeats)
+            result[part] = bench_melvq(find_audio(args.audio), MELVQ_ROUNDS * sizes.repeats)
         else:
             with tempfile.TemporaryDirectory(prefix="slmkit-bench-") as directory:
                 result[part] = bench_stage(find_audio(args.audio), args.stage_codec, Path(directory), sizes)
@@ -217,8 +219,8 @@ def run_stage(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: 
         wall_sec = time.perf_counter() - start
         said.seek(0)
         if process.returncode:
-            last = said.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise UserError("the command to time failed", got=" ".join(last) or f"exit code {process.returncode}")
+            last = said.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
+            raise UserError("the command to time failed", got="\n".join(last) or f"exit code {process.returncode}")
     shards = Corpus.open(out).shards.listed
     paths = [index_path(out, tar) for tar, _, _ in shards]
     speed = sum(speed_of(paths[task::processes]) for task in range(processes))
