@@ -7,9 +7,10 @@ Three parts:
 - stage: `slmkit tokenize run` as users start it, with one process and with two, each with one thread, on a corpus made
   of copies of the audio in --audio (links to a file each of FLAC and WAV, so the disk's own speed does not count). The
   speed of a process is what it did after its first shard, by the times of its index files, so that start-up, planning
-  and the end count for nothing; speeds of processes add up. `wall_sec` has all of it. Peak memory is the one process's,
-  with a corpus and with four times as much. Shares of time are of one process that reads, encodes and writes in turns,
-  which the command does partly at once.
+  and the end count for nothing; speeds of processes add up. `wall_sec` has all of it. On a machine with other work
+  look at `cpu_sec`, the time of processors it took. Peak memory is the one process's, with a corpus and with four
+  times as much. Shares of time are of one process that reads, encodes and writes in turns, which the command does
+  partly at once.
 
 Random weights of the right shapes stand in for those not given; speed does not depend on what they are.
 
@@ -172,6 +173,8 @@ def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes
         "processes_ratio": speed["two"] / speed["one"],
         "wall_sec": runs["one"].wall_sec,
         "two_wall_sec": runs["two"].wall_sec,
+        "cpu_sec": runs["one"].cpu_sec,
+        "two_cpu_sec": runs["two"].cpu_sec,
         "shares": time_shares(small, codec_dir, directory / "shards-timed", sizes),
         "peak_mib": runs["small"].peak_mib,
         "peak_mib_of_more": runs["one"].peak_mib,
@@ -204,6 +207,7 @@ class Run(NamedTuple):
 
     audio_sec_per_sec: float  # of all processes, each from its first shard's end to its last's
     wall_sec: float  # of the whole command
+    cpu_sec: float  # of all its processes
     peak_mib: float  # resident memory, of the largest process
 
 
@@ -224,7 +228,7 @@ def run_stage(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: 
     shards = Corpus.open(out).shards.listed
     paths = [index_path(out, tar) for tar, _, _ in shards]
     speed = sum(speed_of(paths[task::processes]) for task in range(processes))
-    return Run(speed, wall_sec, usage.ru_maxrss / 1024)
+    return Run(speed, wall_sec, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def command(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: int) -> list[str]:
@@ -292,7 +296,8 @@ def describe(result: Mapping[str, Any]) -> str:
             f"{stage['audio_sec_per_sec']:.1f} s of audio per second with one process, "
             f"{stage['two_audio_sec_per_sec']:.1f} with two, {stage['processes_ratio']:.2f} times (required: "
             f"{REQUIRED['processes_ratio']}); whole commands {stage['wall_sec']:.1f} s and "
-            f"{stage['two_wall_sec']:.1f} s; equal shards",
+            f"{stage['two_wall_sec']:.1f} s, of processors {stage['cpu_sec']:.1f} s and {stage['two_cpu_sec']:.1f} s; "
+            "equal shards",
             "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in stage["shares"].items()),
             f"  peak memory {stage['peak_mib']:.0f} MiB, with {TIMES_MORE} times the corpus "
             f"{stage['peak_mib_of_more']:.0f} MiB: {stage['peak_ratio']:.2f} times (required: at most "
