@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slmkit.audio.io import read_audio
+from slmkit.audio.io import read_audio, write_wav
 from slmkit.cli.main import main
 from slmkit.codec.base import Codec
 from slmkit.codec.open import open_codec
@@ -93,6 +93,33 @@ def test_the_files_of_a_copy_are_its_source_and_its_decoded_codes(
         shared = min(len(source), len(waves[other.key]))
         distance_db = log_mel_distance(source[:shared], waves[other.key][:shared], 16000)
         assert copy.other_db == pytest.approx(distance_db, abs=1e-6)
+
+
+def test_a_cut_is_compared_with_the_same_cut(codec: Codec, codec_directory: Path, tmp_path: Path) -> None:
+    """The source of a part of a long recording is that part, with as much of the pauses around it as was encoded."""
+    away = np.abs(np.arange(2 * 16000) / 16000 - 1)  # from the quietest place of a pause, in seconds
+    quiet = (0.01 * away * np.random.default_rng(0).uniform(-1, 1, len(away))).astype(np.float32)
+    parts: list[np.ndarray] = []
+    segments = []
+    for path in sorted(SENTENCES.rglob("*.flac"))[:3]:
+        start_sec = sum(map(len, parts)) / 16000 + 2
+        parts += [quiet, wave := read_audio(path, 16000)]
+        segments.append({"start": start_sec, "end": start_sec + len(wave) / 16000, "text": path.stem})
+    write_wav(tmp_path / "long.wav", np.concatenate([*parts, quiet]), 16000)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"path": "long.wav", "segments": segments}))
+    max_sec = max(segment["end"] - segment["start"] for segment in segments) + 0.2
+    recipe = ["--config", str(ROOT / "tokenize_jobs/manifest.yaml"), "--num-workers", "0"]
+    out = tmp_path / "out"
+    paths = [str(tmp_path / "m.jsonl"), str(codec_directory), str(out)]
+    assert main(["tokenize", "run", *recipe, *paths, "--set", f"max_sec={max_sec}"]) == 0
+    found = verify_job(out, codec, report=tmp_path / "report")
+    assert len(found.copies) == 3
+    for copy in found.copies:
+        source_sec = len(read_audio(tmp_path / "report" / f"{copy.name}-source.wav", 16000)) / 16000
+        assert abs(source_sec - copy.seconds) < codec.spec.hop_samples / 16000
+        assert copy.distance_db is not None
+        assert copy.distance_db < 9
+        assert set(copy.checks) >= {"chars_per_sec", "clipped", "dc", "silence"}
 
 
 def test_the_seed_chooses_the_samples(sound: Path, codec: Codec, tmp_path: Path) -> None:
