@@ -240,11 +240,12 @@ def _named_disk_errors(path: Path) -> Iterator[None]:
 
 
 def _damaged(corpus: Corpus, problems: Sequence[Problem], report: Path) -> UserError:
-    names = len({problem.where for problem in problems})
+    num_files = len({problem.where for problem in problems})
+    files = "1 file is" if num_files == 1 else f"{num_files} files are"
     listed = [f"\n  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
     more = [f"\n  - and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
     return UserError(
-        f"{corpus.directory}: {names} of its files are damaged or not as planned{''.join(listed + more)}",
+        f"{corpus.directory}: {files} damaged or not as planned{''.join(listed + more)}",
         next_step=f"see {report / PAGE}; restore the files from a copy, or remove the tar and the index of each shard "
         f"that is named, and `slmkit tokenize run` makes it again",
     )

@@ -141,7 +141,7 @@ def test_damage_is_named_at_once_and_the_report_is_written_all_the_same(
     with pytest.raises(UserError) as error:
         verify_job(corpus, codec, samples=8, report=tmp_path / "report")
     message = str(error.value)
-    assert "3 of its files are damaged or not as planned" in message
+    assert "3 files are damaged or not as planned" in message
     assert "- libritts-000000.tar: the tar is missing" in message
     assert "- libritts-000001.tar: the tar has changed: sha256" in message
     assert re.search(r"- libritts-000003\.tar: .* lacks libritts-000003\.index\.json", message)
@@ -182,7 +182,7 @@ def test_a_plan_that_differs_is_named(corpus: Path, tmp_path: Path) -> None:
 def test_many_problems_are_all_in_the_report(corpus: Path, tmp_path: Path) -> None:
     for number in range(4, 124):
         shutil.copy(corpus / "libritts-000003.index.json", corpus / f"libritts-{number:06d}.index.json")
-    with pytest.raises(UserError, match=r"120 of its files[\s\S]*libritts-000103\.index\.json[\s\S]*- and 20 more"):
+    with pytest.raises(UserError, match=r"120 files are[\s\S]*libritts-000103\.index\.json[\s\S]*- and 20 more"):
         verify_job(corpus, None, report=tmp_path / "report")
     assert len(json.loads((tmp_path / "report/verify.json").read_text())["problems"]) == 120
 
