@@ -45,7 +45,7 @@ def run_on_devices(words: Sequence[str], devices: Sequence[str], *, task: int, n
     """Start `slmkit tokenize run WORDS` for each device and wait; 0, or the first exit code that is not.
 
     Device i of n does what task `task * n + i` of `num_tasks * n` would. When one fails, the others go on: what they
-    finish is not lost.
+    finish is not lost. Raises Stopped when this process is told to stop, after all of them have ended.
     """
     count = len(devices)
     commands = [
@@ -63,5 +63,7 @@ def run_on_devices(words: Sequence[str], devices: Sequence[str], *, task: int, n
     except Stopped:
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        codes = [process.wait() for process in processes]
+        for process in processes:
+            process.wait()
+        raise
     return next((code for code in codes if code), 0)
