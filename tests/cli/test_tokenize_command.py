@@ -151,7 +151,7 @@ def test_no_action_is_an_error(capsys):
 
 def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
     assert tokenize(tmp_path / "missing", codec, tmp_path / "out") == 2
-    assert "cannot list" in capsys.readouterr().err
+    assert "missing does not exist" in capsys.readouterr().err
 
 
 def test_missing_options_are_listed(capsys):

@@ -234,6 +234,7 @@ WRITTEN = st.recursive(
 )
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text(), WRITTEN), st.booleans())
 def test_a_record_is_read_exactly_where_it_can_be_written_again(record, escaped):
     """The naive way: read it with the standard library, and write it."""
