@@ -202,6 +202,13 @@ def test_a_bad_line_is_a_failure_with_its_number(tmp_path, line):
     assert outcomes(read_emilia(tmp_path)) == [("x.jsonl:1", "malformed"), ("g", "")]
 
 
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "EN.tar.gz").write_bytes(b"x")
+    for source in (tmp_path / "EN.tar.gz", tmp_path):
+        with pytest.raises(UserError, match=r"no tars and no JSONL files under[\s\S]*EN-B000000\.tar"):
+            list(read_emilia(source))
+
+
 def test_a_tar_that_cannot_be_opened_is_a_user_error(tmp_path):
     (tmp_path / "a.tar").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"cannot read .*a\.tar: No such file"):

@@ -204,6 +204,20 @@ def test_a_damaged_row_group_is_as_many_failures_as_it_has_rows(tmp_path):
     ]
 
 
+def test_rows_that_a_file_promises_and_does_not_have_are_counted(tmp_path, monkeypatch):
+    class Short(pq.ParquetFile):
+        def iter_batches(self, *words, **options):
+            yield from list(super().iter_batches(*words, **options))[:1]
+
+    path = write(tmp_path / "a.parquet", rows(5))
+    monkeypatch.setattr(parquet, "ROWS_READ", 2)
+    monkeypatch.setattr(pq, "ParquetFile", Short)
+    assert [item[1] for item in outcomes(read_parquet(path))] == ["Text 0", "Text 1", *["damaged"] * 3]
+    monkeypatch.setattr(parquet, "MAX_GROUP_ROWS", 4)
+    with pytest.raises(UserError, match="row group 0 says that it has 5 rows"):
+        list(read_parquet(path))
+
+
 def test_damaged_audio_is_found_where_it_is_decoded(tmp_path):
     path = write(tmp_path / "a.parquet", rows(4), row_group_size=2, use_dictionary=False, compression="zstd")
     column = pq.read_metadata(path).row_group(0).column(0)
