@@ -15,14 +15,15 @@ from slmkit.data.importers.base import Audio
 from slmkit.errors import BadSample, UserError
 
 RIFF_HEADER_BYTES = 8  # "RIFF", and how many bytes follow
+MAX_PART_BYTES = 2**30  # of a part, which is read into memory
 UNKNOWN_BYTES = 2**31 - 2**16  # lengths from here up stand for "unknown" in files written to a pipe
 
 
 def open_audio(audio: Audio) -> Path | io.BytesIO:
     """The file, or the content of a part of it.
 
-    Raises BadSample "missing" when it is not there, "unreadable" when nothing says where it ends, UserError
-    when it is in a parquet file and pyarrow is not installed.
+    Raises BadSample "missing" when it is not there, "unreadable" when nothing says where it ends or it is
+    too large, UserError when it is in a parquet file and pyarrow is not installed.
     """
     path = Path(audio.path)
     try:
@@ -35,6 +36,10 @@ def open_audio(audio: Audio) -> Path | io.BytesIO:
         with open(path, "rb") as file:
             file.seek(audio.start_byte)
             num_bytes = _num_bytes(file, path) if audio.num_bytes is None else audio.num_bytes
+            if num_bytes > MAX_PART_BYTES:
+                raise BadSample(
+                    "unreadable", f"{path} holds {num_bytes} bytes of audio", expected=f"at most {MAX_PART_BYTES}"
+                )
             content = file.read(num_bytes)
     except OSError as error:
         raise BadSample("missing", f"{path} cannot be opened: {error.strerror}") from error
