@@ -12,7 +12,7 @@ PACKAGE = ROOT / "slmkit"
 # Each line may import only lines above it; the parts on one line never import each other, unless they are support.
 RANKS = [
     ("errors",),
-    ("log", "world", "files", "plot"),
+    ("log", "world", "files", "plot", "slurm"),
     ("config",),
     ("audio",),
     ("codec",),
@@ -27,7 +27,8 @@ CONFINED = {
     "deepspeed": ("train/engine.py", "export/"),
     "fsspec": ("data/remote.py",),
     "webdataset": ("data/shards.py", "data/loader.py"),
-    "slmkit.codec.facodec": ("codec/facodec/", "codec/open.py", "bench/codec.py"),
+    "triton": ("codec/facodec/fused.py",),
+    "slmkit.codec.facodec": ("codec/facodec/", "codec/open.py", "bench/codec.py", "bench/codec_parts.py"),
     "soundfile": ("audio/",),
     "soxr": ("audio/",),
     "matplotlib": ("plot.py",),

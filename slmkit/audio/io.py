@@ -142,8 +142,10 @@ class _Piece:
         return self._energy()[:-1]
 
     def joined(self) -> tuple[np.ndarray, np.ndarray]:
-        """The samples, float32 [N], and which are clipped, bool [N]."""
-        return np.concatenate(self._mono), np.concatenate(self._clipped)
+        """The samples, float32 [N], and which are clipped, bool [N]; once, since the blocks are let go."""
+        mono, clipped = np.concatenate(self._mono), np.concatenate(self._clipped)
+        self._mono, self._clipped = [], []
+        return mono, clipped
 
     def _energy(self) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):

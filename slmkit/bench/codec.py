@@ -1,8 +1,9 @@
 """Times FACodec against its plain twin: the same network, module by module, weight norm unfolded, batch 1.
 
-Both run in one process on the same utterances, in turns, and the best round of each counts, so that a busy machine
-weighs on both alike. Without the published files it uses random weights of the same shapes; speed does not depend on
-what the weights are.
+A third takes part: the network's convolutions alone, with the same calls, which is the floor of what its arithmetic
+needs. All run in one process on the same utterances, in turns, and the best round of each counts, so that a busy
+machine weighs on all alike. Clocks on the parts say in a run of their own where the time goes. Without the published
+files it uses random weights of the same shapes; speed does not depend on what the weights are.
 
 Invariant: a result is printed with the share of equal codes beside the speed, for a fast wrong codec is worth nothing.
 
@@ -13,21 +14,32 @@ Example:
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from slmkit.bench.codec_parts import (
+    bare,
+    clock,
+    clocked,
+    convolve_latents,
+    convolve_waves,
+    count_gflop,
+    shares,
+)
 from slmkit.codec.facodec.checkpoint import FILES, Weights, check_state, fold, published_layout, read_state
 from slmkit.codec.facodec.codec import FACodec, exact_float32
+from slmkit.codec.facodec.dimensions import LATENT
 from slmkit.codec.facodec.plain import PlainDecoder, PlainEncoder, PlainFACodec
 from slmkit.errors import UserError
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"
 PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes
 LM_STREAMS = 3
+REQUIRED_RATIO = 1.5
 SHORTER = 0.9  # each utterance of a batch is this much of the one before
 States = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -62,31 +74,43 @@ def bench_codec(
     if repeats < 1:
         raise UserError("nothing would be timed", got=f"{repeats} repeats", expected="1 or more")
     waves, rows = waves.to(device), [row[:count] for row, count in zip(waves.to(device), num_samples, strict=True)]
-    encoded = codec.encode(waves, num_samples)
     with exact_float32(device):
-        plain_encoded = [plain.encode(row) for row in rows]
-        audio_sec = float(num_samples.sum()) / codec.spec.sample_rate
-        encode = race(
-            lambda: codec.encode(waves, num_samples), lambda: [plain.encode(row) for row in rows], repeats, device
-        )
+        encoded, plain_encoded = codec.encode(waves, num_samples), [plain.encode(row) for row in rows]
         codes, speaker = encoded.codes[:, :LM_STREAMS], encoded.speaker
-        plain_codes = codes[:, list(PLAIN_ORDER[:LM_STREAMS])].long()
-        pairs = list(zip(plain_codes, speaker, strict=True))
-        decode = race(
-            lambda: codec.decode(codes, speaker), lambda: [plain.decode(*pair) for pair in pairs], repeats, device
-        )
+        pairs = list(zip(codes[:, list(PLAIN_ORDER[:LM_STREAMS])].long(), speaker, strict=True))
         difference = (codec.decode(codes, speaker) - torch.stack([plain.decode(*pair) for pair in pairs])).abs().max()
-    decoded_sec = batch * codes.shape[2] / codec.spec.frame_rate
-    return {
+    floor = bare(make_codec(states, device))
+    latents = torch.randn(batch, LATENT, codes.shape[2], device=device)
+    sides = {
+        "encode": (
+            lambda codec: codec.encode(waves, num_samples),
+            lambda: [plain.encode(row) for row in rows],
+            lambda: convolve_waves(floor, waves, num_samples),
+            float(num_samples.sum()) / codec.spec.sample_rate,
+        ),
+        "decode": (
+            lambda codec: codec.decode(codes, speaker),
+            lambda: [plain.decode(*pair) for pair in pairs],
+            lambda: convolve_latents(floor, latents),
+            batch * codes.shape[2] / codec.spec.frame_rate,
+        ),
+    }
+    result: dict[str, Any] = {
         "device": str(device),
         "threads": torch.get_num_threads(),
         "batch": batch,
-        "audio_sec": audio_sec,
-        "encode": speeds(encode, audio_sec),
-        "decode": speeds(decode, decoded_sec),
+        "audio_sec": sides["encode"][-1],
         "equal_codes": equal_share(encoded.codes, [codes for codes, _ in plain_encoded]),
         "wave_difference": float(difference),
     }
+    observed = make_codec(states, device)
+    spent = clocked(observed)
+    for task, (fast, slow, alone, audio_sec) in sides.items():
+        with exact_float32(device):
+            seconds_of = race([partial(fast, codec), slow, alone], repeats, device)
+        result[task] = speeds(seconds_of, audio_sec, count_gflop(alone))
+        result[task]["shares"] = shares(partial(fast, observed), spent, repeats, device)
+    return result
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -96,8 +120,14 @@ def describe(result: Mapping[str, Any]) -> str:
     ]
     for task in ("encode", "decode"):
         speed = result[task]
-        fast, plain = speed["audio_sec_per_sec"], speed["plain_audio_sec_per_sec"]
-        lines.append(f"{task}: {fast:.2f} s of audio per second, plain {plain:.2f}, ratio {speed['ratio']:.2f}")
+        fast, plain, floor = (speed[f"{side}audio_sec_per_sec"] for side in ("", "plain_", "floor_"))
+        lines += [
+            f"{task}: {fast:.2f} s of audio per second, plain {plain:.2f}, ratio {speed['ratio']:.2f} "
+            f"(required: {REQUIRED_RATIO})",
+            f"  the convolutions alone: {floor:.2f} ({speed['gflop_per_audio_sec']:.1f} GFLOP per second of audio, at "
+            f"{speed['floor_gflop_per_sec']:.0f} GFLOP/s); {task} takes {speed['times_floor']:.2f} times as long",
+            "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in speed["shares"].items()),
+        ]
     lines.append(f"equal codes: {100 * result['equal_codes']:.3f} %, waves within {result['wave_difference']:.1e}")
     return "\n".join(lines)
 
@@ -155,27 +185,29 @@ def make_waves(codec: FACodec, seconds: float, batch: int) -> tuple[torch.Tensor
     return 0.1 * hum + 0.01 * torch.randn(batch, counts[0], generator=generator), torch.tensor(counts)
 
 
-def race(fast: Callable[[], Any], plain: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, float]:
+def race(works: Sequence[Callable[[], Any]], repeats: int, device: torch.device) -> list[float]:
     """The least seconds each needs, taken in turns after one untimed round."""
-    best = [math.inf, math.inf]
+    best = [math.inf] * len(works)
     for timed in range(repeats + 1):
-        for i, work in enumerate((fast, plain)):
+        for i, work in enumerate(works):
             start = clock(device)
             work()
             best[i] = min(best[i], clock(device) - start) if timed else math.inf
-    return best[0], best[1]
+    return best
 
 
-def clock(device: torch.device) -> float:
-    """Seconds, after all work given to the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def speeds(seconds: tuple[float, float], audio_sec: float) -> dict[str, float]:
-    fast, plain = seconds
-    return {"audio_sec_per_sec": audio_sec / fast, "plain_audio_sec_per_sec": audio_sec / plain, "ratio": plain / fast}
+def speeds(seconds: Sequence[float], audio_sec: float, gflop: float) -> dict[str, Any]:
+    """Figures of `audio_sec` seconds of audio, for which codec, plain twin and floor needed so many `seconds`."""
+    fast, plain, floor = seconds
+    return {
+        "audio_sec_per_sec": audio_sec / fast,
+        "plain_audio_sec_per_sec": audio_sec / plain,
+        "ratio": plain / fast,
+        "floor_audio_sec_per_sec": audio_sec / floor,
+        "times_floor": fast / floor,
+        "gflop_per_audio_sec": gflop / audio_sec,
+        "floor_gflop_per_sec": gflop / floor,
+    }
 
 
 def equal_share(codes: torch.Tensor, plain: Sequence[torch.Tensor]) -> float:

@@ -1,6 +1,7 @@
 """Measure slmkit on this machine.
 
   slmkit bench codec       speed of FACodec against its plain twin
+  slmkit bench tokenize    speed of the codecs and of the whole way from audio files to shards
   slmkit bench train       speed of training
   slmkit bench data        speed of finding, planning and loading training data
   slmkit bench plan        speed of planning and finalizing a large corpus
@@ -12,14 +13,9 @@
 import argparse
 import importlib
 
-SUMMARY = "measure the speed of the codec, of training, of its data or of checkpoints on this machine"
-BENCHES = (
-    "codec",
-    "train",
-    "data",
-    "plan",
-    "checkpoint",
-)  # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
+SUMMARY = "measure the speed of the codec, of tokenization, of training, of its data or of checkpoints on this machine"
+# slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
+BENCHES = ("codec", "tokenize", "train", "data", "plan", "checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

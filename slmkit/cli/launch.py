@@ -16,14 +16,13 @@ DeepSpeed's own .deepspeed_env file. PDSH_SSH_ARGS_APPEND holds options for ssh,
 
 import argparse
 import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.config.load import load_config
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
+from slmkit.slurm import submit
 
 if TYPE_CHECKING:
     from slmkit.train.launch import LaunchPlan
@@ -95,17 +94,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _submit(plan: "LaunchPlan") -> int:
-    """Hand the job to Slurm, with this command's variables; gives sbatch's exit code."""
-    # Slurm's tasks find this Python first.
-    env = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', os.defpath)}"}
-    if plan.master_port:
-        env["MASTER_PORT"] = str(plan.master_port)
-    try:
-        return subprocess.run(plan.command, env=env, check=False).returncode
-    except FileNotFoundError as error:
-        raise UserError(
-            "there is no sbatch on this machine", next_step="submit from a machine of the cluster"
-        ) from error
+    """Hand the job to Slurm, with this command's variables."""
+    port = {"MASTER_PORT": str(plan.master_port)} if plan.master_port else {}
+    print(f"submitted job {submit(plan.command, {**os.environ, **port})}")
+    return 0
 
 
 def _positive(text: str) -> int:

@@ -61,6 +61,7 @@ class MelVQ:
         self.device = torch.device(device)
         self._weights = {"average": average.cpu().contiguous(), "codebooks": codebooks.cpu().contiguous()}
         self._codebooks, self._average = codebooks.to(self.device), average.to(self.device)
+        self._biases = [_bias(book) for book in self._codebooks]
         self._bank = torch.from_numpy(mel_filterbank(SAMPLE_RATE, GRID.n_fft, NUM_BANDS)).float().to(self.device)
         # divides a full-scale sine's spectrum down to about 1
         self._scale = float(GRID.weights(torch.zeros(1)).sum() / 2)
@@ -133,7 +134,7 @@ class MelVQ:
             frames = self._log_mel(waves[i, :length].to(self.device).clone())
             mean = frames.mean(0)
             speaker[i] = mean - self._average
-            codes[i, :, : num_frames[i]] = _quantize(frames - mean, self._codebooks)
+            codes[i, :, : num_frames[i]] = _quantize(frames - mean, self._codebooks, self._biases)
         return Encoded(codes, torch.tensor(num_frames, device=self.device), speaker)
 
     @torch.no_grad()
@@ -155,7 +156,8 @@ class MelVQ:
     def _log_mel(self, wave: torch.Tensor) -> torch.Tensor:
         """Natural logarithm of mel magnitudes, float32 [T, M], of one utterance [N]."""
         spectra = stft(wave.float(), self.num_frames(len(wave)), GRID)
-        return (spectra.abs() @ self._bank.T / self._scale).clamp(min=FLOOR).log()
+        magnitudes = torch.hypot(spectra.real, spectra.imag)  # abs() takes a third longer to give the same
+        return (magnitudes @ self._bank.T / self._scale).clamp(min=FLOOR).log()
 
 
 def _fit_codebooks(frames: torch.Tensor, num_entries: int, generator: torch.Generator) -> torch.Tensor:
@@ -191,29 +193,36 @@ def _unseen_residual(points: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
     """
     nearest = _nearest(points, book)
     counts = torch.bincount(nearest, minlength=len(book))[nearest, None]
-    second = torch.cat([_scores(chunk, book).topk(2, dim=1).indices[:, 1] for chunk in points.split(CHUNK_FRAMES)])
+    chunks = points.split(CHUNK_FRAMES)
+    second = torch.cat([_scores(chunk, book, _bias(book)).topk(2, dim=1).indices[:, 1] for chunk in chunks])
     shared = (points - book[nearest]) * counts / (counts - 1).clamp(min=1)
     return torch.where(counts > 1, shared, points - book[second])
 
 
-def _quantize(frames: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-    """Codes int16 [K, T] of frames float32 [T, M], stage by stage."""
+def _quantize(frames: torch.Tensor, codebooks: torch.Tensor, biases: list[torch.Tensor]) -> torch.Tensor:
+    """Codes int16 [K, T] of frames float32 [T, M], stage by stage; `biases` are those of the books."""
     codes = []
-    for book in codebooks:
-        nearest = _nearest(frames, book)
+    for book, bias in zip(codebooks, biases, strict=True):
+        nearest = _nearest(frames, book, bias)
         codes.append(nearest)
         frames = frames - book[nearest]
     return torch.stack(codes).short()
 
 
-def _nearest(points: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+def _nearest(points: torch.Tensor, book: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Index int64 [n] of the entry of `book` [E, M] nearest to each of `points` [n, M]."""
-    return torch.cat([_scores(chunk, book).argmax(1) for chunk in points.split(CHUNK_FRAMES)])
+    bias = _bias(book) if bias is None else bias
+    return torch.cat([_scores(chunk, book, bias).argmax(1) for chunk in points.split(CHUNK_FRAMES)])
 
 
-def _scores(points: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
+def _scores(points: torch.Tensor, book: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Nearness [n, E]: minus half the squared distance, up to a constant per point."""
-    return torch.addmm(-book.square().sum(1) / 2, points, book.T)
+    return torch.addmm(bias, points, book.T)
+
+
+def _bias(book: torch.Tensor) -> torch.Tensor:
+    """What nearness to each entry has of the entry alone, [E]."""
+    return -book.square().sum(1) / 2
 
 
 def _smooth(frames: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,13 @@ def log_mel_distance(a: np.ndarray, b: np.ndarray, sample_rate: int) -> float:
     return float((levels[0] - levels[1]).square().mean(1).sqrt().mean())
 
 
+def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """What the distance compares, as a picture: levels of a wave in dB, float64 [bands, frames], lowest band first."""
+    grid = _grid(sample_rate)
+    bank = torch.from_numpy(mel_filterbank(sample_rate, grid.n_fft, NUM_BANDS))
+    return _levels(wave, max(1, units.samples_to_frames(len(wave), grid.hop)), grid, bank).numpy().T
+
+
 def _grid(sample_rate: int) -> Grid:
     window, hop = (units.seconds_to_samples(seconds, sample_rate) for seconds in (WINDOW_SEC, HOP_SEC))
     n_fft = FFT_OVERSAMPLING * 2 ** (window - 1).bit_length()

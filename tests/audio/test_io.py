@@ -8,24 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from audio.encoding import RATE, encoded, tone, unknown_flac
 
 from slmkit.audio import units
 from slmkit.audio.decoder import UNKNOWN_FRAMES
 from slmkit.audio.io import REASONS, read_audio, write_wav
+from slmkit.audio.ogg import SEARCHED_BYTES
 from slmkit.errors import BadSample, UserError
 
-RATE = 16000
 HOUR_SEC = 3600
-
-
-def tone(seconds=0.5, rate=RATE, hertz=440.0, peak=0.5):
-    return (peak * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def encoded(wave, rate=RATE, kind="WAV", subtype=None):
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, rate, format=kind, subtype=subtype)
-    return buffer.getvalue()
 
 
 def cut(data, part=0.6):
@@ -43,14 +34,6 @@ def lying_flac():
     data = bytearray(encoded(tone(), kind="FLAC"))
     data[21] |= 0x0F
     data[22:26] = b"\xff" * 4
-    return bytes(data)
-
-
-def unknown_flac(wave):
-    """A FLAC file as a pipe leaves it: the header does not say how many samples follow."""
-    data = bytearray(encoded(wave, kind="FLAC"))
-    data[21] &= 0xF0
-    data[22:26] = bytes(4)
     return bytes(data)
 
 
@@ -79,6 +62,14 @@ BAD = {
     "cut.au": ("truncated", lambda: cut(encoded(tone(), kind="AU")), "is cut short"),
     "cut.flac": ("truncated", lambda: cut(encoded(tone(), kind="FLAC")), "is cut short"),
     "cut.mp3": ("truncated", lambda: cut(encoded(tone(2.0), kind="MP3")), "is cut short"),
+    "too_large.wav": ("truncated", lambda: wav_with(40, 3 * RATE), "is cut short"),
+    "says_nothing.wav": ("empty", lambda: wav_with(40, 0), "holds no samples"),
+    "huge_chunk.wav": ("unreadable", lambda: wav_with(16, 2**31), "cannot be read as audio"),
+    "chained.ogg": (
+        "unreadable",
+        lambda: encoded(tone(), kind="OGG") + encoded(tone(), kind="OGG", subtype="OPUS"),
+        "several Ogg streams in a row",
+    ),
     "lying.flac": ("truncated", lying_flac, "is cut short"),
     "silent.wav": ("silent", lambda: encoded(np.zeros(8000, np.float32)), "digital silence"),
     "offset.wav": ("silent", lambda: encoded(np.full(8000, 0.25, np.float32)), "digital silence"),
@@ -155,6 +146,40 @@ def test_odd_encodings_give_the_same_wave(name):
     assert np.abs(read - wave)[200:-200].max() < lossy.get(name, 1e-4)
 
 
+def wav_with(place, value, num_bytes=4):
+    """A WAV file of 16 bit with some of its 44 header bytes changed."""
+    data = bytearray(encoded(tone()))
+    data[place : place + num_bytes] = value.to_bytes(num_bytes, "little")
+    return bytes(data)
+
+
+def wav_with_chunk(content, at):
+    data = encoded(tone())
+    return data[:at] + b"note" + struct.pack("<I", len(content)) + content + bytes(len(content) % 2) + data[at:]
+
+
+ODD_HEADERS = {
+    "riff size 0": lambda: wav_with(4, 0),
+    "riff size unknown": lambda: wav_with(4, 2**32 - 1),
+    "data size unknown": lambda: wav_with(40, 2**32 - 1),
+    "data size of a pipe": lambda: wav_with(40, 2**31 - 1),
+    "byte rate 0": lambda: wav_with(28, 0),
+    "byte rate wrong": lambda: wav_with(28, 123456),
+    "block align 0": lambda: wav_with(32, 0, 2),
+    "block align wrong": lambda: wav_with(32, 3, 2),
+    "chunk before the format": lambda: wav_with_chunk(b"odd", 12),
+    "chunk before the data": lambda: wav_with_chunk(b"even", 36),
+    "chunk after the data": lambda: wav_with_chunk(b"odd", 44 + RATE),
+    "noise after the data": lambda: encoded(tone()) + bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_HEADERS)
+def test_odd_wav_headers_change_no_sample(name):
+    read, expected = (read_audio(io.BytesIO(data), RATE) for data in (ODD_HEADERS[name](), encoded(tone())))
+    assert np.array_equal(read, expected)
+
+
 def test_mp3_blocks_join_without_clicks(monkeypatch):
     """Seeking between blocks would lose the bit reservoir: errors of 0.2 and more in noise."""
     wave = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
@@ -190,6 +215,21 @@ def test_file_object_and_path_agree(tmp_path):
     path.write_bytes(encoded(tone(), kind="FLAC"))
     with open(path, "rb") as file:
         assert np.array_equal(read_audio(file, RATE), read_audio(str(path), RATE))
+
+
+def test_streams_are_read_from_their_beginning():
+    stream = io.BytesIO(encoded(tone()))
+    stream.seek(100)
+    assert len(read_audio(stream, RATE)) == RATE // 2
+
+
+def test_ogg_files_of_one_stream_are_not_taken_for_several():
+    """Short, and so long that the pages searched at the end leave out the beginning."""
+    for seconds in (0.3, 120.0):
+        wave = np.random.default_rng(0).normal(0, 0.2, round(seconds * RATE)).astype(np.float32)
+        data = encoded(wave, kind="OGG")
+        assert (len(data) > SEARCHED_BYTES) == (seconds > 1)
+        assert len(read_audio(io.BytesIO(data), RATE)) == len(wave)
 
 
 def test_hour_is_refused_by_its_header(monkeypatch):

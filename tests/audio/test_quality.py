@@ -70,7 +70,8 @@ def test_silence_is_the_share_of_quiet_frames():
     wave = tone(2.0)
     wave[:RATE] *= 1e-3  # 0.0005 at its peaks
     assert read(wave).silence == 0.5
-    assert read(wave + np.float32(0.2)).silence == 0.5
+    for offset in (0.009, 0.2):  # left as it is, and removed
+        assert read(wave + np.float32(offset)).silence == 0.5
     assert quality.silence_share(tone(0.001, peak=1e-4), RATE) == 1.0  # shorter than a frame
     assert quality.silence_share(tone(0.039), RATE) == 0.0
 

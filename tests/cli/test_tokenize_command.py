@@ -1,4 +1,4 @@
-"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes, the script."""
+"""`slmkit tokenize` and `slmkit import` as a user runs them: exit codes, messages, recipes."""
 
 import json
 import os
@@ -71,19 +71,6 @@ def test_a_killed_command_started_again_gives_the_same_bytes(codec, tmp_path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_the_script_calls_the_command(codec, tmp_path):
-    (tmp_path / "slmkit").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m slmkit "$@"\n')
-    (tmp_path / "slmkit").chmod(0o755)
-    variables = {"SOURCE": str(SAMPLES), "CODEC": str(codec), "OUT": str(tmp_path / "out"), "WORKERS": "0"}
-    shell = environment() | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = [str(ROOT / "tokenize_jobs/tokenize.sh"), "--set", "shard_samples=5"]
-    subprocess.run(script, env=shell | variables, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
-    assert len(Corpus.open(tmp_path / "out")) == 32
-    refused = subprocess.run(script, env=shell, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert refused.returncode != 0
-    assert "SOURCE: folder of audio, or manifest" in refused.stderr
-
-
 def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     assert tokenize(SAMPLES, codec, tmp_path / "whole") == 0
     out = tmp_path / "steps"
@@ -106,6 +93,9 @@ def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     capsys.readouterr()
     assert main(["tokenize", "status", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "finalized"
+    assert main(["tokenize", "verify", str(out), "--codec", str(codec), "--samples", "2"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out} is whole")
+    assert (tmp_path / "steps-verify/index.html").is_file()
 
 
 def test_two_devices_share_a_task_and_another_codec_is_refused(codec, tmp_path, capfd):
@@ -146,7 +136,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(codec, tmp_path, n
 
 def test_no_action_is_an_error(capsys):
     assert main(["tokenize"]) == 2
-    assert "expected: plan, run, status, finalize, verify or submit" in capsys.readouterr().err
+    assert "expected: plan, run, submit, status, finalize, verify" in capsys.readouterr().err
 
 
 def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from seeded_facodec import write_files
 
-from slmkit.bench.codec import bench_codec, equal_share, race, random_states
+from slmkit.bench.codec import bench_codec, equal_share, make_codec, make_waves, race, random_states
+from slmkit.bench.codec_parts import bare, clocked, convolve_waves, count_gflop
 from slmkit.cli.main import main
+from slmkit.codec.facodec.dimensions import ENCODER_STRIDES, LATENT
 from slmkit.errors import UserError
 
 CPU = torch.device("cpu")
@@ -25,7 +27,36 @@ def test_the_twins_agree_with_random_weights_on_a_mixed_batch(states):
     assert result["audio_sec"] == pytest.approx(0.38, abs=0.001)
     for task in ("encode", "decode"):
         speed = result[task]
-        assert speed["ratio"] == pytest.approx(speed["audio_sec_per_sec"] / speed["plain_audio_sec_per_sec"])
+        fast = speed["audio_sec_per_sec"]
+        assert speed["ratio"] == pytest.approx(fast / speed["plain_audio_sec_per_sec"])
+        assert speed["times_floor"] == pytest.approx(speed["floor_audio_sec_per_sec"] / fast)
+        shares = speed["shares"]
+        assert sum(shares.values()) == pytest.approx(1)
+        assert 0 < min(shares["activations"], shares["convolutions"]) < 1
+    assert {"quantizers", "spectrogram", "transformers"} < result["encode"]["shares"].keys()
+
+
+def test_the_floor_is_the_arithmetic_of_the_convolutions(states):
+    """Counted by hand from the sizes: residual units, shrinking convolutions, the first and the last."""
+    codec, num_frames = bare(make_codec(states, CPU)), 40
+    macs, width, positions = 7 * 32 * 200 * num_frames, 32, 200 * num_frames
+    for stride in ENCODER_STRIDES:
+        macs += 3 * (7 + 1) * width**2 * positions
+        positions //= stride
+        macs += 2 * stride * width * 2 * width * positions
+        width *= 2
+    macs += 3 * width * LATENT * positions
+    waves = torch.zeros(1, 200 * num_frames)
+    gflop = count_gflop(lambda: convolve_waves(codec, waves, torch.tensor([waves.shape[1]])))
+    assert gflop == pytest.approx(2e-9 * macs, rel=0.01)
+
+
+def test_clocks_change_no_code(states):
+    codec, observed = make_codec(states, CPU), make_codec(states, CPU)
+    spent = clocked(observed)
+    waves, num_samples = make_waves(codec, 0.2, 2)
+    assert torch.equal(codec.encode(waves, num_samples).codes, observed.encode(waves, num_samples).codes)
+    assert min(spent.values()) > 0
 
 
 def test_the_command_reads_published_files_and_prints_json(tmp_path, capsys):
@@ -56,7 +87,7 @@ def test_no_repeats_are_refused(states):
 
 def test_a_race_counts_the_best_timed_round_of_each():
     calls = []
-    seconds = race(lambda: calls.append("fast"), lambda: calls.append("plain"), 2, CPU)
+    seconds = race([lambda: calls.append("fast"), lambda: calls.append("plain")], 2, CPU)
     assert calls == ["fast", "plain"] * 3
     assert all(0 < value < 1 for value in seconds)
 

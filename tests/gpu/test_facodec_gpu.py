@@ -1,5 +1,6 @@
-"""FACodec on a GPU: the golden numbers, and the batch law where batches share kernels."""
+"""FACodec on a GPU: the golden numbers, the batch law where batches share kernels, the fused activation."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 import torch
 from seeded_facodec import make_codec
 from seeded_weights import wave
+
+from slmkit.codec.facodec import activation
+from slmkit.codec.facodec.activation import Ends
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "facodec"
 ORDER = [1, 2, 0, 3, 4, 5]
@@ -47,3 +51,38 @@ def test_a_mixed_batch_gives_the_codes_of_each_alone(codec):
         equal, total = equal + int((found == alone.codes[0]).sum()), total + found.numel()
         torch.testing.assert_close(together.speaker[i], alone.speaker[0], atol=1e-4, rtol=0)
     assert equal >= EQUAL_FRAMES * total
+
+
+@pytest.fixture
+def fused():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("needs triton")
+    module = activation.fused_on(torch.device("cuda:0"))
+    assert module is not None, "triton is there, but its kernel does not run: see the warning"
+    return module
+
+
+@pytest.mark.parametrize("counts", [[4000], [4000, 1, 2777, 512], [1037] * 3], ids=str)
+@pytest.mark.parametrize("margin", [0, 3, 27])
+def test_the_fused_activation_equals_its_twin(codec, fused, counts, margin):
+    """They add the same float32 products in another order: the tolerance is some roundings of values of order one."""
+    for stage in codec._encoder.stages:
+        channels, device = len(stage.activation.alpha), torch.device("cuda:0")
+        x = torch.randn(len(counts), channels, max(counts), generator=torch.Generator().manual_seed(0)).to(device)
+        ends = Ends(counts, device)
+        twin, got = stage.activation.plain(x, ends, margin), stage.activation.fused(fused, x, ends, margin)
+        for row, count in enumerate(counts):
+            here = slice(count + 2 * margin)
+            torch.testing.assert_close(got[row, :, here], twin[row, :, here], atol=2e-5, rtol=1e-5)
+            alone = stage.activation.fused(fused, x[row : row + 1, :, :count], Ends([count], device), margin)
+            assert torch.equal(got[row, :, here], alone[0])
+
+
+def test_the_fused_activation_gives_the_codes_of_its_twin(codec, fused, monkeypatch):
+    lengths = torch.tensor([16000, 12345])
+    waves = torch.stack([torch.from_numpy(wave(1.0, i)[:16000].astype(np.float32) / 32768) for i in range(2)])
+    fast = codec.encode(waves, lengths)
+    monkeypatch.setattr(activation, "fused_on", lambda device: None)
+    plain = codec.encode(waves, lengths)
+    assert (fast.codes == plain.codes).float().mean() >= EQUAL_FRAMES
+    torch.testing.assert_close(fast.speaker, plain.speaker, atol=1e-4, rtol=0)

@@ -70,14 +70,25 @@ class Slurm(NamedTuple):
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def submit(self, *words: str, **variables: str) -> str:
-        """The id of a new job of train.sbatch; words before "--" are for sbatch."""
+    @property
+    def output(self) -> str:
+        """The option of sbatch with which `log` finds what a job prints."""
+        return f"--output={self.directory}/job-%j.log"
+
+    @property
+    def array_output(self) -> str:
+        """The same for the tasks of an array."""
+        return f"--output={self.directory}/job-%A_%a.log"
+
+    def submit(self, *words: str, script: Path = SCRIPT, **variables: str) -> str:
+        """The id of a new job; words before "--" are for sbatch."""
         cut = words.index("--")
-        output = f"--output={self.directory}/job-%j.log"
-        shown = self.call("sbatch", "--parsable", output, *words[:cut], str(SCRIPT), *words[cut + 1 :], **variables)
+        output = self.array_output if any(word.startswith("--array") for word in words[:cut]) else self.output
+        shown = self.call("sbatch", "--parsable", output, *words[:cut], str(script), *words[cut + 1 :], **variables)
         return shown.strip()
 
     def log(self, job: str) -> str:
+        """What a job, or the task "12_3" of an array, has printed."""
         path = self.directory / f"job-{job}.log"
         return path.read_text() if path.exists() else ""
 

@@ -1,17 +1,21 @@
 """Decoding workers: order, crashes, hangs, exceptions. Nothing hangs and no good item is lost."""
 
+import dataclasses
+import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import soundfile
 
-from slmkit.data.importers.base import Audio, Utterance
+from slmkit.data.importers.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization import decode as decode_module
-from slmkit.tokenization.decode import Decoded, Decoding, decode, decode_in_order
+from slmkit.tokenization.decode import Decoded, Decoding, decode, decode_in_order, significant
 
 RATE = 8000
 
@@ -102,6 +106,92 @@ def test_names_the_system_refuses_are_missing_files(tmp_path):
     for path in (tmp_path / "none.wav", tmp_path, tmp_path / ("x" * 300)):
         failure = decode(utterance("a", path), Decoding(sample_rate=RATE))
         assert (failure.key, failure.reason) == ("a", "missing")
+
+
+def test_what_is_seen_of_an_utterance_stands_beside_it(tmp_path):
+    wave = 0.5 * np.sin(2 * np.pi * 200 * np.arange(2 * RATE) / RATE) + 0.03
+    wave[:RATE] = 0.03
+    wave[-160::2], wave[-159::2] = 1.0, -1.0
+    soundfile.write(tmp_path / "a.wav", wave, RATE)
+    item = Utterance(key="a", audio=Audio(str(tmp_path / "a.wav")), text="hello", source="a", seconds=1.7)
+    result = decode(item, Decoding(sample_rate=RATE))
+    assert result.checks == {
+        "clipped": 0.01,
+        "silence": 0.5,
+        "dc": pytest.approx(0.03, abs=0.001),
+        "chars_per_sec": 2.5,
+        "seconds_off": 0.3,
+    }
+    assert json.loads(json.dumps(result.checks)) == result.checks
+
+
+def test_only_whole_files_are_compared_with_the_length_their_source_gives():
+    item = utterance("a" * 7)
+    assert "seconds_off" not in decode(item, Decoding(sample_rate=RATE)).checks
+    cut = dataclasses.replace(item, seconds=0.05, cut=Cut(0.02, 0.06, 0.0, 0.1))
+    assert "seconds_off" not in decode(cut, Decoding(sample_rate=RATE)).checks
+
+
+def test_numbers_are_rounded_to_four_digits():
+    assert [significant(x) for x in (0.123456, -1234567.0, 1e-9 / 3, -0.0)] == [0.1235, -1235000.0, 3.333e-10, 0.0]
+    assert str(significant(-0.0)) == "0.0"
+
+
+def test_a_long_recording_can_be_used_only_with_time_stamps(tmp_path):
+    decoding = Decoding(sample_rate=RATE, max_sec=0.05)
+    failure = decode(utterance("a"), decoding)
+    assert failure.reason == "too_long"
+    assert (
+        "its source gives no time stamps to cut it by; got 0.100 s or more; expected at most 0.05 s" in failure.detail
+    )
+    item = utterance("a")
+    assert len(decode(dataclasses.replace(item, cut=Cut(0.02, 0.06, 0.0, 0.1)), decoding).wave) <= 0.05 * RATE
+    failure = decode(dataclasses.replace(item, cut=Cut(0.02, 0.08, 0.0, 0.1)), decoding)
+    assert failure.reason == "too_long"
+    assert "time stamps" not in failure.detail
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("MP3", None), ("OGG", "OPUS"), ("OGG", "VORBIS"), ("FLAC", None)])
+def test_cuts_of_one_recording_are_the_same_for_any_number_of_workers(tmp_path, kind, subtype):
+    wave = np.random.default_rng(0).normal(0, 0.1, 30 * RATE)
+    path = tmp_path / "long"
+    soundfile.write(path, wave, RATE, format=kind, subtype=subtype)
+    cuts = [Cut(second, second + 0.8, second - 0.1, second + 0.9) for second in (1.0, 20.5, 21.4, 3.3, 12.0, 28.0)]
+    items = [dataclasses.replace(utterance(f"{c.start_sec}", str(path)), cut=c) for c in cuts]
+    alone, several = ([result for _, result in decode_all(items, num_workers=n)] for n in (0, 2))
+    for one, other in zip(alone, several, strict=True):
+        assert np.array_equal(one.wave, other.wave)
+        assert one.checks == other.checks
+        assert 0.8 * RATE <= len(one.wave) <= RATE
+
+
+def test_what_decoders_in_c_write_stays_out_of_the_terminal(tmp_path):
+    """libmpg123 writes about every place sought; Python's own messages still come through."""
+    wave = np.random.default_rng(0).normal(0, 0.1, 30 * RATE)
+    with soundfile.SoundFile(
+        tmp_path / "long", "w", 16000, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.8
+    ) as file:
+        file.write(wave)
+    code = f"""
+import os, sys
+from slmkit.data.importers.base import Audio, Cut, Utterance
+from slmkit.tokenization.decode import Decoding, _start_worker, decode
+from slmkit.tokenization import decode as module
+module._end_with_parent = lambda: None
+if sys.argv[1:]:
+    _start_worker()
+for second in range(5, 14):
+    cut = Cut(second, second + 0.5, second, second + 0.5)
+    item = Utterance(key="a", audio=Audio({str(tmp_path / "long")!r}), text="a", source="a", cut=cut)
+    assert len(decode(item, Decoding(sample_rate=16000)).wave) == 8000
+print("Python", file=sys.stderr)
+"""
+    loud, quiet = (
+        subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stderr
+        for args in ([], ["quiet"])
+    )
+    assert "libmpg123" in loud
+    assert quiet == "Python\n"
 
 
 def _never_starts():

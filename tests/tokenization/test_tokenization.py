@@ -55,6 +55,9 @@ def test_samples_hold_what_the_codec_makes_of_the_file(reference, hostile_corpus
     blocks = wave[: len(wave) // 200 * 200].reshape(-1, 200)
     np.testing.assert_allclose(sample.codes[0], np.abs(blocks).mean(1) * 1023, atol=1.01)
     np.testing.assert_allclose(sample.speaker, [wave.mean(), np.abs(wave).max()], atol=1e-6)
+    checks = sample.meta.pop("checks")
+    assert checks["chars_per_sec"] == pytest.approx(len("Words 3 é.") / (len(wave) / RATE), rel=1e-3)
+    assert (checks["clipped"], checks["silence"], checks["frames_off"]) == (0.0, 0.0, pytest.approx(0.0, abs=1.0))
     assert sample.meta == {
         "text": "Words 3 é.",
         "speaker": "19",
@@ -258,6 +261,7 @@ def test_a_manifest_is_tokenized_with_its_extra_columns(tmp_path):
     run(tmp_path / "m.jsonl", tmp_path / "out", kind="manifest", columns={"path": "wav"}, language="en")
     (sample,) = map(ShardReader(Corpus.open(tmp_path / "out")).read, range(1))
     assert sample.key == "k/1"
+    assert sample.meta.pop("checks").keys() == {"clipped", "silence", "dc", "chars_per_sec", "frames_off"}
     assert sample.meta == {
         "text": "One.",
         "speaker": "s",

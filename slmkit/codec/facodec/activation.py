@@ -2,7 +2,8 @@
 
 The activation doubles the rate, adds sin^2 per channel and halves the rate again (arXiv 2206.04658, section 3.2). Both
 filters act on blocks of positions, as one matrix product each: a block of inputs with its neighbours times a banded
-matrix. No signal is spread with zeros and no product with a dropped sample is computed.
+matrix. No signal is spread with zeros and no product with a dropped sample is computed. On a GPU with triton the kernel
+in `fused.py` does the same in one pass over memory; what is here is its plain twin.
 
 The network pads: activations repeat the last value of an utterance, convolutions see zeros after it. In a padded batch
 every layer writes those few border values anew at each utterance's own end. What lies further out is finite and is
@@ -17,7 +18,10 @@ Example:
     x = activation(x, ends, margin=3)  # [B, C, N] -> [B, C, N + 6], zeros around each utterance
 """
 
+import functools
+import importlib.util
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 
@@ -37,6 +41,10 @@ class Ends:
         self.counts, self.device = list(counts), device
         ragged = len(set(self.counts)) > 1
         self._at = torch.tensor(self.counts, device=device)[:, None, None] if ragged else None
+
+    def on_device(self) -> torch.Tensor | None:
+        """int64 [B], or None when all utterances are as long."""
+        return None if self._at is None else self._at.flatten()
 
     def strided(self, stride: int) -> "Ends":
         """The ends after a strided convolution of 2 * stride taps."""
@@ -80,11 +88,20 @@ class Activation:
     def __init__(self, weights: Weights) -> None:
         self.alpha = weights["act.alpha"].exp()[:, None]
         self.height = self.alpha / (weights["act.beta"].exp()[:, None] + SNAKE_EPSILON)
-        self.double = doubling_matrix(weights["upsample.filter"].flatten())
-        self.halve = halving_matrix(weights["downsample.lowpass.filter"].flatten())
+        self.taps = weights["upsample.filter"].flatten(), weights["downsample.lowpass.filter"].flatten()
+        self.double, self.halve = doubling_matrix(self.taps[0]), halving_matrix(self.taps[1])
 
     def __call__(self, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
         """float32 [B, C, N] -> [B, C, N + 2 * margin], with `margin` zeros before and after each utterance."""
+        kernel = fused_on(x.device)
+        return self.plain(x, ends, margin) if kernel is None else self.fused(kernel, x, ends, margin)
+
+    def fused(self, kernel: ModuleType, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
+        """By `kernel`, the module `fused`."""
+        return kernel.activate(x, self.alpha[:, 0], self.height[:, 0], *self.taps, ends.on_device(), margin)
+
+    def plain(self, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
+        """By torch's own operators, on any device."""
         batch, channels, length = x.shape
         out = x.new_empty(batch, channels, length + 2 * margin)
         out[..., :margin] = 0
@@ -115,6 +132,16 @@ class Activation:
         hold_ends(snake, REACH_DOUBLED, REACH_DOUBLED + 2 * length)
         ends.hold(snake, REACH_DOUBLED, REACH_DOUBLED, factor=2)
         return banded(snake, self.halve, 2 * BLOCK)[..., :length]
+
+
+@functools.cache
+def fused_on(device: torch.device) -> ModuleType | None:
+    """The module `fused` where its kernel runs: on a GPU, with triton installed. None elsewhere."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from slmkit.codec.facodec import fused
+
+    return fused if fused.works_on(device) else None
 
 
 def hold_ends(x: torch.Tensor, start: int, stop: int) -> None:

@@ -1,0 +1,306 @@
+"""Times the offline stage: the codecs, and the whole way from audio files to shards.
+
+Three parts:
+
+- codec: FACodec against its plain twin and against the floor of its convolutions, as `slmkit bench codec`.
+- melvq: how fast the built-in codec encodes.
+- stage: `slmkit tokenize run` as users start it, with one process and with two, each with one thread, on a corpus made
+  of copies of the audio in --audio (links to a file each of FLAC and WAV, so the disk's own speed does not count). The
+  speed of a process is what it did after its first shard, by the times of its index files, so that start-up, planning
+  and the end count for nothing; speeds of processes add up. `wall_sec` has all of it. On a machine with other work
+  look at `cpu_sec`, the time of processors it took. Peak memory is the one process's, with a corpus and with four
+  times as much. Shares of time are of one process that reads, encodes and writes in turns, which the command does
+  partly at once.
+
+Random weights of the right shapes stand in for those not given; speed does not depend on what they are.
+
+Invariant: no figure of the stage is given unless one and two processes made the same shards.
+
+Example:
+    OMP_NUM_THREADS=1 slmkit bench tokenize --part stage --utterances 1000
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import slmkit
+from slmkit.audio.io import read_audio, write_wav
+from slmkit.audio.units import seconds_to_samples
+from slmkit.bench import codec as facodec
+from slmkit.codec.base import Codec
+from slmkit.codec.melvq import NUM_BANDS, NUM_ENTRIES, SAMPLE_RATE, STREAM_NAMES, MelVQ
+from slmkit.codec.open import open_codec
+from slmkit.config.tokenize import TokenizeConfig
+from slmkit.data.index import Corpus, ShardIndex, index_path
+from slmkit.errors import UserError
+from slmkit.tokenization.corpus_job import CorpusJob
+from slmkit.tokenization.decode import Decoding, decode_in_order
+from slmkit.tokenization.encode import encode_in_order
+from slmkit.tokenization.job import plan_corpus
+from slmkit.tokenization.plan import Plan
+
+SUMMARY = "the offline stage: the codecs' speed, and audio files to shards with one process and two"
+PARTS = ("codec", "melvq", "stage")
+PACKAGE = Path(slmkit.__file__).parent
+AUDIO = PACKAGE.parent / "tokenize_jobs" / "sample_corpus"
+TRANSCRIPT = ".normalized.txt"
+CORPUS = "bench"
+REQUIRED = {"melvq": 300.0, "processes_ratio": 1.7, "peak_ratio": 1.1}
+MELVQ_ROUNDS = 5  # for each of FACodec: they are short
+SHOWN_LINES = 6  # of a command that failed
+TIMES_MORE = 4  # utterances of the larger corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is done."""
+
+    codec_sec: float  # of FACodec's utterance
+    repeats: int
+    utterances: int  # of the smaller corpus
+    shard_samples: int
+
+
+FULL = Sizes(codec_sec=4.0, repeats=3, utterances=2000, shard_samples=250)
+QUICK = Sizes(codec_sec=0.2, repeats=1, utterances=8, shard_samples=4)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
+    parser.add_argument("--codec", metavar="DIR", help="FACodec's published files; default: random weights")
+    parser.add_argument("--stage-codec", metavar="DIR", help="codec of the stage; default: a melvq of random weights")
+    parser.add_argument("--audio", metavar="DIR", help="LibriTTS-like folder of FLAC files; default: the sample corpus")
+    parser.add_argument("--device", default="cpu", help="of the part codec (default: %(default)s)")
+    parser.add_argument("--utterances", type=int, help=f"of the smaller corpus (default: {FULL.utterances})")
+    parser.add_argument("--shard-samples", type=int, help=f"utterances of a shard (default: {FULL.shard_samples})")
+    parser.add_argument("--quick", action="store_true", help="toy sizes that take seconds; their figures mean little")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    sizes = QUICK if args.quick else FULL
+    changes = {name: value for name in ("utterances", "shard_samples") if (value := getattr(args, name)) is not None}
+    sizes = replace(sizes, **changes)
+    if min(sizes.utterances, sizes.shard_samples) < 1 or sizes.utterances < 2 * sizes.shard_samples:
+        got = f"{sizes.utterances} utterances in shards of {sizes.shard_samples}"
+        raise UserError("too few shards to time the stage", got=got, expected="utterances for 2 shards or more")
+    result: dict[str, Any] = {}
+    for part in args.part or PARTS:
+        if part == "codec":
+            states = facodec.read_states(args.codec) if args.codec else facodec.random_states()
+            device = torch.device(args.device)
+            result[part] = facodec.bench_codec(states, device, sizes.codec_sec, repeats=sizes.repeats)
+        elif part == "melvq":
+            result[part] = bench_melvq(find_audio(args.audio), MELVQ_ROUNDS * sizes.repeats)
+        else:
+            with tempfile.TemporaryDirectory(prefix="slmkit-bench-") as directory:
+                result[part] = bench_stage(find_audio(args.audio), args.stage_codec, Path(directory), sizes)
+    print(json.dumps(result, indent=2) if args.json else describe(result))
+    return 0
+
+
+def find_audio(directory: str | None) -> list[Path]:
+    """The FLAC files below `directory`. Raises UserError when there are none."""
+    found = sorted(Path(directory or AUDIO).rglob("*.flac"))
+    if not found:
+        where = directory or AUDIO
+        raise UserError(f"no FLAC files below {where}", next_step="give --audio, a folder laid out like LibriTTS")
+    return found
+
+
+def random_melvq() -> MelVQ:
+    generator = torch.Generator().manual_seed(0)
+    codebooks = torch.randn(len(STREAM_NAMES), NUM_ENTRIES, NUM_BANDS, generator=generator)
+    return MelVQ(codebooks, torch.zeros(NUM_BANDS))
+
+
+@torch.inference_mode()
+def bench_melvq(audio: list[Path], repeats: int) -> dict[str, Any]:
+    """Speed of encoding the files one by one, and whether a batch of all gives the same codes."""
+    codec, waves = random_melvq(), [torch.from_numpy(read_audio(path, SAMPLE_RATE)) for path in audio]
+    lengths = torch.tensor([len(wave) for wave in waves])
+    audio_sec = int(lengths.sum()) / SAMPLE_RATE
+
+    def encode() -> list[torch.Tensor]:
+        return [codec.encode(wave[None], length[None]).codes[0] for wave, length in zip(waves, lengths, strict=True)]
+
+    together = codec.encode(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
+    equal = [torch.equal(row[:, : codes.shape[1]], codes) for row, codes in zip(together.codes, encode(), strict=True)]
+    (seconds,) = facodec.race([encode], repeats, codec.device)
+    return {
+        "threads": torch.get_num_threads(),
+        "audio_sec": audio_sec,
+        "audio_sec_per_sec": audio_sec / seconds,
+        "equal_codes": sum(equal) / len(equal),
+    }
+
+
+def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes: Sizes) -> dict[str, Any]:
+    """Figures of the stage, with files in the empty `directory`."""
+    if codec_dir is None:
+        codec_dir = str(directory / "codec")
+        random_melvq().save(codec_dir)
+    more = TIMES_MORE * sizes.utterances
+    small, large = directory / "small", directory / "large"
+    make_corpus(audio, small, sizes.utterances)
+    make_corpus(audio, large, more)
+    runs = {
+        name: run_stage(source, codec_dir, directory / f"shards-{name}", sizes, processes)
+        for name, source, processes in (("small", small, 1), ("one", large, 1), ("two", large, 2))
+    }
+    one, two = (Corpus.open(directory / f"shards-{name}") for name in ("one", "two"))
+    assert len(one) == more, "the stage lost utterances"
+    assert one.fingerprint == two.fingerprint, "two processes made other shards than one"
+    speed = {name: part.audio_sec_per_sec for name, part in runs.items()}
+    return {
+        "codec": one.codec.name,
+        "utterances": more,
+        "audio_sec": one.seconds,
+        "audio_sec_per_sec": speed["one"],
+        "two_audio_sec_per_sec": speed["two"],
+        "processes_ratio": speed["two"] / speed["one"],
+        "wall_sec": runs["one"].wall_sec,
+        "two_wall_sec": runs["two"].wall_sec,
+        "cpu_sec": runs["one"].cpu_sec,
+        "two_cpu_sec": runs["two"].cpu_sec,
+        "shares": time_shares(small, codec_dir, directory / "shards-timed", sizes),
+        "peak_mib": runs["small"].peak_mib,
+        "peak_mib_of_more": runs["one"].peak_mib,
+        "peak_ratio": runs["one"].peak_mib / runs["small"].peak_mib,
+    }
+
+
+def make_corpus(audio: list[Path], directory: Path, utterances: int) -> None:
+    """A folder like LibriTTS with so many utterances: the files of `audio` under new names, every other one as WAV."""
+    originals = directory.parent / "originals"
+    if not originals.exists():
+        originals.mkdir()
+        for i, path in enumerate(audio):
+            shutil.copyfile(path.with_suffix(TRANSCRIPT), originals / (path.stem + TRANSCRIPT))
+            if i % 2:
+                write_wav(originals / f"{path.stem}.wav", read_audio(path, SAMPLE_RATE), SAMPLE_RATE)
+            else:
+                shutil.copyfile(path, originals / path.name)
+    files = sorted(path for path in originals.iterdir() if not path.name.endswith(TRANSCRIPT))
+    for i in range(utterances):
+        copy, file = i // len(files), files[i % len(files)]
+        folder = directory / str(copy)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (file, file.with_suffix(TRANSCRIPT)):
+            os.link(path, folder / f"{copy}_{path.name}")
+
+
+class Run(NamedTuple):
+    """What a run of the stage took."""
+
+    audio_sec_per_sec: float  # of all processes, each from its first shard's end to its last's
+    wall_sec: float  # of the whole command
+    cpu_sec: float  # of all its processes
+    peak_mib: float  # resident memory, of the largest process
+
+
+def run_stage(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: int) -> Run:
+    """Run the command and time it from outside."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()}
+    words = command(source, codec_dir, out, sizes, processes)
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall_sec = time.perf_counter() - start
+        said.seek(0)
+        if process.returncode:
+            last = said.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
+            raise UserError("the command to time failed", got="\n".join(last) or f"exit code {process.returncode}")
+    shards = Corpus.open(out).shards.listed
+    paths = [index_path(out, tar) for tar, _, _ in shards]
+    speed = sum(speed_of(paths[task::processes]) for task in range(processes))
+    return Run(speed, wall_sec, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def command(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: int) -> list[str]:
+    """The command line of the stage: no decoding processes beside those that encode."""
+    settings = {"corpus": CORPUS, "kind": "libritts", "shard_samples": str(sizes.shard_samples)}
+    return [
+        *(sys.executable, "-m", "slmkit", "tokenize", "run", str(source), codec_dir, str(out)),
+        *("--num-workers", "0", "--devices", ",".join(["cpu"] * processes)),
+        *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
+    ]
+
+
+def search_path() -> str:
+    """PYTHONPATH with which a process imports this slmkit."""
+    return os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def speed_of(indexes: list[Path]) -> float:
+    """Seconds of audio per second of the process that wrote these indexes in turn, from the first to the last."""
+    ended = [path.stat().st_mtime for path in indexes]
+    audio_sec = sum(ShardIndex.read(path).seconds for path in indexes[1:])
+    return audio_sec / (ended[-1] - ended[0])
+
+
+def time_shares(source: Path, codec_dir: str, out: Path, sizes: Sizes) -> dict[str, float]:
+    """Shares of time in each step, in this process, one step after the other."""
+    config = TokenizeConfig(
+        corpus=CORPUS, source=str(source), codec=codec_dir, out=str(out), shard_samples=sizes.shard_samples
+    )
+    codec: Codec = open_codec(config.codec)
+    plan_corpus(codec.spec, config)
+    plan, job = Plan.open(out), CorpusJob.open(out)
+    decoding = Decoding(sample_rate=codec.spec.sample_rate, min_sec=config.min_sec, max_sec=config.max_sec)
+    batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
+    spent = dict.fromkeys(("reading and decoding", "encoding", "writing"), 0.0)
+    for shard in range(len(plan.shards)):
+        times = [time.perf_counter()]
+        tagged = ((shard, item) for item in plan.items(shard))
+        decoded = [result for _, result in decode_in_order(tagged, decoding, num_workers=0, ahead=0)]
+        times.append(time.perf_counter())
+        encoded = list(encode_in_order(codec, decoded, window=config.window, batch_samples=batch_samples))
+        times.append(time.perf_counter())
+        job.write(shard, encoded, plan.shards[shard].sha256)
+        times.append(time.perf_counter())
+        for name, start, end in zip(spent, times, times[1:], strict=False):
+            spent[name] += end - start
+    return {name: seconds / sum(spent.values()) for name, seconds in spent.items()}
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    """The result as lines for a reader, with what is required."""
+    lines = []
+    if "codec" in result:
+        lines.append("facodec: " + facodec.describe(result["codec"]))
+    if "melvq" in result:
+        melvq = result["melvq"]
+        lines.append(
+            f"melvq, {melvq['threads']} threads: {melvq['audio_sec_per_sec']:.0f} s of audio per second (required: "
+            f"{REQUIRED['melvq']:.0f}), equal codes alone and in a batch: {100 * melvq['equal_codes']:.0f} %"
+        )
+    if "stage" in result:
+        stage = result["stage"]
+        lines += [
+            f"stage, {stage['codec']}, {stage['utterances']} utterances, {stage['audio_sec']:.0f} s of audio: "
+            f"{stage['audio_sec_per_sec']:.1f} s of audio per second with one process, "
+            f"{stage['two_audio_sec_per_sec']:.1f} with two, {stage['processes_ratio']:.2f} times (required: "
+            f"{REQUIRED['processes_ratio']}); whole commands {stage['wall_sec']:.1f} s and "
+            f"{stage['two_wall_sec']:.1f} s, of processors {stage['cpu_sec']:.1f} s and {stage['two_cpu_sec']:.1f} s; "
+            "equal shards",
+            "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in stage["shares"].items()),
+            f"  peak memory {stage['peak_mib']:.0f} MiB, with {TIMES_MORE} times the corpus "
+            f"{stage['peak_mib_of_more']:.0f} MiB: {stage['peak_ratio']:.2f} times (required: at most "
+            f"{REQUIRED['peak_ratio']})",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""The fused activation without a GPU: in triton's interpreter against its twin, and built for GPUs.
+
+tests/gpu/test_facodec_gpu.py runs it where it is used.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from slmkit.codec.facodec.activation import fused_on
+
+WORKER = Path(__file__).with_name("fused_worker.py")
+ROOT = Path(__file__).resolve().parents[2]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+
+
+def run_worker(what: str, **env: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
+    done = subprocess.run([sys.executable, str(WORKER), what], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@needs_triton
+def test_the_kernel_equals_its_twin_at_every_end() -> None:
+    run_worker("interpret", TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_the_kernel_is_built_for_gpus(tmp_path: Path) -> None:
+    run_worker("compile", TRITON_CACHE_DIR=str(tmp_path))
+
+
+@needs_triton
+def test_a_kernel_that_does_not_run_is_left_out_with_a_warning() -> None:
+    done = run_worker("refuse", CUDA_VISIBLE_DEVICES="")
+    assert "FACodec's fused activation does not run" in done.stderr
+
+
+def test_a_cpu_uses_the_plain_twin() -> None:
+    assert fused_on(torch.device("cpu")) is None
