@@ -88,6 +88,7 @@ def test_whole_members_are_found_around_any_damage(tmp_path_factory, data):
     elif how == "zeros":
         content[at : at + length] = bytes(length)
     elif how == "removed":
+        length = min(length, 511)  # with more gone, the end of a tar may lie within what its last but one member claims
         shift = -len(content[at : at + length])
         del content[at : at + length]
     else:

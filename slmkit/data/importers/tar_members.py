@@ -6,6 +6,9 @@ of the tar, reading goes on at the next header that is whole, wherever it begins
 
 Invariant: a whole header with its content is given, whatever lies before and behind it.
 
+Not done: where more than a block is missing from the last but one member, its length may cover the last one, which is
+then lost without a word.
+
 Example:
     for found in members("EN-B000000.tar"): found      # Member("EN_B00000_S00000_W000000.mp3", 1536, 40960)
 """
