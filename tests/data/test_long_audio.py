@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmkit.data.importers.base import Cut
@@ -84,6 +84,7 @@ def sound(draw):
     return found
 
 
+@settings(deadline=None)
 @given(sound(), st.floats(1, 30))
 def test_pieces_are_as_full_as_can_be_and_hold_every_segment_once(segments, max_sec):
     found = list(pieces(segments, max_sec))
@@ -99,6 +100,7 @@ def test_pieces_are_as_full_as_can_be_and_hold_every_segment_once(segments, max_
             assert piece.cut.latest_sec <= following.cut.start_sec + ROUNDING_SEC
 
 
+@settings(deadline=None)
 @given(st.lists(ANY | st.none() | st.integers(), max_size=12), st.floats(0.1, 30), st.none() | st.floats(0.1, 50))
 def test_nothing_breaks_it_and_every_segment_is_counted(segments, max_sec, seconds):
     found = list(pieces(segments, max_sec, seconds))

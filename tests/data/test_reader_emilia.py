@@ -12,7 +12,7 @@ from slmkit.data.importers.base import Audio, Utterance
 from slmkit.data.importers.content import open_audio
 from slmkit.data.importers.emilia import read_emilia
 from slmkit.data.ledger import Failure
-from slmkit.errors import UserError
+from slmkit.errors import BadSample, UserError
 
 FULL = {
     "id": "EN_B00000_S00000_W000000",
@@ -56,6 +56,14 @@ def test_a_tar_gives_all_fields_and_where_the_audio_lies(tmp_path):
     )
     assert open_audio(item.audio).read() == b"sound" * 300
     assert list(read_emilia(path)) == [item._replace(source="EN-B000000.tar/a/X.mp3")]
+
+
+def test_a_member_larger_than_memory_is_refused_without_being_read(tmp_path):
+    with open(tmp_path / "a.tar", "wb") as file:
+        file.truncate(2**42)  # it takes no room
+    with pytest.raises(BadSample, match=f"holds {2**41} bytes of audio") as caught:
+        open_audio(Audio(str(tmp_path / "a.tar"), start_byte=512, num_bytes=2**41))
+    assert caught.value.reason == "unreadable"
 
 
 def test_null_and_missing_fields_are_unknown(tmp_path):
@@ -200,6 +208,13 @@ def test_lines_are_relative_to_their_folder_or_to_the_source(tmp_path):
 def test_a_bad_line_is_a_failure_with_its_number(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + '\n{"wav": "g.mp3", "text": "G."}')
     assert outcomes(read_emilia(tmp_path)) == [("x.jsonl:1", "malformed"), ("g", "")]
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "EN.tar.gz").write_bytes(b"x")
+    for source in (tmp_path / "EN.tar.gz", tmp_path):
+        with pytest.raises(UserError, match=r"no tars and no JSONL files under[\s\S]*EN-B000000\.tar"):
+            list(read_emilia(source))
 
 
 def test_a_tar_that_cannot_be_opened_is_a_user_error(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 from corpora import DEFECTS, MAX_SEC, TWICE, WRITERS, Spoken, utterances
 
-from slmkit.data.importers.base import Utterance, read_transcript, text_file, with_sound_keys
+from slmkit.data.importers.base import Audio, Utterance, read_transcript, text_file, with_sound_keys
 from slmkit.data.importers.content import open_audio
 from slmkit.data.importers.read import read_source
 from slmkit.data.ledger import Failure
@@ -121,6 +122,9 @@ def test_an_unknown_kind_is_refused(tmp_path):
 
 
 def test_without_pyarrow_parquet_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "slmkit.data.importers.parquet", None)
+    monkeypatch.setitem(sys.modules, "slmkit.data.importers.parquet", None)
+    (tmp_path / "a.parquet").touch()
     with pytest.raises(UserError, match=r"needs pyarrow[\s\S]*pip install 'slmkit\[parquet\]'"):
         read_source("parquet", tmp_path, columns={}, language="", max_sec=30.0)
+    with pytest.raises(UserError, match="needs pyarrow"):
+        open_audio(Audio(str(tmp_path / "a.parquet"), row_group=0, column="audio"))

@@ -37,6 +37,7 @@ from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
 
 COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", "dnsmos"})
+SUFFIXES = (".tar", ".jsonl")
 MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
 
@@ -66,11 +67,12 @@ def read_emilia(source: str | Path, language: str = "") -> Iterator[Utterance | 
 def _files(source: Path) -> Iterator[tuple[str, str]]:
     """(path, name to show) of every tar and JSONL file."""
     if source.is_file():
-        yield str(source), source.name
+        if source.name.endswith(SUFFIXES):
+            yield str(source), source.name
         return
     for folder in walk(source):
         for name in folder.names:
-            if name.endswith((".tar", ".jsonl")):
+            if name.endswith(SUFFIXES):
                 yield os.path.join(folder.path, name), folder.relative(name)
 
 

@@ -45,6 +45,7 @@ from slmkit.errors import BadSample, UserError
 REQUIRED = ("audio", "text")
 OURS = (*REQUIRED, "speaker", "language", "key", "seconds", "dnsmos")
 ROWS_READ = 1024  # at a time, without audio
+MAX_GROUP_ROWS = 2**24  # more are not believed
 CELLS_READ = 8  # cells of audio at a time
 BUFFER_BYTES = 2**20  # of a column, so that a row group is not read as a whole
 
@@ -90,7 +91,7 @@ def _read_file(path: str, name: str, mapped: Mapping[str, str], language: str) -
             kept.append(names["audio"])
         stem, number = printable(name.removesuffix(".parquet")), 0
         for group in range(file.num_row_groups):
-            for row, values in enumerate(_rows(file, group, kept)):
+            for row, values in enumerate(_rows(path, file, group, kept)):
                 key = f"{stem}_{number:08d}"
                 number += 1
                 try:
@@ -165,18 +166,27 @@ def _is_plain(kind: pyarrow.DataType) -> bool:
     )
 
 
-def _rows(file: pyarrow.parquet.ParquetFile, group: int, names: list[str]) -> Iterator[dict[str, Any] | BadSample]:
+def _rows(
+    path: str, file: pyarrow.parquet.ParquetFile, group: int, names: list[str]
+) -> Iterator[dict[str, Any] | BadSample]:
     """The rows of a row group, of which the footer says how many there are, whatever can be read of them."""
     left = file.metadata.row_group(group).num_rows
+    if left > MAX_GROUP_ROWS:
+        raise UserError(
+            f"{path}: row group {group} says that it has {left} rows",
+            expected=f"at most {MAX_GROUP_ROWS}",
+            next_step="fetch the file again, or write it with smaller row groups",
+        )
+    what = "the rows end early"
     try:
         for batch in file.iter_batches(ROWS_READ, row_groups=[group], columns=names, use_threads=False):
             for row in _plain_rows(batch):
                 left -= 1
                 yield row
     except (pyarrow.ArrowException, OSError) as error:
-        what = f"row group {group} cannot be read: {printable(str(error))[:200]}"
-        for _ in range(left):
-            yield BadSample("damaged", what)
+        what = printable(str(error))[:200]
+    for _ in range(left):
+        yield BadSample("damaged", f"row group {group} cannot be read: {what}")
 
 
 def _plain_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | BadSample]:

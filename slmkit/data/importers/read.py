@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from slmkit.data.importers.base import Utterance
+from slmkit.data.importers.content import pyarrow_missing
 from slmkit.data.importers.emilia import read_emilia
 from slmkit.data.importers.kaldi import read_kaldi
 from slmkit.data.importers.librispeech import read_librispeech
@@ -58,7 +59,5 @@ def _read_parquet(path: Path, columns: Mapping[str, str], language: str) -> Iter
     try:
         from slmkit.data.importers.parquet import read_parquet
     except ImportError as error:
-        raise UserError(
-            "reading parquet files needs pyarrow", got=error, next_step="pip install 'slmkit[parquet]'"
-        ) from error
+        raise pyarrow_missing(error) from error
     return read_parquet(path, columns, language)

@@ -6,6 +6,9 @@ of the tar, reading goes on at the next header that is whole, wherever it begins
 
 Invariant: a whole header with its content is given, whatever lies before and behind it.
 
+Not done: where more than a block is missing from the last but one member, its length may cover the last one, which is
+then lost without a word.
+
 Example:
     for found in members("EN-B000000.tar"): found      # Member("EN_B00000_S00000_W000000.mp3", 1536, 40960)
 """
@@ -42,6 +45,14 @@ class Member(NamedTuple):
     whole: bool = True  # False: the tar ends before
 
 
+class Header(NamedTuple):
+    """What a block says of the content behind it."""
+
+    name: str
+    size: int  # bytes
+    kind: bytes  # of `tarfile`'s types
+
+
 class Damage(NamedTuple):
     """A place where no header is."""
 
@@ -75,37 +86,57 @@ def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
         content, size = at + BLOCK_BYTES, _size(header, known)
         whole = content + size <= tar_bytes
         after = content + -(-size // BLOCK_BYTES) * BLOCK_BYTES
-        if header.type in (LONG_NAME, LONG_LINK, EXTENDED, GLOBAL):
-            if whole and header.type in (LONG_NAME, EXTENDED):
-                known |= _read_extended(file, header.type, size)
+        if header.kind in (LONG_NAME, LONG_LINK, EXTENDED, GLOBAL):
+            if whole and header.kind in (LONG_NAME, EXTENDED):
+                known |= _read_extended(file, header.kind, size)
             at = after if whole else _next_header(file, content, tar_bytes)
             continue
-        if header.type in PLAIN:
+        if header.kind in PLAIN:
             yield Member(known.get("path", header.name), content, size, whole)
         elif not whole:
             yield Damage(at, "its content goes on beyond the end of the tar")
         at, known = after if whole else _next_header(file, content, tar_bytes), {}
 
 
-def parse_header(block: bytes) -> tarfile.TarInfo | None:
+def parse_header(block: bytes) -> Header | None:
     """The header in a block, None when its checksum does not hold or it is none.
 
     Its magic is looked at too (the oldest tars have zeros there): the checksum alone may hold one byte beside it.
     """
-    if not block.startswith(MAGIC, MAGIC_AT) and block[MAGIC_AT:].strip(b"\0"):
+    magic = block[MAGIC_AT : MAGIC_AT + 6]
+    if len(block) < BLOCK_BYTES or not (magic.startswith(MAGIC) or not block[MAGIC_AT:].strip(b"\0")):
         return None
-    try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError):
+    size, total = _number(block[124:136]), _number(block[148:156])
+    if size is None or total is None or total not in _checksums(block):
         return None
-    return header if header.size >= 0 else None
+    kind, name = block[156:157], block[:100].partition(b"\0")[0]
+    if magic == MAGIC + b"\0" and (prefix := block[345:500].partition(b"\0")[0]):
+        name = prefix + b"/" + name
+    if kind == tarfile.AREGTYPE and name.endswith(b"/"):
+        kind = tarfile.DIRTYPE  # as the oldest tars have folders
+    return Header(name.decode("utf-8", "surrogateescape"), size, kind)
 
 
-def _size(header: tarfile.TarInfo, known: dict[str, str]) -> int:
+def _number(field: bytes) -> int | None:
+    """Octal digits, or a binary number after 0x80; None for others and for negative ones."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:])
+    digits = field.partition(b"\0")[0].strip() or b"0"
+    return int(digits, 8) if digits.isdigit() and max(digits) < ord("8") else None
+
+
+def _checksums(block: bytes) -> tuple[int, int]:
+    """The sum of the bytes with spaces in place of the sum itself; as unsigned bytes, and as signed ones."""
+    others = block[:148] + block[156:]
+    total = sum(others) + 8 * ord(" ")
+    return total, total if block.isascii() else total - 256 * sum(byte > 127 for byte in others)
+
+
+def _size(header: Header, known: dict[str, str]) -> int:
     """Bytes of content behind a header."""
-    if header.type in WITHOUT_CONTENT:
+    if header.kind in WITHOUT_CONTENT:
         return 0
-    digits = known.get("size", "") if header.type in PLAIN else ""
+    digits = known.get("size", "") if header.kind in PLAIN else ""
     return int(digits) if digits.isdecimal() and len(digits) < 20 else header.size
 
 
