@@ -32,6 +32,7 @@ CONFINED = {
     "soundfile": ("audio/",),
     "soxr": ("audio/",),
     "matplotlib": ("plot.py",),
+    "PIL": ("plot.py",),
     "pyarrow": ("data/importers/parquet.py",),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

@@ -4,6 +4,9 @@ A file is decoded forward, block by block. To begin in the middle, it is sought 
 there, since the decoders of lossy formats need some of what came before; where libsndfile does not seek exactly, it is
 decoded from its beginning. Knows nothing of resampling or limits.
 
+Not done: an index of places in MP3 files. A seek reads the headers of all frames before, 0.1 s of one core for half an
+hour; a file without a length is counted first, 0.3 s for an hour.
+
 Invariant: the samples from `first` on are those a decoder gives that began at the start of the file, to 1e-6.
 
 Example:

@@ -11,7 +11,7 @@ again at any time:
 
   slmkit tokenize submit   ...                                   all three as a Slurm array
   slmkit tokenize status   OUT                                   what is done, what runs, what failed, time left
-  slmkit tokenize verify   OUT                                   read everything again, listen to a sample
+  slmkit tokenize verify   OUT --codec CODEC --report DIR        read everything again, compare and hear a sample
 
 Options come from a YAML recipe (--config), from the flags and from --set, the later ones winning. Bad files are counted
 in OUT/failures.jsonl, odd ones listed in OUT/outliers.jsonl. Exit codes: 0 done, 2 an error to mend, 75 told to stop
@@ -22,12 +22,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.cli.tokenize_submit import add_submit_arguments, submit
 from slmkit.config.load import describe, load_config
 from slmkit.config.tokenize import TokenizeConfig
 from slmkit.errors import UserError
+
+if TYPE_CHECKING:
+    from slmkit.tokenization.plan import Plan
 
 SUMMARY = "audio to shards of codes"
 PATHS = ("source", "codec", "out")
@@ -52,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("out", metavar="OUT", help="directory of the job")
         if name == "finalize":
             sub.add_argument("--max-failure-share", type=float, default=0.05, help="of bad items (%(default)s)")
+    verify = actions.add_parser("verify", help="read a corpus again, decode a sample, write a page to look at and hear")
+    verify.add_argument("out", metavar="OUT", help="directory of the corpus")
+    verify.add_argument("--codec", help="directory of the codec; without it nothing is decoded")
+    verify.add_argument("--device", default="cpu", help="where the codec runs (default: %(default)s)")
+    verify.add_argument("--samples", type=int, default=20, help="utterances to decode (default: %(default)s)")
+    verify.add_argument("--seed", type=int, default=0, help="of the choice of utterances (default: %(default)s)")
+    verify.add_argument("--report", help="new directory for index.html and verify.json (default: OUT-verify)")
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,31 +94,25 @@ def run(args: argparse.Namespace) -> int:
     if args.status is not None:
         return _status(args.status)
     if args.action is None:
-        raise UserError("no action is given", expected="plan, run, status, finalize, verify or submit")
-    if args.action == "status":
-        return _status(args.out)
-    if args.action == "finalize":
-        from slmkit.tokenization.job import finalize_corpus
-
-        finalize_corpus(args.out, args.max_failure_share)
-        return 0
-    if args.action == "submit":
-        return _submit(args)
-    return _plan(args) if args.action == "plan" else _run(args)
+        raise UserError("no action is given", expected=", ".join(ACTIONS))
+    return ACTIONS[args.action](args)
 
 
 def _plan(args: argparse.Namespace) -> int:
+    _plan_corpus(read_recipe(args))
+    return 0
+
+
+def _plan_corpus(config: TokenizeConfig) -> "Plan":
     from slmkit.codec.open import open_codec
     from slmkit.tokenization.job import plan_corpus
 
-    config = read_recipe(args)
-    plan_corpus(open_codec(config.codec).spec, config)
-    return 0
+    return plan_corpus(open_codec(config.codec).spec, config)
 
 
 def _run(args: argparse.Namespace) -> int:
     from slmkit.codec.open import open_codec
-    from slmkit.tokenization.job import finalize_corpus, plan_corpus, tokenize
+    from slmkit.tokenization.job import finalize_corpus, tokenize
     from slmkit.tokenization.share import STOPPED, Stopped, run_on_devices, stopping
 
     config = read_recipe(args)
@@ -117,7 +122,7 @@ def _run(args: argparse.Namespace) -> int:
                 tokenize(open_codec(config.codec, config.devices[0]), config)
                 return 0
             if config.num_tasks == 1:
-                plan_corpus(open_codec(config.codec).spec, config)
+                _plan_corpus(config)
             code = run_on_devices(_words(args), config.devices, task=config.task, num_tasks=config.num_tasks)
             if code == 0 and config.num_tasks == 1:
                 finalize_corpus(config.out, config.max_failure_share)
@@ -128,11 +133,26 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from slmkit.codec.open import open_codec
-    from slmkit.tokenization.job import plan_corpus
-
     words = _words(args) + (["--devices", ",".join(args.devices)] if args.devices else [])
-    return submit(args, read_recipe(args), words, lambda config: plan_corpus(open_codec(config.codec).spec, config))
+    return submit(args, read_recipe(args), words, _plan_corpus)
+
+
+def _finalize(args: argparse.Namespace) -> int:
+    from slmkit.tokenization.job import finalize_corpus
+
+    finalize_corpus(args.out, args.max_failure_share)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from slmkit.codec.open import open_codec
+    from slmkit.evaluate.corpus import verify_job
+
+    codec = open_codec(args.codec, args.device) if args.codec else None
+    report = args.report or f"{args.out.rstrip('/')}-verify"
+    found = verify_job(args.out, codec, samples=args.samples, seed=args.seed, report=report)
+    print("\n".join([f"{args.out} is whole", *found.lines(), f"see {report}/index.html"]))
+    return 0
 
 
 def _words(args: argparse.Namespace) -> list[str]:
@@ -144,6 +164,10 @@ def _words(args: argparse.Namespace) -> list[str]:
     return words + [word for text in kept for word in ("--set", text)]
 
 
+def _status_of(args: argparse.Namespace) -> int:
+    return _status(args.out)
+
+
 def _status(out: str) -> int:
     from slmkit.tokenization.corpus_job import CorpusJob
     from slmkit.tokenization.plan import Plan
@@ -153,3 +177,13 @@ def _status(out: str) -> int:
     finished = (Path(out) / "manifest.json").is_file()
     print("finalized" if finished else "not finalized yet: `slmkit tokenize finalize` when no shard is missing")
     return 0
+
+
+ACTIONS = {
+    "plan": _plan,
+    "run": _run,
+    "submit": _submit,
+    "status": _status_of,
+    "finalize": _finalize,
+    "verify": _verify,
+}

@@ -30,6 +30,7 @@ from slmkit.evaluate.copies import Copy, OpenSource, make_copies
 from slmkit.evaluate.integrity import PlannedKeys, Problem, check_shards
 from slmkit.evaluate.page import render
 from slmkit.files import atomic_write, disk_error, provenance, read_json, sync_directory, write_json
+from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding, decode
 from slmkit.tokenization.plan import Plan
 
@@ -111,7 +112,7 @@ def verify_job(
     """Verify a corpus against the plan and the audio it was made of, where it has a plan. Raises as `verify_corpus`."""
     if not Plan.exists(out):
         return verify_corpus(out, codec, samples=samples, seed=seed, report=report)
-    plan = Plan.open(out)
+    plan, settings = Plan.open(out), CorpusJob.open(out).settings
 
     def planned_keys(shard: int) -> Sequence[str]:
         return [item.key for item in plan.items(shard)] if shard < len(plan.shards) else []
@@ -119,8 +120,11 @@ def verify_job(
     def open_source(shard: int, key: str) -> np.ndarray | None:
         assert codec is not None, "nothing is decoded without a codec"
         item = next((item for item in plan.items(shard) if item.key == key), None)
-        decoded = None if item is None else decode(item, Decoding(sample_rate=codec.spec.sample_rate))
-        return None if decoded is None or isinstance(decoded, Failure) else decoded.wave
+        if item is None:
+            return None
+        # With the job's own max_sec, which bounds where a long recording is cut.
+        decoded = decode(item, Decoding(sample_rate=codec.spec.sample_rate, max_sec=settings.get("max_sec")))
+        return None if isinstance(decoded, Failure) else decoded.wave
 
     return verify_corpus(
         out,
@@ -236,11 +240,12 @@ def _named_disk_errors(path: Path) -> Iterator[None]:
 
 
 def _damaged(corpus: Corpus, problems: Sequence[Problem], report: Path) -> UserError:
-    names = len({problem.where for problem in problems})
+    num_files = len({problem.where for problem in problems})
+    files = "1 file is" if num_files == 1 else f"{num_files} files are"
     listed = [f"\n  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
     more = [f"\n  - and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
     return UserError(
-        f"{corpus.directory}: {names} of its files are damaged or not as planned{''.join(listed + more)}",
+        f"{corpus.directory}: {files} damaged or not as planned{''.join(listed + more)}",
         next_step=f"see {report / PAGE}; restore the files from a copy, or remove the tar and the index of each shard "
         f"that is named, and `slmkit tokenize run` makes it again",
     )

@@ -20,7 +20,7 @@ Example:
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -96,14 +96,6 @@ class OutlierSearch:
             for row, name, value in sorted(found):
                 low_limit, high_limit = limits[name]
                 yield Outlier(keys[row], name, value, low_limit if value < low_limit else high_limit)
-
-
-def find_outliers(shards: Iterable[ShardIndex]) -> Iterator[Outlier]:
-    """The outliers of a corpus; each index is read once."""
-    search = OutlierSearch()
-    for index in shards:
-        search.add(index)
-    return search.outliers()
 
 
 def ratio_limits(ratios: np.ndarray) -> tuple[float, float]:

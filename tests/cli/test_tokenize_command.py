@@ -93,6 +93,9 @@ def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     capsys.readouterr()
     assert main(["tokenize", "status", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "finalized"
+    assert main(["tokenize", "verify", str(out), "--codec", str(codec), "--samples", "2"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out} is whole")
+    assert (tmp_path / "steps-verify/index.html").is_file()
 
 
 def test_two_devices_share_a_task_and_another_codec_is_refused(codec, tmp_path, capfd):
@@ -133,7 +136,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(codec, tmp_path, n
 
 def test_no_action_is_an_error(capsys):
     assert main(["tokenize"]) == 2
-    assert "expected: plan, run, status, finalize, verify or submit" in capsys.readouterr().err
+    assert "expected: plan, run, submit, status, finalize, verify" in capsys.readouterr().err
 
 
 def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):

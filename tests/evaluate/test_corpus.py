@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slmkit.audio.io import read_audio
+from slmkit.audio.io import read_audio, write_wav
 from slmkit.cli.main import main
 from slmkit.codec.base import Codec
 from slmkit.codec.open import open_codec
@@ -95,6 +95,33 @@ def test_the_files_of_a_copy_are_its_source_and_its_decoded_codes(
         assert copy.other_db == pytest.approx(distance_db, abs=1e-6)
 
 
+def test_a_cut_is_compared_with_the_same_cut(codec: Codec, codec_directory: Path, tmp_path: Path) -> None:
+    """The source of a part of a long recording is that part, with as much of the pauses around it as was encoded."""
+    away = np.abs(np.arange(2 * 16000) / 16000 - 1)  # from the quietest place of a pause, in seconds
+    quiet = (0.01 * away * np.random.default_rng(0).uniform(-1, 1, len(away))).astype(np.float32)
+    parts: list[np.ndarray] = []
+    segments = []
+    for path in sorted(SENTENCES.rglob("*.flac"))[:3]:
+        start_sec = sum(map(len, parts)) / 16000 + 2
+        parts += [quiet, wave := read_audio(path, 16000)]
+        segments.append({"start": start_sec, "end": start_sec + len(wave) / 16000, "text": path.stem})
+    write_wav(tmp_path / "long.wav", np.concatenate([*parts, quiet]), 16000)
+    (tmp_path / "m.jsonl").write_text(json.dumps({"path": "long.wav", "segments": segments}))
+    max_sec = max(segment["end"] - segment["start"] for segment in segments) + 0.2
+    recipe = ["--config", str(ROOT / "tokenize_jobs/manifest.yaml"), "--num-workers", "0"]
+    out = tmp_path / "out"
+    paths = [str(tmp_path / "m.jsonl"), str(codec_directory), str(out)]
+    assert main(["tokenize", "run", *recipe, *paths, "--set", f"max_sec={max_sec}"]) == 0
+    found = verify_job(out, codec, report=tmp_path / "report")
+    assert len(found.copies) == 3
+    for copy in found.copies:
+        source_sec = len(read_audio(tmp_path / "report" / f"{copy.name}-source.wav", 16000)) / 16000
+        assert abs(source_sec - copy.seconds) < codec.spec.hop_samples / 16000
+        assert copy.distance_db is not None
+        assert copy.distance_db < 9
+        assert set(copy.checks) >= {"chars_per_sec", "clipped", "dc", "silence"}
+
+
 def test_the_seed_chooses_the_samples(sound: Path, codec: Codec, tmp_path: Path) -> None:
     def keys(seed: int, name: str) -> list[str]:
         return [copy.key for copy in verify_job(sound, codec, samples=1, seed=seed, report=tmp_path / name).copies]
@@ -114,7 +141,7 @@ def test_damage_is_named_at_once_and_the_report_is_written_all_the_same(
     with pytest.raises(UserError) as error:
         verify_job(corpus, codec, samples=8, report=tmp_path / "report")
     message = str(error.value)
-    assert "3 of its files are damaged or not as planned" in message
+    assert "3 files are damaged or not as planned" in message
     assert "- libritts-000000.tar: the tar is missing" in message
     assert "- libritts-000001.tar: the tar has changed: sha256" in message
     assert re.search(r"- libritts-000003\.tar: .* lacks libritts-000003\.index\.json", message)
@@ -155,7 +182,7 @@ def test_a_plan_that_differs_is_named(corpus: Path, tmp_path: Path) -> None:
 def test_many_problems_are_all_in_the_report(corpus: Path, tmp_path: Path) -> None:
     for number in range(4, 124):
         shutil.copy(corpus / "libritts-000003.index.json", corpus / f"libritts-{number:06d}.index.json")
-    with pytest.raises(UserError, match=r"120 of its files[\s\S]*libritts-000103\.index\.json[\s\S]*- and 20 more"):
+    with pytest.raises(UserError, match=r"120 files are[\s\S]*libritts-000103\.index\.json[\s\S]*- and 20 more"):
         verify_job(corpus, None, report=tmp_path / "report")
     assert len(json.loads((tmp_path / "report/verify.json").read_text())["problems"]) == 120
 

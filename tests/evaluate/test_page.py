@@ -71,7 +71,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewrite(directory / "c/c-000000.tar", b"lone ??????", b"lone \\ud800")
     index = ShardIndex.read(directory / "c/c-000000.index.json")
     write_manifest(directory / "c", "c", SPEC, [index.summary], {})
-    with pytest.raises(UserError, match="1 of its files are damaged"):
+    with pytest.raises(UserError, match="1 file is damaged"):
         verify_corpus(
             directory / "c",
             Whistle(),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmkit.data.index import ShardIndex
-from slmkit.tokenization.outliers import LIMITS, Outlier, OutlierSearch, find_outliers, ratio_limits
+from slmkit.tokenization.outliers import LIMITS, Outlier, OutlierSearch, ratio_limits
 
 NAN = float("nan")
 
@@ -22,6 +22,13 @@ def shard(keys, **checks):
     columns = {name: np.array(column, dtype=np.float32) for name, column in checks.items()}
     none = np.zeros(len(keys), np.int64)
     return ShardIndex("a.tar", "", 0.0, tuple(keys), none, none, {}, {}, checks=columns)
+
+
+def find_outliers(shards):
+    search = OutlierSearch()
+    for index in shards:
+        search.add(index)
+    return search.outliers()
 
 
 @pytest.mark.parametrize(
