@@ -18,6 +18,7 @@ REQUIRED = [
     "pyyaml>=6,<7",
     "tensorboard>=2.20,<2.22",
     "matplotlib>=3.9,<4",
+    "pillow>=11,<14",
     "tqdm>=4.66,<5",
     "packaging>=24,<27",
     "ninja",  # DeepSpeed compiles a small operator at its first start
@@ -40,7 +41,7 @@ EXTRAS = {
 
 setup(
     name="slmkit",
-    version="0.2.0",
+    version="0.3.0",
     description="Train speech language models on codec codes with DeepSpeed, from audio files to a model that speaks",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
