@@ -109,9 +109,10 @@ def provenance(config: Any = None) -> dict[str, Any]:
 
 
 def git_commit() -> str:
-    """Commit of the working tree slmkit runs from, "+dirty" if it has changes, "" when it is an installed copy."""
+    """Commit of the working tree slmkit runs from, "+dirty" if it has changes, "" when it is an installed copy or
+    the machine has no git."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return ""
 
     def git(*words: str) -> str:

@@ -33,6 +33,7 @@ from slmkit.data.importers.base import Utterance, read_transcript
 from slmkit.data.importers.content import open_audio
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
+from slmkit.tokenization.share import SIGNALS
 
 T = TypeVar("T")
 
@@ -184,7 +185,10 @@ def _check_alive(pool: ProcessPoolExecutor) -> None:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # They are for the main process. Slurm sends them to all: a worker that died while handing a result over would leave
+    # the main process waiting for the rest of it.
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     # libmpg123 writes a line about each damaged frame, and each place sought, to file descriptor 2.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nothing:

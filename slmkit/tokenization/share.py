@@ -25,8 +25,8 @@ class Stopped(BaseException):
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Inside, the first signal of `SIGNALS` raises Stopped in the main thread, and further ones are ignored while it
-    cleans up. The handlers are as before afterwards."""
+    """Inside, the first signal of `SIGNALS` raises Stopped in the main thread; further ones are ignored until the
+    process ends, for Slurm may send one twice. Without a signal the handlers are as before afterwards."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         for known in SIGNALS:
@@ -38,7 +38,8 @@ def stopping() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is stop:
+                signal.signal(number, handler)
 
 
 def run_on_devices(words: Sequence[str], devices: Sequence[str], *, task: int, num_tasks: int) -> int:
