@@ -1,6 +1,5 @@
 """Decoding workers: order, crashes, hangs, exceptions. Nothing hangs and no good item is lost."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -128,7 +127,7 @@ def test_what_is_seen_of_an_utterance_stands_beside_it(tmp_path):
 def test_only_whole_files_are_compared_with_the_length_their_source_gives():
     item = utterance("a" * 7)
     assert "seconds_off" not in decode(item, Decoding(sample_rate=RATE)).checks
-    cut = dataclasses.replace(item, seconds=0.05, cut=Cut(0.02, 0.06, 0.0, 0.1))
+    cut = item._replace(seconds=0.05, cut=Cut(0.02, 0.06, 0.0, 0.1))
     assert "seconds_off" not in decode(cut, Decoding(sample_rate=RATE)).checks
 
 
@@ -145,8 +144,8 @@ def test_a_long_recording_can_be_used_only_with_time_stamps(tmp_path):
         "its source gives no time stamps to cut it by; got 0.100 s or more; expected at most 0.05 s" in failure.detail
     )
     item = utterance("a")
-    assert len(decode(dataclasses.replace(item, cut=Cut(0.02, 0.06, 0.0, 0.1)), decoding).wave) <= 0.05 * RATE
-    failure = decode(dataclasses.replace(item, cut=Cut(0.02, 0.08, 0.0, 0.1)), decoding)
+    assert len(decode(item._replace(cut=Cut(0.02, 0.06, 0.0, 0.1)), decoding).wave) <= 0.05 * RATE
+    failure = decode(item._replace(cut=Cut(0.02, 0.08, 0.0, 0.1)), decoding)
     assert failure.reason == "too_long"
     assert "time stamps" not in failure.detail
 
@@ -157,7 +156,7 @@ def test_cuts_of_one_recording_are_the_same_for_any_number_of_workers(tmp_path, 
     path = tmp_path / "long"
     soundfile.write(path, wave, RATE, format=kind, subtype=subtype)
     cuts = [Cut(second, second + 0.8, second - 0.1, second + 0.9) for second in (1.0, 20.5, 21.4, 3.3, 12.0, 28.0)]
-    items = [dataclasses.replace(utterance(f"{c.start_sec}", str(path)), cut=c) for c in cuts]
+    items = [utterance(f"{c.start_sec}", str(path))._replace(cut=c) for c in cuts]
     alone, several = ([result for _, result in decode_all(items, num_workers=n)] for n in (0, 2))
     for one, other in zip(alone, several, strict=True):
         assert np.array_equal(one.wave, other.wave)
