@@ -1,8 +1,8 @@
 """Audio files to waves in parallel processes, in the order of the source.
 
 Files are hostile: a worker that a file crashes, or that takes too long, is replaced, and the file becomes a ledger
-line. Workers are started afresh (not forked, so that no thread or device of the main process is copied), ignore Ctrl-C,
-which is for the main process, and end when it does. torch is not imported here, to keep their start quick.
+line. Workers are started afresh (not forked, so that no thread or device of the main process is copied), ignore the
+signals that are for the main process, and end when it does. torch is not imported here, to keep their start quick.
 
 A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoder.py).
 
