@@ -111,13 +111,14 @@ def _plan_corpus(config: TokenizeConfig) -> "Plan":
 
 
 def _run(args: argparse.Namespace) -> int:
-    from slmkit.codec.open import open_codec
-    from slmkit.tokenization.job import finalize_corpus, tokenize
     from slmkit.tokenization.share import STOPPED, Stopped, run_on_devices, stopping
 
     config = read_recipe(args)
     try:
         with stopping():
+            from slmkit.codec.open import open_codec  # these two take seconds
+            from slmkit.tokenization.job import finalize_corpus, tokenize
+
             if len(config.devices) == 1:
                 tokenize(open_codec(config.codec, config.devices[0]), config)
                 return 0
@@ -133,8 +134,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    words = _words(args) + (["--devices", ",".join(args.devices)] if args.devices else [])
-    return submit(args, read_recipe(args), words, _plan_corpus)
+    config, words = read_recipe(args), _words(args)
+    if args.devices or any(_option(text) == "devices" for text in args.overrides):
+        words += ["--devices", ",".join(config.devices)]
+    return submit(args, config, words, _plan_corpus)
 
 
 def _finalize(args: argparse.Namespace) -> int:
@@ -160,8 +163,13 @@ def _words(args: argparse.Namespace) -> list[str]:
     words = [word for name in PATHS if (word := getattr(args, name)) is not None]
     words += ["--config", args.config] if args.config else []
     words += ["--num-workers", str(args.num_workers)] if args.num_workers is not None else []
-    kept = [text for text in args.overrides if text.partition("=")[0].strip() not in SHARE]
+    kept = [text for text in args.overrides if _option(text) not in SHARE]
     return words + [word for text in kept for word in ("--set", text)]
+
+
+def _option(override: str) -> str:
+    """The option that `--set` names."""
+    return override.partition("=")[0].strip()
 
 
 def _status_of(args: argparse.Namespace) -> int:

@@ -3,8 +3,10 @@
 import collections
 import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from fuzzed_audio import HARMS, KINDS, fuzzed, good
 from slmkit.audio.io import REASONS, read_audio
 
 COUNT = 300
+PLACES = (Path(__file__).parents[1], Path(__file__).parents[2])  # of fuzzed_audio, of slmkit
 LIMIT_SEC = 300  # for all of them; a file takes a hundredth of a second
 READER = """
 import io, json
@@ -37,7 +40,10 @@ for name, content, surely_bad in fuzzed({seed}, {count}):
 @pytest.fixture(scope="module")
 def outcomes():
     code = READER.format(seed=0, count=COUNT)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_SEC, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PLACES))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_SEC, check=False, env=environment
+    )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, f"stopped after {lines[-1:]}: {done.stderr[-2000:]}"
     return lines
