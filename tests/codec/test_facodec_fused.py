@@ -1,5 +1,6 @@
 """The fused activation without a GPU: in triton's interpreter against its twin, and built for GPUs.
 
+triton is large and torch for CPUs does without it, so it may lie in a directory of its own, TRITON_SITE.
 tests/gpu/test_facodec_gpu.py runs it where it is used.
 """
 
@@ -16,11 +17,14 @@ from slmkit.codec.facodec.activation import fused_on
 
 WORKER = Path(__file__).with_name("fused_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+TRITON_SITE = os.environ.get("TRITON_SITE", "")
+needs_triton = pytest.mark.skipif(
+    not TRITON_SITE and importlib.util.find_spec("triton") is None, reason="needs triton, installed or in TRITON_SITE"
+)
 
 
 def run_worker(what: str, **env: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), TRITON_SITE, os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
     done = subprocess.run([sys.executable, str(WORKER), what], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
