@@ -238,8 +238,9 @@ def test_a_batch_of_text_alone_gives_every_parameter_a_gradient(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_memory_does_not_grow_over_epochs(corpus: Corpus, tokenizer: TextTokenizer, num_workers: int) -> None:
-    """Of this process and of its workers: less than half a MiB in some ten of forty epochs of forty samples. A leak would
-    grow in all of them; what other tests left in this process may settle in one."""
+    """Of this process and of its workers: less than half a MiB in some ten of forty epochs of forty samples.
+
+    A leak would grow in all of them; what other tests left in this process may settle in one."""
     data = open_data(corpus, tokenizer)
     split = BatchSplit(global_rows=4, micro_rows=4)
     walk = Steps(data.plan(seed=1, row_tokens=ROW_TOKENS), split.global_rows).walk(epochs=60)
