@@ -36,7 +36,7 @@ class Signals:
         """Take over the stopping signals of this process for the block. To be entered in its main thread.
 
         When one of them is obeyed it is for good: launchers send more while the process ends, which must not change its
-        exit code.
+        exit code. They are ignored by the system then: an ending Python puts its own handlers away.
         """
         signals = Signals()
         before = {number: signal.signal(number, _noted) for number in STOPPING}
@@ -44,10 +44,9 @@ class Signals:
         try:
             yield signals
         finally:
-            if not signals.is_obeyed:
-                signal.set_wakeup_fd(pipe)
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+            signal.set_wakeup_fd(pipe)
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if signals.is_obeyed else handler)
 
     @property
     def received(self) -> str | None:
