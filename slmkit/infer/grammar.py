@@ -9,11 +9,15 @@ Shapes: G ids per position, V vocabulary rows, K streams, H heads, C classes of 
 
 Invariant: in text no code can be chosen, and `frames` always holds whole frames.
 
+Two ways in: `text_step` and `speech_step` take all logits, mask and choose; `accept_text` and `accept_speech` take what
+was chosen among `allowed(state)` alone.
+
 Example:
     grammar = make_grammar(layout, group=3, vocab_rows=3850)
-    ids, is_speech = grammar.text_step(choose, lm_logits)
+    token = grammar.text_step(choose, lm_logits)
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -25,6 +29,7 @@ from slmkit.data.sequence import frames_per_step
 from slmkit.data.vocab import VocabLayout
 
 Choose = Callable[[torch.Tensor], torch.Tensor]  # logits [..., V] to classes int64 [...]
+TEXT, SPEECH = 0, 1  # states; in an interleaved grammar SPEECH + k is the turn of stream k
 
 
 class Grammar:
@@ -35,8 +40,18 @@ class Grammar:
         self.mode = "text"
         self.text_ids: list[int] = []
         self.frames: list[list[int]] = []  # whole frames, K codes each
+        self._rows = vocab_rows
         self._sosp, self._eosp = layout.id_of("<sosp>"), layout.id_of("<eosp>")
-        self._text_mask = self._mask([*range(layout.base_size), self._sosp], vocab_rows)
+
+    @property
+    def state(self) -> int:
+        """What may come next: TEXT, or from SPEECH on a number that tells which part of speech."""
+        return TEXT if self.mode == "text" else SPEECH
+
+    def allowed(self, state: int) -> list[int]:
+        """Token ids that may be chosen from the vocabulary in `state`, in the order of their rows."""
+        assert state == TEXT, "the classes of a speech step come from heads"
+        return [*range(self.layout.base_size), self._sosp]
 
     def codes(self) -> npt.NDArray[np.int16]:
         """int16 [K, T]: the frames so far."""
@@ -44,18 +59,31 @@ class Grammar:
 
     def text_step(self, choose: Choose, logits: torch.Tensor) -> int:
         """Choose the next text token from vocabulary logits [V]; returns its id."""
-        token = int(choose(logits + self._text_mask.to(logits)))
+        token = int(choose(logits + self._masks[TEXT].to(logits)))
+        self.accept_text(token)
+        return token
+
+    def accept_text(self, token: int) -> None:
+        """Take the text token that was chosen."""
         if token == self.layout.eos_id:
             self.mode = "end"
         elif token == self._sosp:
             self.mode = "speech"
         else:
             self.text_ids.append(token)
-        return token
 
     def speech_step(self, choose: Choose, logits: list[torch.Tensor]) -> list[int]:
         """Choose the next speech position from logits: [V] (interleaved) or [C] per head; returns its G ids."""
         raise NotImplementedError
+
+    def accept_speech(self, chosen: list[int]) -> list[int]:
+        """Take what was chosen, a token id (interleaved) or one class per head; returns the G ids of the position."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def _masks(self) -> list[torch.Tensor]:
+        """Of each state, [V]: what to add to logits so that nothing else is chosen."""
+        return [self._mask(self.allowed(TEXT), self._rows)]
 
     @staticmethod
     def _mask(allowed: list[int], rows: int) -> torch.Tensor:
@@ -69,20 +97,32 @@ class Interleaved(Grammar):
 
     def __init__(self, layout: VocabLayout, vocab_rows: int) -> None:
         super().__init__(layout, vocab_rows)
-        ends = [[self._eosp], *[[]] * (layout.num_streams - 1)]
-        self._stream_masks = [
-            self._mask([*range(first, first + size), *end], vocab_rows)
-            for (_, first, size), end in zip(layout.streams, ends, strict=True)
-        ]
         self._open: list[int] = []  # codes of the frame that is not whole yet
 
+    @property
+    def state(self) -> int:
+        return TEXT if self.mode == "text" else SPEECH + len(self._open)
+
+    def allowed(self, state: int) -> list[int]:
+        if state == TEXT:
+            return super().allowed(state)
+        _, first, size = self.layout.streams[state - SPEECH]
+        codes = [*range(first, first + size)]
+        return [*codes, self._eosp] if state == SPEECH else codes
+
+    @functools.cached_property
+    def _masks(self) -> list[torch.Tensor]:
+        return [self._mask(self.allowed(state), self._rows) for state in range(SPEECH + self.layout.num_streams)]
+
     def speech_step(self, choose: Choose, logits: list[torch.Tensor]) -> list[int]:
-        stream = len(self._open)
-        token = int(choose(logits[0] + self._stream_masks[stream].to(logits[0])))
+        return self.accept_speech([int(choose(logits[0] + self._masks[self.state].to(logits[0])))])
+
+    def accept_speech(self, chosen: list[int]) -> list[int]:
+        (token,) = chosen
         if token == self._eosp:
             self.mode = "text"
             return [token]
-        self._open.append(token - self.layout.code_id(stream, 0))
+        self._open.append(token - self.layout.code_id(len(self._open), 0))
         if len(self._open) == self.layout.num_streams:
             self.frames.append(self._open)
             self._open = []
@@ -98,13 +138,15 @@ class Grouped(Grammar):
         self._pad = layout.id_of("<|speech_pad|>")
 
     def speech_step(self, choose: Choose, logits: list[torch.Tensor]) -> list[int]:
+        return self.accept_speech([int(choose(head_logits)) for head_logits in logits])
+
+    def accept_speech(self, chosen: list[int]) -> list[int]:
         num_streams, sizes = self.layout.num_streams, self.layout.codebook_sizes
-        classes = [int(choose(head_logits)) for head_logits in logits]
-        if any(c == sizes[head % num_streams] for head, c in enumerate(classes)):
+        if any(c == sizes[head % num_streams] for head, c in enumerate(chosen)):
             self.mode = "text"
-            return [self._eosp] * len(classes)
+            return [self._eosp] * len(chosen)
         ids: list[int] = []
-        for frame in np.array(classes).reshape(self._frames_per_step, num_streams):
+        for frame in np.array(chosen).reshape(self._frames_per_step, num_streams):
             if self._pad in ids or (frame > sizes).any():
                 ids += [self._pad] * num_streams
                 continue

@@ -20,6 +20,8 @@ class Sampling:
     temperature: float = 0.0  # 0 is greedy, 1 the model's own distribution
     top_k: int = 0  # keep the k most probable, 0 all
     top_p: float = 1.0  # keep the fewest classes that hold this share of the probability
+    repetition_penalty: float = 1.0  # of what was chosen lately: positive logits divided, others multiplied by it
+    repetition_window: int = 50  # how far back that looks: frames of the same stream, or text tokens
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -28,10 +30,19 @@ class Sampling:
             raise ValueError(f"top_k: got {self.top_k}, expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: got {self.top_p}, expected above 0 up to 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty: got {self.repetition_penalty}, expected a number above 0")
+        if self.repetition_window < 1:
+            raise ValueError(f"repetition_window: got {self.repetition_window}, expected 1 or more")
 
 
 def pick(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> torch.Tensor:
-    """int64 [...]: one class for each of logits, float [..., V], in which -inf marks what may not be chosen."""
+    """int64 [...]: one class for each of logits, float [..., V], in which -inf marks what may not be chosen.
+
+    Raises ValueError for settings with a repetition penalty, which needs to know what was chosen before.
+    """
+    if sampling.repetition_penalty != 1:
+        raise ValueError("pick knows nothing of earlier choices; the repetition penalty is the engine's")
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     probabilities = truncate(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p).softmax(dim=-1)

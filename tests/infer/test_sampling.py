@@ -53,7 +53,23 @@ def test_a_seed_repeats_and_the_forbidden_is_never_chosen(seed: int, heat: float
     assert not (first == seed % 6).any()
 
 
-@pytest.mark.parametrize("field", [{"temperature": -1}, {"temperature": math.nan}, {"top_k": -1}, {"top_p": 0}])
+BAD = (
+    {"temperature": -1},
+    {"temperature": math.nan},
+    {"top_k": -1},
+    {"top_p": 0},
+    {"repetition_penalty": 0},
+    {"repetition_penalty": math.inf},
+    {"repetition_window": 0},
+)
+
+
+@pytest.mark.parametrize("field", BAD)
 def test_settings_out_of_range_are_refused(field: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(field))}: got"):
         Sampling(**field)
+
+
+def test_a_penalty_needs_to_know_the_past() -> None:
+    with pytest.raises(ValueError, match="pick knows nothing of earlier choices"):
+        pick(LOGITS, Sampling(repetition_penalty=1.2))
