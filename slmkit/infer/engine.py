@@ -1,0 +1,202 @@
+"""Answering many requests at once: a fixed number of slots, refilled from a queue as answers come to their end.
+
+Law: a request's output is a function of the request and the engine (model, number of slots, threads, device), not of
+what else is in the batch, in which slot it sits or when it came. `decoder` says why its numbers have that property;
+`choose` draws each request's random numbers from its own seed.
+
+A step computes the logits of what some answer may choose next and of nothing else: in text the rows up to `<sosp>`, in
+interleaved speech the rows of one stream, in grouped speech the heads. What all chose comes to the host at once.
+
+Shapes: N slots, G ids per position, K streams, H heads, C classes.
+
+Invariant: outputs hold whole frames; each request gets exactly one output; a slot is free again whatever happens.
+
+Example:
+    engine = Engine(model, num_slots=8)
+    for number, output in engine.run(requests):
+        ...
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from slmkit.errors import UserError
+from slmkit.infer.choose import Row, choose
+from slmkit.infer.decoder import Decoder
+from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
+from slmkit.infer.request import Limit, Output, Request, checked_prompt
+from slmkit.model.slm import SpeechLM
+
+DEFAULT_POSITIONS = 8192  # 34 s of speech at 240 tokens a second
+
+
+class Answer:
+    """A request in a slot."""
+
+    def __init__(self, request: Request, number: int, grammar: Grammar, max_frames: int) -> None:
+        self.request, self.number, self.grammar, self.max_frames = request, number, grammar, max_frames
+        self.num_steps = self.num_text_steps = 0
+
+    def rows(self, width: int, is_grouped: bool) -> list[Row]:
+        """What each choice of this step depends on; `width` choices make a step at most."""
+        grammar, is_text = self.grammar, self.grammar.state == TEXT
+        sampling = self.request.text_sampling if is_text else self.request.speech_sampling
+        heads = range(width if is_grouped and not is_text else 1)
+        recent: list[Sequence[int]] = [()] * len(heads)
+        if sampling.repetition_penalty != 1:
+            frames, streams = grammar.frames[-sampling.repetition_window :], grammar.layout.num_streams
+            first = 0 if is_grouped else grammar.state - SPEECH
+            recent = [[frame[(first + head) % streams] for frame in frames] for head in heads]
+            if is_text:
+                recent = [grammar.text_ids[-sampling.repetition_window :]]
+        return [Row(sampling, self.request.seed, self.num_steps * width + head, recent[head]) for head in heads]
+
+    def reached(self) -> Limit | None:
+        """The limit of the request that the answer has come to."""
+        if len(self.grammar.frames) >= self.max_frames:
+            return "seconds"
+        if self.num_text_steps >= self.request.max_text_tokens:
+            return "text_tokens"
+        return "steps" if self.num_steps == self.request.max_steps else None
+
+    def output(self, limit: Limit | None) -> Output:
+        return Output(
+            codes=self.grammar.codes()[:, : self.max_frames],
+            text_ids=tuple(self.grammar.text_ids),
+            num_steps=self.num_steps,
+            reason="limit" if limit else "end",
+            limit=limit,
+        )
+
+
+class Engine:
+    """See the module. `model` must be in evaluation mode and keep its weights."""
+
+    def __init__(self, model: SpeechLM, *, num_slots: int = 8, num_positions: int | None = None) -> None:
+        """`num_positions`: of prompt and answer together, by default 8192 or as many as the backbone knows.
+
+        Raises UserError for numbers out of range, and as `Decoder` does.
+        """
+        most = model.lm_model.config.max_position_embeddings
+        self.num_positions = min(DEFAULT_POSITIONS, most) if num_positions is None else num_positions
+        if num_slots < 1:
+            raise UserError("the engine has no slots", got=num_slots, expected="1 or more")
+        if not 1 < self.num_positions <= most:
+            raise UserError("the positions do not fit the backbone", got=self.num_positions, expected=f"2 to {most}")
+        self.model, self.num_slots = model, num_slots
+        self._frame_rate = model.config.codec_spec.frame_rate
+        self._width = max(1, model.group)
+        states = SPEECH if model.group else SPEECH + model.layout.num_streams
+        grammar = self._grammar()
+        self._ids = [torch.tensor(grammar.allowed(state), device=model.device) for state in range(states)]
+        weight = model.lm_model.lm_head.weight
+        with torch.inference_mode():
+            # Text rows are nearly all rows: they are not copied, and the few between them that are no text are left out
+            # of the logits.
+            rows = [weight[: int(self._ids[TEXT].max()) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
+        self._decoder = Decoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
+        self._answers: dict[int, Answer] = {}  # by slot
+
+    @property
+    def num_free(self) -> int:
+        """Slots that wait for a request."""
+        return self.num_slots - len(self._answers)
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """One output for each request, in their order. Raises UserError before anything is decoded."""
+        for request in requests:
+            self.check(request)
+        outputs = dict(self.run(requests))
+        return [outputs[number] for number in range(len(requests))]
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Output]]:
+        """(number of the request, its output) as each is done; requests are taken when there is room for them.
+
+        Raises UserError at a request that does not fit; those in the slots are then given up.
+        """
+        if self._answers:
+            raise UserError("the engine is at work", next_step="wait for its outputs, or make another engine")
+        waiting, number = iter(requests), 0
+        try:
+            while True:
+                while self.num_free and (request := next(waiting, None)) is not None:
+                    self.admit(request, number)
+                    number += 1
+                if not self._answers:
+                    return
+                yield from self.step()
+        finally:
+            self._answers.clear()
+
+    def check(self, request: Request) -> None:
+        """Raise UserError when the request does not fit model and engine."""
+        checked_prompt(request, self.model, self.num_positions)
+
+    @torch.inference_mode()
+    def admit(self, request: Request, number: int) -> None:
+        """Read the prompt of a request into a free slot; its output will bear `number`. Raises UserError as `check`."""
+        prompt = checked_prompt(request, self.model, self.num_positions)
+        slot = next(slot for slot in range(self.num_slots) if slot not in self._answers)
+        self._decoder.prefill(slot, prompt, request.speaker)
+        max_frames = max(1, int(request.max_sec * self._frame_rate))
+        self._answers[slot] = Answer(request, number, self._grammar(), max_frames)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Output]]:
+        """Decode one position of every answer. Returns those that are done with it; their slots are free."""
+        done, positions = [], {}
+        for slot, chosen in self._choices().items():
+            answer = self._answers[slot]
+            grammar, is_text = answer.grammar, answer.grammar.state == TEXT
+            answer.num_steps += 1
+            answer.num_text_steps += is_text
+            if is_text:
+                grammar.accept_text(chosen[0])
+                ids = chosen * self._width
+            else:
+                ids = grammar.accept_speech(chosen)
+            full: Limit | None = "positions" if self._decoder.length(slot) == self.num_positions else None
+            limit = None if grammar.mode == "end" else answer.reached() or full
+            if limit or grammar.mode == "end":
+                done.append((answer.number, answer.output(limit)))
+                del self._answers[slot]
+            else:
+                positions[slot] = (ids, not is_text)
+        if positions:
+            self._decoder.advance(positions)
+        return done
+
+    def _choices(self) -> dict[int, list[int]]:
+        """What each answer chooses next: a token id, or one class per head."""
+        slots_of: dict[int, list[int]] = {}
+        for slot, answer in sorted(self._answers.items()):
+            slots_of.setdefault(answer.grammar.state, []).append(slot)
+        chosen = [self._choose(state, slots) for state, slots in slots_of.items()]
+        flat = torch.cat([part.flatten() for part in chosen]).tolist()  # the one transfer of a step
+        choices, first = {}, 0
+        for slots, part in zip(slots_of.values(), chosen, strict=True):
+            for slot in slots:
+                choices[slot] = flat[first : first + part.shape[1]]
+                first += part.shape[1]
+        return choices
+
+    def _choose(self, state: int, slots: list[int]) -> torch.Tensor:
+        """int64 [slots, 1] token ids, or [slots, H] classes of the heads."""
+        places = torch.tensor(slots, device=self.model.device)
+        is_grouped = self.model.group > 0
+        rows = [row for slot in slots for row in self._answers[slot].rows(self._width, is_grouped)]
+        if is_grouped and state != TEXT:
+            heads = [head[places] for head in self._decoder.head_logits()]
+            most = max(head.shape[1] for head in heads)
+            padded = [F.pad(head, (0, most - head.shape[1]), value=-math.inf) for head in heads]
+            return choose(torch.stack(padded, dim=1).flatten(0, 1), rows).view(len(slots), -1)
+        logits = self._decoder.lm_logits(state)[places]
+        if state == TEXT:
+            logits = logits[:, self._ids[TEXT]]
+        return self._ids[state][choose(logits, rows)][:, None]
+
+    def _grammar(self) -> Grammar:
+        return make_grammar(self.model.layout, self.model.group, self.model.lm_model.lm_head.out_features)

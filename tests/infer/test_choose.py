@@ -1,0 +1,89 @@
+"""Choices of many rows against one row alone, the plain rules, and published numbers."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmkit.infer.choose import Row, choose, penalized, uniform
+from slmkit.infer.sampling import Sampling, truncate
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from([0, 0.5, 1.0, 2.5]),
+        st.integers(0, 9),
+        st.floats(0.05, 1),
+        st.sampled_from([1, 1.5, 0.7]),
+        st.integers(0, 2**64 - 1),
+        st.integers(0, 10**6),
+        st.lists(st.integers(0, 6), max_size=4),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def row(values: tuple) -> Row:
+    temperature, top_k, top_p, penalty, seed, draw, lately = values
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=penalty)
+    return Row(sampling, seed, draw, lately)
+
+
+@given(st.integers(0, 1000), ROWS)
+def test_a_row_chooses_in_company_what_it_chooses_alone(seed: int, values: list[tuple]) -> None:
+    rows = [row(one) for one in values]
+    logits = torch.randn(len(rows), 7, generator=torch.Generator().manual_seed(seed))
+    logits[:, seed % 7] = -math.inf
+    chosen = choose(logits, rows)
+    assert [int(choose(one[None], [who])) for one, who in zip(logits, rows, strict=True)] == chosen.tolist()
+    assert not (chosen == seed % 7).any()
+    for one, who, pick in zip(penalized(logits, rows), rows, chosen.tolist(), strict=True):
+        if who.sampling.temperature == 0:
+            assert one[pick] == one.max()
+        else:
+            kept = truncate(one / who.sampling.temperature, who.sampling.top_k, who.sampling.top_p)
+            assert kept[pick] > -math.inf
+
+
+def test_frequencies_are_those_of_the_cut_distribution() -> None:
+    logits = torch.tensor([0.1, 0.5, 0.15, 0.25]).log()
+    sampling = Sampling(temperature=0.5, top_k=3)
+    rows = [Row(sampling, seed, draw, ()) for seed in range(100) for draw in range(200)]
+    counts = torch.bincount(choose(logits.expand(len(rows), -1), rows), minlength=4)
+    expected = truncate(logits / 0.5, 3, 1.0).softmax(-1)
+    assert torch.allclose(counts / len(rows), expected, atol=0.012)
+    assert counts[0] == 0
+
+
+def test_numbers_are_even_and_never_the_same() -> None:
+    seeds, draws = np.divmod(np.arange(40_000), 200)
+    numbers = uniform(seeds, draws)
+    assert len(set(numbers.tolist())) == len(numbers)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    assert np.abs(np.histogram(numbers, 20, (0, 1))[0] / 2000 - 1).max() < 0.1
+    by_seed = numbers.reshape(200, 200)
+    assert np.abs(np.corrcoef(by_seed) - np.eye(200)).max() < 0.4
+    assert np.abs(np.corrcoef(by_seed.T) - np.eye(200)).max() < 0.4
+
+
+def test_the_mixer_is_splitmix64() -> None:
+    """The generator's first output for seed 0 is 0xE220A8397B1DCDAF; our key is that output for the request's seed."""
+    key = 0xE220A8397B1DCDAF
+
+    def mix(z: int) -> int:
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    assert mix(0x9E3779B97F4A7C15) == key
+    expected = [mix((key + (draw + 1) * 0x9E3779B97F4A7C15) % 2**64) / 2**64 for draw in range(3)]
+    assert np.allclose(uniform([0, 0, 0], [0, 1, 2]), expected, rtol=0, atol=2**-52)
+
+
+def test_a_penalty_pulls_both_signs_down() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, -1.0]])
+    rows = [Row(Sampling(repetition_penalty=2.0), 0, 0, (0, 1, 1))]
+    assert penalized(logits, rows).tolist() == [[1.0, -4.0, 1.0, -1.0]]
+    assert logits.tolist() == [[2.0, -2.0, 1.0, -1.0]]
