@@ -3,6 +3,7 @@
   slmkit bench codec       speed of FACodec against its plain twin
   slmkit bench tokenize    speed of the codecs and of the whole way from audio files to shards
   slmkit bench train       speed of training
+  slmkit bench decode      speed of generation
   slmkit bench data        speed of finding, planning and loading training data
   slmkit bench plan        speed of planning and finalizing a large corpus
   slmkit bench checkpoint  how long training stops for a checkpoint
@@ -13,9 +14,9 @@
 import argparse
 import importlib
 
-SUMMARY = "measure the speed of the codec, of tokenization, of training, of its data or of checkpoints on this machine"
+SUMMARY = "measure the speed of codec, tokenization, training, its data, checkpoints or generation on this machine"
 # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
-BENCHES = ("codec", "tokenize", "train", "data", "plan", "checkpoint")
+BENCHES = ("codec", "tokenize", "train", "decode", "data", "plan", "checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ def random_request(model: SpeechLM, rng: np.random.Generator) -> Request:
         seed=int(rng.integers(0, 2**63)),
         max_sec=float(rng.choice([0.01, 0.04, 0.3])),
         max_text_tokens=int(rng.integers(1, 20)),
-        max_steps=int(rng.integers(1, 14)),
+        max_steps=int(rng.integers(1, 14 if model.group else 30)),
     )
 
 

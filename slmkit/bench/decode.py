@@ -1,0 +1,203 @@
+"""Times the generation engine against the plain loop: NTP and MTP of three sizes, one answer and several at a time.
+
+The plain loop reads one prompt after the other, keeps its cache by joining tensors, takes logits over the whole
+vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the same prompts
+greedily, take turns, and the best round of each counts. The weights are random, changed in the few rows that begin and
+end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are.
+
+The floor is what reading the weights of a step once would take, at the speed at which this machine sums a tensor.
+
+Invariant: a speed is printed with the number of answers whose codes are the plain loop's.
+
+Example:
+    slmkit bench decode --batch 1 8
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from slmkit.codec.base import CodecSpec, Stream
+from slmkit.data.vocab import VocabLayout
+from slmkit.infer.engine import Engine
+from slmkit.infer.generate import Limits, generate
+from slmkit.infer.request import Request, from_ids
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.pretrained import seeded
+from slmkit.model.slm import SpeechLM
+
+SUMMARY = "steps, tokens and frames per second of generation, the engine against the plain loop"
+GROUPS = (0, 3, 6, 12)
+FRAME_RATE = 80  # per second of speech
+NUM_STREAMS = 3
+PROMPT_TOKENS = 16  # of the shortest prompt; each further one has one more
+STREAMED_BYTES = 2**28  # of the tensor whose sum tells how fast memory is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Size of the backbone: Qwen2.5-0.5B."""
+
+    base_tokens: int = 151_665
+    codebook: int = 1024
+    hidden_size: int = 896
+    intermediate_size: int = 4864
+    num_layers: int = 24
+    num_heads: int = 14
+    num_shared: int = 2  # key-value heads
+
+
+QUICK = Shape(base_tokens=500, codebook=32, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="answers at a time (default: 1 8)")
+    parser.add_argument("--group", type=int, nargs="+", default=GROUPS, choices=GROUPS, help="default: all")
+    parser.add_argument("--steps", type=int, default=24, help="speech steps of an answer (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="rounds, of which the best counts (default: %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a toy shape that takes seconds; its ratios mean little")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    shape = QUICK if args.quick else Shape()
+    result: dict[str, Any] = {
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "shape": "quick" if args.quick else "Qwen2.5-0.5B",
+        "read_gb_per_sec": read_speed() / 1e9,
+        "cases": [],
+    }
+    for group in args.group:
+        model = make_model(shape, group, max(args.batch))
+        for batch in args.batch:
+            case = bench_case(model, batch, args.steps, args.repeats)
+            case["floor_steps_per_sec"] = batch * result["read_gb_per_sec"] * 1e9 / weight_bytes(model)
+            result["cases"].append(case)
+    print(json.dumps(result, indent=2) if args.json else describe(result))
+    return 0
+
+
+def bench_case(model: SpeechLM, batch: int, num_steps: int, repeats: int) -> dict[str, Any]:
+    """Speeds of `batch` answers of `num_steps` speech steps, by the engine and by the plain loop."""
+    per_step = model.group // NUM_STREAMS
+    num_frames = num_steps * per_step if model.group else -(-num_steps // NUM_STREAMS)
+    requests = [Request(prompt=prompt, max_sec=num_frames / FRAME_RATE) for prompt in make_prompts(batch)]
+    engine = Engine(model, num_slots=batch, num_positions=1024)
+
+    def plain() -> list[Any]:
+        starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(batch)]
+        return [generate(model, start, limits=Limits(max_frames=num_frames)) for start in starts]
+
+    (ours, fast_sec), (theirs, slow_sec) = race([lambda: engine.generate(requests), plain], repeats)
+    steps = sum(output.num_steps for output in ours)
+    frames = sum(output.codes.shape[1] for output in ours)
+    case: dict[str, Any] = {"group": model.group, "batch": batch, "steps": steps, "frames": frames}
+    case["equal_answers"] = sum(np.array_equal(a.codes, b.codes) for a, b in zip(ours, theirs, strict=True))
+    for side, seconds in (("", fast_sec), ("plain_", slow_sec)):
+        case[f"{side}steps_per_sec"] = steps / seconds
+        case[f"{side}tokens_per_sec"] = frames * NUM_STREAMS / seconds
+        case[f"{side}frames_per_sec"] = frames / seconds
+    case["ratio"] = slow_sec / fast_sec
+    case["real_time_factor"] = fast_sec * FRAME_RATE / frames
+    return case
+
+
+def race(works: list[Callable[[], Any]], repeats: int) -> list[tuple[Any, float]]:
+    """What each gives, and the least seconds it took, taken in turns."""
+    best: list[tuple[Any, float]] = [(None, math.inf)] * len(works)
+    for _ in range(max(1, repeats)):
+        for i, work in enumerate(works):
+            start = time.perf_counter()
+            result = work()
+            best[i] = result, min(best[i][1], time.perf_counter() - start)
+    return best
+
+
+def make_model(shape: Shape, group: int, num_prompts: int) -> SpeechLM:
+    """Random weights that begin to speak behind each prompt of `make_prompts`, and do not stop."""
+    layout = VocabLayout.published(
+        "mtp" if group else "ntp",
+        base_size=shape.base_tokens,
+        bos_id=0,
+        eos_id=1,
+        codebook_sizes=(shape.codebook,) * NUM_STREAMS,
+    )
+    streams = tuple(Stream(f"stream_{i}", shape.codebook, "coupled") for i in range(NUM_STREAMS))
+    spec = CodecSpec(
+        name="bench", sample_rate=16_000, hop_samples=200, streams=streams, speaker_dim=0, weights_sha256=""
+    )
+    backbone = {
+        "vocab_size": layout.size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_shared,
+        "tie_word_embeddings": True,
+    }
+    with seeded(0):
+        model = SpeechLM(
+            SpeechLMConfig(backbone=backbone, layout=layout.to_dict(), codec=spec.to_dict(), group=group)
+        ).eval()
+    with torch.inference_mode():
+        ends = [_last_hidden(model, prompt) for prompt in make_prompts(num_prompts)]
+    with torch.no_grad():
+        rows = model.lm_model.lm_head.weight
+        rows[layout.id_of("<sosp>")] = torch.stack([end / end.norm() for end in ends]).sum(0)
+        rows[layout.id_of("<eosp>")] = 0
+        for head in model.heads:
+            head.output.weight[shape.codebook :] = 0
+    return model
+
+
+def make_prompts(count: int) -> list[tuple[int, ...]]:
+    """Token ids of text, each prompt one longer than the one before."""
+    return [tuple(range(2 + i, 2 + i + PROMPT_TOKENS + i)) for i in range(count)]
+
+
+def _last_hidden(model: SpeechLM, prompt: tuple[int, ...]) -> torch.Tensor:
+    start = from_ids(prompt, model.layout, model.group)
+    embedded = model.embed(torch.from_numpy(start.tokens), torch.from_numpy(start.speech_mask))[None]
+    positions = torch.arange(len(prompt))[None]
+    return model.hidden(embedded, positions, cache=model.new_cache())[0, -1].clone()
+
+
+def weight_bytes(model: SpeechLM) -> int:
+    """Bytes of the weights that a speech step of the engine reads."""
+    backbone = sum(weight.numel() for weight in model.lm_model.model.layers.parameters())
+    heads = sum(weight.numel() for weight in model.speech_heads.parameters())
+    rows = 0 if model.group else max(model.layout.codebook_sizes) * model.config.hidden_size
+    return 4 * (backbone + heads + rows)
+
+
+def read_speed() -> float:
+    """Bytes per second at which a large tensor is summed; the best of three."""
+    data = torch.ones(STREAMED_BYTES // 4)
+    return STREAMED_BYTES / race([data.sum], 3)[0][1]
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result as lines for a reader."""
+    lines = [
+        f"{result['device']}, float32, {result['threads']} threads, {result['shape']} shape, "
+        f"memory read at {result['read_gb_per_sec']:.1f} GB/s",
+        f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'plain':>8}{'ratio':>7}{'floor':>9}  equal",
+    ]
+    for case in result["cases"]:
+        name = f"MTP-{case['group']}" if case["group"] else "NTP"
+        lines.append(
+            f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
+            f"{case['frames_per_sec']:10.2f}{case['plain_frames_per_sec']:8.2f}{case['ratio']:7.2f}"
+            f"{case['floor_steps_per_sec']:9.1f}  {case['equal_answers']} of {case['batch']}"
+        )
+    return "\n".join(lines)
