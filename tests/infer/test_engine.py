@@ -159,7 +159,7 @@ def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int
         model, rng = talkative(4), np.random.default_rng(num_slots)
         ours, *others = (request(model, rng, max_steps=3) for _ in range(num_slots + 3))
         bits = set()
-        for slot in range(num_slots):
+        for slot in (0, num_slots // 2, num_slots - 1):
             fresh = Engine(model, num_slots=num_slots, num_positions=128)
             for number in range(num_slots):
                 asked = ours if number == slot else others[(number + slot) % len(others)]
