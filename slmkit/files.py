@@ -51,6 +51,36 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A temporary directory that takes the name `path` when the block ends without an error.
+
+    Raises UserError if `path` exists, or the disk refuses to make or rename the directory.
+    """
+    path = Path(path)
+    if path.exists():
+        raise UserError("the directory already exists", got=path, next_step="remove it or choose another name")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with _disk_errors_named(path):
+            temporary.mkdir(parents=True)
+        yield temporary
+        with _disk_errors_named(path):
+            sync_directory(temporary)
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(path, error) from error
+
+
 def nearest_existing(path: str | Path) -> Path:
     """`path` if it exists, or the nearest of its parents that does: the disk on which it would be made."""
     return next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())

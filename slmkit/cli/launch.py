@@ -19,6 +19,7 @@ import os
 from typing import TYPE_CHECKING
 
 from slmkit import log
+from slmkit.cli.numbers import natural, positive
 from slmkit.config.load import load_config
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
@@ -36,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would run where; start nothing")
     parser.add_argument(
         "--processes",
-        type=_positive,
+        type=positive,
         help="processes on each machine, one per GPU (default: 1, or the hostfile's slots)",
     )
-    parser.add_argument("--nodes", type=_positive, help="machines: the first of the hostfile, or of the Slurm job")
-    parser.add_argument("--master-port", type=_positive, help="port of the first process (default: a free one)")
+    parser.add_argument("--nodes", type=positive, help="machines: the first of the hostfile, or of the Slurm job")
+    parser.add_argument("--master-port", type=positive, help="port of the first process (default: a free one)")
     hosts = parser.add_argument_group("several machines over ssh")
     hosts.add_argument("--hostfile", metavar="FILE", help='DeepSpeed hostfile, lines such as "node1 slots=8"')
     hosts.add_argument("--master-addr", help="address of the first process (default: the first name of the hostfile)")
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     slurm.add_argument("--slurm", action="store_true", help="submit launch/train.sbatch")
     slurm.add_argument("--time", help="time limit of the job, as sbatch takes it; the job continues after it by itself")
     slurm.add_argument("--partition", help="partition of the job")
-    slurm.add_argument("--gpus", type=_natural, help="GPUs on each machine; 0 without (default: as many as processes)")
+    slurm.add_argument("--gpus", type=natural, help="GPUs on each machine; 0 without (default: as many as processes)")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="as in --sbatch=--account=me")
     slurm.add_argument("--script", help="the sbatch script (default: launch/train.sbatch of this checkout)")
 
@@ -98,17 +99,3 @@ def _submit(plan: "LaunchPlan") -> int:
     port = {"MASTER_PORT": str(plan.master_port)} if plan.master_port else {}
     print(f"submitted job {submit(plan.command, {**os.environ, **port})}")
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number

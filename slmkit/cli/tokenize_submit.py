@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from slmkit import slurm
+from slmkit.cli.numbers import positive
 from slmkit.config.tokenize import TokenizeConfig
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--dry-run", action="store_true", help="plan and print; submit nothing")
     which.add_argument("--run", action="store_true", dest="really", help="plan and submit")
-    parser.add_argument("--tasks", type=_positive, default=64, help="tasks of the array (default: 64)")
-    parser.add_argument("--limit", type=_positive, default=16, help="tasks that may run at once (default: 16)")
-    parser.add_argument("--cpus", type=_positive, default=4, help="CPUs of each task (default: 4)")
+    parser.add_argument("--tasks", type=positive, default=64, help="tasks of the array (default: 64)")
+    parser.add_argument("--limit", type=positive, default=16, help="tasks that may run at once (default: 16)")
+    parser.add_argument("--cpus", type=positive, default=4, help="CPUs of each task (default: 4)")
     parser.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="GPUs of each task (default: 0)")
     parser.add_argument("--time", help="time limit, as sbatch takes it; a task continues after it by itself")
     parser.add_argument("--partition", help="partition of both jobs")
@@ -63,10 +64,3 @@ def submit(
     print(f"submitted array {array_id} of {len(jobs.shares)} tasks, then job {finalize_id} to finalize the corpus")
     print(f"next: slmkit tokenize status {config.out}")
     return 0
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number

@@ -152,11 +152,12 @@ class ShardWriter:
         )
         path = index_path(self.directory, self.tar)
         if path.exists():
-            if ShardIndex.read(path).sha256 == index.sha256:  # another process was faster
+            found = ShardIndex.read(path).sha256
+            if found == index.sha256:  # another process was faster
                 return index
             raise UserError(
                 f"{path} exists and is of another content",
-                got=f"sha256 {ShardIndex.read(path).sha256}",
+                got=f"sha256 {found}",
                 expected=f"sha256 {index.sha256}",
                 next_step="remove the index to write the shard anew, or choose another directory",
             )

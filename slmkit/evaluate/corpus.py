@@ -11,10 +11,7 @@ Example:
     print("\\n".join(verification.lines()))
 """
 
-import secrets
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ from slmkit.errors import UserError
 from slmkit.evaluate.copies import Copy, OpenSource, make_copies
 from slmkit.evaluate.integrity import PlannedKeys, Problem, check_shards
 from slmkit.evaluate.page import render
-from slmkit.files import atomic_write, disk_error, provenance, read_json, sync_directory, write_json
+from slmkit.files import atomic_write, new_directory, provenance, read_json, write_json
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding, decode
 from slmkit.tokenization.plan import Plan
@@ -162,7 +159,7 @@ def verify_corpus(
         raise UserError("the report exists already", got=report, next_step="remove it, or give another directory")
     if codec is not None:
         _check_codec(corpus, codec)
-    with _new_directory(report) as directory:
+    with new_directory(report) as directory:
         problems = list(check_shards(corpus, planned_keys, num_planned))
         copies: list[Copy] = []
         if codec is not None:
@@ -214,29 +211,6 @@ def _verification(corpus: Corpus, seed: int, problems: Sequence[Problem], copies
         problems=tuple(problems),
         copies=tuple(copies),
     )
-
-
-@contextmanager
-def _new_directory(path: Path) -> Iterator[Path]:
-    """A directory that takes its name only when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with _named_disk_errors(path):
-            temporary.mkdir(parents=True)
-        yield temporary
-        with _named_disk_errors(path):
-            temporary.rename(path)
-            sync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _named_disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(path, error) from error
 
 
 def _damaged(corpus: Corpus, problems: Sequence[Problem], report: Path) -> UserError:

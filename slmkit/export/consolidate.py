@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from slmkit.config.run_dir import MODEL, Checkpoint, newest, read
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.errors import UserError
-from slmkit.files import provenance, write_json
+from slmkit.files import new_directory, provenance, write_json
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, PROVENANCE_FILE, load, new_directory, save
+from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, PROVENANCE_FILE, load, save
 from slmkit.model.published import save_published, to_published
 from slmkit.model.slm import SpeechLM
 

@@ -18,7 +18,8 @@ import tokenizers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from slmkit.errors import UserError
-from slmkit.model.pretrained import new_directory, seeded
+from slmkit.files import new_directory
+from slmkit.model.pretrained import seeded
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_BYTES = 256

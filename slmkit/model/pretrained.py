@@ -14,8 +14,6 @@ Example:
     load("OUT", layout=corpus_layout)
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +27,7 @@ from slmkit.codec.base import CodecSpec
 from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import provenance, read_json, sync_directory, write_json
+from slmkit.files import new_directory, provenance, read_json, write_json
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.slm import SpeechLM
 
@@ -163,22 +161,6 @@ def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechL
     if layout is not None:
         layout.check_equal(model.layout, this="this run", that=str(directory))
     return model.eval()
-
-
-@contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary directory that takes its name when the block ends without an error. UserError if `path` exists."""
-    if path.exists():
-        raise UserError("the directory already exists", got=path, next_step="remove it or choose another name")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        sync_directory(temporary)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -19,9 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
-import secrets
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +29,7 @@ from typing import IO, NamedTuple
 from slmkit.data.importers.base import Utterance, text_file, with_sound_keys
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
-from slmkit.files import disk_error, read_json, sync_directory, write_json
+from slmkit.files import atomic_write, new_directory, read_json, write_json
 
 DIRECTORY, PLAN, ITEMS, REFUSED = "plan", "plan.json", "items.jsonl", "refused.jsonl"
 INTENDED = frozenset({"low_dnsmos", "no_dnsmos", "other_language"})  # reasons of filters, which no one calls failures
@@ -147,27 +144,15 @@ def make_plan(out: str | Path, items: Iterable[Utterance | Failure], rules: Rule
     directory = Path(out) / DIRECTORY
     if directory.exists():
         raise UserError(f"{directory} exists already", next_step="go on with `slmkit tokenize run`, or remove it")
-    temporary = directory.with_name(f".{DIRECTORY}.{secrets.token_hex(4)}.part")
-    try:
-        temporary.mkdir(parents=True)
+    reasons: Counter[str] = Counter()
+    with new_directory(directory) as temporary:
         with (
-            open(temporary / ITEMS, "wb") as planned,
-            open(temporary / REFUSED, "wb") as refused,
+            atomic_write(temporary / ITEMS) as planned,
+            atomic_write(temporary / REFUSED) as refused,
             _rare_garbage_collection(),
         ):
-            reasons: Counter[str] = Counter()
-            kept = _keep(items, rules, refused, reasons)
-            shards = list(_write_shards(kept, planned, shard_samples))
-            for file in (planned, refused):
-                file.flush()
-                os.fsync(file.fileno())
+            shards = list(_write_shards(_keep(items, rules, refused, reasons), planned, shard_samples))
         write_json(temporary / PLAN, {"refused": dict(sorted(reasons.items())), "shards": shards})
-        os.rename(temporary, directory)
-        sync_directory(directory.parent)
-    except OSError as error:
-        raise disk_error(directory, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Plan.open(out)
 
 

@@ -15,9 +15,9 @@ import yaml
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict
 from slmkit.config.run_dir import Checkpoint
-from slmkit.files import atomic_write, provenance, write_json
+from slmkit.files import atomic_write, new_directory, provenance, write_json
 from slmkit.log import get_logger
-from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, new_directory
+from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base
 from slmkit.model.slm import SpeechLM
 from slmkit.model.stages import from_export
 from slmkit.train import checkpoint, elastic, engine

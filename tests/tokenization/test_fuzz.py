@@ -15,22 +15,13 @@ import pytest
 from fuzzed_audio import KINDS, fuzzed, good
 from tokenization.hostile import ledger
 
-from slmkit.cli.main import main
 from slmkit.data.index import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"
 COUNT = 500
 LIMIT_SEC = 400.0
 TARS = 10
 BLOCK = 512
-
-
-@pytest.fixture(scope="module")
-def codec(tmp_path_factory):
-    path = tmp_path_factory.mktemp("codec") / "melvq"
-    assert main(["codec", "fit", str(SAMPLES), str(path)]) == 0
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +49,7 @@ def run_job(source, codec, out, kind):
     return {corpus.key(i) for i in range(len(corpus))}, {line["key"]: line["reason"] for line in lines}
 
 
-def test_damaged_files_among_good_ones(codec, damaged, tmp_path):
+def test_damaged_files_among_good_ones(codec_path, damaged, tmp_path):
     source = tmp_path / "source"
     (source / "audio").mkdir(parents=True)
     uncertain = [(name, content) for name, content, bad in fuzzed(8, 150) if not bad]
@@ -71,7 +62,7 @@ def test_damaged_files_among_good_ones(codec, damaged, tmp_path):
     np.random.default_rng(0).shuffle(names)
     rows = [json.dumps({"path": f"audio/{name}", "text": "Some words.", "key": name}) for name in names]
     (source / "m.jsonl").write_text("\n".join(rows))
-    samples, failures = run_job(source / "m.jsonl", codec, tmp_path / "out", "manifest")
+    samples, failures = run_job(source / "m.jsonl", codec_path, tmp_path / "out", "manifest")
     assert {name for name, _, _ in sound} <= samples
     assert {name for name, _ in damaged} <= failures.keys()
     assert samples | failures.keys() == set(names)
@@ -135,10 +126,10 @@ def make_tars(root, damaged):
     return set(sound), set(bad)
 
 
-def test_damaged_tars(codec, damaged, tmp_path):
+def test_damaged_tars(codec_path, damaged, tmp_path):
     sound, bad = make_tars(tmp_path / "source", damaged)
     assert (len(sound), len(bad)) == (COUNT, COUNT)
-    samples, failures = run_job(tmp_path / "source", codec, tmp_path / "out", "emilia")
+    samples, failures = run_job(tmp_path / "source", codec_path, tmp_path / "out", "emilia")
     assert samples == sound
     assert bad <= failures.keys()
     places = failures.keys() - bad  # a destroyed header is a line of its own, beside what is left of its key

@@ -3,29 +3,18 @@ and however the job is cut up, its shards are the same."""
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from corpora import WRITERS, utterances
 from tokenization.hostile import hashes, ledger
 
-from slmkit.cli.main import main
 from slmkit.codec.open import open_codec
 from slmkit.config.load import from_dict
 from slmkit.config.tokenize import TokenizeConfig
 from slmkit.data.index import Corpus
 from slmkit.tokenization.job import encode_share, finalize_corpus, plan_corpus, tokenize
 
-ROOT = Path(__file__).resolve().parents[2]
 COUNT = 300
-SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"
-
-
-@pytest.fixture(scope="module")
-def codec_path(tmp_path_factory):
-    path = tmp_path_factory.mktemp("codec") / "melvq"
-    assert main(["codec", "fit", str(SAMPLES), str(path)]) == 0
-    return path
 
 
 @pytest.fixture(scope="module")
