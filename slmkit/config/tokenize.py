@@ -69,7 +69,9 @@ class TokenizeConfig:
         ("cpu",),
         help="where the codec runs, one process for each: [cpu], [cuda:0, cuda:1], or [cpu, cpu] for two processes",
     )
-    num_workers: int = option(2, help="processes that decode audio for each device; 0 decodes where the codec runs")
+    num_workers: int = option(
+        2, help="processes that decode audio for each device, or read the source to plan; 0 does it all in one"
+    )
     batch_sec: float = option(120.0, help="audio per codec batch, padding included (seconds)")
     window: int = option(256, help="utterances decoded ahead and sorted by length into batches")
     decode_limit_sec: float = option(120.0, help="a decoding process that takes longer for one file is ended (seconds)")

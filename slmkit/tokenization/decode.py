@@ -171,7 +171,7 @@ class _Workers:
     @staticmethod
     def _start(num_workers: int) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+        return ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
 
 
 def _check_alive(pool: ProcessPoolExecutor) -> None:
@@ -184,7 +184,8 @@ def _check_alive(pool: ProcessPoolExecutor) -> None:
         ) from error
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Make this process a worker: signals do not end it, the death of its parent does, and C code is silent."""
     # They are for the main process. Slurm sends them to all: a worker that died while handing a result over would leave
     # the main process waiting for the rest of it.
     for number in SIGNALS:

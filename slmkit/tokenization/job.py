@@ -26,7 +26,7 @@ from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
 from slmkit.data.importers import published, read
-from slmkit.data.importers.base import Utterance, with_sound_keys
+from slmkit.data.importers.base import Part, with_sound_keys
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
@@ -36,8 +36,9 @@ from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoded, Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
 from slmkit.tokenization.finalize import finalize
-from slmkit.tokenization.plan import Plan, Rules, ShardPlan, make_plan
+from slmkit.tokenization.plan import Plan, ShardPlan, make_plan
 from slmkit.tokenization.progress import Report
+from slmkit.tokenization.sift import Rules, Sifted, sift_parts
 
 log = get_logger(__name__)
 
@@ -66,7 +67,8 @@ def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> Plan:
         languages=frozenset(config.filters.languages),
     )
     with tqdm(desc="planning", unit=" items", unit_scale=True, disable=None) as progress:
-        plan = make_plan(config.out, _counted(read_source(config), progress), rules, shard_samples=config.shard_samples)
+        chunks = sift_parts(read_parts(config), rules, num_workers=config.num_workers)
+        plan = make_plan(config.out, _counted(chunks, progress), shard_samples=config.shard_samples)
     refused = ", ".join(f"{reason} {count}" for reason, count in plan.refused.items()) or "none"
     log.info("planned: %d utterances in %d shards; refused: %s", plan.num_items, len(plan.shards), refused)
     return plan
@@ -120,11 +122,11 @@ def import_codes(config: ImportConfig) -> None:
     finalize(job, planned, max_failure_share=config.max_failure_share)
 
 
-def read_source(config: TokenizeConfig) -> Iterator[Utterance | Failure]:
-    """The items of the corpus, in their fixed order."""
+def read_parts(config: TokenizeConfig) -> Iterator[Part]:
+    """The corpus in parts, in their fixed order."""
     source = Path(config.source).absolute()  # the tasks may run elsewhere
     columns, language = config.columns, config.language
-    return read.read_source(config.kind, source, columns=columns, language=language, max_sec=config.max_sec)
+    return read.read_parts(config.kind, source, columns=columns, language=language, max_sec=config.max_sec)
 
 
 def _encode_shards(
@@ -177,12 +179,10 @@ def _reported(results: Iterable[Sample | Failure], progress: tqdm, report: Repor
         yield result
 
 
-def _counted(items: Iterable[Utterance | Failure], progress: tqdm) -> Iterator[Utterance | Failure]:
-    """The items, with a bar that moves now and then: a call for each would take longer than planning it."""
-    items = iter(items)
-    while some := list(itertools.islice(items, 1000)):
-        yield from some
-        progress.update(len(some))
+def _counted(chunks: Iterable[Sifted], progress: tqdm) -> Iterator[Sifted]:
+    for chunk in chunks:
+        yield chunk
+        progress.update(len(chunk.keys))
 
 
 def _check_same_items(path: Path, items: list[Sample | Failure]) -> None:

@@ -10,11 +10,16 @@ from hypothesis import strategies as st
 from slmkit.data.importers.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
-from slmkit.tokenization.plan import Plan, Rules, make_plan
+from slmkit.tokenization.plan import Plan, make_plan
+from slmkit.tokenization.sift import Rules, sift_parts
 
 
 def utterance(key, **changes):
     return Utterance(key=key, audio=Audio(f"{key}.wav"), text="Hi é \u2028.", source="s", **changes)
+
+
+def make(out, items, *, shard_samples, rules=None):
+    return make_plan(out, sift_parts([lambda: items], rules or Rules(), num_workers=0), shard_samples=shard_samples)
 
 
 def refused(plan):
@@ -26,7 +31,7 @@ def refused(plan):
 def test_every_item_is_planned_or_refused(tmp_path_factory, keys, shard_samples):
     out = tmp_path_factory.mktemp("plan")
     items = [Failure(key, "odd", "") if "1" in key else utterance(key) for key in keys]
-    plan = make_plan(out, items, Rules(), shard_samples=shard_samples)
+    plan = make(out, items, shard_samples=shard_samples)
     planned = [item for shard in range(len(plan.shards)) for item in plan.items(shard)]
     assert len(planned) + len(refused(plan)) == len(keys)
     assert plan.num_items == len(planned)
@@ -43,7 +48,7 @@ def test_an_utterance_survives_the_plan(tmp_path):
         Utterance(key="c", audio=Audio("l.mp3"), text="x", source="l", cut=Cut(1.0, 2.5, 0.5, 3.0), seconds=1.5),
         Utterance(key="p", audio=Audio("p.parquet", row_group=0, row=3, column="audio"), text="y", source="p"),
     ]
-    plan = make_plan(tmp_path, items, Rules(), shard_samples=3)
+    plan = make(tmp_path, items, shard_samples=3)
     assert [*plan.items(0), *plan.items(1)] == items
     assert Plan.open(tmp_path) == plan
     assert (plan.num_items, plan.seconds) == (4, 3.0)
@@ -63,7 +68,7 @@ def test_rules_refuse_by_what_the_source_says(tmp_path):
         "noisy": {"extra": {"dnsmos": 3.4999}},
         "unjudged": {"extra": {"dnsmos": None}},
     }
-    plan = make_plan(tmp_path, [utterance(key, **good | c) for key, c in cases.items()], rules, shard_samples=9)
+    plan = make(tmp_path, [utterance(key, **good | c) for key, c in cases.items()], shard_samples=9, rules=rules)
     assert [item.key for item in plan.items(0)] == ["good", "unknown_length"]
     assert {line["key"]: line["reason"] for line in refused(plan)} == {
         "short": "too_short",
@@ -81,7 +86,7 @@ def test_rules_refuse_by_what_the_source_says(tmp_path):
 def test_the_same_source_gives_the_same_plan(tmp_path):
     items = [utterance(f"u{i}", seconds=i / 3) for i in range(25)]
     for name in ("a", "b"):
-        make_plan(tmp_path / name, iter(items), Rules(), shard_samples=4)
+        make(tmp_path / name, iter(items), shard_samples=4)
     files = [sorted((tmp_path / name / "plan").iterdir()) for name in ("a", "b")]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
 
@@ -92,24 +97,24 @@ def test_a_plan_that_was_cut_short_is_none(tmp_path):
         raise UserError("the source is gone")
 
     with pytest.raises(UserError, match="the source is gone"):
-        make_plan(tmp_path, source(), Rules(), shard_samples=1)
+        make(tmp_path, source(), shard_samples=1)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"holds no plan[\s\S]*slmkit tokenize plan"):
         Plan.open(tmp_path)
-    make_plan(tmp_path, [utterance("a")], Rules(), shard_samples=1)
+    make(tmp_path, [utterance("a")], shard_samples=1)
     with pytest.raises(UserError, match="exists already"):
-        make_plan(tmp_path, [utterance("b")], Rules(), shard_samples=1)
+        make(tmp_path, [utterance("b")], shard_samples=1)
     assert [item.key for item in Plan.open(tmp_path).items(0)] == ["a"]
 
 
 def test_a_plan_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        make_plan(tmp_path / "file", [], Rules(), shard_samples=1)
+        make(tmp_path / "file", [], shard_samples=1)
 
 
 def test_a_plan_that_was_changed_is_noticed(tmp_path):
-    make_plan(tmp_path, [utterance("a"), utterance("b")], Rules(), shard_samples=1)
+    make(tmp_path, [utterance("a"), utterance("b")], shard_samples=1)
     path = tmp_path / "plan/items.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"a.wav"', b'"c.wav"'))
     plan = Plan.open(tmp_path)

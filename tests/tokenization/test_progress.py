@@ -9,14 +9,15 @@ from tiny_codec import SPEC
 from slmkit.data.importers.base import Audio, Utterance
 from slmkit.tokenization import progress
 from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.plan import Rules, make_plan
+from slmkit.tokenization.plan import make_plan
 from slmkit.tokenization.progress import Report, look
+from slmkit.tokenization.sift import Rules, sift_parts
 
 
 def begin(out, seconds=10.0, shards=10):
     job = CorpusJob(out, "c", SPEC, {"corpus": "c"})
     items = [Utterance(f"u{i}", Audio("a"), "x", "s", seconds=seconds) for i in range(shards)]
-    return job, make_plan(out, items, Rules(), shard_samples=1)
+    return job, make_plan(out, sift_parts([lambda: items], Rules(), num_workers=0), shard_samples=1)
 
 
 def edit(path, **changes):

@@ -15,7 +15,7 @@ Example:
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -23,6 +23,7 @@ from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
 
 MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being read into memory
+BLOCK_BYTES = 2**22  # of lines that are read together
 MAX_TRANSCRIPT_BYTES = 2**20
 MAX_DEPTH = 64  # of lists and objects within each other in a record
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
@@ -78,6 +79,9 @@ class Utterance(NamedTuple):
         return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra)
 
 
+Part = Callable[[], Iterable["Utterance | Failure"]]  # reads a part of a source; a process can be handed it
+
+
 def text_file(path: object) -> dict[str, str]:
     """How JSON holds the file of a transcript."""
     assert isinstance(path, Path)
@@ -98,19 +102,19 @@ def with_sound_keys(items: Iterable[K | Failure]) -> Iterator[K | Failure]:
     """The items, with a `Failure` in place of each that has no usable key or the key of an earlier one."""
     seen: set[str] = set()
     for item in items:
-        if isinstance(item, Failure):
-            yield item
-            continue
-        key = item.key
-        if not key:
-            yield Failure("", "bad_key", f"the key is empty: {printable(repr(item))[:200]}")
-        elif not key.isascii() and printable(key) != key:
-            yield Failure(printable(key), "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
-        elif key in seen:
-            yield Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
-        else:
-            seen.add(key)
-            yield item
+        yield item if isinstance(item, Failure) else key_refusal(item.key, seen) or item
+
+
+def key_refusal(key: str, seen: set[str]) -> Failure | None:
+    """Why an item of this key cannot be used; None when it can, and the key is then among `seen`."""
+    if not key:
+        return Failure("", "bad_key", "the key is empty")
+    if not key.isascii() and printable(key) != key:
+        return Failure(printable(key), "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
+    if key in seen:
+        return Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
+    seen.add(key)
+    return None
 
 
 def read_transcript(path: Path) -> str:
@@ -142,23 +146,56 @@ def checked_text(text: str, where: str) -> str:
     return stripped
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, bytes | None]]:
+class Lines(NamedTuple):
+    """Some whole lines of a file."""
+
+    path: str
+    start_byte: int = 0
+    end_byte: float = math.inf
+    first_number: int = 1  # of the first line
+
+
+def line_blocks(path: str | Path) -> Iterator[Lines]:
+    """The lines of a file in parts of a few megabytes, in order. Raises UserError when the file cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            start, number = 0, 1
+            while block := file.read(BLOCK_BYTES):
+                newlines = block.count(b"\n")
+                while block and not block.endswith(b"\n"):
+                    block = file.readline(MAX_LINE_BYTES)
+                    newlines += block.endswith(b"\n")
+                yield Lines(str(path), start, file.tell(), number)
+                start, number = file.tell(), number + newlines
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def read_lines(source: str | Path | Lines) -> Iterator[tuple[int, bytes | None]]:
     """(number from 1, content) of every line that is not blank; None in place of a line that is too long.
 
     Raises UserError when the file cannot be read.
     """
+    lines = source if isinstance(source, Lines) else Lines(str(source))
     try:
-        with open(path, "rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES):
+        with open(lines.path, "rb") as file:
+            place = file.seek(lines.start_byte)
+            number = lines.first_number - 1
+            while place < lines.end_byte and (line := file.readline(MAX_LINE_BYTES)):
+                place += len(line)
                 number += 1
                 whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
                 while line and not line.endswith(b"\n") and not whole:
                     line = file.readline(MAX_LINE_BYTES)
+                    place += len(line)
                 if not whole or line.strip():
                     yield number, line.strip(b"\r\n") if whole else None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", next_step="check the path") from error
+        raise _cannot_read(lines.path, error) from error
+
+
+def _cannot_read(path: str | Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror}", next_step="check the path")
 
 
 def parse_line(line: bytes | None) -> str:

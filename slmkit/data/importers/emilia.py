@@ -17,14 +17,18 @@ Example:
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 from slmkit.data.importers.base import (
     Audio,
+    Lines,
+    Part,
     Utterance,
     checked_text,
     extra_columns,
+    line_blocks,
     number_field,
     parse_record,
     read_lines,
@@ -47,15 +51,22 @@ def read_emilia(source: str | Path, language: str = "") -> Iterator[Utterance | 
 
     Raises UserError when something cannot be read, or there is no tar and no JSONL file at all.
     """
+    for part in emilia_parts(source, language):
+        yield from part()
+
+
+def emilia_parts(source: str | Path, language: str = "") -> Iterator[Part]:
+    """The same in parts: a tar, or some thousand lines of a JSONL file. Raises UserError likewise."""
     found = False
     for path, name in _files(Path(source)):
         found = True
         if printable(path) != path:
-            yield Failure(printable(name), "bad_key", "the name is not valid UTF-8")
+            yield partial(iter, (Failure(printable(name), "bad_key", "the name is not valid UTF-8"),))
         elif name.endswith(".tar"):
-            yield from _read_tar(path, name, language)
+            yield partial(_read_tar, path, name, language)
         else:
-            yield from _read_lines(path, name, str(source), language)
+            for lines in line_blocks(path):
+                yield partial(_read_lines, lines, name, str(source), language)
     if not found:
         raise UserError(
             f"no tars and no JSONL files under {source}",
@@ -140,10 +151,10 @@ def _pair(file: IO[bytes], path: str, name: str, audio: Member, json: Member, la
         return Failure.of(stem, error)
 
 
-def _read_lines(path: str, name: str, root: str, language: str) -> Iterator[Utterance | Failure]:
-    folder = os.path.dirname(path)
-    roots = [folder] if root in (folder, path) else [folder, root]
-    for number, line in read_lines(path):
+def _read_lines(lines: Lines, name: str, root: str, language: str) -> Iterator[Utterance | Failure]:
+    folder = os.path.dirname(lines.path)
+    roots = [folder] if root in (folder, lines.path) else [folder, root]
+    for number, line in read_lines(lines):
         try:
             record = parse_record(line)
             wav = text_field(record, "wav", required=True)

@@ -20,15 +20,19 @@ Example:
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from slmkit.data.importers.base import (
     Audio,
     Cut,
+    Lines,
+    Part,
     Utterance,
     checked_text,
     extra_columns,
+    line_blocks,
     number_field,
     parse_line,
     parse_record,
@@ -66,6 +70,14 @@ def read_manifest(
 
     Raises UserError when the file cannot be read, is of an unknown kind, or its header lacks a column.
     """
+    for part in manifest_parts(path, columns, language, max_sec):
+        yield from part()
+
+
+def manifest_parts(
+    path: str | Path, columns: Mapping[str, str] | None = None, language: str = "", max_sec: float = math.inf
+) -> Iterator[Part]:
+    """The same in parts, some thousand lines each. Raises UserError likewise."""
     path = Path(path)
     given = {name: name for name in COLUMNS} | dict(columns or {})
     if unknown := sorted(given.keys() - set(COLUMNS)):
@@ -74,8 +86,17 @@ def read_manifest(
     if kind is None:
         raise UserError(f"{path} is not a manifest", got=path.suffix, expected=" or ".join(KINDS))
     names = _Names(**given)
+    header = _read_header(path, names) if kind == "tsv" else None
+    for lines in line_blocks(path):
+        yield partial(_read_part, lines, header, names, language, max_sec)
+
+
+def _read_part(
+    lines: Lines, header: tuple[int, list[str]] | None, names: _Names, language: str, max_sec: float
+) -> Iterator[Utterance | Failure]:
+    path = Path(lines.path)
     folder, ours = os.path.join(path.parent, ""), frozenset(names)
-    for number, record in _json_records(path) if kind == "jsonl" else _tsv_records(path, names):
+    for number, record in _json_records(lines) if header is None else _tsv_records(lines, *header):
         try:
             if isinstance(record, BadSample):
                 raise record
@@ -87,30 +108,38 @@ def read_manifest(
             yield Failure.of(f"{path.name}:{number}", error)
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadSample]]:
-    for number, line in read_lines(path):
+def _json_records(lines: Lines) -> Iterator[tuple[int, dict[str, Any] | BadSample]]:
+    for number, line in read_lines(lines):
         try:
             yield number, parse_record(line)
         except BadSample as error:
             yield number, error
 
 
-def _tsv_records(path: Path, names: _Names) -> Iterator[tuple[int, dict[str, Any] | BadSample]]:
-    header: list[str] = []
-    for number, line in read_lines(path):
+def _tsv_records(
+    lines: Lines, header_number: int, header: list[str]
+) -> Iterator[tuple[int, dict[str, Any] | BadSample]]:
+    for number, line in read_lines(lines):
+        if number == header_number:
+            continue
         try:
             cells = parse_line(line).split("\t")
-            if header and len(cells) != len(header):
+            if len(cells) != len(header):
                 raise BadSample("malformed", "wrong number of columns", got=len(cells), expected=len(header))
         except BadSample as error:
-            if not header:
-                raise UserError(f"{path}: the header line cannot be read: {error.what}") from error
             yield number, error
             continue
-        if header:
-            yield number, dict(zip(header, cells, strict=True))
-        else:
-            header = _checked_header(path, cells, names)
+        yield number, dict(zip(header, cells, strict=True))
+
+
+def _read_header(path: Path, names: _Names) -> tuple[int, list[str]]:
+    """(line number, cells) of the first line that is not blank; of an empty file, none."""
+    for number, line in read_lines(path):
+        try:
+            return number, _checked_header(path, parse_line(line).split("\t"), names)
+        except BadSample as error:
+            raise UserError(f"{path}: the header line cannot be read: {error.what}") from error
+    return 0, []
 
 
 def _checked_header(path: Path, header: list[str], names: _Names) -> list[str]:

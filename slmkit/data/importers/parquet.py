@@ -21,6 +21,7 @@ import io
 import math
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pyarrow import types
 from slmkit.data.importers.base import (
     RESERVED,
     Audio,
+    Part,
     Utterance,
     checked_text,
     extra_columns,
@@ -57,13 +59,19 @@ def read_parquet(
 
     Raises UserError when there is no file, or one is damaged or lacks a column.
     """
+    for part in parquet_parts(source, columns, language):
+        yield from part()
+
+
+def parquet_parts(source: str | Path, columns: Mapping[str, str] | None = None, language: str = "") -> Iterator[Part]:
+    """The same in parts, a file each. Raises UserError likewise."""
     mapped = dict(columns or {})
     if refused := sorted(mapped.keys() & (RESERVED - set(OURS))):
         raise UserError("columns maps names that have a meaning in a sample", got=", ".join(refused))
     found = False
     for path, name in _files(Path(source)):
         found = True
-        yield from _read_file(path, name, mapped, language)
+        yield partial(_read_file, path, name, mapped, language)
     if not found:
         raise UserError(
             f"no .parquet files under {source}", next_step="check the path, and `kind`, the layout of the source"

@@ -4,17 +4,19 @@ Example:
     for item in read_source("librispeech", "LibriSpeech/dev-clean", columns={}, language="en", max_sec=30.0): ...
 """
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from slmkit.data.importers.base import Utterance
+from slmkit.data.importers.base import Part, Utterance
 from slmkit.data.importers.content import pyarrow_missing
-from slmkit.data.importers.emilia import read_emilia
+from slmkit.data.importers.emilia import emilia_parts
 from slmkit.data.importers.kaldi import read_kaldi
 from slmkit.data.importers.librispeech import read_librispeech
 from slmkit.data.importers.libritts import read_folder
-from slmkit.data.importers.manifest import read_manifest
+from slmkit.data.importers.manifest import manifest_parts
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
 
@@ -25,7 +27,15 @@ WITH_COLUMNS = ("parquet", "manifest")
 def read_source(
     kind: str, source: str | Path, *, columns: Mapping[str, str], language: str, max_sec: float
 ) -> Iterator[Utterance | Failure]:
-    """The items of the corpus, in their fixed order. `max_sec` bounds the pieces of recordings with time stamps.
+    """The items of the corpus, in their fixed order. Arguments and errors as of `read_parts`."""
+    parts = read_parts(kind, source, columns=columns, language=language, max_sec=max_sec)
+    return itertools.chain.from_iterable(part() for part in parts)
+
+
+def read_parts(
+    kind: str, source: str | Path, *, columns: Mapping[str, str], language: str, max_sec: float
+) -> Iterator[Part]:
+    """The corpus in parts that may be read side by side. `max_sec` bounds the pieces of recordings with time stamps.
 
     Raises UserError when there is nothing at `source`, or, while it is read, when nothing there is of that kind.
     """
@@ -41,23 +51,23 @@ def read_source(
             expected=f"columns only for {' and '.join(WITH_COLUMNS)}",
         )
     if kind == "libritts":
-        return read_folder(path, language)
+        return iter([partial(read_folder, path, language)])
     if kind == "librispeech":
-        return read_librispeech(path, language)
+        return iter([partial(read_librispeech, path, language)])
     if kind == "emilia":
-        return read_emilia(path, language)
+        return emilia_parts(path, language)
     if kind == "kaldi":
-        return read_kaldi(path, language)
+        return iter([partial(read_kaldi, path, language)])
     if kind == "parquet":
-        return _read_parquet(path, columns, language)
+        return _parquet_parts(path, columns, language)
     if kind == "manifest":
-        return read_manifest(path, columns, language, max_sec)
+        return manifest_parts(path, columns, language, max_sec)
     raise UserError("unknown kind of source", got=kind, expected=", ".join(KINDS))
 
 
-def _read_parquet(path: Path, columns: Mapping[str, str], language: str) -> Iterator[Utterance | Failure]:
+def _parquet_parts(path: Path, columns: Mapping[str, str], language: str) -> Iterator[Part]:
     try:
-        from slmkit.data.importers.parquet import read_parquet
+        from slmkit.data.importers.parquet import parquet_parts
     except ImportError as error:
         raise pyarrow_missing(error) from error
-    return read_parquet(path, columns, language)
+    return parquet_parts(path, columns, language)
