@@ -75,10 +75,7 @@ def save_tiny_whisper(path: Path, *, steps: int, multilingual: bool = True) -> N
         no_timestamps_token_id=vocab["<|notimestamps|>"],
         is_multilingual=multilingual,
         num_beams=2,
-        **({"lang_to_id": {"<|en|>": vocab["<|en|>"], "<|fr|>": vocab["<|fr|>"]}} if multilingual else {}),
-        **(
-            {"task_to_id": {task: vocab[f"<|{task}|>"] for task in ("translate", "transcribe")}} if multilingual else {}
-        ),
+        **(speaks if multilingual else {}),
     )
     for part in (model, tokenizer, extractor):
         part.save_pretrained(path)
