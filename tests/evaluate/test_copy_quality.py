@@ -36,11 +36,11 @@ def test_a_copy_that_is_its_source(speech):
 
 
 def test_scores_fall_with_noise(speech):
-    """Down to what has nothing to do with the source: STOI near 0, PESQ near 1.04."""
+    """Down to noise alone, where PESQ is near its 1.04 and STOI only knows when there was silence."""
     stois, pesqs = ([measure(speech, noisy(speech, db), RATE) for db in (30, 15, 0)] for measure in (stoi, pesq))
     assert stois[0] > stois[1] > stois[2] > 0.3
     assert 4.6 > pesqs[0] > pesqs[1] > pesqs[2] > 1.0
-    assert stoi(speech, noise(len(speech)), RATE) < 0.3
+    assert stoi(speech, noise(len(speech)), RATE) < stois[2] - 0.1
     assert pesq(speech, noise(len(speech)), RATE) < 1.3
 
 
