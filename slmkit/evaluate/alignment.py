@@ -16,7 +16,7 @@ Invariants: equal sets have cosine 1 and distances 0; swapping the sets changes 
 alike leaves the Riemannian distance.
 
 Example:
-    for text_hidden, speech_hidden in hidden_pairs(model, tokenizer, sample):     # slmkit.evaluate.hidden
+    for text_hidden, speech_hidden in hidden_pairs(model, tokenizer, sample):     # slmkit.evaluate.layers
         alignment(text_hidden, speech_hidden).riemannian
 """
 

@@ -13,7 +13,7 @@ from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample
-from slmkit.evaluate.hidden import hidden_pairs, layer_states
+from slmkit.evaluate.layers import hidden_pairs, layer_states
 from slmkit.model.attention import Packing
 
 TEXT = "  THE cat, it sat on Read this sentence. "
