@@ -20,6 +20,8 @@ Example:
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -30,7 +32,8 @@ from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
 from slmkit.model.slm import SpeechLM
 
-DEFAULT_POSITIONS = 8192  # 34 s of speech at 240 tokens a second
+DEFAULT_SEC = 30.0  # of speech, for which an engine has room
+TEXT_POSITIONS = 1024  # for the prompt, and the words of the answer
 
 
 class Answer:
@@ -72,16 +75,23 @@ class Answer:
         )
 
 
+def positions_for(model: SpeechLM, max_sec: float = DEFAULT_SEC) -> int:
+    """Positions that a prompt and `max_sec` seconds of speech take, as far as the backbone knows so many."""
+    tokens_per_sec = model.config.codec_spec.frame_rate * model.layout.num_streams
+    wanted = TEXT_POSITIONS + math.ceil(max_sec * tokens_per_sec / max(1, model.group))
+    return min(wanted, model.lm_model.config.max_position_embeddings)
+
+
 class Engine:
     """See the module. `model` must be in evaluation mode and keep its weights."""
 
     def __init__(self, model: SpeechLM, *, num_slots: int = 8, num_positions: int | None = None) -> None:
-        """`num_positions`: of prompt and answer together, by default 8192 or as many as the backbone knows.
+        """`num_positions`: of prompt and answer together, by default as of `positions_for`.
 
         Raises UserError for numbers out of range, and as `Decoder` does.
         """
         most = model.lm_model.config.max_position_embeddings
-        self.num_positions = min(DEFAULT_POSITIONS, most) if num_positions is None else num_positions
+        self.num_positions = positions_for(model) if num_positions is None else num_positions
         if num_slots < 1:
             raise UserError("the engine has no slots", got=num_slots, expected="1 or more")
         if not 1 < self.num_positions <= most:
@@ -143,6 +153,24 @@ class Engine:
         self._decoder.prefill(slot, prompt, request.speaker)
         max_frames = max(1, int(request.max_sec * self._frame_rate))
         self._answers[slot] = Answer(request, number, self._grammar(), max_frames)
+
+    def frames(self, number: int, first: int = 0) -> npt.NDArray[np.int16]:
+        """int16 [K, T]: the whole frames of a running answer from frame `first` on, no more than its output will have.
+
+        Raises KeyError when no answer with that number is running.
+        """
+        answer = self._answers[self._slot_of(number)]
+        return answer.grammar.codes()[:, first : answer.max_frames]
+
+    def cancel(self, number: int) -> None:
+        """Give up a running answer; its slot is free. Raises KeyError when there is none with that number."""
+        del self._answers[self._slot_of(number)]
+
+    def _slot_of(self, number: int) -> int:
+        for slot, answer in self._answers.items():
+            if answer.number == number:
+                return slot
+        raise KeyError(number)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Output]]:

@@ -8,8 +8,8 @@ import torch
 from tiny_models import BASE_SIZE, tiny_model
 
 from slmkit.errors import UserError
-from slmkit.infer.decoder import rows_needed
-from slmkit.infer.engine import Engine
+from slmkit.infer.decoder import Decoder, rows_needed
+from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.generate import Limits, generate
 from slmkit.infer.grammar import make_grammar
 from slmkit.infer.request import MAX_SEED, Output, Request, from_ids
@@ -150,6 +150,19 @@ def test_alone_and_in_random_batches_the_same_tokens(kind: int) -> None:
     assert sum(output.codes.shape[1] for output in together) > 20
 
 
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, without its graph: all slots at once, over memory that earlier answers have used."""
+    model, rng = talkative(kind), np.random.default_rng(kind + 200)
+    requests = [random_request(model, rng) for _ in range(12)]
+    monkeypatch.setattr("slmkit.infer.engine.Decoder", functools.partial(Decoder, together=True))
+    masked = Engine(model, num_slots=NUM_SLOTS, num_positions=128)
+    apart = [told(output) for output in engine(kind).generate(requests)]
+    assert [told(output) for output in masked.generate(requests)] == apart
+    assert [told(output) for output in masked.generate(requests[::-1])] == apart[::-1]
+    assert len({str(one) for one in apart}) > 6
+
+
 @pytest.mark.parametrize(("threads", "num_slots"), [(1, 3), (2, 5)])
 def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int) -> None:
     """Hidden states and logits of one request in each slot, the others busy with something else."""
@@ -187,6 +200,44 @@ def test_outputs_come_as_they_are_done_and_requests_as_there_is_room() -> None:
     assert len(taken) == NUM_SLOTS
     assert sorted([first, *(number for number, _ in running)]) == list(range(12))
     assert engine(2).num_free == NUM_SLOTS
+
+
+def test_frames_can_be_taken_while_an_answer_runs() -> None:
+    model, rng = talkative(4), np.random.default_rng(4)
+    requests = [request(model, rng, max_sec=0.15) for _ in range(3)]
+    busy, outputs = Engine(model, num_slots=3, num_positions=128), {}
+    taken: list[np.ndarray] = [np.zeros((3, 0), np.int16)] * 3
+    for number, asked in enumerate(requests):
+        busy.admit(asked, number)
+    while busy.num_free < 3:
+        outputs |= dict(busy.step())
+        for number in set(range(3)) - set(outputs):
+            taken[number] = np.hstack([taken[number], busy.frames(number, taken[number].shape[1])])
+    assert sum(codes.shape[1] for codes in taken) > 10
+    for number, codes in enumerate(taken):
+        assert np.array_equal(outputs[number].codes[:, : codes.shape[1]], codes)
+        assert outputs[number].codes.shape[1] - codes.shape[1] <= 2  # what the last step brought
+
+
+def test_an_answer_that_is_given_up_leaves_its_slot_and_the_others_alone() -> None:
+    model, rng = talkative(0), np.random.default_rng(5)
+    first, second, third = (request(model, rng, max_steps=12) for _ in range(3))
+    busy, outputs = Engine(model, num_slots=2, num_positions=128), {}
+    busy.admit(first, 7)
+    busy.admit(second, 8)
+    busy.step()
+    busy.cancel(7)
+    assert busy.num_free == 1
+    busy.admit(third, 9)
+    while busy.num_free < 2:
+        outputs |= dict(busy.step())
+    assert told(outputs[8]) == told(busy.generate([second])[0])
+    assert told(outputs[9]) == told(busy.generate([third])[0])
+    for gone in (7, 8):
+        with pytest.raises(KeyError):
+            busy.cancel(gone)
+        with pytest.raises(KeyError):
+            busy.frames(gone)
 
 
 def test_every_limit_says_so() -> None:
@@ -269,6 +320,14 @@ def test_a_prompt_of_another_group_is_refused() -> None:
 def test_settings_out_of_range_are_refused(field: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(field))}: got"):
         Request(prompt=(1,), **field)
+
+
+def test_the_default_room_is_that_of_half_a_minute() -> None:
+    for kind, steps_per_sec in ((0, 240), (2, 80), (4, 40), (6, 20)):
+        model = talkative(kind)
+        assert Engine(model, num_slots=1).num_positions == 1024 + DEFAULT_SEC * steps_per_sec
+        assert positions_for(model, 2.0) == 1024 + 2 * steps_per_sec
+    assert positions_for(tiny_model(0, backbone={"max_position_embeddings": 500})) == 500
 
 
 def test_engines_that_cannot_be_are_refused() -> None:
