@@ -36,6 +36,8 @@ def wavlm(tmp_path_factory):
         xvector_output_dim=20,
         num_labels=3,
         use_weighted_layer_sum=True,
+        feat_extract_norm="layer",  # group norm would hide whether waves are normalised
+        conv_bias=True,
     )
     WavLMForXVector(config).save_pretrained(path)
     Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(path)
