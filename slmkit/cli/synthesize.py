@@ -45,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     speech = synthesizer.speak(args.text, speaker, sampling=sampling, max_sec=args.max_sec, seed=args.seed)
     took = time.perf_counter() - began
     write_wav(args.out, speech.wave, speech.sample_rate, replace=args.overwrite)
-    out = speech.generation
+    out = speech.output
     print(
         f"{args.out}: {speech.seconds:.2f} s of speech in {took:.2f} s, {out.num_steps} steps, "
-        f"{out.codes.shape[1]} frames, stopped by: {out.stop}"
+        f"{out.codes.shape[1]} frames, stopped by: {out.limit or out.reason}"
     )
     return 0

@@ -53,7 +53,7 @@ def generate_outputs(synthesizer: Synthesizer, corpus: Corpus, numbers: Iterable
             "text": sample.meta["text"],
             "frames": generation.codes.shape[1],
             "steps": generation.num_steps,
-            "stop": generation.stop,
+            "stop": generation.limit or generation.reason,
             "decode_sec": time.perf_counter() - began,
         }
         records.append(record)

@@ -20,6 +20,8 @@ Example:
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -144,6 +146,24 @@ class Engine:
         self._decoder.prefill(slot, prompt, request.speaker)
         max_frames = max(1, int(request.max_sec * self._frame_rate))
         self._answers[slot] = Answer(request, number, self._grammar(), max_frames)
+
+    def frames(self, number: int, first: int = 0) -> npt.NDArray[np.int16]:
+        """int16 [K, T]: the whole frames of a running answer from frame `first` on, no more than its output will have.
+
+        Raises KeyError when no answer with that number is running.
+        """
+        answer = self._answers[self._slot_of(number)]
+        return answer.grammar.codes()[:, first : answer.max_frames]
+
+    def cancel(self, number: int) -> None:
+        """Give up a running answer; its slot is free. Raises KeyError when there is none with that number."""
+        del self._answers[self._slot_of(number)]
+
+    def _slot_of(self, number: int) -> int:
+        for slot, answer in self._answers.items():
+            if answer.number == number:
+                return slot
+        raise KeyError(number)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Output]]:

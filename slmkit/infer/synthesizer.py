@@ -6,6 +6,8 @@ Example:
     write_wav("out.wav", speech.wave, speech.sample_rate)
 """
 
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ import torch
 from slmkit.audio.io import read_audio
 from slmkit.codec.base import Codec
 from slmkit.codec.open import open_codec
+from slmkit.data import prompt
 from slmkit.data.index import Corpus
+from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
-from slmkit.infer.generate import GREEDY, Generation, Limits, generate, prompt_example
+from slmkit.infer.engine import Engine
+from slmkit.infer.request import GREEDY, Output, Request
 from slmkit.infer.sampling import Sampling
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
@@ -38,7 +43,7 @@ class Speech:
 
     wave: npt.NDArray[np.float32]  # [samples] in [-1, 1]
     sample_rate: int  # Hz
-    generation: Generation
+    output: Output
 
     @property
     def seconds(self) -> float:
@@ -46,61 +51,115 @@ class Speech:
 
 
 class Synthesizer:
-    """See the module. Model and codec must have been made for each other."""
+    """See the module. Model and codec must have been made for each other; the model must keep its weights."""
 
-    def __init__(self, model: SpeechLM, tokenizer: TextTokenizer, codec: Codec) -> None:
-        """Raises UserError naming the first difference between the model's codec and `codec`."""
+    def __init__(
+        self,
+        model: SpeechLM,
+        tokenizer: TextTokenizer,
+        codec: Codec,
+        *,
+        num_slots: int = 1,
+        num_positions: int | None = None,
+    ) -> None:
+        """`num_slots` answers at a time, of `num_positions` with their prompts (see `Engine`).
+
+        Raises UserError naming the first difference between the model's codec and `codec`.
+        """
         model.config.codec_spec.check_compatible(codec.spec, this="the model", that="the given codec")
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
+        self._num_slots, self._num_positions = num_slots, num_positions
 
     @staticmethod
-    def load(model: str | Path, codec: str | Path, device: str = "cpu") -> "Synthesizer":
+    def load(
+        model: str | Path,
+        codec: str | Path,
+        device: str = "cpu",
+        *,
+        num_slots: int = 1,
+        num_positions: int | None = None,
+    ) -> "Synthesizer":
         """Open an export of `slmkit consolidate` and a codec directory."""
         loaded = torch.nn.Module.to(load(model), device)
-        return Synthesizer(loaded, TextTokenizer.load(model), open_codec(codec, device))
+        tokenizer, opened = TextTokenizer.load(model), open_codec(codec, device)
+        return Synthesizer(loaded, tokenizer, opened, num_slots=num_slots, num_positions=num_positions)
 
-    def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
-        """Read `text` in the voice of `speaker`, float32 [D]; options as in `generate`.
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What decodes."""
+        return Engine(self.model, num_slots=self._num_slots, num_positions=self._num_positions)
 
-        Raises UserError as `generate` does, and for an answer without speech.
-        """
-        generation = self.generate(text, speaker, **options)
-        if generation.codes.shape[1] == 0:
-            raise UserError(
-                f"the model gave no speech for {text!r} (it stopped by: {generation.stop})",
-                next_step="train it longer, or check that the text is like that of the training data",
-            )
-        wave = self.decode(generation.codes, torch.from_numpy(speaker))
-        return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, generation=generation)
+    @property
+    def is_speaker_aware(self) -> bool:
+        """Whether the model itself hears the speaker vector; the codec always does."""
+        return self.model.config.speaker_dim > 0
 
-    def generate(
-        self,
-        text: str,
-        speaker: Vector,
-        *,
-        sampling: Sampling | None = None,
-        max_sec: float = 30.0,
-        seed: int = 0,
-    ) -> Generation:
-        """The codes that read `text` in the voice of `speaker`, float32 [D], at most `max_sec` seconds of them.
+    def reading(self, text: str, speaker: Vector, **options: Any) -> Request:
+        """The request to read `text` in the voice of `speaker`, float32 [D].
+
+        Options: `sampling` of speech, and of text unless `text_sampling` is given; `max_sec` of speech;
+        `max_text_tokens`; `seed`.
 
         Raises UserError for text that is empty or too long, or a vector of another codec.
         """
-        _check_text(text)
-        spec = self.codec.spec
-        if speaker.shape != (spec.speaker_dim,):
-            raise UserError("the speaker vector is not of this codec", got=speaker.shape, expected=(spec.speaker_dim,))
-        aware = self.model.config.speaker_dim > 0
-        start = prompt_example(self.tokenizer, self.model.layout, text, group=self.model.group, speaker=aware)
-        return generate(
-            self.model,
-            start,
-            speaker=torch.from_numpy(speaker) if aware else None,
-            limits=Limits(max_frames=max(1, int(max_sec * spec.frame_rate))),
-            text_sampling=sampling or GREEDY,
-            speech_sampling=sampling or GREEDY,
-            seed=seed,
-        )
+        _check_text(text, "text to speak")
+        return self._request(prompt.tts(text, speaker=self.is_speaker_aware), speaker, **options)
+
+    def answering(self, question: str, speaker: Vector, **options: Any) -> Request:
+        """The request to answer `question`, in text and then in the voice of `speaker`. As `reading` in all else."""
+        _check_text(question, "question to answer")
+        return self._request(prompt.qa(question, "-", speaker=self.is_speaker_aware), speaker, **options)
+
+    def _request(
+        self,
+        segments: Sequence[prompt.Segment],
+        speaker: Vector,
+        *,
+        sampling: Sampling = GREEDY,
+        text_sampling: Sampling | None = None,
+        max_sec: float = 30.0,
+        max_text_tokens: int = 256,
+        seed: int = 0,
+    ) -> Request:
+        width = self.codec.spec.speaker_dim
+        if speaker.shape != (width,):
+            raise UserError("the speaker vector is not of this codec", got=speaker.shape, expected=(width,))
+        pieces = tokenize(prompt.prompt_only(segments), self.tokenizer.encode, self.model.layout)
+        try:
+            return Request(
+                prompt=build(pieces, None, self.model.layout, self.model.group),
+                speaker=torch.from_numpy(speaker) if self.is_speaker_aware else None,
+                text_sampling=text_sampling or sampling,
+                speech_sampling=sampling,
+                seed=seed,
+                max_sec=max_sec,
+                max_text_tokens=max_text_tokens,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Output]]:
+        """(number of the request, its output) as each is done. Raises UserError as `Engine.run` does."""
+        return self.engine.run(requests)
+
+    def generate(self, text: str, speaker: Vector, **options: Any) -> Output:
+        """The codes that read `text` in the voice of `speaker`; as `reading`."""
+        return self.engine.generate([self.reading(text, speaker, **options)])[0]
+
+    def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
+        """Read `text` in the voice of `speaker`, float32 [D]; as `reading`. Raises UserError for no speech, too."""
+        output = self.generate(text, speaker, **options)
+        if output.codes.shape[1] == 0:
+            raise UserError(
+                f"the model gave no speech for {text!r} (it stopped by: {output.limit or 'its end'})",
+                next_step="train it longer, or check that the text is like that of the training data",
+            )
+        wave = self.decode(output.codes, torch.from_numpy(speaker))
+        return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output)
+
+    def text_of(self, output: Output) -> str:
+        """The words of an answer around its speech."""
+        return self.tokenizer.decode(list(output.text_ids))
 
     def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
         """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]."""
@@ -134,12 +193,12 @@ class Synthesizer:
         return encoded.speaker[0].float().cpu().numpy()
 
 
-def _check_text(text: str) -> None:
+def _check_text(text: str, what: str) -> None:
     if not text.strip():
-        raise UserError("there is no text to speak", got=repr(text))
+        raise UserError(f"there is no {what}", got=repr(text))
     if len(text) > MAX_TEXT_CHARS:
         raise UserError(
-            "the text is too long to speak at once",
+            f"the {what} is too long",
             got=f"{len(text)} characters",
             expected=f"at most {MAX_TEXT_CHARS}",
             next_step="split it into sentences",

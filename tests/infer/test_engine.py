@@ -189,6 +189,44 @@ def test_outputs_come_as_they_are_done_and_requests_as_there_is_room() -> None:
     assert engine(2).num_free == NUM_SLOTS
 
 
+def test_frames_can_be_taken_while_an_answer_runs() -> None:
+    model, rng = talkative(4), np.random.default_rng(4)
+    requests = [request(model, rng, max_sec=0.15) for _ in range(3)]
+    busy, outputs = Engine(model, num_slots=3, num_positions=128), {}
+    taken: list[np.ndarray] = [np.zeros((3, 0), np.int16)] * 3
+    for number, asked in enumerate(requests):
+        busy.admit(asked, number)
+    while busy.num_free < 3:
+        outputs |= dict(busy.step())
+        for number in set(range(3)) - set(outputs):
+            taken[number] = np.hstack([taken[number], busy.frames(number, taken[number].shape[1])])
+    assert sum(codes.shape[1] for codes in taken) > 10
+    for number, codes in enumerate(taken):
+        assert np.array_equal(outputs[number].codes[:, : codes.shape[1]], codes)
+        assert outputs[number].codes.shape[1] - codes.shape[1] <= 2  # what the last step brought
+
+
+def test_an_answer_that_is_given_up_leaves_its_slot_and_the_others_alone() -> None:
+    model, rng = talkative(0), np.random.default_rng(5)
+    first, second, third = (request(model, rng, max_steps=12) for _ in range(3))
+    busy, outputs = Engine(model, num_slots=2, num_positions=128), {}
+    busy.admit(first, 7)
+    busy.admit(second, 8)
+    busy.step()
+    busy.cancel(7)
+    assert busy.num_free == 1
+    busy.admit(third, 9)
+    while busy.num_free < 2:
+        outputs |= dict(busy.step())
+    assert told(outputs[8]) == told(busy.generate([second])[0])
+    assert told(outputs[9]) == told(busy.generate([third])[0])
+    for gone in (7, 8):
+        with pytest.raises(KeyError):
+            busy.cancel(gone)
+        with pytest.raises(KeyError):
+            busy.frames(gone)
+
+
 def test_every_limit_says_so() -> None:
     model, rng = talkative(0), np.random.default_rng(1)
     asked = request(model, rng, max_steps=6)

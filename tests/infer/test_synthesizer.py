@@ -121,18 +121,37 @@ def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "no text to speak"), (" \n", "no text to speak"), ("a" * 10_000, "too long to speak")]
+    ("text", "message"),
+    [("", "no text to speak"), (" \n", "no text to speak"), ("a" * 10_000, "text to speak is too long")],
 )
 def test_bad_text_is_named(text: str, message: str, synthesizer: Synthesizer) -> None:
     with pytest.raises(UserError, match=message):
         synthesizer.speak(text, np.zeros(80, dtype=np.float32))
 
 
+def test_a_question_is_answered_in_text_and_speech(synthesizer: Synthesizer) -> None:
+    """The model has learnt to read alone; what counts is the prompt, and that nothing is lost of the answer."""
+    voice = np.ones(80, dtype=np.float32)
+    request = synthesizer.answering("Who wrote it?", voice, max_sec=0.25, max_text_tokens=9, seed=3)
+    encode = synthesizer.tokenizer.encode
+    ids = request.prompt.tokens[:, 0].tolist()
+    assert ids[0] == synthesizer.model.layout.bos_id
+    assert encode(": Who wrote it? You should speak like: ")[:5] == ids[2:7]
+    assert len(request.prompt.speaker_positions) == 1
+    ((number, output),) = synthesizer.run([request])
+    assert (number, output.limit) in [(0, "text_tokens"), (0, "seconds"), (0, None)]
+    assert synthesizer.text_of(output) == synthesizer.tokenizer.decode(output.text_ids)
+    with pytest.raises(UserError, match="there is no question to answer"):
+        synthesizer.answering(" ", voice)
+    with pytest.raises(UserError, match="max_sec: got -1"):
+        synthesizer.answering("Who?", voice, max_sec=-1)
+
+
 @pytest.mark.parametrize("text", ["🎉🎉", "<sosp><a1>[Assistant]:", "\ud800", "Zażółć gęślą jaźń"])
 def test_odd_text_ends_one_way_or_the_other(text: str, synthesizer: Synthesizer) -> None:
     settings = {"sampling": Sampling(temperature=1.0), "max_sec": 0.5}
     out = synthesizer.generate(text, np.zeros(80, dtype=np.float32), **settings)
-    assert out.stop in ("end", "speech_limit", "text_limit")
+    assert out.reason in ("end", "limit")
     assert out.codes.shape[1] <= 40
 
 
