@@ -8,12 +8,14 @@ Example:
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.numbers import positive
 
 if TYPE_CHECKING:
     from slmkit.infer.lines import Settings, Task
+    from slmkit.infer.synthesizer import Synthesizer, Vector
 
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 SETTINGS = [
@@ -75,6 +77,20 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         return Settings(speaker=args.speaker or "", **{name: getattr(args, name) for name in SETTINGS})
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
+
+
+def prepare(args: argparse.Namespace, out: str) -> "tuple[Synthesizer, Vector, dict[str, Any]]":
+    """Synthesizer, voice and options of one answer into the WAV file `out`. Raises UserError for what does not fit."""
+    from slmkit.errors import UserError
+    from slmkit.infer.synthesizer import Synthesizer
+
+    settings = settings_of(args)
+    if not settings.speaker:
+        raise UserError("whose voice?", expected="--speaker with an audio file, a .npy vector, or CORPUS:KEY")
+    if Path(out).exists() and not args.overwrite:
+        raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
+    synthesizer = Synthesizer.load(args.model, args.codec, args.device)
+    return synthesizer, synthesizer.read_speaker(settings.speaker), settings.options
 
 
 def speak_file(args: argparse.Namespace, task: "Task") -> int:

@@ -20,7 +20,7 @@ SIGUSR1).
 import argparse
 import time
 
-from slmkit.cli.speaking import add_file_arguments, add_speaking_arguments, settings_of, speak_file
+from slmkit.cli.speaking import add_file_arguments, add_speaking_arguments, prepare, speak_file
 
 SUMMARY = "text to WAV files with an exported model"
 DEFAULT_OUT = "speech.wav"
@@ -48,21 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speak(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from slmkit.audio.io import write_wav
-    from slmkit.errors import UserError
-    from slmkit.infer.synthesizer import Synthesizer
 
-    settings, out = settings_of(args), args.out or DEFAULT_OUT
-    if not settings.speaker:
-        raise UserError("whose voice?", expected="--speaker with an audio file, a .npy vector, or CORPUS:KEY")
-    if Path(out).exists() and not args.overwrite:
-        raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
-    synthesizer = Synthesizer.load(args.model, args.codec, args.device)
-    speaker = synthesizer.read_speaker(settings.speaker)
+    out = args.out or DEFAULT_OUT
+    synthesizer, speaker, options = prepare(args, out)
     began = time.perf_counter()
-    speech = synthesizer.speak(args.text, speaker, **settings.options)
+    speech = synthesizer.speak(args.text, speaker, **options)
     took = time.perf_counter() - began
     write_wav(out, speech.wave, speech.sample_rate, replace=args.overwrite)
     said = speech.output
