@@ -19,6 +19,7 @@ Example:
 """
 
 import contextlib
+import io
 import math
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -104,8 +105,10 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
     if wave.ndim != 1 or not np.isfinite(wave).all():
         raise ValueError(f"expected a finite wave of shape [samples], got shape {wave.shape}")
     steps = np.clip(np.rint(wave * PCM16_SCALE), -PCM16_SCALE, PCM16_SCALE - 1).astype(np.int16)
+    content = io.BytesIO()  # in a file that cannot grow soundfile would lose the reason
+    soundfile.write(content, steps, sample_rate, format="WAV", subtype="PCM_16")
     with atomic_write(path, replace=replace) as file:
-        soundfile.write(file, steps, sample_rate, format="WAV", subtype="PCM_16")
+        file.write(content.getbuffer())
 
 
 class _Piece:

@@ -3,9 +3,9 @@
   slmkit answer MODEL "Who wrote it?" --codec CODEC --speaker voice.wav --out answer.wav
   slmkit answer MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
-The model must have been trained with the task qa. It answers in the voice of --speaker: an audio file, a .npy vector, or
-CORPUS:KEY (a sample of a tokenized corpus). A model trained with speaker input follows it; any other model needs it all
-the same, because the codec does. The words of the answer are printed first, on a line of their own.
+The model must have been trained with the task qa. It answers in the voice of --speaker: an audio file, a .npy vector,
+or CORPUS:KEY (a sample of a tokenized corpus). A model trained with speaker input follows it; any other model needs it
+all the same, because the codec does. The words of the answer are printed first, on a line of their own.
 
 A line of FILE is {"question": "Who wrote it?"}; all else is as for `slmkit synthesize --jsonl`. The words of each
 answer stand in outputs.jsonl as "text".
@@ -22,9 +22,7 @@ from slmkit.cli.speaking import add_file_arguments, add_speaking_arguments, prep
 
 SUMMARY = "questions to words and WAV files with an exported model"
 DEFAULT_OUT = "answer.wav"
-UNMARKED = (
-    "the model did not write [ta] and [ua] around its words, as training with the task qa teaches; these are all of them"
-)
+UNMARKED = "the model did not write [ta] and [ua] around its words, as the task qa teaches; these are all of them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

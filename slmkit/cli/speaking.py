@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from slmkit.infer.lines import Settings, Task
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
+UNAWARE = "the model has no speaker input: the voice is what the codec makes of it"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 SETTINGS = [
     "seed",
@@ -90,6 +91,8 @@ def prepare(args: argparse.Namespace, out: str) -> "tuple[Synthesizer, Vector, d
     if Path(out).exists() and not args.overwrite:
         raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
     synthesizer = Synthesizer.load(args.model, args.codec, args.device)
+    if not synthesizer.is_speaker_aware:
+        print(UNAWARE, file=sys.stderr)
     return synthesizer, synthesizer.read_speaker(settings.speaker), settings.options
 
 
