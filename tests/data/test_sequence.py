@@ -86,9 +86,8 @@ def test_only_the_answer_to_a_question_is_learnt(group: int, speaker: bool, toke
     assert tokenizer.decode(example.tokens[:first, 0].tolist()[-1:]) == ":"  # of [Assistant]
     if group:
         assert np.array_equal(example.head_targets, classes)
-        assert example.head_positions.tolist() == list(
-            range(first + len(before) - 1, len(example.tokens) - 1 - len(after))
-        )
+        place = first + len(before) - 1  # of `<sosp>`, from which the first step is predicted
+        assert example.head_positions.tolist() == list(range(place, place + len(spoken)))
 
 
 def answer_ids(text: str, tokenizer: TextTokenizer, layout: VocabLayout) -> list[int]:
