@@ -82,8 +82,9 @@ def test_only_the_answer_to_a_question_is_learnt(group: int, speaker: bool, toke
     spoken, _, classes = speech_tokens(codes, layout, group)
     said = [] if group else spoken[:, 0].tolist()
     assert example.lm_targets.tolist() == [*before, *said, *after]
-    assert len(example.tokens) == (first := int(example.lm_positions[0]) + 1) + len(before) + len(spoken) + len(after)
-    assert tokenizer.decode(example.tokens[:first, 0].tolist()[-1:]) == ":"  # of [Assistant]
+    first = int(example.lm_positions[0]) + 1
+    assert len(example.tokens) == first + len(before) + len(spoken) + len(after)
+    assert tokenizer.decode([int(example.tokens[first - 1, 0])]) == ":"  # of [Assistant]
     if group:
         assert np.array_equal(example.head_targets, classes)
         place = first + len(before) - 1  # of `<sosp>`, from which the first step is predicted
