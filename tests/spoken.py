@@ -1,53 +1,44 @@
-"""Short espeak-ng utterances of the same words in several voices, as codes of a codec that is fitted to them."""
+"""A codec, two voices and a model that speaks whatever it is asked to, all small: for tests of whole jobs."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import hashlib
+from pathlib import Path
 
 import numpy as np
-import soxr
-import torch
-from corpora import speak
+from memorising import BASE, memorise, one_batch, small_model
+from synthetic import write_samples
 
-from slmkit.codec.melvq import SAMPLE_RATE, MelVQ
+from slmkit.audio.io import write_wav
+from slmkit.codec.melvq import MelVQ
 from slmkit.data.shards import Sample
+from slmkit.data.text import TextTokenizer
+from slmkit.model.pretrained import extended_tokenizer, save
 
-VOICES = ("en-gb+m7", "en-gb-scotland+f4", "en-us+whisper", "en-029+f5")  # far apart for the codec's speaker vector
-NUM_ENTRIES = 128  # of a codebook; few, so that a model has little to learn
-QUIET = 0.01  # what is below at the ends is cut off
-
-
-class Spoken(NamedTuple):
-    """`samples` by (voice, text)."""
-
-    codec: MelVQ
-    samples: dict[tuple[str, str], Sample]
-
-    def vector(self, voice: str, text: str) -> np.ndarray:
-        """Speaker vector float32 [D] of an utterance."""
-        vector = self.samples[voice, text].speaker
-        assert vector is not None
-        return vector
+TEXTS = ("The river froze", "Eleven lanterns along the wall", "A clock", "The last boat left the harbour")
+GROUP = 3
 
 
-def wave_of(voice: str, text: str) -> np.ndarray:
-    """float32 [samples] at 16 kHz, without the silence around the words."""
-    said, rate = speak(voice, text)
-    wave = soxr.resample(said.astype(np.float32) / 2**15, rate, SAMPLE_RATE).astype(np.float32)
-    loud = np.flatnonzero(np.abs(wave) > QUIET)
-    return wave[loud[0] : loud[-1] + 1]
+def make_spoken(root: Path) -> Path:
+    """`root` with codec/, model/ (MTP-3, speaker-aware), corpus/ (keys u0 to u3), voice.wav, voice.npy."""
+    rng = np.random.default_rng(3)
+    codec = MelVQ.fit([rng.normal(0, 0.1, 16_000).astype(np.float32)], 0, num_entries=16)
+    codec.save(root / "codec")
+    samples = []
+    for i, text in enumerate(TEXTS):
+        codes = rng.integers(0, 16, (3, 8 + 3 * i)).astype(np.int16)
+        vector = rng.standard_normal(codec.spec.speaker_dim).astype(np.float32)
+        meta = {"text": text, "speaker": "s", "language": "en", "seconds": 0.1, "source": ""}
+        samples.append(Sample(f"u{i}", codes, vector, meta))
+    write_samples(root / "corpus", samples, codec.spec)
+    tokenizer = TextTokenizer.load(BASE)
+    model = small_model(tokenizer, codec.spec, GROUP, speaker_dim=codec.spec.speaker_dim)
+    memorise(model, one_batch(model, tokenizer, samples))
+    save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
+    write_wav(root / "voice.wav", rng.normal(0, 0.1, 4000), 16_000)
+    np.save(root / "voice.npy", samples[0].speaker)
+    return root
 
 
-def spoken(texts: Sequence[str], facts: Mapping[str, str] | None = None) -> Spoken:
-    """Every text, and the answer of every question of `facts`, in every voice."""
-    questions = {answer: question for question, answer in (facts or {}).items()}
-    waves = {(voice, text): wave_of(voice, text) for text in [*texts, *questions] for voice in VOICES}
-    codec = MelVQ.fit(waves.values(), seed=0, num_entries=NUM_ENTRIES)
-    samples = {}
-    for (voice, text), wave in waves.items():
-        encoded = codec.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
-        meta = {"text": text, "speaker": voice, "language": "en", "seconds": len(wave) / SAMPLE_RATE, "source": ""}
-        if text in questions:
-            meta["question"] = questions[text]
-        key = f"{voice}-{len(samples):03d}"
-        samples[voice, text] = Sample(key, encoded.codes[0].numpy(), encoded.speaker[0].numpy(), meta)
-    return Spoken(codec, samples)
+def hashes(out: Path) -> dict[str, str]:
+    """Name -> sha256 of every file of a directory but job.json, which names the commit."""
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "job.json")
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

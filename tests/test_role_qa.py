@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from spoken import VOICES, spoken, wave_of
 from synthetic import write_conversations, write_samples
 from train.place import Place
+from voices import VOICES, spoken, wave_of
 
 from slmkit.cli.main import main
 from slmkit.config.load import load_config, to_dict

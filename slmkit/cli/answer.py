@@ -27,20 +27,20 @@ UNMARKED = "the model did not write [ta] and [ua] around its words, as the task 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    parser.add_argument("question", nargs="?", help="what to ask")
+    question = parser.add_argument("question", help="what to ask; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
-    add_file_arguments(parser)
+    add_file_arguments(parser, question)
     add_speaking_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from slmkit.errors import UserError
 
-    if (args.question is None) == (args.jsonl is None):
-        raise UserError("what to ask?", expected="a question, or --jsonl FILE")
     if args.jsonl is None:
         return _answer(args)
+    if args.question is not None:
+        raise UserError("what to ask?", got=f"{args.question!r} and --jsonl", expected="one of them")
     if args.out is None or args.overwrite:
         raise UserError("a file of questions needs a directory of its own", expected="--out DIR, no --overwrite")
     return speak_file(args, "answer")

@@ -19,17 +19,8 @@ if TYPE_CHECKING:
 
 UNAWARE = "the model has no speaker input: the voice is what the codec makes of it"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
-SETTINGS = [
-    "seed",
-    "max_sec",
-    "max_text_tokens",
-    "temperature",
-    "text_temperature",
-    "top_k",
-    "top_p",
-    "repetition_penalty",
-    "repetition_window",
-]
+LIMITS = ("seed", "max_sec", "max_text_tokens")
+CHOICES = ("temperature", "text_temperature", "top_k", "top_p", "repetition_penalty", "repetition_window")
 
 
 def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,9 +45,24 @@ def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
-def add_file_arguments(parser: argparse.ArgumentParser) -> None:
-    """A file of lines instead of one."""
-    parser.add_argument("--jsonl", metavar="FILE", help="speak every line of this file")
+class _Instead(argparse.Action):
+    """An option that stands for an argument, which is then not asked for any more.
+
+    An argument with nargs "?" would not do: before Python 3.12 it is only found right behind the one before it.
+    """
+
+    def __init__(self, *args: Any, of: argparse.Action, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._of = of
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        setattr(namespace, self.dest, values)
+        self._of.nargs, self._of.required = "?", False
+
+
+def add_file_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
+    """A file of lines instead of the argument `text`."""
+    parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="speak every line of this file")
     parser.add_argument(
         "--slots", type=positive, metavar="N", help=f"with --jsonl: answers at a time (default: {NUM_SLOTS})"
     )
@@ -75,7 +81,7 @@ def settings_of(args: argparse.Namespace) -> "Settings":
     from slmkit.infer.lines import Settings
 
     try:
-        return Settings(speaker=args.speaker or "", **{name: getattr(args, name) for name in SETTINGS})
+        return Settings(speaker=args.speaker or "", **{name: getattr(args, name) for name in LIMITS + CHOICES})
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
 

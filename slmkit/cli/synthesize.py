@@ -28,20 +28,20 @@ DEFAULT_OUT = "speech.wav"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    parser.add_argument("text", nargs="?", help="what to say")
+    text = parser.add_argument("text", help="what to say; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
-    add_file_arguments(parser)
+    add_file_arguments(parser, text)
     add_speaking_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from slmkit.errors import UserError
 
-    if (args.text is None) == (args.jsonl is None):
-        raise UserError("what to say?", expected="a text, or --jsonl FILE")
     if args.jsonl is None:
         return _speak(args)
+    if args.text is not None:
+        raise UserError("what to say?", got=f"{args.text!r} and --jsonl", expected="one of them")
     if args.out is None or args.overwrite:
         raise UserError("a file of sentences needs a directory of its own", expected="--out DIR, no --overwrite")
     return speak_file(args, "read")

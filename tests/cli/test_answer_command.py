@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 from memorising import BASE, memorise, one_batch, small_model
-from spoken import Spoken, spoken
 from synthetic import write_samples
+from voices import Spoken, spoken
 
 from slmkit.cli.answer import UNMARKED
 from slmkit.cli.main import main
@@ -95,7 +95,7 @@ BAD = [
     ({"question": ""}, "there is no question to answer"),
     ({"question": " \n\t"}, "there is no question to answer"),
     ({"question": "why? " * 2000}, "question to answer is too long"),
-    ({"question": None}, "what to ask?"),
+    ({"jsonl": "asked.jsonl"}, f"what to ask?\n  got:      {QUESTION!r} and --jsonl"),
     ({"speaker": "nobody.wav"}, "cannot take the voice of nobody.wav"),
     ({"speaker": "nobody.npy"}, "cannot read nobody.npy as a speaker vector"),
     ({"speaker": ""}, "whose voice?"),

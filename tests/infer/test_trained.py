@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from memorising import BASE, memorise, one_batch, small_model
-from spoken import VOICES, Spoken, spoken
+from voices import VOICES, Spoken, spoken
 
 from slmkit.data.prompt import normalize_text
 from slmkit.data.text import TextTokenizer
