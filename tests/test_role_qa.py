@@ -23,9 +23,13 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.prompt import normalize_text
 from slmkit.data.shards import Sample, ShardReader
+from slmkit.data.sources import open_source
+from slmkit.errors import UserError
 from slmkit.infer.answer import Words, answer_words
+from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.init_base import init_base
+from slmkit.model.pretrained import load
 from slmkit.train.records import read_records
 
 pytestmark = pytest.mark.slow
@@ -142,6 +146,36 @@ def test_the_fine_tuned_model_answers_in_the_voices_it_was_trained_on(place: Pat
         assert words == Words(normalize_text(sample.meta["text"]), True)
         assert outputs[number].reason == "end"
         assert np.array_equal(outputs[number].codes, sample.codes)
+
+
+class Writer:
+    """TensorBoard's writer, as far as samples of answers use it."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, str] = {}
+        self.sounds: dict[str, np.ndarray] = {}
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        self.words[tag] = text
+
+    def add_audio(self, tag: str, wave: np.ndarray, step: int, sample_rate: int) -> None:
+        self.sounds[tag] = wave
+
+    def add_image(self, tag: str, image: np.ndarray, step: int, dataformats: str) -> None:
+        assert tag.endswith("/mel")
+
+
+def test_tensorboard_has_its_answers(place: Path, samples: list[Sample]) -> None:
+    source, writer = open_source(place / "answers", "qa"), Writer()
+    parts = {"codec": place / "codec", "tokenizer": place / "base"}
+    SpeechSamples(**parts, source=source, task="qa", number=len(samples))(load(place / "model"), writer, 7)
+    for sample in samples:
+        if sample.meta["speaker"] in SEEN:
+            assert writer.words[f"speech/{sample.key}/words"] == normalize_text(sample.meta["text"])
+            generated, reference = (writer.sounds[f"speech/{sample.key}/{name}"] for name in ("generated", "reference"))
+            assert np.array_equal(generated, reference)
+    with pytest.raises(UserError, match="speech samples of the task qa need questions"):
+        SpeechSamples(**parts, source=open_source(place / "sentences", "qa"), task="qa")
 
 
 def test_the_command_asks_it(
