@@ -2,11 +2,11 @@
 
 The plain loop (`infer/generate.py`) reads one prompt after the other, keeps its cache by joining tensors, takes logits
 over the whole vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the
-same prompts greedily, take turns, and the best round of each counts. More than --plain prompts the plain loop does not
-get: one by one, they all take as long. The weights are random, changed in the few rows
-that begin and end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all
-are. Steps, tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds
-that a second of their speech takes, without the codec.
+same prompts greedily, take turns, and the best round of each counts; the plain loop gets no more than --plain of the
+prompts, since it takes as long for one as for another. The weights are random, changed in the few rows that begin and
+end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are. Steps,
+tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds that a second
+of their speech takes, without the codec.
 
 First audio: all answers are asked for at once, and heard as `infer/stream.py` does it. What counts are the seconds
 until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
@@ -272,8 +272,8 @@ def describe(result: dict[str, Any]) -> str:
     """The result as lines for a reader."""
     lines = [
         f"{result['device']}, {result['dtype']}, {result['threads']} threads, {result['shape']} shape, "
-        f"{result['steps']} steps, {result['positions']} positions, memory read at {result['read_gb_per_sec']:.1f} GB/s; "
-        f"first audio: {result['first_audio_frames']} frames, {result['codec']}",
+        f"{result['steps']} steps, {result['positions']} positions, memory read at {result['read_gb_per_sec']:.1f} GB/s"
+        f"; first audio: {result['first_audio_frames']} frames, {result['codec']}",
         f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'rtf':>8}{'first s':>9}"
         f"{'plain':>9}{'ratio':>7}{'floor':>9}  equal",
     ]
