@@ -14,6 +14,7 @@ from slmkit.cli.numbers import positive
 
 if TYPE_CHECKING:
     from slmkit.infer.lines import Settings, Task
+    from slmkit.infer.synthesizer import Synthesizer
 
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 LIMITS = ("seed", "max_sec", "max_text_tokens")
@@ -83,6 +84,16 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         raise UserError(str(error)) from error
 
 
+def open_synthesizer(args: argparse.Namespace, *, num_slots: int, longest_sec: float) -> "Synthesizer":
+    """Model and codec of the flags, with room for speech of `longest_sec` seconds, and no less than usual."""
+    from slmkit.infer.engine import DEFAULT_SEC, positions_for
+    from slmkit.infer.synthesizer import Synthesizer
+
+    opened = Synthesizer.load(args.model, args.codec, args.device)
+    positions = positions_for(opened.model, max(DEFAULT_SEC, longest_sec))
+    return Synthesizer(opened.model, opened.tokenizer, opened.codec, num_slots=num_slots, num_positions=positions)
+
+
 def speak_file(args: argparse.Namespace, task: "Task") -> int:
     """Speak the lines of `args.jsonl` into the directory `args.out`; 0, or 75 when told to stop."""
     from slmkit import log
@@ -93,11 +104,10 @@ def speak_file(args: argparse.Namespace, task: "Task") -> int:
         with stopping():
             from slmkit.infer.batch import fingerprint, speak_all  # these take seconds
             from slmkit.infer.lines import read_lines
-            from slmkit.infer.synthesizer import Synthesizer
 
             listed = read_lines(args.jsonl, task, settings_of(args))
-            slots = args.slots or NUM_SLOTS
-            synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=slots)
+            longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
+            synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
             model, share = fingerprint(args.model), args.max_failure_share
             summary = speak_all(synthesizer, listed, args.out, task=task, model=model, max_failure_share=share)
     except Stopped as signal:

@@ -10,8 +10,8 @@
 same call goes on where a killed one was: what is noted is kept, failures are tried again. Lines may be added to the
 file, or mended where they failed; a change to one that was spoken is an error, for nothing is replaced unasked.
 
-Law: an answer depends on its line, the model, the codec and the engine (slots, threads, device), not on what else is in
-the file or how often the work was interrupted. With another engine the roundings may differ; `job.json` lists all.
+Law: an answer depends on its line, the model, the codec and the engine (slots, positions, threads, device), not on what
+else is in the file or how often the work was interrupted. Another engine may round otherwise; `job.json` lists all.
 
 Invariant: lines of the file = lines of outputs.jsonl + lines of failures.jsonl.
 
@@ -196,7 +196,8 @@ def _job(out_dir: Path, synthesizer: Synthesizer, task: Task, model: str) -> Ite
     made = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     before = _earlier(out_dir, made)
     engine = synthesizer.engine
-    shape = {"slots": engine.num_slots, "threads": torch.get_num_threads(), "device": synthesizer.model.device.type}
+    shape: Record = {"slots": engine.num_slots, "positions": engine.num_positions}
+    shape |= {"threads": torch.get_num_threads(), "device": synthesizer.model.device.type}
     engines = [*before["engines"], *([] if shape in before["engines"] else [shape])]
     if len(engines) > 1:
         log.warning("answers in %s are of several engines and may differ in roundings: %s", out_dir, engines)
@@ -269,6 +270,8 @@ def _finish(out_dir: Path, listed: Listed, work: _Work) -> Summary:
         file.writelines(failure.line() for failure in failures)
     with atomic_write(out_dir / OUTPUTS, replace=True) as file:
         file.writelines(_line(record) for record in records)
+    for part in out_dir.rglob(".*.*.part"):  # of processes that were killed
+        part.unlink(missing_ok=True)
     (out_dir / NOTES).unlink()
     limited = sum(record["reason"] == "limit" for record in records)
     return Summary(len(records), limited, failures, work.spoken_sec, took_sec)

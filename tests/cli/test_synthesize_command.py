@@ -1,6 +1,7 @@
 """The command as users run it: one sentence; a file of sixty, killed and stopped on the way."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def options(out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path) -> None:
+def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """kill -9, then SIGTERM, then the rest: as if nothing had happened. Four lines are bad, one is an emoji."""
     lines = [json.dumps({"text": f"The boat number {i} froze", "max_sec": 0.2}) for i in range(NUM_LINES)]
     lines[6] = json.dumps({"text": "  "})
@@ -79,7 +80,9 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path) -> None:
     assert "stopped by SIGTERM; the same command goes on" in process.communicate()[1]
     assert process.returncode == 75
     assert not (tmp_path / "out" / "outputs.jsonl").exists()
-    said, told = start().communicate()
+    capsys.readouterr()
+    assert main(["synthesize", "model", *options(tmp_path / "out", *flags)]) == 0
+    said, told = capsys.readouterr()
     assert f"{NUM_LINES - len(BAD)} answers (" in said
     assert "4 failures; " in said
     assert "real-time factor" in said
@@ -110,6 +113,33 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
     assert "holds an answer to something else: x" in capsys.readouterr().err
 
 
+def test_a_stream_is_what_is_spoken(here: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """To a file that says how long it is, and to standard output, which cannot."""
+    whole, streamed = tmp_path / "whole.wav", tmp_path / "streamed.wav"
+    text = "The last boat left the harbour"
+    assert main(["synthesize", "model", text, *options(whole)]) == 0
+    assert main(["synthesize", "model", text, *options(streamed, "--stream")]) == 0
+    told = capfdbinary.readouterr().err.decode()
+    assert re.search(r"s of speech in .* s, first audio after 0\.\d+ s, \d+ steps", told)
+    assert streamed.stat().st_size == whole.stat().st_size
+    assert np.abs(read_audio(streamed, 16_000) - read_audio(whole, 16_000)).max() <= 2 / 32768
+    assert main(["synthesize", "model", text, *options(Path("-"), "--stream")]) == 0
+    out = capfdbinary.readouterr().out
+    assert out[:4] == b"RIFF"
+    assert out[44:] == streamed.read_bytes()[44:]
+
+
+def test_a_stream_that_nobody_hears_and_one_without_a_sound(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synthesize", "model", "A clock", *options(Path("/dev/full"), "--stream", "--overwrite")]) == 2
+    assert "cannot write /dev/full: No space left on device" in capsys.readouterr().err
+    out = tmp_path / "mute.wav"
+    assert main(["synthesize", "model", "A clock", *options(out, "--stream", "--max-text-tokens", "1")]) == 2
+    assert "the model gave no speech" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -124,6 +154,8 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
         (["Hello", "--out", "o.wav", "--max-text-tokens", "1"], "the model gave no speech for 'Hello'"),
         (["Hello", "--out", "o.wav", "--codec", "model"], "model is not a codec directory"),
         (["Hello", "--out", "o.wav", "--codec", "other"], "the given codec is not the codec of the model"),
+        (["Hello", "--out", "-"], "only --stream writes to standard output"),
+        (["--jsonl", "x", "--out", "o", "--stream"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "voice.wav"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "missing", "--out", "o"], "cannot read missing"),
         (["--jsonl", "voice.npy", "--out", "corpus"], "lines failed"),

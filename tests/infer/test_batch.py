@@ -141,6 +141,8 @@ def test_an_interrupted_job_goes_on(
     with open(out / NOTES, "a") as file:
         file.write('{"id": "boat", "wa')
     (out / "wav" / "000006.wav").write_bytes(b"half a wa")
+    for name in ("wav/.000012.wav.51cdeb68.part", ".outputs.jsonl.0123abcd.part"):
+        (out / name).touch()
     with counted() as seen, caplog.at_level("INFO"):
         speak("out")
     assert seen["waves"] == 6 - 2
