@@ -80,6 +80,8 @@ def _speak(args: argparse.Namespace) -> int:
         raise UserError("only --stream writes to standard output", got=f"--out {STDOUT}")
     if out != STDOUT and Path(out).exists() and not args.overwrite:
         raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
+    if Path(out).exists() and not Path(out).is_file() and not args.stream:
+        raise UserError("only --stream writes to what is no file", got=out)
     synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
     speaker = synthesizer.read_speaker(settings.speaker)
     if args.stream:
@@ -134,5 +136,5 @@ def _sink(out: str) -> Iterator[BinaryIO]:
         raise UserError(what, next_step="what was written before is kept") from error
     finally:
         with contextlib.suppress(OSError):
-            if out != STDOUT and not os.path.getsize(out):
+            if out != STDOUT and os.path.isfile(out) and not os.path.getsize(out):  # and no device or pipe
                 os.unlink(out)

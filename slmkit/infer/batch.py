@@ -31,7 +31,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from slmkit.audio.io import write_wav
+from slmkit.audio.encode import encoded
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write, disk_error, provenance, read_json, sha256_file, write_json
@@ -158,7 +158,10 @@ class _Work:
         speaker = torch.from_numpy(self._voices.vector(item.settings.speaker))
         wave, rate = self.synthesizer.decode(output.codes, speaker), self.synthesizer.codec.spec.sample_rate
         name = f"{WAVES}/{item.id}.wav"
-        write_wav(self.out_dir / name, wave, rate, replace=True)  # a wave without a note is of a start that was killed
+        # A wave without a note is of a start that was killed. Its bytes are made here and not by calls from a library
+        # in C, which would swallow the signal to stop.
+        with atomic_write(self.out_dir / name, replace=True) as file:
+            file.write(encoded(wave, rate, "wav"))
         self.spoken_sec += len(wave) / rate
         return {
             "id": item.id,

@@ -132,8 +132,13 @@ def test_a_stream_is_what_is_spoken(here: Path, tmp_path: Path, capfdbinary: pyt
 def test_a_stream_that_nobody_hears_and_one_without_a_sound(
     here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["synthesize", "model", "A clock", *options(Path("/dev/full"), "--stream", "--overwrite")]) == 2
-    assert "cannot write /dev/full: No space left on device" in capsys.readouterr().err
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")  # by which the device itself cannot be taken away
+    assert main(["synthesize", "model", "A clock", *options(full, "--stream", "--overwrite")]) == 2
+    assert "full: No space left on device" in capsys.readouterr().err
+    assert full.is_char_device()
+    assert main(["synthesize", "model", "A clock", *options(full, "--overwrite")]) == 2
+    assert "only --stream writes to what is no file" in capsys.readouterr().err
     out = tmp_path / "mute.wav"
     assert main(["synthesize", "model", "A clock", *options(out, "--stream", "--max-text-tokens", "1")]) == 2
     assert "the model gave no speech" in capsys.readouterr().err
