@@ -8,14 +8,17 @@ Example:
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.numbers import positive
 
 if TYPE_CHECKING:
     from slmkit.infer.lines import Settings, Task
-    from slmkit.infer.synthesizer import Synthesizer
+    from slmkit.infer.synthesizer import Synthesizer, Vector
 
+UNAWARE = "the model has no speaker input: the voice is what the codec makes of it"
+STDOUT = "-"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 LIMITS = ("seed", "max_sec", "max_text_tokens")
 CHOICES = ("temperature", "text_temperature", "top_k", "top_p", "repetition_penalty", "repetition_window")
@@ -82,6 +85,29 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         return Settings(speaker=args.speaker or "", **{name: getattr(args, name) for name in LIMITS + CHOICES})
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
+
+
+def prepare(
+    args: argparse.Namespace, out: str, *, is_stream: bool = False
+) -> "tuple[Synthesizer, Vector, dict[str, Any]]":
+    """Synthesizer, voice and options of one answer into the WAV file `out`. Raises UserError for what does not fit.
+
+    A stream may go to standard output, a device or a pipe, which are no files to replace.
+    """
+    from slmkit.errors import UserError
+
+    settings, path = settings_of(args), Path(out)
+    if not settings.speaker:
+        raise UserError("whose voice?", expected="--speaker with an audio file, a .npy vector, or CORPUS:KEY")
+    if not (is_stream and out == STDOUT):
+        if path.exists() and not args.overwrite:
+            raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
+        if not is_stream and (out == STDOUT or (path.exists() and not path.is_file())):
+            raise UserError("only --stream writes to what is no file", got=out)
+    synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
+    if not synthesizer.is_speaker_aware:
+        print(UNAWARE, file=sys.stderr)
+    return synthesizer, synthesizer.read_speaker(settings.speaker), settings.options
 
 
 def open_synthesizer(args: argparse.Namespace, *, num_slots: int, longest_sec: float) -> "Synthesizer":

@@ -28,20 +28,14 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from slmkit.cli.speaking import (
-    add_file_arguments,
-    add_speaking_arguments,
-    open_synthesizer,
-    settings_of,
-    speak_file,
-)
+from slmkit.cli.speaking import STDOUT, add_file_arguments, add_speaking_arguments, prepare, speak_file
 
 if TYPE_CHECKING:
     from slmkit.infer.request import Output, Request
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
 SUMMARY = "text to WAV files with an exported model"
-DEFAULT_OUT, STDOUT = "speech.wav", "-"
+DEFAULT_OUT = "speech.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,26 +62,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speak(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from slmkit.audio.io import write_wav
-    from slmkit.errors import UserError
 
-    settings, out = settings_of(args), args.out or DEFAULT_OUT
-    if not settings.speaker:
-        raise UserError("whose voice?", expected="--speaker with an audio file, a .npy vector, or CORPUS:KEY")
-    if out == STDOUT and not args.stream:
-        raise UserError("only --stream writes to standard output", got=f"--out {STDOUT}")
-    if out != STDOUT and Path(out).exists() and not args.overwrite:
-        raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
-    if Path(out).exists() and not Path(out).is_file() and not args.stream:
-        raise UserError("only --stream writes to what is no file", got=out)
-    synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
-    speaker = synthesizer.read_speaker(settings.speaker)
+    out = args.out or DEFAULT_OUT
+    synthesizer, speaker, options = prepare(args, out, is_stream=args.stream)
     if args.stream:
-        return _stream(synthesizer, synthesizer.reading(args.text, speaker, **settings.options), speaker, out)
+        return _stream(synthesizer, synthesizer.reading(args.text, speaker, **options), speaker, out)
     began = time.perf_counter()
-    speech = synthesizer.speak(args.text, speaker, **settings.options)
+    speech = synthesizer.speak(args.text, speaker, **options)
     took_sec = time.perf_counter() - began
     write_wav(out, speech.wave, speech.sample_rate, replace=args.overwrite)
     print(f"{out}: {speech.seconds:.2f} s of speech in {took_sec:.2f} s, {_how(speech.output)}")

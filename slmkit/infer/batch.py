@@ -35,6 +35,7 @@ from slmkit.audio.encode import encoded
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write, disk_error, provenance, read_json, sha256_file, write_json
+from slmkit.infer.answer import answer_words
 from slmkit.infer.lines import Item, Listed, Task
 from slmkit.infer.request import Output, Request
 from slmkit.infer.synthesizer import Synthesizer
@@ -151,7 +152,7 @@ class _Work:
 
     def _spoken(self, item: Item, output: Output) -> Record:
         """Write the wave. Raises BadSample where there is none."""
-        words = {"text": self.synthesizer.text_of(output)} if self.task == "answer" else {}
+        words = {"text": self._words(output)} if self.task == "answer" else {}
         if not output.codes.shape[1]:
             said = f"; its words: {words['text']}" if words else ""
             raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
@@ -174,6 +175,9 @@ class _Work:
             **words,
             "request": item.digest,
         }
+
+    def _words(self, output: Output) -> str:
+        return answer_words(output.text_ids, self.synthesizer.model.layout, self.synthesizer.tokenizer.decode).text
 
     def _note(self, record: Record) -> None:
         line = _line(record)
@@ -213,11 +217,12 @@ def _earlier(out_dir: Path, made: Record) -> Record:
     """What job.json says, or would say of a new job. Raises UserError where the directory is not of this job."""
     if (out_dir / JOB).is_file():
         before: Record = read_json(out_dir / JOB)
+        if not isinstance(before, dict) or not isinstance(before.get("engines"), list):
+            raise UserError(f"{out_dir / JOB} is damaged", next_step=ELSEWHERE)
         for name, value in made.items():
             if before.get(name) != value:
-                raise UserError(
-                    f"{out_dir} was made with another {name}", got=value, expected=before.get(name), next_step=ELSEWHERE
-                )
+                what, expected = f"{out_dir} was made with another {name}", before.get(name)
+                raise UserError(what, got=value, expected=expected, next_step=ELSEWHERE)
         return before
     if out_dir.exists() and (not out_dir.is_dir() or {path.name for path in out_dir.iterdir()} - {NOTES}):
         raise UserError("the output directory exists and holds something else", got=out_dir, next_step=ELSEWHERE)

@@ -159,7 +159,7 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
         (["Hello", "--out", "o.wav", "--max-text-tokens", "1"], "the model gave no speech for 'Hello'"),
         (["Hello", "--out", "o.wav", "--codec", "model"], "model is not a codec directory"),
         (["Hello", "--out", "o.wav", "--codec", "other"], "the given codec is not the codec of the model"),
-        (["Hello", "--out", "-"], "only --stream writes to standard output"),
+        (["Hello", "--out", "-"], "only --stream writes to what is no file"),
         (["--jsonl", "x", "--out", "o", "--stream"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "voice.wav"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "missing", "--out", "o"], "cannot read missing"),

@@ -193,6 +193,9 @@ def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_pa
     (tmp_path / "out" / OUTPUTS).write_text("[]\n")
     with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
         speak("out", [line])
+    (tmp_path / "out" / JOB).write_text("{}")
+    with pytest.raises(UserError, match=r"job\.json is damaged"):
+        speak("out", [line])
 
 
 def test_a_directory_of_something_else_is_left_alone(speak: Callable[..., Summary], tmp_path: Path) -> None:
