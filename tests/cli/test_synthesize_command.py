@@ -1,12 +1,15 @@
 """The command as users run it: one sentence; a file of sixty, killed and stopped on the way."""
 
+import argparse
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +17,11 @@ from spoken import hashes, make_spoken
 
 from slmkit.audio.io import read_audio
 from slmkit.cli.main import main
+from slmkit.cli.speaking import open_synthesizer
 from slmkit.codec.melvq import MelVQ
 from slmkit.infer.batch import NOTES
+from slmkit.infer.synthesizer import Synthesizer
+from slmkit.tokenization.share import SIGNALS
 
 NUM_LINES = 60
 BAD = {"000007": "empty_text", "line 20": "not_json", "ghost": "bad_speaker", "000040": "too_long"}
@@ -93,6 +99,49 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: 
     assert {line["key"]: line["reason"] for line in ledger} == BAD
     outputs = [json.loads(line) for line in (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()]
     assert [output["id"] for output in outputs[26:28]] == ["000029", "party"]
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Handlers as before; a process that was told to stop ignores signals from then on."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_interrupt_is_a_stop(
+    here: Path,
+    tmp_path: Path,
+    signals: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "A clock"}\n' * 3)
+    words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "1")
+    decode = Synthesizer.decode
+
+    def interrupted(self: Synthesizer, *args: Any) -> Any:
+        if (tmp_path / "out" / "wav" / "000001.wav").exists():
+            signal.raise_signal(signal.SIGINT)
+        return decode(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Synthesizer, "decode", interrupted)
+        assert main(["synthesize", "model", *words]) == 75
+    assert "stopped by SIGINT; the same command goes on" in capsys.readouterr().err
+    assert main(["synthesize", "model", *words]) == 0
+    told = capsys.readouterr()
+    assert "1 of 3 are spoken already" in told.err
+    assert "3 answers" in told.out
+
+
+def test_the_engine_has_room_for_the_longest_speech(here: Path) -> None:
+    """80 positions a second, and 1024 for text; the backbone knows 4096."""
+    args = argparse.Namespace(model="model", codec="codec", device="cpu")
+    for longest_sec, positions in ((0.5, 3424), (35, 3824), (500, 4096)):
+        opened = open_synthesizer(args, num_slots=2, longest_sec=longest_sec)
+        assert (opened.engine.num_slots, opened.engine.num_positions) == (2, positions)
 
 
 def test_a_sentence_is_spoken_as_it_is_in_a_file(
