@@ -124,6 +124,7 @@ class Connection(BaseHTTPRequestHandler):
             self._log(0, "client gone")
         finally:
             if self.command and not self._is_answered:  # a defect, which goes on to the log of the server
+                self._may_keep = False
                 with contextlib.suppress(ClientGone):
                     self.reply_problem(internal())
 
@@ -174,6 +175,7 @@ class Connection(BaseHTTPRequestHandler):
     def body(self, max_bytes: int) -> bytes:
         """The body of the request. Raises Problem when it is missing, too large, too slow or cut short."""
         if "Content-Length" not in self.headers:
+            self._may_keep = False  # whoever forgot it may send a body all the same
             raise invalid("send the body with its Content-Length", code="length_required", status=411)
         if self._body_bytes > max_bytes:
             raise invalid(f"the body is larger than {max_bytes} bytes", code="body_too_large", status=413)
