@@ -3,9 +3,9 @@
 Guaranteed: what a slot computes is, bit for bit, the same in every slot and whatever the others hold.
 
 - A prompt is read alone, in one piece.
-- In a step every matrix product has the same number of rows, filled or not. A product may round a row differently by
-  its place among the rows (MKL does where a thread gets fewer than four of them); so the number of rows is the first
-  that a trial with this model's weights and this number of threads finds free of that (`rows_needed`).
+- In a step every matrix product has the same number of rows, filled or not. The one in product.py treats all rows
+  alike. A library's may round a row differently by its place (MKL does where a thread gets fewer than four of them);
+  so the number of rows is the first that a trial with this model's weights and threads finds free of that.
 - Each slot attends by itself, over its own positions and no more, so nothing is padded or masked.
 - Activations are computed row by row: their kernels take the last few numbers of a piece of memory another way.
 - All else is exact in its order whatever the rows: sums along a row, additions, products, roots, tables.
@@ -22,6 +22,7 @@ Example:
     decoder.advance({slot: ([token] * width, False)})
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,12 +33,12 @@ from torch import nn
 from slmkit.data.sequence import Example
 from slmkit.errors import UserError
 from slmkit.infer.cache import SlotCache
+from slmkit.infer.product import Product, fastest_product
 from slmkit.model.attention import attend
 from slmkit.model.heads import SpeechHead
 from slmkit.model.slm import SpeechLM
 
 ROW_BLOCK = 4  # rows that the kernels of matrix products take at a time
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Decoder:
@@ -62,7 +63,8 @@ class Decoder:
             like=weight,
         )
         with torch.inference_mode():
-            self.num_rows = rows_needed([*lm_rows, *_distinct_weights(model)], num_slots)
+            self._product = fastest_product(weight)
+            self.num_rows = rows_needed([*lm_rows, *_distinct_weights(model)], num_slots, self._product)
             cos, sin = qwen2.rotary_emb(weight, torch.arange(num_positions, device=weight.device)[None])
             self._cos, self._sin = cos[0, :, None], sin[0, :, None]  # [P, 1, E]
             self._hidden = weight.new_zeros(self.num_rows, weight.shape[1])
@@ -103,7 +105,8 @@ class Decoder:
         where = torch.tensor(places + [0] * (self.num_rows - self.num_slots), device=device)
         for slot in positions:
             self._lengths[slot] += 1
-        step = _Step(self._cache, sorted(positions), self._lengths, where, self._cos[where], self._sin[where])
+        rotary = self._cos[where], self._sin[where]
+        step = _Step(self._product, self._cache, sorted(positions), self._lengths, where, *rotary)
         hidden = step.layers(model.lm_model.model.layers, self._embed(tokens, speech))
         self._hidden = model.lm_model.model.norm(hidden)
         self._attended = [
@@ -112,19 +115,20 @@ class Decoder:
 
     def lm_logits(self, part: int) -> torch.Tensor:
         """Logits [R, C] of every row for the tokens of `lm_rows[part]`."""
-        return F.linear(self._hidden, self._lm_rows[part])
+        return self._product(self._hidden, self._lm_rows[part])
 
     def head_logits(self) -> list[torch.Tensor]:
         """Class logits of every head, [R, C] each."""
         inputs = self._attended or [self._hidden] * len(self.model.heads)
-        return [head.output(_features(head, attended)) for head, attended in zip(self.model.heads, inputs, strict=True)]
+        pairs = zip(self.model.heads, inputs, strict=True)
+        return [_linear(self._product, head.output, _features(self._product, head, each)) for head, each in pairs]
 
     def _embed(self, tokens: torch.Tensor, speech: torch.Tensor) -> torch.Tensor:
         """Input embeddings [R, D] of tokens [R, G], as `SpeechLM.embed` but row by row where it matters."""
         if self.model.fusion is None:
             return self.model.embed(tokens, speech)
         each = self.model.lm_model.model.embed_tokens(tokens)
-        return torch.where(speech[:, None], _row_by_row(self.model.fusion, each.flatten(-2)), each[:, 0])
+        return torch.where(speech[:, None], _row_by_row(self._product, self.model.fusion, each.flatten(-2)), each[:, 0])
 
 
 class _Step:
@@ -132,6 +136,7 @@ class _Step:
 
     def __init__(
         self,
+        product: Product,
         cache: SlotCache,
         active: list[int],
         lengths: list[int],
@@ -140,6 +145,7 @@ class _Step:
         sin: torch.Tensor,
     ) -> None:
         self.cache, self.active, self.lengths = cache, active, lengths
+        self.linear = functools.partial(_linear, product)
         self.where, self.cos, self.sin = where, cos, sin
 
     def layers(self, layers: Iterable[Any], hidden: torch.Tensor) -> torch.Tensor:
@@ -147,13 +153,16 @@ class _Step:
         for layer in layers:
             hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden))
             mlp, inner = layer.mlp, layer.post_attention_layernorm(hidden)
-            hidden = hidden + mlp.down_proj(_each_row(mlp.act_fn, mlp.gate_proj(inner)) * mlp.up_proj(inner))
+            gate, up = self.linear(mlp.gate_proj, inner), self.linear(mlp.up_proj, inner)
+            hidden = hidden + self.linear(mlp.down_proj, _each_row(mlp.act_fn, gate) * up)
         return hidden
 
     def _attention(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
         shape = (len(hidden), -1, module.head_dim)
-        query = self._rotate(module.q_proj(hidden).view(shape))
-        key, value = self._rotate(module.k_proj(hidden).view(shape)), module.v_proj(hidden).view(shape)
+        query, key, value = (
+            self.linear(projection, hidden).view(shape) for projection in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        query, key = self._rotate(query), self._rotate(key)
         num_slots = len(self.lengths)
         self.cache.write(module.layer_idx, self.where[:num_slots], key[:num_slots], value[:num_slots])
         output = torch.zeros_like(query)
@@ -161,7 +170,7 @@ class _Step:
             keys, values = self.cache.read(module.layer_idx, slot, self.lengths[slot])
             attended, _ = attend(module, query[slot, None, :, None], keys, values, None, scaling=module.scaling)
             output[slot] = attended[0, 0]
-        return module.o_proj(output.flatten(1))
+        return self.linear(module.o_proj, output.flatten(1))
 
     def _rotate(self, heads: torch.Tensor) -> torch.Tensor:
         first, second = heads.chunk(2, dim=-1)
@@ -199,18 +208,23 @@ def _distinct_weights(model: SpeechLM) -> list[torch.Tensor]:
     return list({tuple(layer.weight.shape): layer.weight for layer in layers}.values())
 
 
-def _features(head: SpeechHead, attended: torch.Tensor) -> torch.Tensor:
+def _linear(product: Product, module: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
+    out = product(rows, module.weight)
+    return out if module.bias is None else out + module.bias
+
+
+def _features(product: Product, head: SpeechHead, attended: torch.Tensor) -> torch.Tensor:
     """As `head.features`, row by row where it matters."""
     if head.kind != "mlp":
         return head.features(attended)
     assert isinstance(head.head, nn.Sequential)
-    return _row_by_row(list(head.head)[:-1], attended)
+    return _row_by_row(product, list(head.head)[:-1], attended)
 
 
-def _row_by_row(modules: Iterable[nn.Module], rows: torch.Tensor) -> torch.Tensor:
+def _row_by_row(product: Product, modules: Iterable[nn.Module], rows: torch.Tensor) -> torch.Tensor:
     """`modules` one after the other: products of all rows at once, anything else of each row by itself."""
     for module in modules:
-        rows = module(rows) if isinstance(module, nn.Linear) else _each_row(module, rows)
+        rows = _linear(product, module, rows) if isinstance(module, nn.Linear) else _each_row(module, rows)
     return rows
 
 
