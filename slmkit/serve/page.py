@@ -86,14 +86,14 @@ const part = (id) => document.getElementById(id);
 let running = null;  // what stops the sound under way
 
 class Player {
-  // Plays samples as they come, each piece right behind the one before.
-  constructor(rate) {
-    this.rate = rate;
+  // Plays samples as they come, each piece right behind the one before. To be made while a click is handled: browsers
+  // let no sound begin by itself.
+  constructor() {
     this.context = new AudioContext();
     this.end = 0;
   }
-  play(samples) {
-    const buffer = this.context.createBuffer(1, samples.length, this.rate);
+  play(samples, rate) {
+    const buffer = this.context.createBuffer(1, samples.length, rate);
     buffer.copyToChannel(Float32Array.from(samples, (step) => step / FULL_SCALE), 0);
     const source = this.context.createBufferSource();
     source.buffer = buffer;
@@ -103,7 +103,7 @@ class Player {
     this.end += buffer.duration;
   }
   stop() {
-    this.context.close();
+    if (this.context.state !== 'closed') this.context.close();
   }
 }
 
@@ -186,20 +186,17 @@ async function speak() {
   }
   stop();
   const abort = new AbortController();
-  const mine = running = {abort, player: null};
+  const mine = running = {abort, player: new Player()};
   isSpeaking(true);
   part('result').hidden = true;
   part('status').textContent = 'Waiting';
   try {
-    const blob = await fetchSpeech(abort.signal, (samples, rate) => {
-      mine.player ??= new Player(rate);
-      mine.player.play(samples);
-    });
+    const blob = await fetchSpeech(abort.signal, (samples, rate) => mine.player.play(samples, rate));
     URL.revokeObjectURL(part('audio').src);
     part('audio').src = part('keep').href = URL.createObjectURL(blob);
     part('result').hidden = false;
   } catch (error) {
-    mine.player?.stop();
+    mine.player.stop();
     part('status').textContent = '';
     if (error.name !== 'AbortError') showError(error.message);
   } finally {
@@ -209,7 +206,7 @@ async function speak() {
 
 function stop() {
   running?.abort.abort();
-  running?.player?.stop();
+  running?.player.stop();
   running = null;
   isSpeaking(false);
 }
@@ -217,7 +214,7 @@ function stop() {
 async function start() {
   part('form').addEventListener('submit', (event) => { event.preventDefault(); speak(); });
   part('stop').addEventListener('click', stop);
-  part('audio').addEventListener('play', () => running?.player?.stop());
+  part('audio').addEventListener('play', () => running?.player.stop());
   part('text').addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) part('form').requestSubmit();
   });

@@ -53,11 +53,11 @@ class Routes(Connection):
 
     def _check_sender(self) -> None:
         """Keep out pages of other sites that a browser on this machine has open."""
-        host = self.headers.get("Host", "")
-        if self.server.hosts is not None and _without_port(host) not in self.server.hosts:
+        host = self.headers.get("Host")  # no browser leaves it out
+        if self.server.hosts is not None and host is not None and _without_port(host) not in self.server.hosts:
             raise invalid("the server does not go by this name", code="wrong_host", got=host, status=403)
         origin = self.headers.get("Origin")
-        if origin is not None and self.command == "POST" and _netloc(origin) != host.lower():
+        if origin is not None and self.command == "POST" and _netloc(origin) != (host or "").lower():
             raise invalid("requests from pages of other sites are refused", code="wrong_origin", status=403)
 
     def _page(self) -> None:

@@ -51,8 +51,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._accepting = threading.Thread(target=self.serve_forever, args=(STEP_SEC,), name="accepting")
         try:
             self.address_family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            super().__init__(place[:2], Routes)  # type: ignore[arg-type]
-        except (OSError, OverflowError) as error:
+            super().__init__((str(place[0]), port), Routes)
+        except (OSError, OverflowError, UnicodeError) as error:
             raise UserError(
                 f"cannot listen at {host}, port {port}: {error}", next_step="give another --host or --port"
             ) from error

@@ -108,7 +108,6 @@ class _Running:
 
     def __init__(self, answer: Answer, stream: SpeechStream | None) -> None:
         self.answer, self.stream = answer, stream
-        self.num_frames = 0  # that the stream has
         self.has_sound = False
 
 
@@ -219,7 +218,7 @@ class Worker:
             self._num_running += 1
         number, job = self._next_number, answer.job
         self._next_number += 1
-        stream = SpeechStream(self._synthesizer.codec, torch.from_numpy(job.speaker)) if job.is_streamed else None
+        stream = SpeechStream(self._synthesizer.codec, job.speaker) if job.is_streamed else None
         self._running[number] = _Running(answer, stream)
         try:
             self._synthesizer.engine.admit(job.request, number)
@@ -262,19 +261,15 @@ class Worker:
     def _hand_out(self, number: int, running: _Running) -> None:
         if running.stream is None:
             return
-        codes = self._synthesizer.engine.frames(number, running.num_frames)
-        if not codes.shape[1]:
-            return
-        running.num_frames += codes.shape[1]
-        wave = running.stream.push(codes)
+        wave = running.stream.push(self._synthesizer.engine.frames(number, running.stream.num_frames))
         if len(wave):
             self._note_sound(running)
             running.answer.put(Piece(wave))
 
     def _finish(self, number: int, running: _Running, output: Output) -> None:
         if running.stream is not None:
-            parts = [running.stream.push(output.codes[:, running.num_frames :]), running.stream.finish()]
-            wave = np.concatenate(parts)
+            last = running.stream.push(output.codes[:, running.stream.num_frames :])
+            wave = np.concatenate([last, running.stream.finish()])
         elif output.codes.shape[1]:
             wave = self._synthesizer.decode(output.codes, torch.from_numpy(running.answer.job.speaker))
         else:
