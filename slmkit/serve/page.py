@@ -58,7 +58,7 @@ main { max-width: 720px; margin: 40px auto; padding: 26px 28px 30px; background:
 h1 { font-size: 21px; margin: 0 0 16px; overflow-wrap: anywhere; }
 label { display: block; color: var(--dim); font-size: 13px; margin: 0 0 3px; }
 textarea, select, input, button { font: inherit; padding: 8px 10px; border: 1px solid #b6bec9; border-radius: 5px;
-                                  background: #fff; color: inherit; }
+                                  background: #fff; color: inherit; min-height: 42px; }
 textarea { width: 100%; resize: vertical; display: block; margin-bottom: 14px; }
 textarea:focus-visible, select:focus-visible, input:focus-visible, button:focus-visible, a:focus-visible {
   outline: 2px solid var(--blue); outline-offset: 1px; }
@@ -146,33 +146,44 @@ async function errorOf(reply) {
   return new Error(values?.error?.message ?? `The server answered with ${reply.status}.`);
 }
 
+async function* eventsOf(reply) {
+  // What the server sends, event by event.
+  const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = '';
+  for (;;) {
+    const {done, value} = await reader.read();
+    if (done) return;
+    const parts = (text + value).split('\\n\\n');
+    text = parts.pop();
+    for (const part of parts) yield JSON.parse(part.slice('data: '.length));
+  }
+}
+
 async function fetchSpeech(signal, onSound) {
   // The whole file; its samples go to onSound as they come.
   const began = performance.now();
-  const values = {input: part('text').value, voice: part('voice').value, response_format: 'wav', stream: true,
+  const passedSec = () => (performance.now() - began) / 1000;
+  const values = {input: part('text').value, voice: part('voice').value, stream_format: 'sse',
                   temperature: Number(part('temperature').value), seed: Number(part('seed').value)};
   const reply = await fetch('/v1/audio/speech',
     {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(values), signal});
   if (!reply.ok) throw await errorOf(reply);
   const rate = Number(reply.headers.get('X-Slmkit-Sample-Rate'));
-  const pieces = [], reader = reply.body.getReader();
-  let length = 0, played = HEADER_BYTES, firstSec = null;
-  for (;;) {
-    const {done, value} = await reader.read();
-    if (done) break;
-    pieces.push(value);
-    length += value.length;
-    const whole = length - length % 2;
-    if (whole <= played) continue;
-    firstSec ??= (performance.now() - began) / 1000;
-    const wav = joined(pieces);
-    onSound(steps(wav.subarray(played, whole)), rate);
-    pieces.splice(0, pieces.length, wav);
-    played = whole;
-    part('status').textContent = `Speaking: ${((played - HEADER_BYTES) / 2 / rate).toFixed(1)} s`;
+  const pieces = [];
+  let firstSec = null, ending = null;
+  for await (const event of eventsOf(reply)) {
+    if (event.type === 'error') throw new Error(event.error.message);
+    if (event.type === 'speech.audio.done') ending = event;
+    if (event.type !== 'speech.audio.delta') continue;
+    const bytes = Uint8Array.from(atob(event.audio), (letter) => letter.charCodeAt(0));
+    firstSec ??= passedSec();
+    onSound(steps(pieces.length ? bytes : bytes.subarray(HEADER_BYTES)), rate);
+    pieces.push(bytes);
+    part('status').textContent = 'Speaking';
   }
-  const soundSec = (length - HEADER_BYTES) / 2 / rate, tookSec = (performance.now() - began) / 1000;
-  part('status').textContent = `${soundSec.toFixed(2)} s of speech in ${tookSec.toFixed(2)} s, ` +
+  if (!ending) throw new Error('The server has ended the answer too early.');
+  const limit = ending.limit ? `, cut at a limit (${ending.limit})` : '';
+  part('status').textContent = `${ending.seconds.toFixed(2)} s of speech${limit} in ${passedSec().toFixed(2)} s, ` +
     `the first sound after ${firstSec.toFixed(2)} s`;
   return finished(joined(pieces));
 }

@@ -38,9 +38,16 @@ class Service:
     def __init__(
         self, synthesizer: Synthesizer, voices: Mapping[str, npt.NDArray[np.float32]], settings: Settings
     ) -> None:
-        """`voices`: speaker vectors float32 [D] by name. Raises UserError for settings out of range and no voices."""
+        """`voices`: speaker vectors float32 [D] by name.
+
+        Raises UserError for settings out of range, no voices, and a voice of another codec.
+        """
         if not voices:
             raise UserError("the server has no voices", next_step="name at least one")
+        width = synthesizer.codec.spec.speaker_dim
+        for name, vector in voices.items():
+            if vector.shape != (width,):
+                raise UserError(f"the voice {name} is not of this codec", got=vector.shape, expected=(width,))
         if not 1 <= settings.max_chars <= MAX_TEXT_CHARS:
             raise UserError("texts cannot be so long", got=settings.max_chars, expected=f"1 to {MAX_TEXT_CHARS}")
         if not 0 < settings.max_sec < float("inf"):

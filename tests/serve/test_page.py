@@ -83,7 +83,7 @@ def test_a_text_is_heard_in_the_voice_that_was_chosen(page: Browser, client: Cli
         assert sound[:44] == whole[:44]  # the length is known by now
         assert len(sound) == len(whole)
     assert sounds["anna"] != sounds["bert"]
-    assert "1.50 s of speech in" in page.value(STATUS)
+    assert "1.50 s of speech, cut at a limit (seconds) in" in page.value(STATUS)
     page.value("document.getElementById('result').hidden = false")
     keep(page, "spoken", tmp_path)
     assert page.complaints == []
@@ -122,19 +122,23 @@ def test_what_the_server_refuses_is_named_on_the_page(page: Browser) -> None:
     assert page.value("document.getElementById('speak').disabled") is False
 
 
-def test_a_stop_gives_the_answer_up(browser: Browser, synthesizer: Synthesizer, chain: Path) -> None:
-    with serving(synthesizer, chain, max_sec=60.0) as (_, client):
+def test_an_answer_given_up_and_one_cut_by_the_server(browser: Browser, synthesizer: Synthesizer, chain: Path) -> None:
+    with serving(synthesizer, chain, max_sec=60.0) as (server, client):
         browser.go(f"http://127.0.0.1:{client.port}/")
         browser.wait_for(f"document.readyState === 'complete' && {VOICES}")
         browser.complaints.clear()
         write(browser, "A small boat crossed the lake.")
         browser.click("#speak")
-        browser.wait_for(f"{STATUS}.startsWith('Speaking')")
+        browser.wait_for(f"{STATUS} === 'Speaking'")
         browser.click("#stop")
         client.wait_for(active=0)
         browser.wait_for("document.getElementById('stop').disabled")
         assert client.get("/metrics").values["requests"]["given_up"] == 1
         assert browser.value(ERROR) is False
+        browser.click("#speak")
+        browser.wait_for(f"{STATUS} === 'Speaking'")
+        server.close(0)
+        assert browser.wait_for(ERROR) == "the server is shutting down"
         assert browser.complaints == []
 
 
