@@ -37,7 +37,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """See the module."""
 
     allow_reuse_address = True
-    daemon_threads = True
+    daemon_threads = False  # Python waits for them when it ends, and `close` sees to it that they do
     block_on_close = False
     request_queue_size = 1024
 
@@ -107,6 +107,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """A connection has begun."""
         with self._changed:
             self._connections.add(connection)
+            if self.is_closing:  # and hung up on the others already, perhaps
+                with contextlib.suppress(OSError):  # over already
+                    connection.connection.shutdown(socket.SHUT_RD)
 
     def leave(self, connection: Connection) -> None:
         """A connection is over."""

@@ -1,5 +1,6 @@
 """The server as a process: it says where it listens, and ends well when it is told to."""
 
+import os
 import re
 import signal
 import subprocess
@@ -30,9 +31,10 @@ def words(chain: Path, *more: str) -> list[str]:
 def test_a_signal_ends_the_process_with_success(number: int, chain: Path, tmp_path: Path) -> None:
     """Also while it speaks, and when it is told twice."""
     command = [sys.executable, "-m", "slmkit", *words(chain, "--slots", "2", "--max-sec", "60", "--name", "tts-1")]
+    env = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     with (
         (tmp_path / "log").open("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env) as process,
     ):
         try:
             assert process.stdout is not None
@@ -46,7 +48,7 @@ def test_a_signal_ends_the_process_with_success(number: int, chain: Path, tmp_pa
             process.send_signal(number)
             assert process.stdout.readline() == "stopping\n"
             process.send_signal(number)
-            assert process.wait(40) == 0
+            assert process.wait(40) == 0, (tmp_path / "log").read_text()
             assert time.monotonic() - began > 4  # running answers had their time
             assert not read_all(endless).endswith(b"0\r\n\r\n")
         finally:
