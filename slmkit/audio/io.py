@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
 from slmkit.audio import quality, units
 from slmkit.audio.decoder import Decoder
-from slmkit.audio.encode import pcm16
+from slmkit.audio.encode import encoded
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
 
@@ -100,9 +99,9 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
 
     Raises ValueError when `wave` is not one-dimensional or not finite, UserError as `files.atomic_write` does.
     """
-    steps = pcm16(wave)
+    content = encoded(wave, sample_rate, "wav")
     with atomic_write(path, replace=replace) as file:
-        soundfile.write(file, steps, sample_rate, format="WAV", subtype="PCM_16")
+        file.write(content)
 
 
 class _Piece:
