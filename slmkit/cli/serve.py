@@ -44,21 +44,30 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from slmkit import log
+    from slmkit.infer.engine import positions_for
     from slmkit.infer.synthesizer import Synthesizer
+    from slmkit.infer.voices import Voices
     from slmkit.serve.server import Server
     from slmkit.serve.service import Service, Settings
     from slmkit.serve.voices import read_voices
     from slmkit.train.signals import Signals
 
     log.set_up()
-    synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots)
-    voices = read_voices(args.voices, synthesizer.read_speaker)
     settings = Settings(
         model=args.name or Path(args.model).resolve().name,
         max_chars=args.max_chars,
         max_sec=args.max_sec,
         max_waiting=args.max_waiting,
     )
+    parts = Synthesizer.load(args.model, args.codec, args.device)
+    synthesizer = Synthesizer(
+        parts.model,
+        parts.tokenizer,
+        parts.codec,
+        num_slots=args.slots,
+        num_positions=positions_for(parts.model, args.max_sec),
+    )
+    voices = read_voices(args.voices, Voices(synthesizer.read_speaker).vector)
     service = Service(synthesizer, voices, settings)
     with Signals.installed() as signals, Server(service, args.host, args.port) as server:
         print(f"listening at {server.address} with {len(voices)} voices: {', '.join(voices)}", flush=True)

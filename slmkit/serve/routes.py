@@ -175,7 +175,7 @@ class Routes(Connection):
         spec = self.service.synthesizer.codec.spec
         seconds = round(output.codes.shape[1] * spec.hop_samples / spec.sample_rate, 4)
         facts: dict[str, Any] = {"seconds": seconds, "reason": output.reason, "limit": output.limit}
-        return {"text": self.service.synthesizer.text_of(output), **facts} if is_question else facts
+        return {"text": self.service.words(output), **facts} if is_question else facts
 
     def _usage(self, answer: Answer, output: Output) -> dict[str, int]:
         num_in, num_out = answer.job.num_prompt_positions, output.num_steps

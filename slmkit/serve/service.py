@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 from slmkit.audio import encode
 from slmkit.errors import UserError
+from slmkit.infer.answer import answer_words
+from slmkit.infer.request import Output
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
 from slmkit.serve.counts import Counts
 from slmkit.serve.fields import Asked, Offer
@@ -24,12 +26,20 @@ from slmkit.serve.worker import Answer, Job, Worker
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits of a server."""
+    """Limits of a server. Raises UserError for those out of range."""
 
     model: str  # its name in requests
     max_chars: int = MAX_TEXT_CHARS  # of a text
     max_sec: float = 30.0  # of an answer
     max_waiting: int = 32  # requests beside those in the slots
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_chars <= MAX_TEXT_CHARS:
+            raise UserError("texts cannot be so long", got=self.max_chars, expected=f"1 to {MAX_TEXT_CHARS}")
+        if not 0 < self.max_sec < float("inf"):
+            raise UserError("answers cannot be so long", got=self.max_sec, expected="a number of seconds above 0")
+        if self.max_waiting < 0:
+            raise UserError("so many requests cannot wait", got=self.max_waiting, expected="0 or more")
 
 
 class Service:
@@ -40,7 +50,7 @@ class Service:
     ) -> None:
         """`voices`: speaker vectors float32 [D] by name.
 
-        Raises UserError for settings out of range, no voices, and a voice of another codec.
+        Raises UserError for no voices, and for a voice of another codec.
         """
         if not voices:
             raise UserError("the server has no voices", next_step="name at least one")
@@ -48,12 +58,6 @@ class Service:
         for name, vector in voices.items():
             if vector.shape != (width,):
                 raise UserError(f"the voice {name} is not of this codec", got=vector.shape, expected=(width,))
-        if not 1 <= settings.max_chars <= MAX_TEXT_CHARS:
-            raise UserError("texts cannot be so long", got=settings.max_chars, expected=f"1 to {MAX_TEXT_CHARS}")
-        if not 0 < settings.max_sec < float("inf"):
-            raise UserError("answers cannot be so long", got=settings.max_sec, expected="a number of seconds above 0")
-        if settings.max_waiting < 0:
-            raise UserError("so many requests cannot wait", got=settings.max_waiting, expected="0 or more")
         self.synthesizer, self._voices, self.settings = synthesizer, dict(voices), settings
         self.sample_rate = synthesizer.codec.spec.sample_rate
         self.offer = Offer(
@@ -91,6 +95,11 @@ class Service:
             self.counts.add("failed")
             raise invalid(error.what, got=error.got, expected=error.expected) from error
         return self.worker.submit(Job(request=request, speaker=speaker, is_streamed=asked.streaming is not None))
+
+    def words(self, output: Output) -> str:
+        """What the model wrote in answer to a question."""
+        synthesizer = self.synthesizer
+        return answer_words(output.text_ids, synthesizer.model.layout, synthesizer.tokenizer.decode).text
 
     def metrics(self) -> dict[str, Any]:
         """How much the server does and how fast."""
