@@ -28,6 +28,7 @@ TEMPLATES = {
     " [Assistant]: [ta] {text} [ua] {audio}\n\n",
     "turn": "[Human]: {instruction}\n [Assistant]: {response}\n\n",
 }
+MARKS = ("[ta]", "[ua]")  # before the answer in text, and before the answer in speech
 _SPLIT = re.compile(r"(\[Human\]|\[Assistant\]:|<\|placeholder\|>|\{audio\}|\[ta\]|\[ua\])")
 TASKS = {"tts": (True,), "asr": (False,), "text": (), "qa": (True,)}  # of each speech part of a task: is it learnt?
 
@@ -125,7 +126,7 @@ def _fill(template: str, **texts: str) -> list[Segment]:
             in_answer = True
         elif piece == "<|placeholder|>":
             segments.append(Segment("speaker", piece, in_answer))
-        elif piece in ("[ta]", "[ua]"):
+        elif piece in MARKS:
             segments.append(Segment("marker", piece, in_answer))
         elif piece == "{audio}":
             segments += [Segment("special", "<sosp>", in_answer), Segment("speech", "", in_answer)]

@@ -53,7 +53,8 @@ class Answer:
             first = 0 if is_grouped else grammar.state - SPEECH
             recent = [[frame[(first + head) % streams] for frame in frames] for head in heads]
             if is_text:
-                recent = [grammar.text_ids[-sampling.repetition_window :]]
+                # Of text, class i is token i; the marks of an answer are beyond that, and each is written once anyway.
+                recent = [[i for i in grammar.text_ids[-sampling.repetition_window :] if i < grammar.layout.base_size]]
         return [Row(sampling, self.request.seed, self.num_steps * width + head, recent[head]) for head in heads]
 
     def reached(self) -> Limit | None:

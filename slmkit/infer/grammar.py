@@ -1,4 +1,5 @@
-"""What may come next, and what the chosen tokens mean: text until `<sosp>`, speech until `<eosp>`, text again.
+"""What may come next, and what the chosen tokens mean: text until `<sosp>`, speech until `<eosp>`, text again. Text has
+the marks of a spoken answer, `[ta]` and `[ua]`, where the vocabulary has tokens for them.
 
 Two grammars with one face, for the two ways of writing speech. `Interleaved` (next-token prediction): the streams take
 turns, a b c a ..., and `<eosp>` only stands where a frame is whole. `Grouped` (multi-token prediction): a step holds
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from slmkit.data.prompt import MARKS
 from slmkit.data.sequence import frames_per_step
 from slmkit.data.vocab import VocabLayout
 
@@ -51,7 +53,8 @@ class Grammar:
     def allowed(self, state: int) -> list[int]:
         """Token ids that may be chosen from the vocabulary in `state`, in the order of their rows."""
         assert state == TEXT, "the classes of a speech step come from heads"
-        return [*range(self.layout.base_size), self._sosp]
+        marks = (token_id for token, token_id in self.layout.specials if token in MARKS)
+        return [*range(self.layout.base_size), *sorted([self._sosp, *marks])]
 
     def codes(self) -> npt.NDArray[np.int16]:
         """int16 [K, T]: the frames so far."""

@@ -131,7 +131,7 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
                 assert grammar.speech_step(lambda x: x.argmax(-1), logits) == list(ids)
             else:
                 assert grammar.text_step(lambda x: x.argmax(-1), vocabulary[at]) == ids[0]
-    assert sum(spoken for positions in seen for _, spoken in positions.values()) > 5
+    assert sum(spoken for positions in seen for _, spoken in positions.values()) >= 5
 
 
 @pytest.mark.parametrize("kind", CHEAP)

@@ -92,3 +92,19 @@ def test_end_of_text_ends_the_answer() -> None:
     logits[layout.eos_id] = 1
     assert grammar.text_step(choose, logits) == layout.eos_id
     assert grammar.mode == "end"
+
+
+def test_text_has_the_marks_of_an_answer_where_they_are_tokens() -> None:
+    """Whichever is wanted is chosen; what `allowed` lists rises, as rows of the vocabulary do."""
+    for group, expected in ((0, ["<sosp>", "[ta]", "[ua]"]), (3, ["<sosp>"])):
+        layout = layout_for(group)
+        grammar = make_grammar(layout, group, layout.size + 7)
+        allowed = grammar.allowed(grammar.state)
+        assert allowed == [*range(layout.base_size), *sorted(layout.id_of(token) for token in expected)]
+    layout = layout_for(0)
+    grammar = make_grammar(layout, 0, layout.size + 7)
+    for token in ("[ta]", "[ua]"):
+        wanted = torch.zeros(layout.size + 7)
+        wanted[layout.id_of(token)] = 1
+        assert grammar.text_step(choose, wanted) == layout.id_of(token)
+    assert grammar.text_ids == [layout.id_of("[ta]"), layout.id_of("[ua]")]
