@@ -57,7 +57,7 @@ class Record:
     reason: Literal["end", "limit", "refused"]  # "refused": nothing was asked of the model, see `why`
     limit: str | None = None
     why: str = ""
-    answer: str = ""  # words around the speech
+    answer: str = ""  # in text, to a question; else the words around the speech
     question: str = ""
     true_answers: tuple[str, ...] = ()
     engine_sec: float | None = None  # share of the decoding time; the sum over all is the time it took

@@ -14,14 +14,15 @@ Example:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.errors import UserError
+from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.answers import exact_match, f1
 from slmkit.evaluate.codes import frame_agreement
 from slmkit.evaluate.generation import COPY
@@ -30,13 +31,15 @@ from slmkit.evaluate.mel import log_mel_distance
 from slmkit.evaluate.outputs import Finished, Record, codes_path, read_array, read_wave, voice_path, wav_path
 from slmkit.evaluate.selection import OWN
 from slmkit.evaluate.truth import Truths
+from slmkit.evaluate.voices import cosine
 from slmkit.evaluate.words import error_counts, normalized
 
-TEXT_ANSWER, SPOKEN_ANSWER = "[ta]", "[ua]"
 NO_SPEECH = np.zeros(0, np.float32)
 
 Wave = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
 Scores = dict[str, Score | None]
+T = TypeVar("T")
 
 
 class Hears(Protocol):
@@ -50,7 +53,7 @@ class Hears(Protocol):
 class KnowsVoices(Protocol):
     """Gives the vector of a voice."""
 
-    def vector(self, wave: Wave, sample_rate: int) -> npt.NDArray[np.float32]: ...
+    def vector(self, wave: Wave, sample_rate: int) -> Vector: ...
 
 
 class Judges(Protocol):
@@ -93,7 +96,7 @@ def score(outputs: Finished, truths: Truths, scorers: Scorers) -> Iterator[dict[
     Raises UserError when the outputs belong to another corpus or codec, or cannot be read.
     """
     check_belongs(outputs, truths)
-    references: dict[int, npt.NDArray[np.float32]] = {}  # vectors of recordings, which many utterances may share
+    references: dict[int, Vector | None] = {}  # vectors of recordings, which many utterances may share
     for record in outputs.records:
         if truths.sample(record.number).key != record.key:
             raise UserError("the outputs were generated for another corpus", got=record.key)
@@ -110,7 +113,7 @@ def score(outputs: Finished, truths: Truths, scorers: Scorers) -> Iterator[dict[
         if scorers.recognizer:
             scores |= _words(record, heard, scorers.recognizer.spellings)
         if scorers.utmos:
-            scores["utmos"] = _one(scorers.utmos.score(wave, spoken.rate)) if record.frames else None
+            scores["utmos"] = _one(_measured(scorers.utmos.score, spoken))
         if outputs.settings["model"] == COPY and record.voice == OWN:
             scores |= _copy_quality(spoken, truths.source(record.number), scorers)
         if scorers.alignment:
@@ -136,14 +139,9 @@ def check_belongs(outputs: Finished, truths: Truths) -> None:
         )
 
 
-def text_answer(words: str) -> str:
-    """The answer in the words of an output: between `[ta]` and `[ua]`, where they are written as plain text."""
-    return words.partition(SPOKEN_ANSWER)[0].removeprefix(" ").removeprefix(TEXT_ANSWER).strip()
-
-
-def _one(value: float) -> Score | None:
+def _one(value: float | None) -> Score | None:
     """A value as a score of weight 1; None where it is not a finite number."""
-    return (float(value), 1.0) if np.isfinite(value) else None
+    return None if value is None or not np.isfinite(value) else (float(value), 1.0)
 
 
 def _decoding(spoken: _Spoken) -> Scores:
@@ -184,39 +182,50 @@ def _voice(
     outputs: Finished,
     truths: Truths,
     scorers: Scorers,
-    references: dict[int, npt.NDArray[np.float32]],
+    references: dict[int, Vector | None],
 ) -> Scores:
     record, scores = spoken.record, Scores()
     if scorers.codec_voice:
-        vector = scorers.codec_voice.vector(spoken.wave, spoken.rate) if record.frames else None
+        vector = _measured(scorers.codec_voice.vector, spoken)
         scores["codec_similarity"] = _similarity(vector, _asked_vector(outputs, truths, record))
         if record.voice != OWN:
             scores["other_voice_similarity"] = _similarity(vector, truths.vector(record.number))
     if scorers.wavlm:
         number = record.voice_number
         if number is not None and number not in references:
-            references[number] = scorers.wavlm.vector(truths.recording(number), spoken.rate)
-        vector = scorers.wavlm.vector(spoken.wave, spoken.rate) if record.frames else None
-        scores["wavlm_similarity"] = _similarity(vector, None if number is None else references[number])
+            spoken_by = dataclasses.replace(spoken, wave=truths.recording(number))
+            references[number] = _measured(scorers.wavlm.vector, spoken_by)
+        reference = None if number is None else references[number]
+        scores["wavlm_similarity"] = _similarity(_measured(scorers.wavlm.vector, spoken), reference)
     return scores
 
 
-def _asked_vector(outputs: Finished, truths: Truths, record: Record) -> npt.NDArray[np.float32]:
+def _asked_vector(outputs: Finished, truths: Truths, record: Record) -> Vector:
     if record.voice_number is not None:
         return truths.vector(record.voice_number)
     names = list(outputs.settings["voices"])
     return read_array(voice_path(outputs.directory, names.index(record.voice)))
 
 
-def _similarity(a: npt.NDArray[np.float32] | None, b: npt.NDArray[np.float32] | None) -> Score | None:
+def _similarity(a: Vector | None, b: Vector | None) -> Score | None:
     return None if a is None or b is None else _one(cosine(a, b))
+
+
+def _measured(measure: Callable[[Wave, int], T], spoken: _Spoken) -> T | None:
+    """What `measure` says of the speech; None where there is none, or too little for it."""
+    if not len(spoken.wave):
+        return None
+    try:
+        return measure(spoken.wave, spoken.rate)
+    except BadSample:
+        return None
 
 
 def _answer(record: Record, heard: str, *, has_heard: bool) -> Scores:
     """EM and F1 of a question's answer; None where the corpus has no true answer."""
     if not record.question:
         return {}
-    found = {"": text_answer(record.answer), "speech_": heard} if has_heard else {"": text_answer(record.answer)}
+    found = {"": record.answer, "speech_": heard} if has_heard else {"": record.answer}
     scores: Scores = {}
     for kind, answer in found.items():
         truths = record.true_answers
@@ -227,7 +236,7 @@ def _answer(record: Record, heard: str, *, has_heard: bool) -> Scores:
 
 def _words(record: Record, heard: str, spellings: dict[str, str]) -> Scores:
     """Errors of what was heard against what was to be said: the sentence, or the model's own text answer."""
-    said = text_answer(record.answer) if record.question else record.text
+    said = record.answer if record.question else record.text
     reference, hypothesis = normalized(said, spellings), normalized(heard, spellings)
     words, chars = (error_counts(reference, hypothesis, unit) for unit in ("word", "char"))
     return {name: (sum(errors[:3]), errors.reference) for name, errors in (("wer", words), ("cer", chars))}
@@ -236,5 +245,6 @@ def _words(record: Record, heard: str, spellings: dict[str, str]) -> Scores:
 def _copy_quality(spoken: _Spoken, source: Wave | None, scorers: Scorers) -> Scores:
     scores: Scores = {"source_distance_db": None if source is None else _distance(source, spoken)}
     for name, measure in scorers.copy_quality.items():
-        scores[name] = None if source is None else _one(measure(source, spoken.wave, spoken.rate))
+        against = functools.partial(measure, source)
+        scores[name] = None if source is None else _one(_measured(against, spoken))
     return scores
