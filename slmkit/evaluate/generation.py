@@ -17,7 +17,7 @@ Example:
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +42,11 @@ COPY = "copy synthesis"
 SEED_BYTES = 8
 
 Vector = npt.NDArray[np.float32]
+Tell = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +83,10 @@ def generate(
     model: dict[str, str],
     voices: Sequence[Voice] = (),
     name: str = "",
+    tell: Tell = silent,
 ) -> None:
-    """Store the outputs of all items that are not in `out` yet. `model` identifies the weights, `name` is for people.
+    """Store the outputs of all items that are not in `out` yet. `model` identifies the weights, `name` is for people;
+    `tell` hears how many of how many are there.
 
     Raises UserError when the corpus or a voice is not of the model's codec, or the corpus lacks speaker vectors or, for
     qa, questions; or as `Outputs.open` does.
@@ -121,9 +128,18 @@ def generate(
                 engine_sec=seconds,
             )
             _store(outputs, done, output.codes, vector, synthesizer)
+            tell(len(outputs.records), len(items))
 
 
-def copy_synthesis(codec: Codec, corpus: Corpus, items: Sequence[Item], settings: Settings, out: str | Path) -> None:
+def copy_synthesis(
+    codec: Codec,
+    corpus: Corpus,
+    items: Sequence[Item],
+    settings: Settings,
+    out: str | Path,
+    *,
+    tell: Tell = silent,
+) -> None:
     """Store the true codes of all items, decoded in their voices, as if a model had chosen them.
 
     Raises UserError as `generate` does.
@@ -141,6 +157,7 @@ def copy_synthesis(codec: Codec, corpus: Corpus, items: Sequence[Item], settings
             record = dataclasses.replace(record, frames=codes.shape[1], answer=answer)
             wave = decode(codec, codes, vector)
             outputs.add(record, codes, wave, sample_rate=codec.spec.sample_rate)
+            tell(len(outputs.records), len(items))
 
 
 def true_codes(sample: Sample, corpus: Corpus) -> npt.NDArray[np.int16]:

@@ -243,8 +243,9 @@ def _words(record: Record, heard: str, spellings: dict[str, str]) -> Scores:
 
 
 def _copy_quality(spoken: _Spoken, source: Wave | None, scorers: Scorers) -> Scores:
-    scores: Scores = {"source_distance_db": None if source is None else _distance(source, spoken)}
+    if source is None:
+        return dict.fromkeys(["source_distance_db", *scorers.copy_quality])
+    scores: Scores = {"source_distance_db": _distance(source, spoken)}
     for name, measure in scorers.copy_quality.items():
-        against = functools.partial(measure, source)
-        scores[name] = None if source is None else _one(_measured(against, spoken))
+        scores[name] = _one(_measured(functools.partial(measure, source), spoken))
     return scores
