@@ -17,7 +17,7 @@ from typing import Any
 from slmkit.errors import UserError
 from slmkit.evaluate.html_parts import END, SHOWN_NAME, bidi, facts_list, head
 from slmkit.evaluate.intervals import Score, difference
-from slmkit.evaluate.metrics import in_order, metric
+from slmkit.evaluate.metrics import TIMED, in_order, metric
 from slmkit.evaluate.report_page import NO_VALUE, TASKS, value_cell
 from slmkit.evaluate.results import Row, read_report, summary
 from slmkit.files import atomic_write, new_directory, provenance, write_json
@@ -159,7 +159,7 @@ def _differences(first: Sequence[Row], second: Sequence[Row]) -> dict[str, Any]:
         pairs = [(_score(name, a), _score(name, b)) for a, b in zip(first, second, strict=True)]
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
         interval = difference([a for a, _ in both], [b for _, b in both])
-        if interval is not None:
+        if interval is not None and name not in TIMED:
             found[name] = {**interval._asdict(), "pairs": len(both)}
     return found
 

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 from slmkit import plot
 from slmkit.audio.io import write_wav
 from slmkit.evaluate.mel import HOP_SEC, log_mel
-from slmkit.evaluate.metrics import in_order, metric
+from slmkit.evaluate.metrics import TIMED, in_order, metric
 from slmkit.evaluate.outputs import read_wave, wav_path
 from slmkit.evaluate.truth import Truths
 from slmkit.files import atomic_write
 
 LISTEN = "listen"
 PER_METRIC = 3
-NOT_JUDGED = ("steps_per_sec", "frames_per_step", "real_time_factor")  # of how fast, not of how good
 
 Row = dict[str, Any]
 
@@ -42,7 +41,7 @@ def worst(rows: Sequence[Row], per_metric: int = PER_METRIC) -> list[tuple[Row, 
     by_place = {row["place"]: row for row in rows}
     for name in in_order({name for row in rows for name in row["scores"]}):
         judged = metric(name)
-        if not judged.better or name in NOT_JUDGED or ":" in name:
+        if not judged.better or name in TIMED or ":" in name:
             continue
         sign = 1 if judged.better == "high" else -1
         known = [row for row in rows if name in row["scores"]]

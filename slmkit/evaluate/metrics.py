@@ -83,6 +83,8 @@ METRICS = (
     Metric("frames_per_step", "frames/step", "", "", 2, "Codec frames per position decoded, text included."),
     Metric("real_time_factor", "RTF", "", "low", 3, "Seconds of decoding for a second of speech, without the codec."),
 )
+# Utterances that are decoded together share the time: only the sum over all means something, and it has no interval.
+TIMED = ("steps_per_sec", "real_time_factor")
 _BY_NAME = {metric.name: (place, metric) for place, metric in enumerate(METRICS)}
 
 

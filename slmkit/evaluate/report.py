@@ -14,7 +14,7 @@ from typing import Any
 from slmkit import plot
 from slmkit.evaluate.intervals import Score
 from slmkit.evaluate.listening import LISTEN, make_listening, worst
-from slmkit.evaluate.metrics import metric
+from slmkit.evaluate.metrics import TIMED, metric
 from slmkit.evaluate.outputs import finished
 from slmkit.evaluate.report_page import render
 from slmkit.evaluate.results import ALL, REPORT, build, read_report, scores_of
@@ -62,8 +62,9 @@ def lines(report: dict[str, Any]) -> list[str]:
         left_out = f", {values['left_out']} left out" if values["left_out"] else ""
         shown = "not to be had"
         if values["mean"] is not None:
-            low_high = f"{one.shown(values['low'])} to {one.shown(values['high'])}"
-            shown = f"{one.shown(values['mean'])} {one.unit} ({low_high})".replace("  ", " ")
+            shown = f"{one.shown(values['mean'])} {one.unit}".strip()
+        if values["low"] is not None:
+            shown += f" ({one.shown(values['low'])} to {one.shown(values['high'])})"
         found.append(f"  {one.title}: {shown}{left_out}")
     return found
 
@@ -74,7 +75,7 @@ def _spread(report: dict[str, Any]) -> dict[str, list[float]]:
     for name in report["summary"][ALL]["metrics"]:
         scores = scores_of(name, report["utterances"])
         values = [_value(score) for score in scores if score is not None and score[1]]
-        if values and ":" not in name:  # names of streams are the codec's
+        if values and ":" not in name and name not in TIMED:  # names of streams are the codec's
             one = metric(name)
             scale = 100 if one.unit == "%" else 1
             columns[f"{one.title} {one.unit}".strip()] = [scale * value for value in values]

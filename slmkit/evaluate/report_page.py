@@ -83,8 +83,8 @@ def value_cell(name: str, found: dict[str, Any] | None) -> str:
     if found["mean"] is None:
         return f"{NO_VALUE}{left_out}"
     shown = metric(name).shown
-    low_high = f"{shown(found['low'])} to {shown(found['high'])}"
-    return f"{shown(found['mean'])} <small>{low_high}</small>{left_out}"
+    low_high = "" if found["low"] is None else f" <small>{shown(found['low'])} to {shown(found['high'])}</small>"
+    return f"{shown(found['mean'])}{low_high}{left_out}"
 
 
 def _article(heard: Heard) -> str:

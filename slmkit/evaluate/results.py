@@ -18,7 +18,7 @@ from typing import Any
 from slmkit.data.ledger import printable
 from slmkit.errors import UserError
 from slmkit.evaluate.intervals import Score, bootstrap
-from slmkit.evaluate.metrics import in_order
+from slmkit.evaluate.metrics import TIMED, in_order
 from slmkit.evaluate.outputs import RECORDS, Finished
 from slmkit.files import provenance, read_json, sha256_file
 
@@ -94,7 +94,9 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
     scores = scores_of(name, rows)
     counted = [score for score in scores if score is not None]
     found = bootstrap(counted)
-    values = found._asdict() if found else {"mean": None, "low": None, "high": None}
+    values = dict(found._asdict() if found else dict.fromkeys(("mean", "low", "high")))
+    if name in TIMED:
+        values |= {"low": None, "high": None}
     return {**values, "counted": len(counted), "left_out": len(scores) - len(counted)}
 
 
