@@ -97,7 +97,7 @@ def test_wavlm_as_published(wavlm, tmp_path):
 
 
 def test_the_shortest_wave(wavlm):
-    """A frame spans 400 samples and the next begins 320 later; the x-vector sees 15 at once, and two such are wanted."""
+    """A frame spans 400 samples, the next begins 320 later; the x-vector sees 15 at once, and wants two such."""
     voice = WavLMVoice.load(wavlm)
     shortest = 400 + 15 * 320
     assert np.isfinite(voice.vector(noise(shortest / RATE), RATE)).all()
