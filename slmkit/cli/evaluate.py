@@ -143,18 +143,20 @@ def _settings(args: argparse.Namespace) -> Any:
 def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from pathlib import Path
 
-    from slmkit.evaluate.report import PAGE, lines, make_report
+    from slmkit.evaluate.report import PAGE, lines, score_outputs, write_page
     from slmkit.evaluate.selection import read_lines
     from slmkit.evaluate.truth import Truths
 
     unseen = frozenset(read_lines(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
-    report = make_report(
+    truths = Truths(corpus, codec)
+    report = score_outputs(
         args.out,
-        Truths(corpus, codec),
+        truths,
         _scorers(args, codec),
         measured_with={name: path for name in ("asr", "wavlm") if (path := getattr(args, name))},
         unseen=unseen,
     )
+    write_page(args.out, report, truths)
     print(f"scores of {report['names']['model']} on {args.corpus}, with sounds in {Path(args.out) / PAGE}")
     print("\n".join(lines(report)))
 

@@ -24,8 +24,8 @@ from slmkit.files import atomic_write, new_directory, provenance, write_json
 
 PAGE, NUMBERS = "report.html", "report.json"
 NOTE = (
-    "The best of each column is green. In brackets under a mean, the interval of its own. Differences are to the first "
-    "model, over the utterances that both have a score of; where the interval leaves out 0 the difference is bold."
+    "The best of each column is green. Under a mean stands its own interval. Differences are to the first model, over "
+    "the utterances that both have a score of; where the interval leaves out 0 the difference is bold."
 )
 
 
@@ -95,7 +95,7 @@ def best(name: str, models: Mapping[str, dict[str, Any]]) -> set[str]:
 def render(comparison: dict[str, Any]) -> str:
     """The page of a comparison."""
     models = comparison["models"]
-    names = in_order({name for found in models.values() for name in found})
+    names = _shown(models)
     facts = [("task", TASKS[comparison["task"]]), ("utterances", f"{comparison['utterances']:,}")]
     facts += [(f"left out of {bidi(name, SHOWN_NAME)}", str(n)) for name, n in comparison["left_out"].items() if n]
     means = [_mean_row(model, names, models) for model in models]
@@ -117,12 +117,17 @@ def render(comparison: dict[str, Any]) -> str:
 def lines(comparison: dict[str, Any]) -> list[str]:
     """The means as text: a line of names, then a line per model; `*` marks the best."""
     models = comparison["models"]
-    names = in_order({name for found in models.values() for name in found if ":" not in name})
+    names = _shown(models)
     rows = [["", *(metric(name).title for name in names)]]
     for model, found in models.items():
         rows.append([model, *(_plain(name, found.get(name), model in best(name, models)) for name in names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _shown(models: Mapping[str, dict[str, Any]]) -> list[str]:
+    """Metrics that have a column: those of single streams are in the numbers alone."""
+    return in_order({name for found in models.values() for name in found if ":" not in name})
 
 
 def _plain(name: str, found: Row | None, is_best: bool) -> str:
@@ -174,7 +179,9 @@ def _table(names: Sequence[str], rows: Sequence[str]) -> str:
         f"<th>{bidi(f'{metric(name).title} {metric(name).unit}'.strip(), SHOWN_NAME)}</th>" for name in names
     )
     return (
-        f'<div class="grid"><table class="scores">\n<tr><th></th>{heads}</tr>\n' + "\n".join(rows) + "\n</table></div>"
+        f'<div class="grid"><table class="scores stacked">\n<tr><th></th>{heads}</tr>\n'
+        + "\n".join(rows)
+        + "\n</table></div>"
     )
 
 

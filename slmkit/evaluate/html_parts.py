@@ -64,6 +64,7 @@ table.scores td, table.scores th { white-space: nowrap; font-variant-numeric: ta
 table.scores td { font-family: inherit; font-size: 15px; }
 table.scores td.note { white-space: normal; color: var(--dim); font-size: 13px; min-width: 30ch; }
 table.scores small { color: var(--dim); }
+table.stacked small { display: block; }
 table.scores .best { color: var(--good); font-weight: 700; }
 img.wide { max-width: 100%; height: auto; display: block; }
 p.why { color: var(--bad); margin: 0 0 8px; }

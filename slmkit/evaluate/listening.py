@@ -35,7 +35,8 @@ class Heard(NamedTuple):
 def worst(rows: Sequence[Row], per_metric: int = PER_METRIC) -> list[tuple[Row, tuple[str, ...]]]:
     """The worst rows by each metric that has a better side, each once with the titles of those metrics.
 
-    One that a metric could not be computed of is worst of all by it. Those that are bad by many metrics come first.
+    One that a metric could not be computed of is worst of all by it; none is where all are equally good. Those that are
+    bad by many metrics come first. The first rows, without titles, where no metric tells rows apart.
     """
     titles: dict[int, list[str]] = {}
     by_place = {row["place"]: row for row in rows}
@@ -44,10 +45,13 @@ def worst(rows: Sequence[Row], per_metric: int = PER_METRIC) -> list[tuple[Row, 
         if not judged.better or name in TIMED or ":" in name:
             continue
         sign = 1 if judged.better == "high" else -1
-        known = [row for row in rows if name in row["scores"]]
-        ranked = sorted(known, key=lambda row: (_value(row["scores"][name], sign), row["place"]))
-        for row in ranked[:per_metric]:
-            titles.setdefault(row["place"], []).append(judged.title)
+        values = {row["place"]: _value(row["scores"][name], sign) for row in rows if name in row["scores"]}
+        top = max(values.values())
+        ranked = sorted((value, place) for place, value in values.items() if value < top)
+        for _, place in ranked[:per_metric]:
+            titles.setdefault(place, []).append(judged.title)
+    if not titles:
+        return [(row, ()) for row in rows[:per_metric]]
     places = sorted(titles, key=lambda place: (-len(titles[place]), place))
     return [(by_place[place], tuple(titles[place])) for place in places]
 

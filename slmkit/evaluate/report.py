@@ -3,7 +3,8 @@
 What was generated is only read. A report that is there is replaced; its scores are kept, see `results`.
 
 Example:
-    report = make_report("scores", Truths(corpus, codec), Scorers(codec_voice=CodecVoice(codec)))
+    report = score_outputs("scores", Truths(corpus, codec), Scorers(codec_voice=CodecVoice(codec)))
+    write_page("scores", report, Truths(corpus, codec))
     print("\\n".join(lines(report)))
 """
 
@@ -25,7 +26,7 @@ from slmkit.files import atomic_write, write_json
 PAGE, HISTOGRAMS = "report.html", f"{LISTEN}/histograms.png"
 
 
-def make_report(
+def score_outputs(
     directory: str | Path,
     truths: Truths,
     scorers: Scorers,
@@ -33,7 +34,7 @@ def make_report(
     measured_with: Mapping[str, str] | None = None,
     unseen: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
-    """Score the outputs in a directory and write the report; `unseen` are speakers the model was not trained on.
+    """Score the outputs in a directory and write `report.json`; `unseen` are speakers the model was not trained on.
 
     Raises UserError as `outputs.finished` and `scoring.score` do, or when the disk refuses.
     """
@@ -43,6 +44,12 @@ def make_report(
     before = read_report(directory) if (directory / REPORT).exists() else None
     report = build(outputs, rows, before, measured_with=dict(measured_with or {}), unseen=unseen)
     write_json(directory / REPORT, report, replace=True)
+    return report
+
+
+def write_page(directory: str | Path, report: dict[str, Any], truths: Truths) -> None:
+    """Write `report.html` and what it shows. Raises UserError when the disk refuses, or a sound cannot be read."""
+    directory = Path(directory)
     heard = make_listening(directory, worst(report["utterances"]), truths)
     spread = _spread(report)
     if spread:
@@ -51,7 +58,6 @@ def make_report(
     page = render(report, heard, histograms=HISTOGRAMS if spread else None)
     with atomic_write(directory / PAGE, replace=True) as file:
         file.write(page.encode())
-    return report
 
 
 def lines(report: dict[str, Any]) -> list[str]:

@@ -34,7 +34,7 @@ def render(report: dict[str, Any], heard: Sequence[Heard], *, histograms: str | 
             f'<h2>How they are spread</h2>\n<img class="wide" src="{histograms}" alt="histograms">'
             if histograms
             else "",
-            "<h2>The worst by each metric</h2>" if heard else "",
+            "<h2>The worst by each metric</h2>" if heard and heard[0].worst_by else "<h2>Samples</h2>",
             *(_article(each) for each in heard),
             END,
         ]
@@ -97,7 +97,7 @@ def _article(heard: Heard) -> str:
             f'<article class="{"sound" if row["reason"] == "end" and row["frames"] else "doubtful"}">',
             f'<h3 dir="auto">{bidi(row["text"], SHOWN_TEXT)}</h3>',
             "<div>",
-            f'<p class="note">among the worst by {bidi(", ".join(heard.worst_by), SHOWN_TEXT)}</p>',
+            f'<p class="note">among the worst by {", ".join(heard.worst_by)}</p>' if heard.worst_by else "",
             _failure(row),
             *(player(label, file) for label, file in heard.sounds),
             f'<dl class="about">{known}</dl>',
