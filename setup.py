@@ -46,6 +46,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["slmkit", "slmkit.*"]),
+    package_data={"slmkit.infer": ["product.c"]},
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require=EXTRAS,

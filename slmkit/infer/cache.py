@@ -22,13 +22,25 @@ class SlotCache:
     """See the module."""
 
     def __init__(
-        self, *, num_layers: int, num_slots: int, num_heads: int, num_positions: int, width: int, like: torch.Tensor
+        self,
+        *,
+        num_layers: int,
+        num_slots: int,
+        num_heads: int,
+        num_positions: int,
+        width: int,
+        like: torch.Tensor,
+        clear: bool = False,
     ) -> None:
-        """Memory of the type and device of `like`, for at least `num_positions` positions of each slot."""
+        """Memory of the type and device of `like`, for at least `num_positions` positions of each slot.
+
+        `clear` fills it with zeros, which `read_all` needs: a mask does not hide what is not a number.
+        """
         held = -(-num_positions // ALIGNED_POSITIONS) * ALIGNED_POSITIONS
         shape = (num_slots, num_heads, held, width)
-        self._keys = [like.new_empty(shape) for _ in range(num_layers)]
-        self._values = [like.new_empty(shape) for _ in range(num_layers)]
+        take = like.new_zeros if clear else like.new_empty
+        self._keys = [take(shape) for _ in range(num_layers)]
+        self._values = [take(shape) for _ in range(num_layers)]
         self._slots = torch.arange(num_slots, device=like.device)
 
     def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -39,6 +51,10 @@ class SlotCache:
     def read(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `length` keys and values of a slot, [1, J, length, E] each, without a copy."""
         return self._keys[layer][slot : slot + 1, :, :length], self._values[layer][slot : slot + 1, :, :length]
+
+    def read_all(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, [N, J, P, E] each, used or not, without a copy."""
+        return self._keys[layer], self._values[layer]
 
     def prompt(self, slot: int) -> "PromptWriter":
         """What the model's layers see as their cache while they read the prompt of `slot`."""

@@ -32,7 +32,8 @@ from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
 from slmkit.model.slm import SpeechLM
 
-DEFAULT_POSITIONS = 8192  # 34 s of speech at 240 tokens a second
+DEFAULT_SEC = 30.0  # of speech, for which an engine has room
+TEXT_POSITIONS = 1024  # for the prompt, and the words of the answer
 
 
 class Answer:
@@ -75,16 +76,23 @@ class Answer:
         )
 
 
+def positions_for(model: SpeechLM, max_sec: float = DEFAULT_SEC) -> int:
+    """Positions that a prompt and `max_sec` seconds of speech take, as far as the backbone knows so many."""
+    tokens_per_sec = model.config.codec_spec.frame_rate * model.layout.num_streams
+    wanted = TEXT_POSITIONS + math.ceil(max_sec * tokens_per_sec / max(1, model.group))
+    return min(wanted, model.lm_model.config.max_position_embeddings)
+
+
 class Engine:
     """See the module. `model` must be in evaluation mode and keep its weights."""
 
     def __init__(self, model: SpeechLM, *, num_slots: int = 8, num_positions: int | None = None) -> None:
-        """`num_positions`: of prompt and answer together, by default 8192 or as many as the backbone knows.
+        """`num_positions`: of prompt and answer together, by default as of `positions_for`.
 
         Raises UserError for numbers out of range, and as `Decoder` does.
         """
         most = model.lm_model.config.max_position_embeddings
-        self.num_positions = min(DEFAULT_POSITIONS, most) if num_positions is None else num_positions
+        self.num_positions = positions_for(model) if num_positions is None else num_positions
         if num_slots < 1:
             raise UserError("the engine has no slots", got=num_slots, expected="1 or more")
         if not 1 < self.num_positions <= most:

@@ -1,6 +1,7 @@
 """Error rates: counted by hand, and the normaliser against the values Whisper's own tests publish."""
 
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,15 @@ def test_normalizer_reference_values(text, expected):
 def test_spellings_are_mapped_where_they_are_known():
     assert normalized("The colour of honour.") == "the colour of honour"
     assert normalized("The colour of honour.", {"colour": "color", "honour": "honor"}) == "the color of honor"
+
+
+def test_any_text_is_normalised():
+    """Long ones in little time, and numbers that the published normaliser fails on."""
+    assert normalized("It's twenty one. " * 1000).split() == ["it", "is", "21"] * 1000
+    assert normalized("9" * 4100 + " it's").split() == ["9" * 4000, "9" * 100, "it", "is"]
+    began = time.process_time()
+    assert normalized("(" * 20_000) == ""
+    assert time.process_time() - began < 10  # 12 s as one piece
 
 
 @pytest.mark.parametrize(

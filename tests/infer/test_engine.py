@@ -8,8 +8,8 @@ import torch
 from tiny_models import BASE_SIZE, tiny_model
 
 from slmkit.errors import UserError
-from slmkit.infer.decoder import rows_needed
-from slmkit.infer.engine import Engine
+from slmkit.infer.decoder import Decoder, rows_needed
+from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.generate import Limits, generate
 from slmkit.infer.grammar import make_grammar
 from slmkit.infer.request import MAX_SEED, Output, Request, from_ids
@@ -148,6 +148,19 @@ def test_alone_and_in_random_batches_the_same_tokens(kind: int) -> None:
     assert {limit for *_, limit in alone} >= {"seconds", "text_tokens", "steps"}
     assert len({str(one) for one in alone}) > 25
     assert sum(output.codes.shape[1] for output in together) > 20
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, without its graph: all slots at once, over memory that earlier answers have used."""
+    model, rng = talkative(kind), np.random.default_rng(kind + 200)
+    requests = [random_request(model, rng) for _ in range(12)]
+    monkeypatch.setattr("slmkit.infer.engine.Decoder", functools.partial(Decoder, together=True))
+    masked = Engine(model, num_slots=NUM_SLOTS, num_positions=128)
+    apart = [told(output) for output in engine(kind).generate(requests)]
+    assert [told(output) for output in masked.generate(requests)] == apart
+    assert [told(output) for output in masked.generate(requests[::-1])] == apart[::-1]
+    assert len({str(one) for one in apart}) > 6
 
 
 @pytest.mark.parametrize(("threads", "num_slots"), [(1, 3), (2, 5)])
@@ -307,6 +320,14 @@ def test_a_prompt_of_another_group_is_refused() -> None:
 def test_settings_out_of_range_are_refused(field: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(field))}: got"):
         Request(prompt=(1,), **field)
+
+
+def test_the_default_room_is_that_of_half_a_minute() -> None:
+    for kind, steps_per_sec in ((0, 240), (2, 80), (4, 40), (6, 20)):
+        model = talkative(kind)
+        assert Engine(model, num_slots=1).num_positions == 1024 + DEFAULT_SEC * steps_per_sec
+        assert positions_for(model, 2.0) == 1024 + 2 * steps_per_sec
+    assert positions_for(tiny_model(0, backbone={"max_position_embeddings": 500})) == 500
 
 
 def test_engines_that_cannot_be_are_refused() -> None:

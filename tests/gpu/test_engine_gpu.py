@@ -1,0 +1,69 @@
+"""The engine on a GPU: a step as a CUDA graph, all slots attending at once, against the plain loop on the same GPU.
+
+float32, so that a near tie between two classes is rare; the seeds are fixed.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import BASE_SIZE, tiny_model
+
+from slmkit.infer.engine import Engine
+from slmkit.infer.generate import Limits, generate
+from slmkit.infer.request import Output, Request, from_ids
+from slmkit.infer.sampling import Sampling
+from slmkit.model.slm import SpeechLM
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+KINDS = [
+    (0, {}),
+    (3, {"head": "linear"}),
+    (6, {"head": "mlp", "fusion": "mlp"}),
+    (12, {"head": "transformer"}),
+]
+
+
+@functools.cache
+def model_of(kind: int) -> SpeechLM:
+    """A random model that begins to speak often, and does not stop at once."""
+    group, options = KINDS[kind]
+    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False}, **options).eval()
+    with torch.no_grad():
+        model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 3
+        model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
+    return model.cuda()
+
+
+def prompts(count: int) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(0)
+    return [tuple(rng.integers(0, BASE_SIZE - 2, rng.integers(1, 16)).tolist()) for _ in range(count)]
+
+
+def told(output: Output) -> tuple:
+    return output.codes.tolist(), output.text_ids, output.num_steps, output.limit
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_batched_greedy_is_the_plain_loop(kind: int) -> None:
+    model = model_of(kind)
+    asked = [Request(prompt=prompt, max_sec=0.15, max_text_tokens=24) for prompt in prompts(12)]
+    for request, output in zip(asked, Engine(model, num_slots=5, num_positions=128).generate(asked), strict=True):
+        start = from_ids(request.prompt, model.layout, model.group)
+        plain = generate(model, start, limits=Limits(max_frames=12, max_text_tokens=24))
+        assert np.array_equal(output.codes, plain.codes)
+        assert output.text_ids == plain.text_ids
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_alone_and_in_batches_the_same_tokens(kind: int) -> None:
+    warm = Sampling(temperature=1.0, top_p=0.9)
+    engine = Engine(model_of(kind), num_slots=5, num_positions=128)
+    asked = [
+        Request(prompt=prompt, text_sampling=warm, speech_sampling=warm, seed=i, max_sec=0.15, max_text_tokens=20)
+        for i, prompt in enumerate(prompts(30))
+    ]
+    alone = [told(engine.generate([request])[0]) for request in asked]
+    assert [told(output) for output in engine.generate(asked)] == alone
+    assert [told(output) for output in engine.generate(asked[::-1])] == alone[::-1]

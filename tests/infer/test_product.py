@@ -1,0 +1,67 @@
+"""Products of a few rows: right, and the same bits whatever stands beside a row."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slmkit.infer import product
+from slmkit.infer.product import build, fastest_product
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """No library compiled yet, in this process or before."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    product._compiled.cache_clear()
+    yield tmp_path
+    product._compiled.cache_clear()
+
+
+@pytest.mark.parametrize(("classes", "width"), [(1, 1), (2, 7), (3, 8), (7, 9), (64, 64), (100, 896), (11, 4864)])
+def test_it_is_the_product_in_any_number_of_rows(classes, width):
+    generator = torch.Generator().manual_seed(classes)
+    rows, weight = torch.randn(19, width, generator=generator), torch.randn(classes, width, generator=generator)
+    ours, exact = fastest_product(weight), rows.double() @ weight.double().T
+    assert ours is not F.linear
+    whole = ours(rows, weight)
+    assert (whole - exact).abs().max() <= 1e-6 * width * rows.abs().max() * weight.abs().max()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for count in range(1, 19):
+                assert torch.equal(ours(rows[-count:], weight), whole[-count:])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_strided_inputs_are_what_they_show():
+    rows, weight = torch.randn(10, 3).T, torch.randn(10, 5).T
+    torch.testing.assert_close(fastest_product(weight)(rows, weight), rows @ weight.T)
+
+
+def test_other_types_take_the_libraries_product():
+    assert fastest_product(torch.zeros(2, 2, dtype=torch.bfloat16)) is F.linear
+
+
+def test_it_is_compiled_once(fresh):
+    first = build()
+    assert list(fresh.iterdir()) == [first]
+    made = first.stat().st_mtime_ns
+    assert build() == first
+    assert first.stat().st_mtime_ns == made
+
+
+@pytest.mark.parametrize("obstacle", ["no compiler", "broken compiler", "damaged library"])
+def test_where_it_cannot_be_compiled_the_libraries_serve(fresh, tmp_path, monkeypatch, caplog, obstacle):
+    if obstacle == "damaged library":
+        build().write_bytes(b"not a library")
+    else:
+        (tmp_path / "bin").mkdir()
+        if obstacle == "broken compiler":
+            (tmp_path / "bin/cc").write_text("#!/bin/sh\nexit 1\n")
+            (tmp_path / "bin/cc").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(product.log, "propagate", True)
+    assert fastest_product(torch.zeros(2, 2)) is F.linear
+    assert "cannot compile product.c" in caplog.text
