@@ -64,6 +64,7 @@ def histograms(columns: Mapping[str, Sequence[float]]) -> bytes:
     for axis, (name, values) in zip(axes, columns.items(), strict=False):
         axis.hist(values, bins=HISTOGRAM_BINS, color="#4466aa")
         axis.set_title(name, fontsize="medium")
+        axis.locator_params(axis="x", nbins=4)
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
     for axis in axes[len(columns) :]:

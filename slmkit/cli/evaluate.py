@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 from slmkit.cli.numbers import natural, positive
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slmkit.codec.base import Codec
     from slmkit.data.index import Corpus
+    from slmkit.data.shards import Sample
+    from slmkit.evaluate.alignment import Alignment
     from slmkit.evaluate.scoring import Scorers
 
 SUMMARY = "speak or answer utterances of a corpus and score what comes out; compare models"
@@ -75,6 +79,11 @@ def _add_generation(group: Any) -> None:
 def _add_scoring(group: Any) -> None:
     group.add_argument("--asr", metavar="DIR", help="Whisper model: WER and CER, EM and F1 of spoken answers")
     group.add_argument("--wavlm", metavar="DIR", help="WavLM model with an x-vector head: speaker similarity")
+    group.add_argument("--utmos", metavar="FILE", help="weights of UTMOS22-strong: predicted naturalness")
+    group.add_argument("--copy-quality", action="store_true", help="STOI and PESQ of copies whose recordings are there")
+    group.add_argument(
+        "--alignment", action="store_true", help="how near text and speech lie in the hidden states of MODEL"
+    )
     group.add_argument("--unseen-speakers", metavar="FILE", help="speakers not trained on: their voices apart")
 
 
@@ -105,6 +114,7 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     from slmkit.data.text import TextTokenizer
     from slmkit.evaluate.generation import copy_synthesis, generate, identity
     from slmkit.evaluate.selection import Voice, read_lines, read_voices, select
+    from slmkit.infer.engine import positions_for
     from slmkit.infer.synthesizer import Synthesizer
     from slmkit.model.pretrained import load
 
@@ -113,8 +123,10 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     limit = args.limit if args.limit is not None or keys else DEFAULT_LIMIT
     synthesizer = None
     if not args.copy:
-        model = torch.nn.Module.to(load(args.model), args.device)
-        synthesizer = Synthesizer(model, TextTokenizer.load(args.model), codec, num_slots=args.slots)
+        model: Any = torch.nn.Module.to(load(args.model), args.device)
+        room = positions_for(model, args.max_sec)
+        tokenizer = TextTokenizer.load(args.model)
+        synthesizer = Synthesizer(model, tokenizer, codec, num_slots=args.slots, num_positions=room)
     voices = read_voices(args.voices, synthesizer.read_speaker if synthesizer else None)
     items = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
     tell = _teller()
@@ -147,13 +159,14 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from slmkit.evaluate.selection import read_lines
     from slmkit.evaluate.truth import Truths
 
+    scorers = _scorers(args, codec)
     unseen = frozenset(read_lines(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
     truths = Truths(corpus, codec)
     report = score_outputs(
         args.out,
         truths,
-        _scorers(args, codec),
-        measured_with={name: path for name in ("asr", "wavlm") if (path := getattr(args, name))},
+        scorers,
+        measured_with={name: path for name in ("asr", "wavlm", "utmos") if (path := getattr(args, name))},
         unseen=unseen,
     )
     write_page(args.out, report, truths)
@@ -162,6 +175,8 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
 
 
 def _scorers(args: argparse.Namespace, codec: "Codec") -> "Scorers":
+    from slmkit.evaluate.copy_quality import pesq, stoi
+    from slmkit.evaluate.naturalness import Utmos
     from slmkit.evaluate.recognize import Recognizer
     from slmkit.evaluate.scoring import Scorers
     from slmkit.evaluate.voices import CodecVoice, WavLMVoice
@@ -170,7 +185,30 @@ def _scorers(args: argparse.Namespace, codec: "Codec") -> "Scorers":
         codec_voice=CodecVoice(codec),
         recognizer=Recognizer.load(args.asr, args.device) if args.asr else None,
         wavlm=WavLMVoice.load(args.wavlm, args.device) if args.wavlm else None,
+        utmos=Utmos.load(args.utmos, args.device) if args.utmos else None,
+        copy_quality={"stoi": stoi, "pesq": pesq} if args.copy_quality else {},
+        alignment=_aligner(args) if args.alignment else None,
     )
+
+
+def _aligner(args: argparse.Namespace) -> "Callable[[Sample], Alignment]":
+    """Measures the model that the outputs are of, which must be given."""
+    import torch
+
+    from slmkit.data.text import TextTokenizer
+    from slmkit.errors import UserError
+    from slmkit.evaluate.alignment import alignment
+    from slmkit.evaluate.generation import identity
+    from slmkit.evaluate.layers import hidden_pairs
+    from slmkit.evaluate.outputs import finished
+    from slmkit.model.pretrained import load
+
+    if not args.model or identity(args.model) != finished(args.out).settings["model"]:
+        raise UserError(
+            "--alignment is of the model that spoke", got=args.model, expected=f"the model of the outputs in {args.out}"
+        )
+    model, tokenizer = torch.nn.Module.to(load(args.model), args.device), TextTokenizer.load(args.model)
+    return lambda sample: alignment(*hidden_pairs(model, tokenizer, sample)[-1])
 
 
 def _compare(args: argparse.Namespace) -> int:

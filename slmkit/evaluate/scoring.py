@@ -22,7 +22,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from slmkit.data.shards import Sample
 from slmkit.errors import BadSample, UserError
+from slmkit.evaluate.alignment import Alignment
 from slmkit.evaluate.answers import exact_match, f1
 from slmkit.evaluate.codes import frame_agreement
 from slmkit.evaluate.generation import COPY
@@ -71,9 +73,8 @@ class Scorers:
     wavlm: KnowsVoices | None = None
     utmos: Judges | None = None
     # Of copy synthesis: name of a metric -> (recording, copy, sample rate) to a number.
-    copy_quality: Mapping[str, Callable[[Wave, Wave, int], float]] = dataclasses.field(default_factory=dict)
-    # Of the model that spoke: text and true codes of a sample to metrics by name.
-    alignment: Callable[[Any], dict[str, float]] | None = None
+    copy_quality: Mapping[str, Callable[[Wave, Wave, int], float | None]] = dataclasses.field(default_factory=dict)
+    alignment: Callable[[Sample], Alignment] | None = None  # of the model that spoke, of a sample with its true codes
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ def score(outputs: Finished, truths: Truths, scorers: Scorers) -> Iterator[dict[
         if outputs.settings["model"] == COPY and record.voice == OWN:
             scores |= _copy_quality(spoken, truths.source(record.number), scorers)
         if scorers.alignment:
-            found = scorers.alignment(truths.sample(record.number))
-            scores |= {name: _one(value) for name, value in found.items()}
+            scores |= _alignment(truths, record, scorers.alignment)
         row = {**dataclasses.asdict(record), "scores": scores}
         yield {**row, "heard": heard} if scorers.recognizer else row
 
@@ -249,3 +249,12 @@ def _copy_quality(spoken: _Spoken, source: Wave | None, scorers: Scorers) -> Sco
     for name, measure in scorers.copy_quality.items():
         scores[name] = _one(_measured(functools.partial(measure, source), spoken))
     return scores
+
+
+def _alignment(truths: Truths, record: Record, measure: Callable[[Sample], Alignment]) -> Scores:
+    """Of the sentence and its true codes, whatever was spoken; None where the sample has too little of either."""
+    try:
+        found = measure(truths.sample(record.number))._asdict()
+    except BadSample:
+        found = dict.fromkeys(Alignment._fields)
+    return {f"alignment_{name}": _one(value) for name, value in found.items()}
