@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluated import RATE, codes_of, make_chain
+from evaluated import AUDIO, codes_of, make_chain
+from tiny_whisper import save_tiny_whisper
 
-from slmkit.audio.io import write_wav
 from slmkit.cli.main import main
 from slmkit.codec.melvq import MelVQ
 from slmkit.codec.open import open_codec
 from slmkit.data.index import Corpus
-from slmkit.errors import UserError
+from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.generation import Settings, copy_synthesis, generate, identity, seed_of
 from slmkit.evaluate.outputs import Outputs, finished
 from slmkit.evaluate.report import lines, score_outputs, write_page
@@ -184,6 +184,21 @@ def test_scoring_again_adds_scores_and_keeps_outputs(corpus: Corpus, codec: MelV
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
 
 
+def test_what_a_measure_cannot_tell_is_left_out_and_counted(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    class Judge:
+        def score(self, wave: np.ndarray, sample_rate: int) -> float:
+            if np.abs(wave - second).max() < 1e-3:
+                raise BadSample("too_short", "the wave is too short")
+            return 3.5
+
+    second = Truths(corpus, codec).copy(1)
+    copy_synthesis(codec, corpus, select(corpus, limit=3), Settings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(utmos=Judge()))
+    assert [row["scores"]["utmos"] for row in report["utterances"]] == [[3.5, 1.0], None, [3.5, 1.0]]
+    found = report["summary"]["all"]["metrics"]["utmos"]
+    assert found == {"mean": 3.5, "low": 3.5, "high": 3.5, "counted": 2, "left_out": 1}
+
+
 def test_voices_that_were_not_trained_on_are_told_apart(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
     copy_synthesis(codec, corpus, select(corpus), Settings(), tmp_path / "out")
     report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(), unseen=frozenset(["12"]))
@@ -231,7 +246,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) ->
     """Killed without warning once the first output is there; sampled, in two voices, two at a time."""
     words = [str(chain / "model"), "--corpus", str(chain / "corpus"), "--codec", str(chain / "codec"), "--limit", "0"]
     words += ["--only", "generate", "--slots", "2", "--voices", "own", "swapped", "--temperature", "1.2"]
-    words += ["--text-temperature", "0", "--max-sec", "2"]
+    words += ["--text-temperature", "0", "--max-sec", "1"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, "-m", "slmkit", "evaluate", *words, "--out", str(killed)])
     records = killed / "outputs.jsonl"
@@ -371,7 +386,6 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
     damaged("wavs/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
     report()
     damaged("report.json", lambda text: b"{}", "is not the report of an evaluation")
-    write_wav(tmp_path / "wide.wav", np.zeros(10), RATE)
     (out / "outputs.jsonl").unlink()
     with pytest.raises(UserError, match="cannot read the outputs in"):
         report()
@@ -420,3 +434,31 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert main(["evaluate", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recogniser that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
+    save_tiny_whisper(tmp_path / "whisper", steps=0)
+    assert main(["tokenize", "run", str(AUDIO), str(chain / "codec"), str(tmp_path / "shards")]) == 0
+    parts = ["--corpus", str(tmp_path / "shards"), "--codec", str(chain / "codec"), "--limit", "1"]
+    words = ["--copy", *parts, "--out", str(tmp_path / "copy"), "--asr", str(tmp_path / "whisper"), "--copy-quality"]
+    assert main(["evaluate", *words]) == 0
+    report = read_report(tmp_path / "copy")
+    assert report["measured_with"] == {"asr": str(tmp_path / "whisper")}
+    assert 0.9 < means(report)["stoi"] < 1
+    assert 1 < means(report)["pesq"] < 4.6
+    assert 4 < means(report)["source_distance_db"] < 8  # as the codec's copies are
+    assert means(report)["wer"] >= 0.5
+    (row,) = report["utterances"]
+    assert "heard" in row
+    assert f"listen/{row['place']:05d}-recording.wav" in (tmp_path / "copy" / "report.html").read_text()
+    parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec"), "--limit", "1", "--alignment"]
+    model = ["evaluate", str(chain / "model"), *parts]
+    assert main([*model, "--out", str(tmp_path / "model")]) == 0
+    found = means(read_report(tmp_path / "model"))
+    assert -1 < found["alignment_cosine"] < 1
+    assert found["alignment_euclidean"] > 0
+    assert found["alignment_riemannian"] > 0
+    capsys.readouterr()
+    assert main(["evaluate", "--copy", *parts, "--out", str(tmp_path / "other")]) == 2
+    assert "--alignment is of the model that spoke" in capsys.readouterr().err

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from browser import Browser
+from rewritten import rewrite
 from synthetic import write_samples
 from tiny_codec import SPEC, TinyCodec
 
+from slmkit.data.index import Corpus, ShardIndex, index_path, write_manifest
 from slmkit.data.shards import Sample
 from slmkit.evaluate.generation import Settings, copy_synthesis
 from slmkit.evaluate.listening import worst
@@ -25,7 +27,7 @@ from slmkit.evaluate.voices import CodecVoice
 
 OWNED = "document.title='owned'"
 SCRIPT = f'</bdi></h3></title><script>{OWNED}</script><img src="x" onerror="{OWNED}"><svg onload="{OWNED}">'
-TEXTS = ("An ordinary sentence.", SCRIPT, "\u202eright to left \u05e9\u05dc\u05d5\u05dd", "word" * 400)
+TEXTS = ("An ordinary sentence.", SCRIPT, "\u202eright to left \u05e9\u05dc\u05d5\u05dd", "word" * 400, "lone ??????")
 
 
 class Buzz(TinyCodec):
@@ -53,7 +55,10 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
         meta |= {"question": SCRIPT, "answer": SCRIPT}
         codes = np.full((2, 80 + 40 * number), 200, np.int16)
         samples.append(Sample(f"{SCRIPT}{number}", codes, np.ones(2, np.float32), meta))
-    corpus, codec, out = write_samples(tmp_path / "c", samples, SPEC), Buzz(), tmp_path / "out"
+    tar = write_samples(tmp_path / "c", samples, SPEC).shards[0].tar
+    rewrite(tmp_path / "c" / tar, b"lone ??????", b"lone \\ud800")
+    write_manifest(tmp_path / "c", "c", SPEC, [ShardIndex.read(index_path(tmp_path / "c", tar)).summary], {})
+    corpus, codec, out = Corpus.open(tmp_path / "c"), Buzz(), tmp_path / "out"
     copy_synthesis(codec, corpus, select(corpus), Settings(task="qa"), out)
     truths = Truths(corpus, codec)
     scorers = Scorers(codec_voice=CodecVoice(codec), recognizer=Echo())
