@@ -1,6 +1,6 @@
 """Several evaluations side by side: a row per model, a column per metric, the best marked.
 
-Utterances are paired by key and voice. The difference to the first model has an interval of its own, of the same
+Utterances are paired by key and voice; swapped voices too must be the same. The difference to the first model has an interval of its own, of the same
 utterances drawn again for both: it is much narrower than the intervals of the two means let expect.
 
 Invariant: all numbers of a comparison are over the same utterances.
@@ -57,7 +57,8 @@ def compare(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> d
         raise UserError("there is nothing to compare", got=f"{len(reports)} evaluations", expected="two or more")
     try:
         tables = {
-            name: {(row["key"], row["voice"]): row for row in found["utterances"]} for name, found in reports.items()
+            name: {(row["key"], row["voice"], row["voice_key"]): row for row in found["utterances"]}
+            for name, found in reports.items()
         }
         for what in ("task", "corpus", "codec"):
             _check_equal(what, {name: report["settings"][what] for name, report in reports.items()})

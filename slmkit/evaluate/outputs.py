@@ -19,13 +19,14 @@ Example:
 
 import dataclasses
 import fcntl
+import io
 import json
 import os
 import wave as wave_files
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +34,7 @@ import numpy.typing as npt
 from slmkit.audio.io import PCM16_SCALE, write_wav
 from slmkit.errors import UserError
 from slmkit.evaluate.selection import Voice
-from slmkit.files import atomic_write, provenance, read_json, write_json
+from slmkit.files import atomic_write, disk_error, provenance, read_json, write_json
 
 GENERATION, RECORDS = "generation.json", "outputs.jsonl"
 MAX_SHOWN = 200  # characters of a setting in an error
@@ -70,7 +71,7 @@ class Record:
 class Outputs:
     """A directory that is being filled. Only one process can do so."""
 
-    def __init__(self, directory: Path, records: list[Record], file: IO[bytes]) -> None:
+    def __init__(self, directory: Path, records: list[Record], file: io.FileIO) -> None:
         self.directory, self.records, self._file = directory, records, file
 
     @staticmethod
@@ -92,17 +93,21 @@ class Outputs:
         for i, voice in enumerate(voices):
             with atomic_write(voice_path(directory, i), replace=True) as file:
                 np.save(file, voice.vector, allow_pickle=False)
-        log = open(directory / RECORDS, "a+b")  # noqa: SIM115 - closed by `close`
+        # Unbuffered: what the disk refuses is known at once, and not tried again at the end.
+        log = open(directory / RECORDS, "a+b", buffering=0)  # noqa: SIM115 - closed by `close`
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            log.seek(0)
+            content = log.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            log.truncate(len(whole))  # the last line of a run that was killed may be torn
+            return Outputs(directory, _parse(directory, whole), log)
         except BlockingIOError as error:
             log.close()
             raise UserError("another process generates into this directory", got=directory) from error
-        log.seek(0)
-        content = log.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        log.truncate(len(whole))  # the last line of a run that was killed may be torn
-        return Outputs(directory, _parse(directory, whole), log)
+        except UserError:
+            log.close()
+            raise
 
     @property
     def done(self) -> set[int]:
@@ -117,9 +122,11 @@ class Outputs:
             np.save(file, codes, allow_pickle=False)
         if wave is not None:
             write_wav(wav_path(self.directory, record.place), wave, sample_rate, replace=True)
-        self._file.write(_line(record))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(_line(record))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise disk_error(self.directory / RECORDS, error) from error
         self.records.append(record)
 
     def close(self) -> None:

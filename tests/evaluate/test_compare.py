@@ -17,7 +17,12 @@ NAME = "</bdi><script>document.title='owned'</script>"
 def report(errors: dict[str, int | None], **changes: Any) -> dict[str, Any]:
     """Of utterances of ten words each with so many errors; None where nothing was measured."""
     rows = [
-        {"key": key, "voice": "own", "scores": {"wer": None if count is None else [count, 10], "success": [1, 1]}}
+        {
+            "key": key,
+            "voice": "own",
+            "voice_key": key,
+            "scores": {"wer": None if count is None else [count, 10], "success": [1, 1]},
+        }
         for key, count in errors.items()
     ]
     settings = {"task": "tts", "corpus": "c", "codec": {}, **changes}
@@ -79,6 +84,13 @@ def test_other_utterances_are_refused_or_left_out_and_counted() -> None:
     assert "left out of <bdi>a</bdi>" in render(found)
     with pytest.raises(UserError, match="no utterance in common"):
         compare({"a": report({"x": 1}), "b": report({"z": 2})}, common=True)
+
+
+def test_a_sentence_in_another_voice_is_another_utterance() -> None:
+    reports = {"a": report({"x": 1, "y": 1}), "b": report({"x": 1, "y": 1})}
+    reports["b"]["utterances"][0]["voice_key"] = "y"
+    with pytest.raises(UserError, match="1 in common"):
+        compare(reports)
 
 
 @pytest.mark.parametrize("what", ["task", "corpus", "codec"])

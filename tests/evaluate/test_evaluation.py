@@ -314,6 +314,14 @@ def test_neither_models_nor_choices_nor_voices_are_mixed(
         Outputs.open(tmp_path / "locked", {}, names={})
 
 
+def test_a_full_disk_is_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path / "out")
+    (record,) = finished(tmp_path / "out").records
+    full = Outputs(tmp_path / "o", [], open("/dev/full", "wb", buffering=0))  # noqa: SIM115 - it closes it
+    with pytest.raises(UserError, match=r"cannot write .*outputs\.jsonl: No space left"), full:
+        full.add(record, np.zeros((3, 0), np.int16), None, sample_rate=16_000)
+
+
 def test_a_voice_from_outside_is_followed(
     chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
@@ -377,6 +385,11 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
 
     damaged("outputs.jsonl", lambda text: text.splitlines(keepends=True)[0], "are not finished")
     damaged("outputs.jsonl", lambda text: b"[1]\n" + text, "outputs.jsonl is damaged")
+    whole = (out / "outputs.jsonl").read_bytes()
+    (out / "outputs.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
+        copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
+    (out / "outputs.jsonl").write_bytes(whole)
     damaged("outputs.jsonl", lambda text: text.replace(b'"key": "11', b'"key": "19'), "for another corpus")
     damaged("generation.json", lambda text: b"{}", "does not say how outputs were made")
     damaged("generation.json", lambda text: text.replace(corpus.fingerprint.encode(), b"0"), "for another corpus")
