@@ -1,7 +1,8 @@
 """Several evaluations side by side: a row per model, a column per metric, the best marked.
 
-Utterances are paired by key and voice; swapped voices too must be the same. The difference to the first model has an interval of its own, of the same
-utterances drawn again for both: it is much narrower than the intervals of the two means let expect.
+Utterances are paired by key and voice, swapped voices by whose they are; their texts must be equal. The corpora need
+not be, so that models of different codecs stand in one table. The difference to the first model has an interval of its
+own, of the same utterances drawn again for both: it is much narrower than the intervals of the two means let expect.
 
 Invariant: all numbers of a comparison are over the same utterances.
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slmkit.errors import UserError
-from slmkit.evaluate.html_parts import END, SHOWN_NAME, bidi, facts_list, head
+from slmkit.evaluate.html_parts import END, SHOWN_NAME, SHOWN_TEXT, bidi, facts_list, head
 from slmkit.evaluate.intervals import Score, difference
 from slmkit.evaluate.metrics import TIMED, in_order, metric
 from slmkit.evaluate.report_page import NO_VALUE, TASKS, value_cell
@@ -23,6 +24,7 @@ from slmkit.evaluate.results import Row, read_report, summary
 from slmkit.files import atomic_write, new_directory, provenance, write_json
 
 PAGE, NUMBERS = "report.html", "report.json"
+SHOWN_HASH = 12  # digits
 NOTE = (
     "The best of each column is green. Under a mean stands its own interval. Differences are to the first model, over "
     "the utterances that both have a score of; where the interval leaves out 0 the difference is bold."
@@ -50,8 +52,8 @@ def compare_directories(directories: Sequence[str | Path], out: str | Path, *, c
 def compare(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> dict[str, Any]:
     """The comparison as plain values. With `common` utterances that not all reports have are left out.
 
-    Raises UserError when there are fewer than two reports, or they are of different tasks, corpora or, without
-    `common`, utterances.
+    Raises UserError when there are fewer than two reports, or they are of different tasks, texts or, without `common`,
+    utterances.
     """
     if len(reports) < 2:
         raise UserError("there is nothing to compare", got=f"{len(reports)} evaluations", expected="two or more")
@@ -60,19 +62,25 @@ def compare(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> d
             name: {(row["key"], row["voice"], row["voice_key"]): row for row in found["utterances"]}
             for name, found in reports.items()
         }
-        for what in ("task", "corpus", "codec"):
-            _check_equal(what, {name: report["settings"][what] for name, report in reports.items()})
+        _check_equal(
+            "the evaluations are not of one task", {name: found["settings"]["task"] for name, found in reports.items()}
+        )
+        first = next(iter(tables.values()))
+        shared = [pair for pair in first if all(pair in table for table in tables.values())]
+        _check_utterances(tables, len(shared), common=common)
+        for pair in shared:
+            texts = {name: [table[pair]["text"], table[pair]["question"]] for name, table in tables.items()}
+            _check_equal(f"the evaluations have different texts for {pair[0]!r}", texts)
+        codecs = {name: _codec(found["settings"]["codec"]) for name, found in reports.items()}
     except (KeyError, TypeError) as error:
         raise UserError(f"a report is not that of an evaluation: {error!r}", next_step="score it again") from error
-    first = next(iter(tables.values()))
-    shared = [pair for pair in first if all(pair in table for table in tables.values())]
-    _check_utterances(tables, len(shared), common=common)
     rows = {name: [table[pair] for pair in shared] for name, table in tables.items()}
     baseline = next(iter(rows))
     return {
         "task": reports[baseline]["settings"]["task"],
         "utterances": len(shared),
         "left_out": {name: len(table) - len(shared) for name, table in tables.items()},
+        "codecs": codecs,
         "measured_with": {name: report["measured_with"] for name, report in reports.items()},
         "models": {name: summary(members)["metrics"] for name, members in rows.items()},
         "differences_to": baseline,
@@ -108,6 +116,7 @@ def render(comparison: dict[str, Any]) -> str:
             facts_list(facts),
             f'<h2>Scores</h2>\n<p class="note">{NOTE}</p>',
             _table(names, means),
+            *(f'<p class="why">{bidi(sentence, SHOWN_TEXT)}</p>' for sentence in _unlike(comparison)),
             f"<h2>Differences to {bidi(comparison['differences_to'], SHOWN_NAME)}</h2>",
             _table(names, differences),
             END,
@@ -116,14 +125,15 @@ def render(comparison: dict[str, Any]) -> str:
 
 
 def lines(comparison: dict[str, Any]) -> list[str]:
-    """The means as text: a line of names, then a line per model; `*` marks the best."""
+    """The means as text: a line of names, then a line per model, `*` marks the best; then what is not alike."""
     models = comparison["models"]
     names = _shown(models)
     rows = [["", *(metric(name).title for name in names)]]
     for model, found in models.items():
         rows.append([model, *(_plain(name, found.get(name), model in best(name, models)) for name in names)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return table + _unlike(comparison)
 
 
 def _shown(models: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -141,9 +151,26 @@ def _check_equal(what: str, values: Mapping[str, Any]) -> None:
     (first, expected), *others = values.items()
     for name, value in others:
         if value != expected:
-            raise UserError(
-                f"the evaluations are not of one {what}", got=f"{name}: {value}", expected=f"{first}: {expected}"
-            )
+            raise UserError(what, got=f"{name}: {value}", expected=f"{first}: {expected}")
+
+
+def _codec(spec: dict[str, Any]) -> str:
+    return f"{spec['name']} {spec['weights_sha256'][:SHOWN_HASH]}"
+
+
+def _unlike(comparison: dict[str, Any]) -> list[str]:
+    """What the models differ in that makes some columns no fair comparison, as sentences."""
+    found = []
+    if len(set(comparison["codecs"].values())) > 1:
+        found.append(
+            "The models speak through different codecs: SIM codec, mel distance and frames equal are each of its own."
+        )
+    scorers = {name for given in comparison["measured_with"].values() for name in given}
+    for name in sorted(scorers):
+        paths = {given[name] for given in comparison["measured_with"].values() if name in given}
+        if len(paths) > 1:
+            found.append(f"Measured with different models for {name}: {', '.join(sorted(paths))}.")
+    return found
 
 
 def _check_utterances(tables: Mapping[str, dict[Any, Row]], num_shared: int, *, common: bool) -> None:

@@ -14,19 +14,21 @@ from slmkit.files import write_json
 NAME = "</bdi><script>document.title='owned'</script>"
 
 
-def report(errors: dict[str, int | None], **changes: Any) -> dict[str, Any]:
+def report(errors: dict[str, int | None], *, text: str = "say", asr: str = "w", **changes: Any) -> dict[str, Any]:
     """Of utterances of ten words each with so many errors; None where nothing was measured."""
     rows = [
         {
             "key": key,
             "voice": "own",
             "voice_key": key,
+            "text": f"{text} {key}",
+            "question": "",
             "scores": {"wer": None if count is None else [count, 10], "success": [1, 1]},
         }
         for key, count in errors.items()
     ]
-    settings = {"task": "tts", "corpus": "c", "codec": {}, **changes}
-    empty = {"names": {}, "outputs_sha256": "", "measured_with": {}, "summary": {}}
+    settings = {"task": "tts", "codec": {"name": "melvq", "weights_sha256": "1"}, **changes}
+    empty = {"names": {}, "outputs_sha256": "", "measured_with": {"asr": asr}, "summary": {}}
     return {**empty, "settings": settings, "utterances": rows}
 
 
@@ -93,10 +95,23 @@ def test_a_sentence_in_another_voice_is_another_utterance() -> None:
         compare(reports)
 
 
-@pytest.mark.parametrize("what", ["task", "corpus", "codec"])
-def test_what_cannot_be_compared_is_named(what: str) -> None:
-    with pytest.raises(UserError, match=f"the evaluations are not of one {what}"):
-        compare({"a": report({"x": 1}), "b": report({"x": 1}, **{what: "other"})})
+def test_what_cannot_be_compared_is_named() -> None:
+    with pytest.raises(UserError, match="the evaluations are not of one task"):
+        compare({"a": report({"x": 1}), "b": report({"x": 1}, task="qa")})
+    with pytest.raises(UserError, match="the evaluations have different texts for 'x'"):
+        compare({"a": report({"x": 1}), "b": report({"x": 1}, text="sing")})
+
+
+def test_models_of_two_codecs_and_recognisers_are_compared_and_that_is_told() -> None:
+    other = report({"x": 1}, asr="v", codec={"name": "facodec", "weights_sha256": "2"})
+    found = compare({"a": report({"x": 1}), "b": other})
+    assert found["codecs"] == {"a": "melvq 1", "b": "facodec 2"}
+    assert lines(found)[-2:] == [
+        "The models speak through different codecs: SIM codec, mel distance and frames equal are each of its own.",
+        "Measured with different models for asr: v, w.",
+    ]
+    assert render(found).count('<p class="why">') == 2
+    assert len(lines(compare({"a": other, "b": other}))) == 3
 
 
 def test_directories_are_read_and_named(tmp_path: Path) -> None:
@@ -118,6 +133,6 @@ def test_directories_are_read_and_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no scores"):
         compare_directories([tmp_path, same[0]], tmp_path / "t3")
     broken = report({"x": 1})
-    del broken["settings"]["corpus"]
+    del broken["settings"]["codec"]
     with pytest.raises(UserError, match="not that of an evaluation"):
         compare({"a": broken, "b": broken})

@@ -272,6 +272,21 @@ def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) ->
     assert len({codes.tobytes() for codes in codes_of(whole)}) == 8  # sampled: a sentence is not the same twice
 
 
+def test_an_utterance_comes_out_the_same_in_any_choice(
+    corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    settings = Settings(sampling=Sampling(temperature=1.2), text_sampling=Sampling(), max_sec=0.3)
+    key = corpus.key(2)
+    generate(synthesizer, corpus, select(corpus), settings, tmp_path / "all", model=MODEL)
+    generate(synthesizer, corpus, select(corpus, keys=[key]), settings, tmp_path / "one", model=MODEL)
+    (alone,) = codes_of(tmp_path / "one")
+    assert alone.shape[1] == 24
+    assert np.array_equal(alone, codes_of(tmp_path / "all")[2])
+    other = dataclasses.replace(settings, seed=1)
+    generate(synthesizer, corpus, select(corpus, keys=[key]), other, tmp_path / "other", model=MODEL)
+    assert not np.array_equal(alone, codes_of(tmp_path / "other")[0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
