@@ -23,15 +23,17 @@ REQUIRED = [
     "packaging>=24,<27",
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
+EVAL = ["jiwer>=4,<5", "pystoi>=0.4,<0.5", "pesq>=0.0.4,<0.1"]  # pesq is built with a C compiler
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
-    "eval": ["jiwer>=4,<5"],
+    "eval": EVAL,
     "parquet": ["pyarrow>=17,<27"],  # only to read Hugging Face data sets
     "dev": [
         "pytest>=8,<10",
         "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
         "pyarrow>=17,<27",
+        *EVAL,
         "ruff>=0.17,<0.18",
         "mypy>=2,<3",
         "types-PyYAML",

@@ -8,7 +8,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -d .venv ] || python3 -m venv .venv
     . .venv/bin/activate
 fi
-command -v slmkit >/dev/null && python -c 'import deepspeed, hypothesis, mypy, pytest, xdist' 2>/dev/null ||
+command -v slmkit >/dev/null && python -c 'import deepspeed, hypothesis, jiwer, mypy, pesq, pystoi, pytest, xdist' 2>/dev/null ||
     pip install --quiet --editable ".[dev]"
 
 # DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.

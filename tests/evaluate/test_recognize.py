@@ -120,7 +120,7 @@ def test_no_object_is_built_from_weights(damaged, tmp_path):
             return os.mkdir, (str(tmp_path / "was-here"),)
 
     (damaged / "model.safetensors").unlink()
-    (damaged / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Evil()}))
+    (damaged / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Evil()}, protocol=2))
     with pytest.raises(UserError, match="cannot load WhisperForConditionalGeneration"):
         Recognizer.load(damaged)
     assert not (tmp_path / "was-here").exists()
