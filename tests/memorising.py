@@ -12,7 +12,7 @@ from transformers import Qwen2Config
 from slmkit.codec.base import CodecSpec
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ExampleFormat, collate
-from slmkit.data.prompt import tts
+from slmkit.data.prompt import example
 from slmkit.data.sequence import build, measure, speech_size, term_counts, text_size, tokenize
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
@@ -53,12 +53,14 @@ def small_model(
     return SpeechLM(config)
 
 
-def one_batch(model: SpeechLM, tokenizer: TextTokenizer, samples: Sequence[Sample]) -> Batch:
-    """All samples as one global batch of text-to-speech examples."""
+def one_batch(
+    model: SpeechLM, tokenizer: TextTokenizer, samples: Sequence[Sample], tasks: Sequence[str] | None = None
+) -> Batch:
+    """All samples as one global batch of examples, text-to-speech where `tasks` does not say otherwise."""
     layout, group, speaker = model.layout, model.group, model.config.speaker_dim > 0
     examples, sizes = [], []
-    for sample in samples:
-        pieces = tokenize(tts(sample.meta["text"], speaker=speaker), tokenizer.encode, layout)
+    for sample, task in zip(samples, tasks or ["tts"] * len(samples), strict=True):
+        pieces = tokenize(example(task, sample.meta, speaker=speaker), tokenizer.encode, layout)
         examples.append((build(pieces, sample.codes, layout, group), sample))
         sizes.append(
             measure(

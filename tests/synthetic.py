@@ -56,6 +56,18 @@ def write_corpus(
     return write_samples(directory, samples, spec, shard_samples)
 
 
+def write_voices(directory: Path, num_samples: int, num_voices: int) -> Path:
+    """Utterances by the voices v0, v1, ... in turn."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(num_samples):
+        codes = rng.integers(0, 16, (3, 8)).astype(np.int16)
+        meta = {"text": f"{WORDS[i % 12]} {i}", "speaker": f"v{i % num_voices}", "language": "en", "seconds": 0.1}
+        vector = rng.standard_normal(8).astype(np.float32)
+        samples.append(Sample(f"utterance-{i:04d}", codes, vector, {**meta, "source": ""}))
+    return write_samples(directory, samples, codec_spec()).directory
+
+
 def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard_samples: int = 10) -> Corpus:
     """A finished corpus of the given samples."""
     shards = []

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
 from slmkit.audio import quality, units
 from slmkit.audio.decoder import Decoder
+from slmkit.audio.encode import encoded
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
 
@@ -36,7 +36,6 @@ REASONS = ("unreadable", "empty", "truncated", "too_long", "too_short", "non_fin
 RATES = (4_000, 400_000)  # Hz; outside, the header is taken for damaged
 PEAK_LIMIT = 64.0  # full scale is 1; float files above this are not audio in [-1, 1]
 SILENCE_SPAN = 1e-4  # largest minus smallest sample of digital silence, about 3 steps of 16 bit
-PCM16_SCALE = 32768  # full scale in 16-bit steps
 END_SLACK_SEC = 0.1  # a cut may end so much after the recording: time stamps are rounded
 
 
@@ -100,12 +99,9 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
 
     Raises ValueError when `wave` is not one-dimensional or not finite, UserError as `files.atomic_write` does.
     """
-    wave = np.asarray(wave, dtype=np.float64)
-    if wave.ndim != 1 or not np.isfinite(wave).all():
-        raise ValueError(f"expected a finite wave of shape [samples], got shape {wave.shape}")
-    steps = np.clip(np.rint(wave * PCM16_SCALE), -PCM16_SCALE, PCM16_SCALE - 1).astype(np.int16)
+    content = encoded(wave, sample_rate, "wav")
     with atomic_write(path, replace=replace) as file:
-        soundfile.write(file, steps, sample_rate, format="WAV", subtype="PCM_16")
+        file.write(content)
 
 
 class _Piece:

@@ -78,6 +78,17 @@ def griffin_lim(magnitudes: torch.Tensor, grid: Grid, *, iterations: int) -> tor
     return istft(spectra, grid)
 
 
+def griffin_lim_reach(grid: Grid, iterations: int) -> int:
+    """Frames to each side of frame t whose magnitudes the samples of hop t in `griffin_lim` depend on.
+
+    A periodic Hann window begins with a zero. In each round a frame takes in those that share samples with it; the last
+    `istft` gives hop t the frames that touch it.
+    """
+    sharing = (grid.window - 2) // grid.hop
+    touching = (grid.window // 2 + grid.hop // 2 - 1) // grid.hop
+    return iterations * sharing + touching
+
+
 def invert_mel(mel: torch.Tensor, bank: torch.Tensor, *, iterations: int) -> torch.Tensor:
     """Magnitudes float [..., F] >= 0 with magnitudes @ bank.T near `mel`, float [..., M] >= 0; bank [M, F].
 

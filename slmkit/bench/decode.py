@@ -1,9 +1,15 @@
 """Times the generation engine against the plain loop: NTP and MTP of three sizes, one answer and several at a time.
 
-The plain loop reads one prompt after the other, keeps its cache by joining tensors, takes logits over the whole
-vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the same prompts
-greedily, take turns, and the best round of each counts. The weights are random, changed in the few rows that begin and
-end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are.
+The plain loop (`infer/generate.py`) reads one prompt after the other, keeps its cache by joining tensors, takes logits
+over the whole vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the
+same prompts greedily, take turns, and the best round of each counts. The weights are random, changed in the few rows
+that begin and end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all
+are. Steps, tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds
+that a second of their speech takes, without the codec.
+
+First audio: all answers are asked for at once, and heard as `infer/stream.py` does it. What counts are the seconds
+until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
+Without --codec it is FACodec with random weights. Measured once, when engine and codec are warm.
 
 The floor is what reading the weights of a step once would take, at the speed at which this machine sums a tensor.
 
@@ -11,12 +17,12 @@ Invariant: a speed is printed with the number of answers whose codes are the pla
 
 Example:
     slmkit bench decode --batch 1 8
+    slmkit bench decode --device cuda --dtype bfloat16 --batch 1 8 64
 """
 
 import argparse
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +30,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from slmkit.codec.base import CodecSpec, Stream
+from slmkit.bench import codec as facodec
+from slmkit.bench.codec_parts import clock
+from slmkit.codec.base import Codec, CodecSpec, Stream
+from slmkit.codec.open import open_codec
+from slmkit.codec.stream import FIRST_FRAMES
 from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
 from slmkit.infer.generate import Limits, generate
-from slmkit.infer.request import Request, from_ids
+from slmkit.infer.request import Output, Request, from_ids
+from slmkit.infer.stream import SpeechStream
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
@@ -38,7 +50,9 @@ GROUPS = (0, 3, 6, 12)
 FRAME_RATE = 80  # per second of speech
 NUM_STREAMS = 3
 PROMPT_TOKENS = 16  # of the shortest prompt; each further one has one more
-STREAMED_BYTES = 2**28  # of the tensor whose sum tells how fast memory is read
+SOSP_LOGIT = 30.0  # behind a prompt: far above all others, which are near 0
+STREAMED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of the tensor whose sum tells how fast memory is read
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,51 +68,79 @@ class Shape:
     num_shared: int = 2  # key-value heads
 
 
-QUICK = Shape(base_tokens=500, codebook=32, hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2)
+QUICK = Shape(base_tokens=500, codebook=32, hidden_size=96, intermediate_size=64, num_layers=2, num_heads=2)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="answers at a time (default: 1 8)")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1, 8], help="answers at a time (default: 1 8; add 64 on a GPU)"
+    )
     parser.add_argument("--group", type=int, nargs="+", default=GROUPS, choices=GROUPS, help="default: all")
     parser.add_argument("--steps", type=int, default=24, help="speech steps of an answer (default: %(default)s)")
     parser.add_argument(
         "--repeats", type=int, default=2, help="rounds, of which the best counts (default: %(default)s)"
     )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES), help="of the model (default: %(default)s)")
+    parser.add_argument("--codec", metavar="DIR", help="that makes the first audio; default: FACodec of random weights")
     parser.add_argument("--quick", action="store_true", help="a toy shape that takes seconds; its ratios mean little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    shape = QUICK if args.quick else Shape()
+    shape, device, dtype = QUICK if args.quick else Shape(), usable_device(args.device), DTYPES[args.dtype]
+    codec = make_codec(args.codec, device, shape)
     result: dict[str, Any] = {
-        "device": "cpu",
+        "device": args.device,
+        "dtype": args.dtype,
         "threads": torch.get_num_threads(),
         "shape": "quick" if args.quick else "Qwen2.5-0.5B",
-        "read_gb_per_sec": read_speed() / 1e9,
+        "read_gb_per_sec": read_speed(device) / 1e9,
+        "codec": codec.spec.name,
+        "first_audio_frames": first_audio_frames(codec),
         "cases": [],
     }
     for group in args.group:
-        model = make_model(shape, group, max(args.batch))
+        model = torch.nn.Module.to(make_model(shape, group, max(args.batch)), device, dtype)
         for batch in args.batch:
-            case = bench_case(model, batch, args.steps, args.repeats)
+            case = bench_case(model, codec, batch, args.steps, args.repeats)
             case["floor_steps_per_sec"] = batch * result["read_gb_per_sec"] * 1e9 / weight_bytes(model)
             result["cases"].append(case)
     print(json.dumps(result, indent=2) if args.json else describe(result))
     return 0
 
 
-def bench_case(model: SpeechLM, batch: int, num_steps: int, repeats: int) -> dict[str, Any]:
-    """Speeds of `batch` answers of `num_steps` speech steps, by the engine and by the plain loop."""
+def usable_device(name: str) -> torch.device:
+    """Raises UserError for a GPU that is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU that torch can use", next_step="leave out --device cuda")
+    return torch.device(name)
+
+
+def make_codec(directory: str | None, device: torch.device, shape: Shape) -> Codec:
+    """The codec in `directory`, or FACodec of random weights. Raises UserError for one that knows too few codes."""
+    if directory is None:
+        return facodec.make_codec(facodec.random_states(), device)
+    codec = open_codec(directory, device)
+    sizes = [stream.size for stream in codec.spec.lm_streams]
+    if len(sizes) != NUM_STREAMS or min(sizes) < shape.codebook:
+        expected = f"{NUM_STREAMS} streams of {shape.codebook} or more"
+        raise UserError("the codec does not fit the benchmark's model", got=f"streams of {sizes}", expected=expected)
+    return codec
+
+
+def bench_case(model: SpeechLM, codec: Codec, batch: int, num_steps: int, repeats: int) -> dict[str, Any]:
+    """Speeds of `batch` answers of `num_steps` speech steps, by the engine and by the plain loop, and first audio."""
     per_step = model.group // NUM_STREAMS
     num_frames = num_steps * per_step if model.group else -(-num_steps // NUM_STREAMS)
-    requests = [Request(prompt=prompt, max_sec=num_frames / FRAME_RATE) for prompt in make_prompts(batch)]
+    requests = make_requests(batch, num_frames)
     engine = Engine(model, num_slots=batch, num_positions=1024)
 
     def plain() -> list[Any]:
         starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(batch)]
         return [generate(model, start, limits=Limits(max_frames=num_frames)) for start in starts]
 
-    (ours, fast_sec), (theirs, slow_sec) = race([lambda: engine.generate(requests), plain], repeats)
+    (ours, fast_sec), (theirs, slow_sec) = race([lambda: engine.generate(requests), plain], repeats, model.device)
     steps = sum(output.num_steps for output in ours)
     frames = sum(output.codes.shape[1] for output in ours)
     case: dict[str, Any] = {"group": model.group, "batch": batch, "steps": steps, "frames": frames}
@@ -107,19 +149,42 @@ def bench_case(model: SpeechLM, batch: int, num_steps: int, repeats: int) -> dic
         case[f"{side}steps_per_sec"] = steps / seconds
         case[f"{side}tokens_per_sec"] = frames * NUM_STREAMS / seconds
         case[f"{side}frames_per_sec"] = frames / seconds
+        case[f"{side}real_time_factor"] = seconds * FRAME_RATE / frames
     case["ratio"] = slow_sec / fast_sec
-    case["real_time_factor"] = fast_sec * FRAME_RATE / frames
+    case["first_audio_sec"] = first_audio_sec(engine, codec, batch)
     return case
 
 
-def race(works: list[Callable[[], Any]], repeats: int) -> list[tuple[Any, float]]:
+def first_audio_frames(codec: Codec) -> int:
+    """Frames that the first piece of a stream waits for."""
+    return FIRST_FRAMES + codec.reach_frames.after
+
+
+def first_audio_sec(engine: Engine, codec: Codec, batch: int) -> float:
+    """Seconds until the last of `batch` answers that are asked for at once is heard."""
+    num_frames, voice = first_audio_frames(codec), np.zeros(codec.spec.speaker_dim, dtype=np.float32)
+    SpeechStream(codec, voice).push(np.zeros((NUM_STREAMS, num_frames), dtype=np.int16))  # warms the codec
+    streams, outputs = [SpeechStream(codec, voice) for _ in range(batch)], dict[int, Output]()
+    for number, request in enumerate(make_requests(batch, num_frames)):
+        engine.admit(request, number)
+    while len(outputs) < batch:
+        outputs.update(engine.step())
+        for number, stream in enumerate(streams):
+            codes = outputs[number].codes if number in outputs else engine.frames(number)
+            stream.push(codes[:, stream.num_frames :])
+    heard = [stream.first_audio_sec for stream in streams if stream.first_audio_sec is not None]
+    assert len(heard) == batch, "the benchmark's model did not speak"
+    return max(heard)
+
+
+def race(works: list[Callable[[], Any]], repeats: int, device: torch.device) -> list[tuple[Any, float]]:
     """What each gives, and the least seconds it took, taken in turns."""
     best: list[tuple[Any, float]] = [(None, math.inf)] * len(works)
     for _ in range(max(1, repeats)):
         for i, work in enumerate(works):
-            start = time.perf_counter()
+            start = clock(device)
             result = work()
-            best[i] = result, min(best[i][1], time.perf_counter() - start)
+            best[i] = result, min(best[i][1], clock(device) - start)
     return best
 
 
@@ -153,11 +218,17 @@ def make_model(shape: Shape, group: int, num_prompts: int) -> SpeechLM:
         ends = [_last_hidden(model, prompt) for prompt in make_prompts(num_prompts)]
     with torch.no_grad():
         rows = model.lm_model.lm_head.weight
-        rows[layout.id_of("<sosp>")] = torch.stack([end / end.norm() for end in ends]).sum(0)
+        # the least row with which every prompt gives `<sosp>` the same logit
+        rows[layout.id_of("<sosp>")] = torch.linalg.pinv(torch.stack(ends)) @ torch.full((len(ends),), SOSP_LOGIT)
         rows[layout.id_of("<eosp>")] = 0
         for head in model.heads:
             head.output.weight[shape.codebook :] = 0
     return model
+
+
+def make_requests(count: int, num_frames: int) -> list[Request]:
+    """Greedy answers of `num_frames` frames to the prompts of `make_prompts`."""
+    return [Request(prompt=prompt, max_sec=(num_frames + 0.5) / FRAME_RATE) for prompt in make_prompts(count)]
 
 
 def make_prompts(count: int) -> list[tuple[int, ...]]:
@@ -177,27 +248,30 @@ def weight_bytes(model: SpeechLM) -> int:
     backbone = sum(weight.numel() for weight in model.lm_model.model.layers.parameters())
     heads = sum(weight.numel() for weight in model.speech_heads.parameters())
     rows = 0 if model.group else max(model.layout.codebook_sizes) * model.config.hidden_size
-    return 4 * (backbone + heads + rows)
+    return model.dtype.itemsize * (backbone + heads + rows)
 
 
-def read_speed() -> float:
+def read_speed(device: torch.device) -> float:
     """Bytes per second at which a large tensor is summed; the best of three."""
-    data = torch.ones(STREAMED_BYTES // 4)
-    return STREAMED_BYTES / race([data.sum], 3)[0][1]
+    num_bytes = STREAMED_BYTES[device.type]
+    data = torch.ones(num_bytes // 4, device=device)
+    return num_bytes / race([data.sum], 3, device)[0][1]
 
 
 def describe(result: dict[str, Any]) -> str:
     """The result as lines for a reader."""
     lines = [
-        f"{result['device']}, float32, {result['threads']} threads, {result['shape']} shape, "
-        f"memory read at {result['read_gb_per_sec']:.1f} GB/s",
-        f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'plain':>8}{'ratio':>7}{'floor':>9}  equal",
+        f"{result['device']}, {result['dtype']}, {result['threads']} threads, {result['shape']} shape, memory read at "
+        f"{result['read_gb_per_sec']:.1f} GB/s; first audio: {result['first_audio_frames']} frames, {result['codec']}",
+        f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'rtf':>8}{'first s':>9}"
+        f"{'plain':>9}{'ratio':>7}{'floor':>9}  equal",
     ]
     for case in result["cases"]:
         name = f"MTP-{case['group']}" if case["group"] else "NTP"
         lines.append(
             f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
-            f"{case['frames_per_sec']:10.2f}{case['plain_frames_per_sec']:8.2f}{case['ratio']:7.2f}"
-            f"{case['floor_steps_per_sec']:9.1f}  {case['equal_answers']} of {case['batch']}"
+            f"{case['frames_per_sec']:10.2f}{case['real_time_factor']:8.3f}{case['first_audio_sec']:9.3f}"
+            f"{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
+            f"{case['equal_answers']} of {case['batch']}"
         )
     return "\n".join(lines)

@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "inspect",
     "consolidate": "consolidate",
     "synthesize": "synthesize",
+    "answer": "answer",
     "evaluate": "evaluate",
     "bench": "bench",
 }
@@ -40,6 +41,7 @@ A first run, in order:
   slmkit inspect RUN                  how far a run is, how well and how fast; also while it goes on
   slmkit consolidate RUN OUT          checkpoint to safetensors
   slmkit synthesize OUT ...           text to a WAV file
+  slmkit answer OUT ...               a question to words and a WAV file
 `slmkit COMMAND --help` explains each."""
 
 

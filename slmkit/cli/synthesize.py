@@ -1,53 +1,64 @@
-"""Speak a sentence with an exported model.
+"""Speak a sentence, or a file of sentences, with an exported model.
+
+  slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --out hello.wav
+  slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
 The voice comes from --speaker: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model
 trained with speaker input follows it; any other model needs it all the same, because the codec does.
+
+A line of FILE is {"text": "Some words."} and may have an "id" that names its WAV (default: its number), and "speaker",
+"seed", "max_sec" and the fields of sampling ("temperature", "top_k", ...) where it wants others than the flags say.
+--slots of them are spoken at a time. DIR gets wav/ID.wav, outputs.jsonl (a line for each answer: how long, how many
+steps, why it stopped) and failures.jsonl (lines that cannot be read, speakers that are not there, answers without
+speech). Killed or stopped, the same command goes on; with the same --slots, threads and device the files are the same,
+byte for byte, as if nothing had happened, with others they may differ in roundings.
+
+Exit codes: 0 done; 2 an error to mend, or more failures than --max-failure-share; 75 told to stop (SIGTERM, SIGINT,
+SIGUSR1).
 """
 
 import argparse
 import time
 
-SUMMARY = "text to a WAV file with an exported model"
+from slmkit.cli.speaking import add_file_arguments, add_speaking_arguments, prepare, speak_file
+
+SUMMARY = "text to WAV files with an exported model"
+DEFAULT_OUT = "speech.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    parser.add_argument("text", help="what to say")
-    parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
-    parser.add_argument("--speaker", required=True, help="voice: an audio file, a .npy vector, or CORPUS:KEY")
-    parser.add_argument("--out", default="speech.wav", help="WAV file to write (default: %(default)s)")
+    text = parser.add_argument("text", help="what to say; not with --jsonl")
+    parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="keep the k most probable classes, 0 all (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep this share of the probability (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is sampled (default: %(default)s)")
-    parser.add_argument("--max-sec", type=float, default=30.0, help="longest speech, seconds (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_file_arguments(parser, text)
+    add_speaking_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from slmkit.audio.io import write_wav
     from slmkit.errors import UserError
-    from slmkit.infer.sampling import Sampling
-    from slmkit.infer.synthesizer import Synthesizer
 
-    try:
-        sampling = Sampling(temperature=args.temperature, top_k=args.top_k, top_p=args.top_p)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if Path(args.out).exists() and not args.overwrite:
-        raise UserError("the WAV file exists", got=args.out, next_step="give another --out, or --overwrite")
-    synthesizer = Synthesizer.load(args.model, args.codec, args.device)
-    speaker = synthesizer.read_speaker(args.speaker)
+    if args.jsonl is None:
+        return _speak(args)
+    if args.text is not None:
+        raise UserError("what to say?", got=f"{args.text!r} and --jsonl", expected="one of them")
+    if args.out is None or args.overwrite:
+        raise UserError("a file of sentences needs a directory of its own", expected="--out DIR, no --overwrite")
+    return speak_file(args, "read")
+
+
+def _speak(args: argparse.Namespace) -> int:
+    from slmkit.audio.io import write_wav
+
+    out = args.out or DEFAULT_OUT
+    synthesizer, speaker, options = prepare(args, out)
     began = time.perf_counter()
-    speech = synthesizer.speak(args.text, speaker, sampling=sampling, max_sec=args.max_sec, seed=args.seed)
+    speech = synthesizer.speak(args.text, speaker, **options)
     took = time.perf_counter() - began
-    write_wav(args.out, speech.wave, speech.sample_rate, replace=args.overwrite)
-    out = speech.output
+    write_wav(out, speech.wave, speech.sample_rate, replace=args.overwrite)
+    said = speech.output
     print(
-        f"{args.out}: {speech.seconds:.2f} s of speech in {took:.2f} s, {out.num_steps} steps, "
-        f"{out.codes.shape[1]} frames, stopped by: {out.limit or out.reason}"
+        f"{out}: {speech.seconds:.2f} s of speech in {took:.2f} s, {said.num_steps} steps, "
+        f"{said.codes.shape[1]} frames, stopped by: {said.limit or said.reason}"
     )
     return 0

@@ -83,7 +83,7 @@ def speech_samples(config: TrainConfig, world: World) -> "Speak | None":
     if config.codec is None or not config.speak_every_steps or not world.is_first or not spoken:
         return None
     source = open_configured(config, spoken[0].path, spoken[0].task)
-    return SpeechSamples(codec=config.codec, tokenizer=config.base, source=source)
+    return SpeechSamples(codec=config.codec, tokenizer=config.base, source=source, task=spoken[0].task)
 
 
 def show(config: TrainConfig, num_processes: int, world: World) -> None:

@@ -99,6 +99,13 @@ class Encoded(NamedTuple):
     speaker: torch.Tensor  # float32 [B, D]
 
 
+class Reach(NamedTuple):
+    """How far codes matter: the samples of frame t depend on codes of frames t - before .. t + after, and no others."""
+
+    before: int
+    after: int
+
+
 class Codec(Protocol):
     """A codec ready to run on one device."""
 
@@ -107,6 +114,11 @@ class Codec(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def reach_frames(self) -> Reach:
+        """Of `decode`."""
+        ...
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that `num_samples` samples give; 0 when they are too few to encode."""

@@ -30,8 +30,8 @@ import torch
 
 from slmkit.audio import units
 from slmkit.audio.mel import mel_filterbank
-from slmkit.audio.spectrum import Grid, griffin_lim, invert_mel, stft
-from slmkit.codec.base import CodecSpec, Encoded, Stream
+from slmkit.audio.spectrum import Grid, griffin_lim, griffin_lim_reach, invert_mel, stft
+from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, read_json, write_json
 
@@ -117,6 +117,12 @@ class MelVQ:
                 next_step="fit the codec again, or restore both files together",
             )
         return codec
+
+    @property
+    def reach_frames(self) -> Reach:
+        """As `Codec.reach_frames`. Most of it is Griffin-Lim's; where the sound hardly changes, all of it is heard."""
+        reach = len(SMOOTHING) // 2 + griffin_lim_reach(GRID, GRIFFIN_LIM_ROUNDS)
+        return Reach(reach, reach)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that `num_samples` samples give: the nearest number of hops."""

@@ -59,6 +59,10 @@ class DataConfig:
     num_workers: int = option(2, help="processes per rank that read ahead; 0 reads in the training process")
     eval_share: float = option(0.0, help="share of the sources held out for evaluation, chosen by a hash of the key")
     eval_corpus: str | None = option(None, help="directory of a corpus to evaluate on, instead of a share")
+    eval_speakers: tuple[str, ...] = option(
+        (), help="voices held out for evaluation, instead of a share: names as in the samples' column speaker"
+    )
+    exclude_speakers: tuple[str, ...] = option((), help="voices left out of training and evaluation, for later tests")
     length_cache: str | None = option(None, help="directory of length tables, to share them between runs; or RUN/cache")
     shard_cache: str | None = option(None, help="directory on a fast disk to which shards are copied before reading")
     shard_cache_gib: float = option(50.0, help="largest size of shard_cache; the least recently used shards go first")
@@ -88,6 +92,19 @@ class DataConfig:
                     "eval_corpus: got a corpus and an eval_share, expected one of the two",
                 ),
                 (
+                    bool(self.eval_speakers) and (self.eval_share > 0 or self.eval_corpus is not None),
+                    "eval_speakers: got voices and an eval_share or eval_corpus, expected one of the three",
+                ),
+                (
+                    not set(self.eval_speakers).isdisjoint(self.exclude_speakers),
+                    f"eval_speakers, exclude_speakers: got {sorted({*self.eval_speakers} & {*self.exclude_speakers})}"
+                    " in both, expected different voices",
+                ),
+                *(
+                    ("" in getattr(self, name), f"{name}: got an empty name, expected names of voices")
+                    for name in ("eval_speakers", "exclude_speakers")
+                ),
+                (
                     not 0 < self.shard_cache_gib < math.inf,
                     f"shard_cache_gib: got {self.shard_cache_gib}, expected more than 0",
                 ),
@@ -97,6 +114,11 @@ class DataConfig:
                 ),
             ]
         )
+
+    @property
+    def unseen_speakers(self) -> tuple[str, ...]:
+        """The voices that are not trained on."""
+        return tuple(sorted({*self.eval_speakers, *self.exclude_speakers}))
 
     @property
     def all_sources(self) -> tuple[SourceConfig, ...]:

@@ -4,7 +4,7 @@ Samples of all sources are numbered together, 0 .. len - 1. Their sizes come fro
 so a part of ten million samples opens at once and nothing is held for each of them but, where a share is held out, four
 bytes.
 
-Invariant: on which side of a split a sample stands depends on its key alone.
+Invariant: on which side of a split a sample stands depends on its key alone, or on its speaker alone.
 
 Example:
     form = ExampleFormat(task="tts", group=3, speaker=True)
@@ -14,7 +14,7 @@ Example:
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.data import plan, prompt, sequence
-from slmkit.data.lengths import UNREADABLE, Table, Wording, open_table
+from slmkit.data.lengths import UNREADABLE, Table, Wording, open_table, speaker_hash
 from slmkit.data.plan import Plan
 from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
@@ -82,6 +82,17 @@ class Part:
 
     def split(self, share: float) -> tuple["Part", "Part"]:
         """The samples whose hash is not, and is, within `share`; the latter to be seen once in an epoch."""
+        return self._divided("key_hash", lambda hashes: hashes < np.uint32(share * 2**32), share)
+
+    def split_speakers(self, names: tuple[str, ...]) -> tuple["Part", "Part"]:
+        """The samples of other voices, and of those named; the latter to be seen once in an epoch."""
+        wanted = np.array([speaker_hash(name) for name in names], dtype=np.uint64)
+        return self._divided("speaker_hash", lambda hashes: np.isin(hashes, wanted), ("speakers", *names))
+
+    def _divided(
+        self, column: str, is_second: Callable[[npt.NDArray[Any]], npt.NDArray[np.bool_]], rule: Any
+    ) -> tuple["Part", "Part"]:
+        """The samples for which `is_second` of a column of the table does not hold, and those for which it does."""
         sides: tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]] = ([], [])
         for start in range(0, self.count, SCANNED):
             chosen = slice(start, min(start + SCANNED, self.count))
@@ -89,15 +100,14 @@ class Part:
             if self.members is not None:
                 numbers = self.members[chosen]
             # Whole slices are read much faster than single samples.
-            hashes = self.table["key_hash"][chosen if self.members is None else numbers]
-            is_held_out = hashes < np.uint32(share * 2**32)
+            is_held_out = is_second(self.table[column][chosen if self.members is None else numbers])
             for side, mask in zip(sides, (~is_held_out, is_held_out), strict=True):
                 side.append(numbers[mask])
         train, held_out = (np.concatenate([np.zeros(0, np.int32), *side]) for side in sides)
-        rule = (*self.chosen, share)
+        rules = (*self.chosen, rule)
         return (
-            replace(self, count=len(train), members=train, chosen=(*rule, "train")),
-            replace(self, count=len(held_out), members=held_out, chosen=(*rule, "held out"), weight=Fraction(1)),
+            replace(self, count=len(train), members=train, chosen=(*rules, "train")),
+            replace(self, count=len(held_out), members=held_out, chosen=(*rules, "held out"), weight=Fraction(1)),
         )
 
 
@@ -172,6 +182,22 @@ class TrainingData:
         """Training and held-out part. A sample's side depends on its key alone."""
         train, held_out = zip(*(part.split(eval_share) for part in self.parts), strict=True)
         return replace(self, parts=train), replace(self, parts=held_out)
+
+    def split_speakers(self, names: Sequence[str]) -> tuple["TrainingData", "TrainingData"]:
+        """The part of other voices, and that of the named ones. A sample's side depends on its speaker alone.
+
+        Raises UserError for a name that no sample has, which may be a slip that lets a voice through.
+        """
+        others, theirs = zip(*(part.split_speakers(tuple(sorted(set(names)))) for part in self.parts), strict=True)
+        found = {int(h) for part in theirs for h in np.unique(part.table["speaker_hash"][part.members])}
+        if missing := [name for name in names if speaker_hash(name) not in found]:
+            raise UserError(
+                "no sample is of a voice that is to be held out",
+                got=", ".join(missing),
+                expected="names as in the column `speaker` of the samples",
+                next_step="look at a sample's json, or at `columns.speaker` of the job that made the shards",
+            )
+        return replace(self, parts=others), replace(self, parts=theirs)
 
     def locate(self, numbers: npt.NDArray[Any]) -> list[tuple[int, int]]:
         """(part, number in its source) of samples."""

@@ -40,6 +40,7 @@ RECORD = np.dtype(
         ("key_hash", "<u4"),  # uniform: decides what is held out
         ("speech", "u1"),  # speech pieces
         ("labelled", "u1"),  # those that are learnt
+        ("speaker_hash", "<u8"),  # of the speaker's name: tells voices apart
     ]
 )
 UNREADABLE = np.iinfo(np.int32).max
@@ -156,12 +157,14 @@ def _of_shard(source: Source, wording: Wording, shard: int, skip_damaged: bool) 
     table = np.zeros(len(keys), RECORD)
     for i, key in enumerate(keys):
         try:
-            pieces = wording.pieces(source, key, source.reader.read_meta(start + i))
-            sizes = (*sequence.text_size(pieces), frames[i], key_hash(key), *sequence.speech_size(pieces))
+            meta = source.reader.read_meta(start + i)
+            pieces = wording.pieces(source, key, meta)
+            speaker = speaker_hash(str(meta.get("speaker", "")))
+            sizes = (*sequence.text_size(pieces), frames[i], key_hash(key), *sequence.speech_size(pieces), speaker)
         except DamagedSample:
             if not skip_damaged:
                 raise
-            sizes = (UNREADABLE, 0, 0, key_hash(key), 0, 0)
+            sizes = (UNREADABLE, 0, 0, key_hash(key), 0, 0, 0)
         table[i] = sizes
     return table
 
@@ -169,6 +172,11 @@ def _of_shard(source: Source, wording: Wording, shard: int, skip_damaged: bool) 
 def key_hash(key: str) -> int:
     """A number of 32 bits that depends on the key alone."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+
+
+def speaker_hash(name: str) -> int:
+    """A number of 64 bits that depends on the name alone: two of a million voices share one at odds of 1 to 10^7."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 _worker: list[Any] = []  # what `_start_worker` was given

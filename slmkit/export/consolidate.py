@@ -1,19 +1,20 @@
-"""From a checkpoint of a run to a directory that stands alone.
+"""From a checkpoint of a run, or another export, to a directory that stands alone.
 
 DeepSpeed puts the float32 weights of its ranks together; they fill the model that `RUN/model` describes, and the model
 is written in one of three formats:
 
 - "slmkit": loads with `SpeechLM.from_pretrained`; a plain next-token model with `AutoModelForCausalLM`, too
-- "hf": the same, but refuses a model that `AutoModelForCausalLM` could not load
+- "hf": a next-token model for transformers and servers without slmkit; refuses all others (`export.hf`)
 - "published": `model.safetensors` with the keys of the published checkpoints (arXiv 2506.12537)
 
-What was written is read back and compared with the checkpoint, weight by weight, before it takes its name.
+What was written is read back and compared with the source, weight by weight, before it takes its name.
 DeepSpeed's files are pickles: consolidate only runs that you trust.
 
-Invariant: OUT exists only if it holds exactly the weights of the checkpoint, in the float type asked for.
+Invariant: OUT exists only if it holds exactly the weights of its source, in the float type asked for.
 
 Example:
     consolidate("runs/tts", "exports/tts")      # the newest complete checkpoint
+    convert("exports/tts", "exports/tts-bf16", format="hf", dtype="bfloat16")
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from safetensors.torch import load_file
 from slmkit.config.run_dir import MODEL, Checkpoint, newest, read
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.errors import UserError
+from slmkit.export.hf import from_causal_lm, save_hf
 from slmkit.files import new_directory, provenance, write_json
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, PROVENANCE_FILE, load, save
@@ -57,20 +59,27 @@ def consolidate(
         raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until the first one")
     with new_directory(Path(out_dir)) as temporary:
         model = trained_model(Path(run_dir), checkpoint)
-        torch.nn.Module.to(model, DTYPES[dtype])
-        if format == "hf" and not model.is_plain:
-            raise UserError(
-                "AutoModelForCausalLM cannot load a model with speech heads or speaker input",
-                got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
-                next_step="use --format slmkit, and load it with SpeechLM.from_pretrained",
-            )
-        source = {"run": Path(run_dir).name, "step": checkpoint.step, "format": format, "dtype": dtype}
-        write = _write_published if format == "published" else _write_slmkit
-        write(model, temporary / "export", Path(run_dir) / MODEL, {**source, "facts": checkpoint.state["facts"]})
-        for file in (temporary / "export").iterdir():
-            file.rename(temporary / file.name)
-        (temporary / "export").rmdir()
+        source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
+        _write(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
     return checkpoint
+
+
+def is_export(directory: str | Path) -> bool:
+    """Whether `convert` is the one to ask, and not `consolidate`."""
+    return (Path(directory) / LAYOUT_FILE).is_file()
+
+
+def convert(model_dir: str | Path, out_dir: str | Path, *, format: Format = "slmkit", dtype: str | None = None) -> str:
+    """Write the model of an export in another format or float type (default: its own); returns the float type.
+
+    Raises UserError as `consolidate` does.
+    """
+    with new_directory(Path(out_dir)) as temporary:
+        model = load(model_dir)
+        dtype = dtype or str(model.dtype).removeprefix("torch.")
+        source = {"export": Path(model_dir).name}
+        _write(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
+    return dtype
 
 
 def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
@@ -124,10 +133,24 @@ def _optimizer_part(part: str) -> dict[str, Any]:
     return state
 
 
-def _write_slmkit(model: SpeechLM, directory: Path, description: Path, source: Any) -> None:
-    save(model, directory, tokenizer=load_transformers_tokenizer(description), source=source)
-    written = load(directory, layout=model.layout)
-    _compare(written.state_dict(), model.state_dict(), str(directory))
+def _write(
+    model: SpeechLM, directory: Path, description: Path, *, format: Format, dtype: str, source: dict[str, Any]
+) -> None:
+    """Write into an empty directory and compare; `description` is one with the model's tokenizer."""
+    torch.nn.Module.to(model, DTYPES[dtype])
+    source = {**source, "format": format, "dtype": dtype}
+    export = directory / "export"
+    if format == "published":
+        _write_published(model, export, description, source)
+    else:
+        write = save_hf if format == "hf" else save
+        write(model, export, tokenizer=load_transformers_tokenizer(description), source=source)
+        _compare(load(export, layout=model.layout).state_dict(), model.state_dict(), str(export))
+    if format == "hf":
+        _compare(from_causal_lm(export).state_dict(), model.state_dict(), str(export))
+    for file in export.iterdir():
+        file.rename(directory / file.name)
+    export.rmdir()
 
 
 def _write_published(model: SpeechLM, directory: Path, description: Path, source: Any) -> None:

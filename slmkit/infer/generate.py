@@ -1,4 +1,7 @@
-"""Decoding one prompt with a key-value cache, text and speech in one answer.
+"""Decoding one prompt with a key-value cache, text and speech in one answer: the engine's plain twin.
+
+Its cache is transformers' own, which grows by joining tensors. A choice in text, or in interleaved speech, is made
+among the logits of the whole vocabulary; in grouped speech every head's choice is read from the device by itself.
 
 Shapes: S prompt positions, G ids per position, K streams, T frames, D speaker width.
 
@@ -80,12 +83,12 @@ def generate(
         is_speech = grammar.mode == "speech"
 
         def choose(logits: torch.Tensor, sampling: Sampling = sampling) -> torch.Tensor:
-            return pick(logits.float().cpu(), sampling, generator)
+            return pick(logits.float() if sampling.temperature == 0 else logits.float().cpu(), sampling, generator)
 
         if is_speech:
             ids = grammar.speech_step(choose, decoder.speech_logits(hidden))
         else:
-            ids = [grammar.text_step(choose, model.lm_logits(hidden)[0, -1])] * max(1, model.group)
+            ids = [grammar.text_step(choose, model.lm_logits(hidden[0, -1]))] * max(1, model.group)
         num_steps += 1
         num_text_steps += not is_speech
         if grammar.mode == "end":
@@ -133,7 +136,7 @@ class _Decoder:
     def speech_logits(self, hidden: torch.Tensor) -> list[torch.Tensor]:
         """Logits of the next speech position: [V] for NTP, [C] per head for MTP."""
         if not self.model.group:
-            return [self.model.lm_logits(hidden)[0, -1]]
+            return [self.model.lm_logits(hidden[0, -1])]
         return [logits[0, -1] for logits in self._head_logits]
 
     def _run(self, embedded: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Speech samples for TensorBoard while a model is in training.
 
 For each sentence: `speech/KEY/generated` and `speech/KEY/reference` to listen to (the reference is the codec's copy of
-the true speech, the best the model could do), and `speech/KEY/mel`, the log-mel spectra of both below each other.
+the true speech, the best the model could do), and `speech/KEY/mel`, the log-mel spectra of both below each other. A
+model that learns to answer questions is asked those of the samples; `speech/KEY/words` is what it writes.
 
 Example:
     train(config, speak=SpeechSamples(codec="CODEC", tokenizer="BASE", source=open_source("SHARDS", "tts")))
@@ -21,6 +22,7 @@ from slmkit.codec.open import open_codec
 from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
+from slmkit.infer.answer import answer_words
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.slm import SpeechLM
 
@@ -33,14 +35,20 @@ FLOOR_DB = -80.0
 class SpeechSamples:
     """Speaks the first sentences of a corpus, each in its own voice, beside the codec's copy of the true speech."""
 
-    def __init__(self, *, codec: str | Path, tokenizer: str | Path, source: Source, number: int = 2) -> None:
-        """Raises UserError when a part is missing, or the codes are not of this codec."""
+    def __init__(
+        self, *, codec: str | Path, tokenizer: str | Path, source: Source, task: str = "tts", number: int = 2
+    ) -> None:
+        """`task` "qa" asks questions, any other reads. Raises UserError when a part is missing, or the codes are not of
+        this codec."""
         self.codec, self.tokenizer = open_codec(codec), TextTokenizer.load(tokenizer)
         assert source.codec is not None, "a source with speech"
         source.codec.check_compatible(self.codec.spec, this=source.path, that=str(codec))
         self.samples = [source.reader.read(i) for i in range(min(number, len(source)))]
         if any(sample.speaker is None for sample in self.samples):
             raise UserError("speech samples need speaker vectors, and the corpus has none", got=source.path)
+        self.is_asked = task == "qa"
+        if self.is_asked and not all(isinstance(sample.meta.get("question"), str) for sample in self.samples):
+            raise UserError("speech samples of the task qa need questions, and the corpus has none", got=source.path)
 
     def __call__(self, model: SpeechLM, writer: Any, step: int) -> None:
         """Add sound and pictures of `step` to TensorBoard's `writer`; the model goes on in the mode it was in.
@@ -53,7 +61,12 @@ class SpeechSamples:
         for sample in self.samples:
             assert sample.speaker is not None, "checked at the start"
             voice = torch.from_numpy(sample.speaker)
-            codes = synthesizer.generate(sample.meta["text"], sample.speaker, max_sec=MAX_SEC).codes
+            ask, text = (synthesizer.answering, "question") if self.is_asked else (synthesizer.reading, "text")
+            (output,) = synthesizer.engine.generate([ask(sample.meta[text], sample.speaker, max_sec=MAX_SEC)])
+            codes = output.codes
+            if self.is_asked:
+                words = answer_words(output.text_ids, model.layout, self.tokenizer.decode)
+                writer.add_text(f"speech/{sample.key}/words", words.text, step)
             waves = {"generated": synthesizer.decode(codes, voice)} if codes.shape[1] else {}
             waves["reference"] = synthesizer.decode(sample.codes[: model.layout.num_streams], voice)
             for name, wave in waves.items():

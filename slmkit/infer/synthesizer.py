@@ -28,6 +28,7 @@ from slmkit.errors import BadSample, UserError
 from slmkit.infer.engine import Engine
 from slmkit.infer.request import GREEDY, Output, Request
 from slmkit.infer.sampling import Sampling
+from slmkit.infer.stream import Speaking
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 
@@ -156,6 +157,10 @@ class Synthesizer:
             )
         wave = self.decode(output.codes, torch.from_numpy(speaker))
         return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output)
+
+    def stream(self, request: Request, speaker: Vector) -> Speaking:
+        """The wave that answers `request` in the voice of `speaker`, float32 [D], in pieces. Raises as `Speaking`."""
+        return Speaking(self.engine, self.codec, request, speaker)
 
     def text_of(self, output: Output) -> str:
         """The words of an answer around its speech."""

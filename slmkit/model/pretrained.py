@@ -137,7 +137,8 @@ def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
             next_step="load the export with SpeechLM.from_pretrained",
         )
     config = model.lm_model.config
-    setattr(config, model.config.model_type, model.config.to_dict())
+    dtype = str(model.dtype).removeprefix("torch.")  # the config may still say which type was read
+    setattr(config, model.config.model_type, {**model.config.to_dict(), "dtype": dtype})
     model.lm_model.save_pretrained(out_dir)
 
 
@@ -148,7 +149,13 @@ def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechL
     then the first difference is named.
     """
     directory = Path(directory)
-    saved = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE))
+    saved, config = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE)), read_json(directory / "config.json")
+    if SpeechLMConfig.model_type not in (config.get("model_type"), *config):
+        raise UserError(
+            f"{directory} holds no model of slmkit",
+            got=f"a config.json of {config.get('model_type')}",
+            next_step="take a published checkpoint in with `slmkit import-model`",
+        )
     try:
         read: Any = SpeechLM.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **LOCAL)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -5,12 +5,13 @@ three lookup buffers per head: `bias` (the smallest token id of the head), `smal
 `orig_to_small` (token id minus bias to class, -100 where there is none). The buffers follow from the vocabulary; on
 import they are compared with it, so that weights of another vocabulary are refused.
 
-Invariant: `from_published(to_published(model))` is the same model.
+Invariant: `from_published(to_published(model))` is the same model, in the same float type.
 
 Example:
     model = from_published("checkpoint.safetensors", base_dir="Qwen2.5-0.5B", codec=spec)
 """
 
+import functools
 import pickle
 from pathlib import Path
 
@@ -81,7 +82,15 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
         head=_head_kind(state),
         speaker_dim=state["spk_emb_proj.0.weight"].shape[1] if "spk_emb_proj.0.weight" in state else 0,
     )
-    return _fill(SpeechLM(config), state, str(checkpoint))
+    model = SpeechLM(config)
+    torch.nn.Module.to(model, _float_type(state))
+    return _fill(model, state, str(checkpoint))
+
+
+def _float_type(state: State) -> torch.dtype:
+    """The narrowest float type that holds every weight exactly."""
+    types = {value.dtype for value in state.values() if value.is_floating_point()}
+    return functools.reduce(torch.promote_types, types)
 
 
 def _head_kind(state: State) -> HeadKind:

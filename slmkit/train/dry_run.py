@@ -105,6 +105,20 @@ def _data_lines(run: Run) -> Iterator[Line]:
             kind = part.wording.task if part.weight == 1 else f"{part.wording.task}, weight {float(part.weight):g}"
             yield name, f"{part.source.path} ({kind}): {part.count} examples, {_hours(part, run.codec):.2f} h"
             name = ""
+    config = run.config.data
+    if config.eval_speakers:
+        yield "", f"the voices {', '.join(config.eval_speakers)}"
+    if config.exclude_speakers:
+        yield "left out", f"{_num_excluded(run)} examples of the voices {', '.join(config.exclude_speakers)}"
+
+
+def _num_excluded(run: Run) -> int:
+    """Samples of the sources that are neither trained on nor held out."""
+    config = run.config.data
+    given = zip(run.data.parts, config.all_sources, strict=True)
+    num_given = sum(min(len(part.source), source.max_samples or len(part.source)) for part, source in given)
+    from_sources = [run.data, *([run.held_out] if run.held_out is not None and config.eval_corpus is None else [])]
+    return num_given - sum(map(len, from_sources))
 
 
 def _hours(part: Part, codec: CodecSpec) -> float:

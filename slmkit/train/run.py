@@ -162,11 +162,19 @@ def known_facts(
     config: TrainConfig, settings: dict[str, Any], sources: Sequence[Source], layout: VocabLayout
 ) -> dict[str, Any]:
     """The facts of a run but for those of its processes."""
+    # Only where there are such voices, so that checkpoints from before they could be named go on.
+    unseen = {"unseen_speakers": list(config.data.unseen_speakers)} if config.data.unseen_speakers else {}
     return {
         "vocabulary": layout.sha256,
         "codec": common_codec(sources).sha256,
         "data.sources": [
-            {"sha256": source.fingerprint, "task": given.task, "weight": given.weight, "max_samples": given.max_samples}
+            {
+                "sha256": source.fingerprint,
+                "task": given.task,
+                "weight": given.weight,
+                "max_samples": given.max_samples,
+                **unseen,
+            }
             for source, given in zip(sources, config.data.all_sources, strict=True)
         ],
         "precision": precision(settings),
@@ -215,6 +223,10 @@ def _examples(
             for source, g in zip(sources, given, strict=True)
         ]
     )
+    if config.data.exclude_speakers:
+        data, _ = data.split_speakers(config.data.exclude_speakers)
+    if config.data.eval_speakers:
+        return data.split_speakers(config.data.eval_speakers)
     if config.data.eval_share:
         return data.split(config.data.eval_share)
     if config.data.eval_corpus is not None:

@@ -2,25 +2,78 @@
 
 import argparse
 import json
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from slmkit.bench import decode
+from slmkit.bench.tokenize import random_melvq
+from slmkit.codec.melvq import NUM_BANDS, MelVQ
+from slmkit.errors import UserError
+from slmkit.infer.engine import Engine
 
 
-def test_both_sides_give_equal_answers(capsys: pytest.CaptureFixture[str]) -> None:
+def run(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     decode.add_arguments(parser)
-    assert (
-        decode.run(parser.parse_args(["--quick", "--batch", "1", "3", "--steps", "6", "--repeats", "1", "--json"])) == 0
-    )
+    assert decode.run(parser.parse_args(["--quick", "--steps", "6", "--repeats", "1", *words])) == 0
+
+
+def test_both_sides_give_equal_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    random_melvq().save(tmp_path / "codec")
+    run(["--batch", "1", "3", "--json", "--codec", str(tmp_path / "codec")])
     result = json.loads(capsys.readouterr().out)
     assert [(case["group"], case["batch"]) for case in result["cases"]] == [
         (g, b) for g in decode.GROUPS for b in (1, 3)
     ]
+    assert (result["codec"], result["first_audio_frames"]) == ("melvq", 83)
     for case in result["cases"]:
         assert case["equal_answers"] == case["batch"]
         assert case["steps"] == 7 * case["batch"]  # `<sosp>`, then speech alone
         assert case["frames"] == 6 * case["batch"] * max(1, case["group"]) // 3
         assert case["ratio"] == pytest.approx(case["frames_per_sec"] / case["plain_frames_per_sec"])
-    assert "MTP-12" in decode.describe(result)
+        assert case["real_time_factor"] == pytest.approx(decode.FRAME_RATE / case["frames_per_sec"])
+        assert case["first_audio_sec"] > 0
+
+
+def test_the_table_tells_what_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["--group", "12", "--batch", "2", "--dtype", "bfloat16"])
+    head, columns, row = capsys.readouterr().out.splitlines()
+    assert "cpu, bfloat16" in head
+    assert "first audio: 36 frames, facodec" in head
+    assert columns.split()[:7] == ["batch", "steps/s", "tokens/s", "frames/s", "rtf", "first", "s"]
+    assert row.split()[:2] == ["MTP-12", "2"]
+
+
+def test_the_codec_of_every_answer_counts_for_the_first_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, engine = random_melvq(), Engine(decode.make_model(decode.QUICK, 12, 3), num_slots=3, num_positions=128)
+    seen: list[int] = []
+
+    def decode_slowly(codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        seen.append(codes.shape[2])
+        time.sleep(0.2)
+        return torch.zeros(1, codes.shape[2] * codec.spec.hop_samples)
+
+    monkeypatch.setattr(codec, "decode", decode_slowly)
+    assert decode.first_audio_sec(engine, codec, 3) >= 3 * 0.2
+    assert seen == [83] * 4  # one to warm up
+    assert engine.num_free == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_64_answers_begin_at_once_and_do_not_end(dtype: torch.dtype) -> None:
+    model = torch.nn.Module.to(decode.make_model(decode.QUICK, 6, 64), dtype)
+    outputs = Engine(model, num_slots=64, num_positions=128).generate(decode.make_requests(64, 6))
+    assert {(output.num_steps, output.codes.shape) for output in outputs} == {(4, (3, 6))}
+    assert len({output.codes.tobytes() for output in outputs}) > 8  # not all alike
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MelVQ(torch.zeros(3, 16, NUM_BANDS), torch.zeros(NUM_BANDS)).save(tmp_path)
+    with pytest.raises(UserError, match="the codec does not fit the benchmark's model"):
+        run(["--codec", str(tmp_path)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no GPU that torch can use"):
+        run(["--device", "cuda"])

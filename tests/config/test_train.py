@@ -18,6 +18,13 @@ WRONG = [
     ({"data": {"num_workers": -1}}, "data.num_workers: got -1, expected 0 or more"),
     ({"data": {"eval_share": 1.0}}, "data.eval_share: got 1.0, expected 0 <= share < 1"),
     ({"data": {"eval_share": 0.1, "eval_corpus": "e"}}, "data.eval_corpus: got a corpus and an eval_share"),
+    ({"data": {"eval_share": 0.1, "eval_speakers": ["v"]}}, "data.eval_speakers: got voices and an eval_share"),
+    ({"data": {"eval_corpus": "e", "eval_speakers": ["v"]}}, "data.eval_speakers: got voices and an eval_share or"),
+    (
+        {"data": {"eval_speakers": ["v", "w"], "exclude_speakers": ["w"]}},
+        "data.eval_speakers, exclude_speakers: got ['w'] in both",
+    ),
+    ({"data": {"exclude_speakers": [""]}}, "data.exclude_speakers: got an empty name, expected names of voices"),
     ({"data": {"task": "sing"}}, "data.task: got 'sing', expected one of 'tts', 'asr'"),
     ({"data": {"corpus": None}}, "data.corpus, sources: got neither, expected one of the two"),
     ({"data": {"sources": [{"path": "p"}]}}, "data.corpus, sources: got both, expected one of the two"),

@@ -40,6 +40,7 @@ def test_it_holds_what_the_examples_are(corpus: Corpus, wording: Wording, tmp_pa
         pieces = wording.pieces(source, corpus.key(i), source.reader.read_meta(i))
         assert table["text_positions"][i] == sum(len(piece.ids) for piece in pieces)
         assert table["key_hash"][i] == lengths.key_hash(corpus.key(i))
+        assert table["speaker_hash"][i] == lengths.speaker_hash("s") != lengths.speaker_hash("")
 
 
 def test_one_for_all_it_depends_on(corpus: Corpus, wording: Wording, tmp_path: Path) -> None:
@@ -120,5 +121,5 @@ def test_a_table_that_cannot_be_mapped_is_an_error(
 
 
 def test_a_record_is_small() -> None:
-    """60 million samples in about a gigabyte of file."""
-    assert RECORD.itemsize == 18
+    """40 million samples in about a gigabyte of file."""
+    assert RECORD.itemsize == 26

@@ -67,6 +67,36 @@ def test_lengths_and_ids_equal_the_golden_ones(
             assert example.tokens[:40, 0].tolist() == expected["head_ids"]
 
 
+@pytest.mark.parametrize("speaker", [False, True])
+@pytest.mark.parametrize("group", [0, 3, 12])
+def test_only_the_answer_to_a_question_is_learnt(group: int, speaker: bool, tokenizer: TextTokenizer) -> None:
+    """The targets, read as a text, are the answer in words and in speech to its last token, and nothing else."""
+    layout = make_layout(group, base_size=tokenizer.base_size)
+    codes = np.random.default_rng(0).integers(0, 4, (3, 7))
+    segments = prompt.qa("Who wrote it?", "Anna Bell.", speaker=speaker)
+    example = build(tokenize(segments, tokenizer.encode, layout), codes, layout, group)
+    assert example.lm_targets.tolist() == example.tokens[example.lm_positions + 1, 0].tolist()
+    before = [i for text in (" ", "[ta]", " Anna bell. ", "[ua]", " ") for i in answer_ids(text, tokenizer, layout)]
+    before.append(layout.id_of("<sosp>"))
+    after = [*tokenizer.encode("\n\n"), layout.eos_id]
+    spoken, _, classes = speech_tokens(codes, layout, group)
+    said = [] if group else spoken[:, 0].tolist()
+    assert example.lm_targets.tolist() == [*before, *said, *after]
+    first = int(example.lm_positions[0]) + 1
+    assert len(example.tokens) == first + len(before) + len(spoken) + len(after)
+    assert tokenizer.decode([int(example.tokens[first - 1, 0])]) == ":"  # of [Assistant]
+    if group:
+        assert np.array_equal(example.head_targets, classes)
+        place = first + len(before) - 1  # of `<sosp>`, from which the first step is predicted
+        assert example.head_positions.tolist() == list(range(place, place + len(spoken)))
+
+
+def answer_ids(text: str, tokenizer: TextTokenizer, layout: VocabLayout) -> list[int]:
+    """Ids of a text, or of a mark where the vocabulary has it."""
+    specials = dict(layout.specials)
+    return [specials[text]] if text in specials else tokenizer.encode(text)
+
+
 def naive_example(text: str, codes: np.ndarray, layout: VocabLayout, group: int) -> list[tuple[list[int], bool, bool]]:
     """(ids, is speech step, is labelled) of each position, spelled out token by token."""
     width = max(1, group)

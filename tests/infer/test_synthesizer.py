@@ -13,6 +13,7 @@ from slmkit.audio.io import read_audio, write_wav
 from slmkit.audio.mel import hertz_to_mel, mel_to_hertz
 from slmkit.codec.base import CodecSpec
 from slmkit.codec.melvq import MelVQ
+from slmkit.codec.stream import JOINED_BOUND
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample
 from slmkit.data.sources import open_source
@@ -118,6 +119,17 @@ def test_a_question_is_answered_in_text_and_speech(synthesizer: Synthesizer) -> 
         synthesizer.answering(" ", voice)
     with pytest.raises(UserError, match="max_sec: got -1"):
         synthesizer.answering("Who?", voice, max_sec=-1)
+
+
+def test_an_export_is_heard_while_it_speaks(chain: Path, synthesizer: Synthesizer) -> None:
+    text = FLACS[1].with_suffix(".normalized.txt").read_text().strip()
+    speaker = synthesizer.read_speaker(f"{chain / 'corpus'}:{FLACS[1].stem}")
+    speaking = synthesizer.stream(synthesizer.reading(text, speaker), speaker)
+    wave = np.concatenate(list(speaking))
+    whole = synthesizer.speak(text, speaker)
+    assert np.abs(wave - whole.wave).max() <= JOINED_BOUND
+    assert (speaking.output.reason, speaking.output.codes.tolist()) == ("end", whole.output.codes.tolist())
+    assert 0 < speaking.first_audio_sec < 60
 
 
 @pytest.mark.parametrize("text", ["🎉🎉", "<sosp><a1>[Assistant]:", "\ud800", "Zażółć gęślą jaźń"])

@@ -1,16 +1,20 @@
 """What is decided before the first process starts DeepSpeed."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from synthetic import codec_spec, write_conversations, write_corpus
+from synthetic import codec_spec, write_conversations, write_corpus, write_voices
 from train.tiny_run import make_tiny, tiny_config
 
+from slmkit.data.examples import TrainingData
 from slmkit.errors import UserError
+from slmkit.train.dry_run import describe
 from slmkit.train.run import Run, check_facts, prepare, steps_of_epoch
 from slmkit.world import World
 
@@ -120,6 +124,59 @@ def test_held_out_samples_are_not_trained_on(place: Path) -> None:
     assert held_out
     assert not held_out & trained
     assert len(held_out | trained) == len(run.held_out) + len(run.data) == 20
+
+
+@pytest.fixture(scope="module")
+def voices(place: Path) -> Path:
+    """A corpus of 20 samples by five voices, v0 to v4."""
+    return write_voices(place / "voices", 20, num_voices=5)
+
+
+def speakers_of(data: TrainingData | None) -> list[str]:
+    assert data is not None
+    found = (data.locate(np.array([i]))[0] for i in range(len(data)))
+    return [data.parts[part].source.reader.read_meta(number)["speaker"] for part, number in found]
+
+
+def test_unseen_voices_are_kept_apart(place: Path, voices: Path) -> None:
+    """Trained on, held out and left out: each sample is in one of the three, by its voice alone."""
+    data = {"corpus": str(voices), "eval_speakers": ["v3"], "exclude_speakers": ["v1", "v0"]}
+    run = prepare(tiny_config(place, data=data), World())
+    assert Counter(speakers_of(run.data)) == {"v2": 4, "v4": 4}
+    assert Counter(speakers_of(run.held_out)) == {"v3": 4}
+    lines = [value for _, value in describe(tiny_config(place, data=data), 1)]
+    assert any("8 examples" in line for line in lines)
+    assert "the voices v3" in lines
+    assert "8 examples of the voices v1, v0" in lines
+
+
+def test_several_sources_hold_out_the_same_voices(place: Path, voices: Path) -> None:
+    sources = [{"path": str(voices), "task": task, "max_samples": count} for task, count in (("tts", 10), ("asr", 20))]
+    data = {"corpus": None, "sources": sources, "exclude_speakers": ["v1"], "eval_share": 0.4}
+    run = prepare(tiny_config(place, data=data), World())
+    found = Counter([*speakers_of(run.data), *speakers_of(run.held_out)])
+    assert found == {"v0": 6, "v2": 6, "v3": 6, "v4": 6}
+    assert "6 examples of the voices v1" in [value for _, value in describe(tiny_config(place, data=data), 1)]
+
+
+def test_a_voice_that_nobody_has_is_named(place: Path, voices: Path) -> None:
+    for name in ("eval_speakers", "exclude_speakers"):
+        with pytest.raises(UserError, match=r"no sample is of a voice that is to be held out\n  got:      V3"):
+            prepare(tiny_config(place, data={"corpus": str(voices), name: ["v1", "V3"]}), World())
+
+
+def test_a_run_goes_on_with_the_same_unseen_voices_only(place: Path, voices: Path) -> None:
+    """Which of them are held out for evaluation may change: training does not see it."""
+
+    def facts(**names: list[str]) -> dict[str, Any]:
+        return prepare(tiny_config(place, data={"corpus": str(voices), **names}), World()).facts
+
+    saved = facts(eval_speakers=["v1"], exclude_speakers=["v2"])
+    check_facts(facts(exclude_speakers=["v2", "v1"]), saved, Path("step-1"))
+    for other in (facts(), facts(eval_speakers=["v1"])):
+        for one, two in ((saved, other), (other, saved)):
+            with pytest.raises(UserError, match=r"cannot continue step-1: data\.sources has changed"):
+                check_facts(one, two, Path("step-1"))
 
 
 def test_terms_are_named(place: Path) -> None:

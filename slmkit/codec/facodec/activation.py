@@ -30,6 +30,7 @@ from slmkit.codec.facodec.dimensions import FILTER_TAPS, SNAKE_EPSILON, padding_
 
 REACH = FILTER_TAPS // 4  # positions the doubling filter sees to each side
 REACH_DOUBLED = FILTER_TAPS // 2 - 1  # positions of the doubled rate the halving filter sees to each side
+SEEN = REACH + (REACH_DOUBLED - 1) // 2  # positions to each side that an output of the activation depends on
 BLOCK = 16  # positions per matrix row: wider wastes products with zeros, narrower makes small matrices
 CACHED = 262144  # positions to filter at a time on a CPU: few calls, and intermediates that its last cache holds
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from slmkit.codec.base import CodecSpec, Encoded, Stream
+from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
 from slmkit.codec.facodec.activation import Ends, strided_length
 from slmkit.codec.facodec.checkpoint import Weights, hash_files, load_weights
 from slmkit.codec.facodec.dimensions import (
@@ -38,7 +38,7 @@ from slmkit.codec.facodec.dimensions import (
     SAMPLE_RATE,
 )
 from slmkit.codec.facodec.filters import log_mel
-from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder
+from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, decoder_reach
 from slmkit.codec.facodec.quantizer import ResidualQuantizer
 from slmkit.codec.facodec.transformer import Transformer
 
@@ -99,6 +99,11 @@ class FACodec:
     @property
     def device(self) -> torch.device:
         return self._device
+
+    @property
+    def reach_frames(self) -> Reach:
+        """As `Codec.reach_frames`: 28 to each side, for any weights. The decoder has nothing but convolutions."""
+        return Reach(*decoder_reach())
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that `num_samples` samples give; 0 up to 412, too few for the reflection around the spectrogram."""

@@ -15,13 +15,14 @@ Example:
 import torch
 import torch.nn.functional as F
 
-from slmkit.codec.facodec.activation import Activation, Ends
+from slmkit.codec.facodec.activation import SEEN, Activation, Ends
 from slmkit.codec.facodec.checkpoint import Weights
 from slmkit.codec.facodec.dimensions import (
     DECODER_STRIDES,
     DILATIONS,
     ENCODER_LAST_KERNEL,
     ENCODER_STRIDES,
+    HOP,
     KERNEL,
     padding_of,
 )
@@ -115,6 +116,19 @@ class ConvDecoder:
             x = stage(x)
         x = self.activation(x, uniform(x), SIDE)
         return torch.tanh(F.conv1d(x, self.last["weight"], self.last["bias"]))[:, 0]
+
+
+def decoder_reach() -> tuple[int, int]:
+    """Frames before and after a frame whose latents its samples depend on in `ConvDecoder`."""
+    first, last = -(SIDE + SEEN), HOP - 1 + SIDE + SEEN  # of the positions that samples 0 .. HOP - 1 depend on
+    side = sum(SIDE * dilation + 2 * SEEN for dilation in DILATIONS)
+    for stride in reversed(DECODER_STRIDES):
+        first, last = first - side + padding_of(stride), last + side + padding_of(stride)
+        first, last = (
+            first // stride - 1 - SEEN,
+            last // stride + SEEN,
+        )  # output i takes inputs i // stride - 1 and that
+    return SIDE - first, SIDE + last
 
 
 def uniform(x: torch.Tensor) -> Ends:

@@ -1,0 +1,143 @@
+"""The command as users run it: one sentence; a file of sixty, killed and stopped on the way."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from spoken import hashes, make_spoken
+
+from slmkit.audio.io import read_audio
+from slmkit.cli.main import main
+from slmkit.codec.melvq import MelVQ
+from slmkit.infer.batch import NOTES
+
+NUM_LINES = 60
+BAD = {"000007": "empty_text", "line 20": "not_json", "ghost": "bad_speaker", "000040": "too_long"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_spoken(tmp_path_factory.mktemp("spoken"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_codec(place: Path) -> None:
+    wave = np.random.default_rng(9).normal(0, 0.2, 8000).astype(np.float32)
+    MelVQ.fit([wave], 1, num_entries=16).save(place / "other")
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def options(out: Path, *more: str) -> list[str]:
+    return ["--codec", "codec", "--speaker", "voice.npy", "--out", str(out), *more]
+
+
+@pytest.mark.slow
+def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path) -> None:
+    """kill -9, then SIGTERM, then the rest: as if nothing had happened. Four lines are bad, one is an emoji."""
+    lines = [json.dumps({"text": f"The boat number {i} froze", "max_sec": 0.2}) for i in range(NUM_LINES)]
+    lines[6] = json.dumps({"text": "  "})
+    lines[19] = "{oops"
+    lines[29] = json.dumps({"text": "The river 🎉 froze", "id": "party"})
+    lines[34] = json.dumps({"text": "The river froze", "id": "ghost", "speaker": "nobody.wav"})
+    lines[39] = json.dumps({"text": "x" * 10_000})
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
+
+    flags = ["--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "4", "--max-failure-share", "0.1"]
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "slmkit", "synthesize", "model", *options(tmp_path / "out", *flags)]
+        return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def noted(least: int, process: subprocess.Popen[str]) -> int:
+        path = tmp_path / "out" / NOTES
+        for _ in range(1200):
+            count = path.read_bytes().count(b"\n") if path.exists() else 0
+            if count >= least or process.poll() is not None:
+                return count
+            time.sleep(0.05)
+        raise AssertionError("nothing is noted")
+
+    process = start()
+    assert noted(10, process) < 50
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    first = noted(0, process)
+    process = start()
+    assert first < noted(first + 10, process) < 54
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM; the same command goes on" in process.communicate()[1]
+    assert process.returncode == 75
+    assert not (tmp_path / "out" / "outputs.jsonl").exists()
+    said, told = start().communicate()
+    assert f"{NUM_LINES - len(BAD)} answers (" in said
+    assert "4 failures; " in said
+    assert "real-time factor" in said
+    assert "of 57 are spoken already" in told
+    assert main(["synthesize", "model", *options(tmp_path / "whole", *flags)]) == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    ledger = [json.loads(line) for line in (tmp_path / "out" / "failures.jsonl").read_text().splitlines()]
+    assert {line["key"]: line["reason"] for line in ledger} == BAD
+    outputs = [json.loads(line) for line in (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()]
+    assert [output["id"] for output in outputs[26:28]] == ["000029", "party"]
+
+
+def test_a_sentence_is_spoken_as_it_is_in_a_file(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x.wav"
+    flags = ["--temperature", "0.9", "--text-temperature", "0", "--top-k", "8", "--top-p", "0.95", "--seed", "4"]
+    flags += ["--repetition-penalty", "1.3", "--repetition-window", "6", "--max-sec", "0.2"]
+    assert main(["synthesize", "model", "The river froze", *options(out, *flags)]) == 0
+    assert "steps" in capsys.readouterr().out
+    assert 0 < len(read_audio(out, 16_000)) <= 0.2 * 16_000
+    (tmp_path / "lines.jsonl").write_text('{"text": "The river froze", "id": "x"}\n')
+    words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "1", *flags)
+    assert main(["synthesize", "model", *words]) == 0
+    assert "1 answers" in capsys.readouterr().out
+    assert (tmp_path / "out" / "wav" / "x.wav").read_bytes() == out.read_bytes()
+    assert main(["synthesize", "model", *[*words, "--seed", "5"]]) == 2
+    assert "holds an answer to something else: x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["Hello", "--jsonl", "x"], "what to say?"),
+        (["Hello", "--out", "voice.wav"], "the WAV file exists"),
+        (["Hello", "--out", "o.wav", "--temperature", "-1"], "temperature: got -1"),
+        (["Hello", "--out", "o.wav", "--max-sec", "nan"], "max_sec: got nan"),
+        (["Hello", "--out", "o.wav", "--speaker", ""], "whose voice?"),
+        (["Hello", "--out", "o.wav", "--speaker", "nobody.wav"], "cannot take the voice of nobody.wav"),
+        (["", "--out", "o.wav"], "there is no text to speak"),
+        (["x" * 10_000, "--out", "o.wav"], "the text to speak is too long"),
+        (["Hello", "--out", "o.wav", "--max-text-tokens", "1"], "the model gave no speech for 'Hello'"),
+        (["Hello", "--out", "o.wav", "--codec", "model"], "model is not a codec directory"),
+        (["Hello", "--out", "o.wav", "--codec", "other"], "the given codec is not the codec of the model"),
+        (["--jsonl", "voice.wav"], "a file of sentences needs a directory of its own"),
+        (["--jsonl", "missing", "--out", "o"], "cannot read missing"),
+        (["--jsonl", "voice.npy", "--out", "corpus"], "lines failed"),
+    ],
+)
+def test_what_is_wrong_is_said(words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in here.iterdir())
+    defaults = ["--codec", "codec", "--speaker", "voice.npy"]
+    assert main(["synthesize", "model", *defaults, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in here.iterdir()) == before
+
+
+def test_without_a_text_or_a_file_there_is_nothing_to_say(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthesize", "model", "--codec", "codec"])
+    assert "the following arguments are required: text" in capsys.readouterr().err

@@ -1,0 +1,284 @@
+"""A file of sentences into a directory: interrupted, mended, with voices that are not there and disks that are full."""
+
+import fcntl
+import json
+import resource
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from spoken import hashes, make_spoken
+
+from slmkit.audio.io import read_audio
+from slmkit.errors import UserError
+from slmkit.files import read_json
+from slmkit.infer.batch import FAILURES, JOB, NOTES, OUTPUTS, Summary, fingerprint, speak_all
+from slmkit.infer.lines import Settings, Task, read_lines
+from slmkit.infer.synthesizer import Synthesizer
+
+VOICE = "voice.npy"
+Lines = list[dict[str, Any]]
+LINES: Lines = [
+    {"id": "river", "text": "The river froze"},
+    {"text": "Eleven lanterns along the wall", "seed": 5, "temperature": 1.0, "text_temperature": 0.0},
+    {"id": "boat", "text": "The last boat left", "speaker": "corpus:u3"},
+    {"text": "🎉 party 🎉", "max_sec": 0.1},
+    {"id": "wav", "text": "A clock", "speaker": "voice.wav"},
+    {"text": "Zażółć gęślą jaźń", "temperature": 0.8, "top_k": 5, "repetition_penalty": 1.2, "text_temperature": 0},
+    {"id": "mute", "text": "A clock", "max_text_tokens": 1},
+    {"id": "gone", "text": "A clock", "speaker": "nobody.wav"},
+    {"id": "none", "text": "A clock", "speaker": "corpus:nobody"},
+    {"text": ""},
+]
+FAILED = {"mute": "no_speech", "gone": "bad_speaker", "none": "bad_speaker", "000010": "empty_text"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_spoken(tmp_path_factory.mktemp("spoken"))
+
+
+@pytest.fixture(scope="module")
+def loaded(place: Path) -> dict[int, Synthesizer]:
+    """By number of slots."""
+    return {slots: Synthesizer.load(place / "model", place / "codec", num_slots=slots) for slots in (1, 4)}
+
+
+@pytest.fixture
+def speak(
+    place: Path, loaded: dict[int, Synthesizer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Summary]:
+    """Speak lines into `out`."""
+    monkeypatch.chdir(place)
+
+    def speak(out: str, lines: Lines | None = None, *, slots: int = 4, task: Task = "read", **options: Any) -> Summary:
+        lines = LINES if lines is None else lines
+        path = tmp_path / "lines.jsonl"
+        path.write_text("\n".join(json.dumps(line) for line in lines))
+        listed = read_lines(path, task, Settings(speaker=VOICE, max_sec=0.5))
+        settings = {"model": fingerprint("model"), "max_failure_share": 0.5, **options}
+        return speak_all(loaded[slots], listed, tmp_path / out, task=task, **settings)
+
+    return speak
+
+
+def read_jsonl(path: Path) -> Lines:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_line_is_in_the_manifest_or_in_the_ledger(
+    speak: Callable[..., Summary], loaded: dict[int, Synthesizer], tmp_path: Path
+) -> None:
+    summary = speak("out")
+    assert {failure.key: failure.reason for failure in summary.failures} == FAILED
+    assert [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES)] == ["000010", "mute", "gone", "none"]
+    outputs = read_jsonl(tmp_path / "out" / OUTPUTS)
+    assert [output["id"] for output in outputs] == ["river", "000002", "boat", "000004", "wav", "000006"]
+    for output in outputs:
+        wave = read_audio(tmp_path / "out" / output["wav"], 16_000)
+        assert len(wave) == 16_000 * output["seconds"] == 200 * output["frames"]
+        assert (output["reason"], output["limit"]) in [("end", None), ("limit", "seconds")]
+    party = outputs[3]
+    assert (party["frames"], party["limit"]) == (8, "seconds")
+    speech = loaded[4].speak("The river froze", loaded[4].read_speaker(VOICE), max_sec=0.5)
+    assert (speech.output.num_steps, speech.seconds) == (outputs[0]["steps"], outputs[0]["seconds"])
+    assert np.abs(speech.wave - read_audio(tmp_path / "out" / outputs[0]["wav"], 16_000)).max() < 1e-4
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", OUTPUTS, FAILURES, JOB}
+    assert "6 answers (" in summary.line()
+    assert "4 failures; " in summary.line()
+    assert "real-time factor" in summary.line()
+
+
+def test_four_at_a_time_say_what_one_says(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    """The engine promises it but for roundings; for this model no choice is so close that they matter."""
+    speak("four")
+    speak("one", slots=1)
+    assert hashes(tmp_path / "four") == hashes(tmp_path / "one")
+
+
+class Killed(BaseException):
+    """Stands for a process that ends without another word."""
+
+
+@contextmanager
+def counted(dies_after: int = 10**6) -> Iterator[Counter[str]]:
+    """Counts waves and voices; the process dies at the wave after so many."""
+    seen = Counter[str]()
+    decode, read = Synthesizer.decode, Synthesizer.read_speaker
+
+    def counting_decode(self: Synthesizer, *args: Any) -> Any:
+        seen["waves"] += 1
+        if seen["waves"] > dies_after:
+            raise Killed
+        return decode(self, *args)
+
+    def counting_read(self: Synthesizer, source: str) -> Any:
+        seen[source] += 1
+        return read(self, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Synthesizer, "decode", counting_decode)
+        patch.setattr(Synthesizer, "read_speaker", counting_read)
+        yield seen
+
+
+def test_an_interrupted_job_goes_on(
+    speak: Callable[..., Summary], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is noted is not spoken again; a wave that is lost, or of which half a note is left, is."""
+    speak("whole")
+    with counted(dies_after=3), pytest.raises(Killed):
+        speak("out")
+    out = tmp_path / "out"
+    assert not (out / OUTPUTS).exists()
+    notes = read_jsonl(out / NOTES)
+    assert len(notes) == 3
+    (out / notes[0]["wav"]).unlink()
+    with open(out / NOTES, "a") as file:
+        file.write('{"id": "boat", "wa')
+    (out / "wav" / "000006.wav").write_bytes(b"half a wa")
+    with counted() as seen, caplog.at_level("INFO"):
+        speak("out")
+    assert seen["waves"] == 6 - 2
+    assert "2 of 9 are spoken already" in caplog.text
+    assert hashes(out) == hashes(tmp_path / "whole")
+
+
+def test_a_finished_job_is_done_at_once(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    lines = LINES[:3]
+    speak("out", lines)
+    before = hashes(tmp_path / "out")
+    with counted() as seen:
+        summary = speak("out", lines)
+    assert seen["waves"] == 0
+    assert hashes(tmp_path / "out") == before
+    assert summary.line() == "3 answers (0 stopped by a limit), 0 failures; nothing was left to speak"
+
+
+def test_each_voice_is_read_once_and_each_corpus(speak: Callable[..., Summary]) -> None:
+    lines = [{"text": "A clock", "speaker": name} for name in ("voice.wav", "corpus:u1", "gone.wav", "corpus:u2") * 2]
+    with counted() as seen:
+        speak("out", lines)
+    assert seen == {"voice.wav": 1, "gone.wav": 1, "waves": 6}
+
+
+def test_failed_lines_can_be_mended_and_others_added(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    lines: Lines = [{"id": "a", "text": "A clock"}, {"id": "b", "text": " "}]
+    assert [failure.key for failure in speak("out", lines).failures] == ["b"]
+    lines = [{"id": "b", "text": "The river froze"}, lines[0], {"id": "c", "text": "A clock"}]
+    with counted() as seen:
+        assert speak("out", lines).failures == []
+    assert seen["waves"] == 2
+    assert [output["id"] for output in read_jsonl(tmp_path / "out" / OUTPUTS)] == ["b", "a", "c"]
+
+
+def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    line = {"id": "a", "text": "A clock"}
+    speak("out", [line])
+    before = hashes(tmp_path / "out")
+    for changed in ({**line, "text": "Another"}, {**line, "seed": 8}, {**line, "id": "b"}):
+        with pytest.raises(UserError, match="holds an answer to something else: a"):
+            speak("out", [changed])
+    with pytest.raises(UserError, match="was made with another model"):
+        speak("out", [line], model="other")
+    with pytest.raises(UserError, match="was made with another task"):
+        speak("out", [{"id": "a", "question": "Who?"}], task="answer")
+    assert {name: value for name, value in hashes(tmp_path / "out").items() if name != NOTES} == before
+    (tmp_path / "out" / OUTPUTS).write_text("[]\n")
+    with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
+        speak("out", [line])
+
+
+def test_a_directory_of_something_else_is_left_alone(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    (tmp_path / "file").touch()
+    for name in ("out", "file"):
+        with pytest.raises(UserError, match="the output directory exists and holds something else"):
+            speak(name)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+    with pytest.raises(UserError, match=r"cannot write .*\.outputs\.part: Not a directory"):
+        speak("file/below")
+
+
+def test_two_processes_are_not_at_one_directory(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / NOTES, "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is at work there"):
+            speak("out")
+    speak("out", LINES[:1])
+
+
+def test_another_engine_is_told(
+    speak: Callable[..., Summary], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    speak("out", LINES[:1])
+    assert "several engines" not in caplog.text
+    speak("out", LINES[:2], slots=1)
+    assert "are of several engines and may differ in roundings" in caplog.text
+    assert [engine["slots"] for engine in read_json(tmp_path / "out" / JOB)["engines"]] == [4, 1]
+
+
+def test_too_many_failures_are_an_error(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    """Before anything is spoken, where the lines themselves say so; after it, where the voices are not there."""
+    with pytest.raises(UserError, match=r"1 of 2 lines failed \(000002: there is no text(.|\n)*nothing was spoken"):
+        speak("early", [{"text": "A clock"}, {"text": ""}], max_failure_share=0.2)
+    assert not (tmp_path / "early").exists()
+    lines: Lines = [{"text": "A clock"}, {"text": "A clock", "speaker": "gone.wav"}]
+    with pytest.raises(UserError, match=r"1 of 2 lines failed(.|\n)*bad_speaker 1(.|\n)*all else is spoken"):
+        speak("late", lines, max_failure_share=0.2)
+    assert [output["id"] for output in read_jsonl(tmp_path / "late" / OUTPUTS)] == ["000001"]
+    assert speak("late", lines).num_outputs == 1
+
+
+def test_a_prompt_without_room_is_a_failure(speak: Callable[..., Summary]) -> None:
+    """2000 emoji are 8000 tokens for this tokenizer, the backbone knows 4096 positions."""
+    (failure,) = speak("out", [{"id": "long", "text": "🎉" * 2000}, {"text": "A clock"}]).failures
+    assert (failure.key, failure.reason) == ("long", "refused")
+    assert "the prompt leaves no room for an answer" in failure.detail
+
+
+def test_answers_have_words(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    """The model was never asked anything; it goes on in its own words, and those are kept."""
+    lines = [{"id": "q", "question": "Who?"}, {"id": "mute", "question": "Who?", "max_text_tokens": 1}]
+    (failure,) = speak("out", lines, task="answer").failures
+    (output,) = read_jsonl(tmp_path / "out" / OUTPUTS)
+    assert "speech is" in output["text"]
+    assert "its words: " in failure.detail
+
+
+def test_a_full_disk_keeps_what_is_spoken(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    """No file may grow beyond one of the longer waves; with room again the job goes on."""
+    lines = [{**line, "max_sec": 0.1} for line in LINES[:2]]
+    lines += [{"id": "long", "text": "The last boat left the harbour", "speaker": "corpus:u3"}]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    speak("whole", lines)
+    size = (tmp_path / "whole" / "wav" / "long.wav").stat().st_size
+    assert size > (tmp_path / "whole" / "wav" / "river.wav").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*long\.wav: "):
+            speak("out", lines, slots=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [note["id"] for note in read_jsonl(tmp_path / "out" / NOTES)] == ["river", "000002"]
+    speak("out", lines, slots=1)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_notes_that_cannot_be_written_are_an_error(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    """A disk with room for the wave and not for its note."""
+    lines = [{"id": f"{i:02d}" + "x" * 90, "text": "A clock", "max_sec": 0.02} for i in range(20)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*\.outputs\.part: "):
+            speak("out", lines)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert speak("out", lines).num_outputs == 20

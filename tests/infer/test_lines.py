@@ -1,0 +1,97 @@
+"""Lines of a file become items or failures, each bad one with its reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slmkit.errors import UserError
+from slmkit.infer.lines import MAX_LINE_BYTES, Settings, read_lines
+from slmkit.infer.sampling import Sampling
+
+VOICE = Settings(speaker="voice.wav", temperature=0.5, seed=3)
+BAD = [
+    (b"not json", "not_json", "the line is not JSON"),
+    (b"[1]", "not_json", "the line is no object"),
+    (b'{"text": "caf\xe9"}', "not_json", "the line is not JSON"),
+    (b"[" * 100_000, "not_json", "the line is not JSON"),
+    (b'{"text": "%s"}' % (b"x" * MAX_LINE_BYTES), "too_long", "the line is too long"),
+    (b'{"text": "x", "id": "../x"}', "bad_id", "an id that can name no file"),
+    (b'{"text": "x", "id": ".x"}', "bad_id", "an id that can name no file"),
+    (b'{"text": "x", "id": ""}', "bad_id", "an id that can name no file"),
+    (b'{"text": "x", "id": true}', "bad_id", "an id that can name no file"),
+    (b'{"text": "x", "id": "%s"}' % (b"x" * 101), "bad_id", "an id that can name no file"),
+    (b'{"text": "x", "tempature": 1}', "unknown_field", "a field is not known: tempature"),
+    (b'{"question": "x"}', "unknown_field", "a field is not known: question"),
+    (b'{"id": "a"}', "empty_text", "there is no text"),
+    (b'{"text": " \\n"}', "empty_text", "there is no text"),
+    (b'{"text": 7}', "empty_text", "there is no text"),
+    (b'{"text": "%s"}' % (b"x" * 10_000), "too_long", "the text is too long"),
+    (b'{"text": "x", "seed": -1}', "bad_setting", "seed: got -1"),
+    (b'{"text": "x", "seed": 1.5}', "bad_setting", "seed is of the wrong type"),
+    (b'{"text": "x", "seed": true}', "bad_setting", "seed is of the wrong type"),
+    (b'{"text": "x", "max_sec": 0}', "bad_setting", "max_sec: got 0"),
+    (b'{"text": "x", "max_sec": NaN}', "bad_setting", "max_sec: got nan"),
+    (b'{"text": "x", "max_sec": 1e999}', "bad_setting", "max_sec: got inf"),
+    (b'{"text": "x", "top_p": "all"}', "bad_setting", "top_p is of the wrong type"),
+    (b'{"text": "x", "top_p": 0}', "bad_setting", "top_p: got 0"),
+    (b'{"text": "x", "text_temperature": -1}', "bad_setting", "temperature: got -1"),
+    (b'{"text": "x", "speaker": 5}', "bad_setting", "speaker is of the wrong type"),
+    (b'{"text": "x", "speaker": ""}', "bad_speaker", "no speaker is given"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason", "detail"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_a_bad_line_is_a_failure_and_the_next_line_an_item(
+    line: bytes, reason: str, detail: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(line + b'\n\n{"text": "good"}')
+    items, (failure,) = read_lines(path, "read", VOICE)
+    assert [(item.id, item.text, item.settings) for item in items] == [("000003", "good", VOICE)]
+    assert failure.reason == reason
+    assert detail in failure.detail
+    assert failure.key in ("line 1", "000001", "a")
+    assert json.loads(failure.line())["reason"] == reason
+
+
+def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    own = {"id": 7, "question": "Who? 🎉 \ud800", "speaker": "C:k", "seed": 9, "max_sec": 2, "top_k": 4}
+    own["text_temperature"] = 0
+    lines = [own, {"question": "Where?"}, {"question": "x", "id": "7"}, {"question": "x", "id": "000002"}]
+    path.write_text("\ufeff" + "\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    (first, second), failures = read_lines(path, "answer", VOICE)
+    assert (first.id, first.text, second.id) == ("7", own["question"], "000002")
+    assert first.settings.options == {
+        "sampling": Sampling(temperature=0.5, top_k=4),
+        "text_sampling": Sampling(top_k=4),
+        "max_sec": 2.0,
+        "max_text_tokens": 256,
+        "seed": 9,
+    }
+    assert second.settings == VOICE
+    assert VOICE.text_sampling == VOICE.sampling
+    assert [(failure.key, failure.reason) for failure in failures] == [
+        ("7", "duplicate_id"),
+        ("000002", "duplicate_id"),
+    ]
+
+
+def test_the_digest_is_of_all_that_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    lines = [{"text": "a"}, {"text": "a"}, {"text": "b"}, {"text": "a", "seed": 4}, {"text": "a", "speaker": "other"}]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    digests = [item.digest for item in read_lines(path, "read", VOICE).items]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
+def test_files_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*missing"):
+        read_lines(tmp_path / "missing", "read", VOICE)
+    with pytest.raises(UserError, match="cannot read"):
+        read_lines(tmp_path, "read", VOICE)
+    (tmp_path / "empty").write_text("\n \n")
+    with pytest.raises(UserError, match="holds no line"):
+        read_lines(tmp_path / "empty", "read", VOICE)
