@@ -31,7 +31,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.audio.io import PCM16_SCALE, write_wav
+from slmkit.audio.encode import PCM16_SCALE
+from slmkit.audio.io import write_wav
 from slmkit.errors import UserError
 from slmkit.evaluate.selection import Voice
 from slmkit.files import atomic_write, disk_error, provenance, read_json, write_json
