@@ -26,7 +26,15 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("success", "success", "%", "high", 1, "The model ended its speech itself; no speech at all is no success."),
-    Metric("wer", "WER", "%", "low", 1, "Errors per word of what a recogniser heard; no speech: every word is lost."),
+    Metric(
+        "wer",
+        "WER",
+        "%",
+        "low",
+        1,
+        "Errors per word of what a recogniser heard, against the sentence or the model's own text answer. No speech: "
+        "every word is lost.",
+    ),
     Metric("cer", "CER", "%", "low", 1, "The same of characters."),
     Metric("exact_match", "EM", "%", "high", 1, "The text answer is one of the true ones, TriviaQA normalisation."),
     Metric("f1", "F1", "%", "high", 1, "Words that the text answer shares with the nearest true one."),

@@ -38,6 +38,7 @@ from slmkit.evaluate.selection import Voice
 from slmkit.files import atomic_write, disk_error, provenance, read_json, write_json
 
 GENERATION, RECORDS = "generation.json", "outputs.jsonl"
+NEEDED = {"task", "model", "corpus", "codec", "voices", "utterances"}  # settings that scoring reads
 MAX_SHOWN = 200  # characters of a setting in an error
 
 
@@ -212,7 +213,8 @@ def read_wave(path: Path) -> npt.NDArray[np.float32]:
 
 def _read_generation(directory: Path) -> dict[str, Any]:
     values = read_json(directory / GENERATION)
-    if not isinstance(values, dict) or not {"settings", "names"} <= values.keys():
+    settings = values.get("settings") if isinstance(values, dict) else None
+    if not isinstance(settings, dict) or not settings.keys() >= NEEDED or "names" not in values:
         raise UserError(f"{directory / GENERATION} does not say how outputs were made", next_step="generate again")
     return values
 

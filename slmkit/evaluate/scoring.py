@@ -235,8 +235,11 @@ def _answer(record: Record, heard: str, *, has_heard: bool) -> Scores:
 
 
 def _words(record: Record, heard: str, spellings: dict[str, str]) -> Scores:
-    """Errors of what was heard against what was to be said: the sentence, or the model's own text answer."""
-    said = record.answer if record.question else record.text
+    """Errors of what was heard against what was to be said: the sentence; or the model's own text answer, or the true
+    one where it wrote none."""
+    said = record.text
+    if record.question:
+        said = record.answer or next(iter(record.true_answers), "")
     reference, hypothesis = normalized(said, spellings), normalized(heard, spellings)
     words, chars = (error_counts(reference, hypothesis, unit) for unit in ("word", "char"))
     return {name: (sum(errors[:3]), errors.reference) for name, errors in (("wer", words), ("cer", chars))}

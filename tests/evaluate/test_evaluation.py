@@ -238,6 +238,8 @@ def test_what_cannot_be_asked_counts_as_a_failure(
     assert {row["reason"] for row in report["utterances"]} == {"refused"}
     assert report["utterances"][0]["why"] == "the prompt leaves no room for an answer"
     assert means(report)["success"] == 0
+    asked = spoken(tmp_path / "qa", small, corpus, Settings(task="qa"), limit=2)
+    assert (means(asked)["exact_match"], means(asked)["speech_f1"], means(asked)["wer"]) == (0, 0, 1)
     write_page(tmp_path / "out", report, Truths(corpus, small.codec))
     assert "Not asked of the model: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
 
@@ -325,8 +327,9 @@ def test_neither_models_nor_choices_nor_voices_are_mixed(
     (tmp_path / "other" / "file").touch()
     with pytest.raises(UserError, match="the output directory holds other things"):
         Outputs.open(tmp_path / "other", {}, names={})
-    with Outputs.open(tmp_path / "locked", {}, names={}), pytest.raises(UserError, match="another process generates"):
-        Outputs.open(tmp_path / "locked", {}, names={})
+    settings = finished(tmp_path / "o").settings
+    with Outputs.open(tmp_path / "l", settings, names={}), pytest.raises(UserError, match="another process generates"):
+        Outputs.open(tmp_path / "l", settings, names={})
 
 
 def test_a_full_disk_is_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
@@ -406,6 +409,9 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
         copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
     (out / "outputs.jsonl").write_bytes(whole)
     damaged("outputs.jsonl", lambda text: text.replace(b'"key": "11', b'"key": "19'), "for another corpus")
+    damaged(
+        "generation.json", lambda text: text.replace(b'"voices"', b'"noises"'), "does not say how outputs were made"
+    )
     damaged("generation.json", lambda text: b"{}", "does not say how outputs were made")
     damaged("generation.json", lambda text: text.replace(corpus.fingerprint.encode(), b"0"), "for another corpus")
     weights = codec.spec.weights_sha256.encode()
