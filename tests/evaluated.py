@@ -1,4 +1,5 @@
-"""A corpus of four short pieces of real speech by two speakers, their codec, and a model that knows them by heart."""
+"""A corpus of four short pieces of real speech by two speakers, their codec, and a model that knows them by heart: it
+reads the sentences, and answers a question with each."""
 
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def make_chain(root: Path) -> Path:
     write_samples(root / "corpus", samples, codec.spec)
     tokenizer = TextTokenizer.load(BASE)
     model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
-    memorise(model, one_batch(model, tokenizer, samples))
+    tasks = ["tts"] * len(samples) + ["qa"] * len(samples)
+    memorise(model, one_batch(model, tokenizer, [*samples, *samples], tasks), max_steps=250)
     save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
     return root
 

@@ -18,7 +18,7 @@ TABLE_NOTE = (
     "metric cannot be computed of some, they are counted as left out. Rates of words are over all words together."
 )
 NO_VALUE = "&ndash;"
-ABOUT = ("key", "voice", "voice_key", "speaker", "question", "answer", "heard")
+ABOUT = ("key", "voice", "voice_key", "speaker", "question", "true_answers", "answer", "heard")
 
 
 def render(report: dict[str, Any], heard: Sequence[Heard], *, histograms: str | None) -> str:
@@ -89,8 +89,8 @@ def value_cell(name: str, found: dict[str, Any] | None) -> str:
 
 def _article(heard: Heard) -> str:
     row = heard.row
-    about = [(name.replace("_", " "), str(row[name])) for name in ABOUT if row.get(name)]
-    known = "".join(f"<dt>{name}</dt><dd>{bidi(value, SHOWN_TEXT)}</dd>" for name, value in about)
+    about = [(name.replace("_", " "), row[name]) for name in ABOUT if row.get(name)]
+    known = "".join(f"<dt>{name}</dt><dd>{bidi(_words(value), SHOWN_TEXT)}</dd>" for name, value in about)
     picture = f'<img src="{heard.picture}" alt="log-mel levels">' if heard.picture else ""
     return "\n".join(
         [
@@ -107,6 +107,10 @@ def _article(heard: Heard) -> str:
             "</article>",
         ]
     )
+
+
+def _words(value: Any) -> str:
+    return " / ".join(value) if isinstance(value, list) else str(value)
 
 
 def _failure(row: dict[str, Any]) -> str:

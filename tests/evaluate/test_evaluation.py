@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from evaluated import AUDIO, codes_of, make_chain
+from synthetic import write_corpus
 from tiny_whisper import save_tiny_whisper
 
 from slmkit.cli.main import main
@@ -210,23 +211,35 @@ def test_voices_that_were_not_trained_on_are_told_apart(corpus: Corpus, codec: M
 
 
 def test_questions_are_scored_by_their_answers(
-    corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
+    chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
-    """Copy synthesis gives the true answer and a model that only learnt to read none; of speech, what was heard."""
-    settings, truths = Settings(task="qa", max_text_tokens=20, max_sec=1.0), Truths(corpus, codec)
-    items = select(corpus, limit=2)
+    """A model that learnt the answers is as right as copy synthesis; one with other weights is not; of speech counts
+    what was heard."""
+    settings, truths = Settings(task="qa", max_text_tokens=30, max_sec=1.0), Truths(corpus, codec)
+    items, reports = select(corpus, limit=2), {}
+    scorers = Scorers(recognizer=Listener({len(truths.copy(0)): "another"}))
+    broken = Synthesizer.load(chain / "model", chain / "codec")
+    with torch.no_grad():
+        broken.model.lm_model.model.layers[0].self_attn.v_proj.weight.zero_()
     copy_synthesis(codec, corpus, items, settings, tmp_path / "copy")
     generate(synthesizer, corpus, items, settings, tmp_path / "model", model=MODEL)
-    says = {len(truths.copy(0)): "another"}
-    copy, model = (
-        score_outputs(tmp_path / name, truths, Scorers(recognizer=Listener(says))) for name in ("copy", "model")
-    )
-    assert copy["utterances"][0]["question"] == "What of 11_101_000000_000000?"
-    assert copy["utterances"][0]["true_answers"] == ["The kettle is on the stove.", "another"]
-    assert (means(copy)["exact_match"], means(copy)["f1"]) == (1.0, 1.0)
-    assert (means(copy)["speech_exact_match"], means(copy)["speech_f1"]) == (1.0, 1.0)  # both are of one length
-    assert copy["utterances"][0]["scores"]["wer"] == [6, 6]  # against the answer in text
-    assert means(model)["exact_match"] == 0
+    generate(broken, corpus, items, settings, tmp_path / "broken", model=MODEL)
+    for name in ("copy", "model", "broken"):
+        reports[name] = score_outputs(tmp_path / name, truths, scorers)
+    for name in ("copy", "model"):
+        found = means(reports[name])
+        assert (found["success"], found["exact_match"], found["f1"], found["frame_agreement"]) == (1, 1, 1, 1), name
+        assert (found["speech_exact_match"], found["speech_f1"]) == (1, 1)  # "another" is a true answer, too
+        row = reports[name]["utterances"][0]
+        assert row["question"] == "What of 11_101_000000_000000?"
+        assert row["true_answers"] == ["The kettle is on the stove.", "another"]
+        assert row["answer"] == "The kettle is on the stove."
+        assert row["scores"]["wer"] == [6, 6]  # of what was heard against the answer in text
+    assert means(reports["broken"])["exact_match"] == 0
+    assert means(reports["broken"])["f1"] < 0.5
+    with pytest.raises(UserError, match="has no question"):
+        unasked = write_corpus(tmp_path / "unasked", 1, spec=codec.spec)
+        copy_synthesis(codec, unasked, select(unasked), settings, tmp_path / "x")
 
 
 def test_what_cannot_be_asked_counts_as_a_failure(
