@@ -37,12 +37,14 @@ def executable() -> str | None:
 
 
 class Browser:
-    """One page."""
+    """One page. `complaints`: errors and warnings that it wrote to its console, or that loading gave, so far."""
 
     def __init__(self, commands: IO[bytes], answers: IO[bytes]) -> None:
         self._commands, self._answers, self._number, self._session = commands, answers, 0, ""
+        self.complaints: list[str] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._call("Runtime.enable"), self._call("Log.enable")
 
     @staticmethod
     @contextlib.contextmanager
@@ -82,6 +84,19 @@ class Browser:
             time.sleep(0.2)
         return value
 
+    def click(self, selector: str) -> None:
+        """Press the mouse on the first element that `selector` names."""
+        box = self.value(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
+            f"(document.querySelector({selector!r}).getBoundingClientRect())"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def type(self, text: str) -> None:
+        """Into what has the focus."""
+        self._call("Input.insertText", text=text)
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 
@@ -96,6 +111,16 @@ class Browser:
             answer = json.loads(self._read())
             if answer.get("id") == self._number:
                 return answer.get("result", {})
+            self._note(answer.get("method", ""), answer.get("params", {}))
+
+    def _note(self, event: str, values: dict[str, Any]) -> None:
+        """Keep what the page complains of."""
+        if event == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(values["exceptionDetails"]))
+        elif event == "Runtime.consoleAPICalled" and values["type"] in ("error", "warning", "assert"):
+            self.complaints.append(json.dumps(values["args"]))
+        elif event == "Log.entryAdded" and values["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(json.dumps(values["entry"]))
 
     def _read(self) -> bytes:
         text = bytearray()

@@ -2,8 +2,8 @@
 
 Knows nothing of files on a disk (see `io.write_wav`). All sound is mono; samples beyond full scale are clipped.
 
-A WAV file that is sent while it is made cannot tell its length. Its header then holds the largest number in both places,
-which players and decoders take for "until the end".
+A WAV file that is sent while it is made cannot tell its length. Its header then holds the largest number in both
+places, which players and decoders take for "until the end".
 
 Invariant: header and samples of the pieces, joined, hold the samples of the whole file.
 

@@ -2,10 +2,11 @@
 
 The plain loop (`infer/generate.py`) reads one prompt after the other, keeps its cache by joining tensors, takes logits
 over the whole vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the
-same prompts greedily, take turns, and the best round of each counts. The weights are random, changed in the few rows
-that begin and end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all
-are. Steps, tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds
-that a second of their speech takes, without the codec.
+same prompts greedily, take turns, and the best round of each counts; the plain loop gets no more than --plain of the
+prompts, since it takes as long for one as for another. The weights are random, changed in the few rows that begin and
+end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are. Steps,
+tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds that a second
+of their speech takes, without the codec.
 
 First audio: all answers are asked for at once, and heard as `infer/stream.py` does it. What counts are the seconds
 until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
@@ -38,7 +39,7 @@ from slmkit.codec.stream import FIRST_FRAMES
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
-from slmkit.infer.generate import Limits, generate
+from slmkit.infer.generate import Generation, Limits, generate
 from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.stream import SpeechStream
 from slmkit.model.config import SpeechLMConfig
@@ -51,6 +52,7 @@ FRAME_RATE = 80  # per second of speech
 NUM_STREAMS = 3
 PROMPT_TOKENS = 16  # of the shortest prompt; each further one has one more
 SOSP_LOGIT = 30.0  # behind a prompt: far above all others, which are near 0
+DEFAULT_STEPS = {"cpu": 24, "cuda": 240}  # of an answer: so many that reading the prompt counts for little
 STREAMED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of the tensor whose sum tells how fast memory is read
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -76,7 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=int, nargs="+", default=[1, 8], help="answers at a time (default: 1 8; add 64 on a GPU)"
     )
     parser.add_argument("--group", type=int, nargs="+", default=GROUPS, choices=GROUPS, help="default: all")
-    parser.add_argument("--steps", type=int, default=24, help="speech steps of an answer (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="speech steps of an answer (default: 24, on a GPU 240)")
+    parser.add_argument("--positions", type=int, default=1024, help="of an answer's memory (default: %(default)s)")
+    parser.add_argument(
+        "--plain", type=int, default=8, help="answers of the plain loop at most, one by one (default: %(default)s)"
+    )
     parser.add_argument(
         "--repeats", type=int, default=2, help="rounds, of which the best counts (default: %(default)s)"
     )
@@ -96,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
         "threads": torch.get_num_threads(),
         "shape": "quick" if args.quick else "Qwen2.5-0.5B",
         "read_gb_per_sec": read_speed(device) / 1e9,
+        "steps": args.steps or DEFAULT_STEPS[device.type],
+        "positions": args.positions,
         "codec": codec.spec.name,
         "first_audio_frames": first_audio_frames(codec),
         "cases": [],
@@ -103,7 +111,9 @@ def run(args: argparse.Namespace) -> int:
     for group in args.group:
         model = torch.nn.Module.to(make_model(shape, group, max(args.batch)), device, dtype)
         for batch in args.batch:
-            case = bench_case(model, codec, batch, args.steps, args.repeats)
+            engine = Engine(model, num_slots=batch, num_positions=args.positions)
+            case = bench_case(engine, result["steps"], num_plain=min(batch, args.plain), repeats=args.repeats)
+            case["first_audio_sec"] = first_audio_sec(engine, codec)
             case["floor_steps_per_sec"] = batch * result["read_gb_per_sec"] * 1e9 / weight_bytes(model)
             result["cases"].append(case)
     print(json.dumps(result, indent=2) if args.json else describe(result))
@@ -129,29 +139,28 @@ def make_codec(directory: str | None, device: torch.device, shape: Shape) -> Cod
     return codec
 
 
-def bench_case(model: SpeechLM, codec: Codec, batch: int, num_steps: int, repeats: int) -> dict[str, Any]:
-    """Speeds of `batch` answers of `num_steps` speech steps, by the engine and by the plain loop, and first audio."""
-    per_step = model.group // NUM_STREAMS
-    num_frames = num_steps * per_step if model.group else -(-num_steps // NUM_STREAMS)
+def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) -> dict[str, Any]:
+    """Speeds of answers of `num_steps` speech steps: the engine full of them, and `num_plain` by the plain loop."""
+    model, batch = engine.model, engine.num_slots
+    num_frames = num_steps * model.group // NUM_STREAMS if model.group else -(-num_steps // NUM_STREAMS)
     requests = make_requests(batch, num_frames)
-    engine = Engine(model, num_slots=batch, num_positions=1024)
 
-    def plain() -> list[Any]:
-        starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(batch)]
+    def plain() -> list[Generation]:
+        starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(num_plain)]
         return [generate(model, start, limits=Limits(max_frames=num_frames)) for start in starts]
 
     (ours, fast_sec), (theirs, slow_sec) = race([lambda: engine.generate(requests), plain], repeats, model.device)
-    steps = sum(output.num_steps for output in ours)
-    frames = sum(output.codes.shape[1] for output in ours)
-    case: dict[str, Any] = {"group": model.group, "batch": batch, "steps": steps, "frames": frames}
-    case["equal_answers"] = sum(np.array_equal(a.codes, b.codes) for a, b in zip(ours, theirs, strict=True))
-    for side, seconds in (("", fast_sec), ("plain_", slow_sec)):
+    case: dict[str, Any] = {"group": model.group, "batch": batch, "plain_answers": num_plain}
+    case["equal_answers"] = sum(np.array_equal(a.codes, b.codes) for a, b in zip(ours, theirs, strict=False))
+    for side, answers, seconds in (("", ours, fast_sec), ("plain_", theirs, slow_sec)):
+        steps = sum(answer.num_steps for answer in answers)
+        frames = sum(answer.codes.shape[1] for answer in answers)
+        case[f"{side}steps"], case[f"{side}frames"] = steps, frames
         case[f"{side}steps_per_sec"] = steps / seconds
         case[f"{side}tokens_per_sec"] = frames * NUM_STREAMS / seconds
         case[f"{side}frames_per_sec"] = frames / seconds
         case[f"{side}real_time_factor"] = seconds * FRAME_RATE / frames
-    case["ratio"] = slow_sec / fast_sec
-    case["first_audio_sec"] = first_audio_sec(engine, codec, batch)
+    case["ratio"] = case["frames_per_sec"] / case["plain_frames_per_sec"]
     return case
 
 
@@ -160,8 +169,9 @@ def first_audio_frames(codec: Codec) -> int:
     return FIRST_FRAMES + codec.reach_frames.after
 
 
-def first_audio_sec(engine: Engine, codec: Codec, batch: int) -> float:
-    """Seconds until the last of `batch` answers that are asked for at once is heard."""
+def first_audio_sec(engine: Engine, codec: Codec) -> float:
+    """Seconds until the last of as many answers as there are slots, asked for at once, is heard."""
+    batch = engine.num_slots
     num_frames, voice = first_audio_frames(codec), np.zeros(codec.spec.speaker_dim, dtype=np.float32)
     SpeechStream(codec, voice).push(np.zeros((NUM_STREAMS, num_frames), dtype=np.int16))  # warms the codec
     streams, outputs = [SpeechStream(codec, voice) for _ in range(batch)], dict[int, Output]()
@@ -261,8 +271,9 @@ def read_speed(device: torch.device) -> float:
 def describe(result: dict[str, Any]) -> str:
     """The result as lines for a reader."""
     lines = [
-        f"{result['device']}, {result['dtype']}, {result['threads']} threads, {result['shape']} shape, memory read at "
-        f"{result['read_gb_per_sec']:.1f} GB/s; first audio: {result['first_audio_frames']} frames, {result['codec']}",
+        f"{result['device']}, {result['dtype']}, {result['threads']} threads, {result['shape']} shape, "
+        f"{result['steps']} steps, {result['positions']} positions, memory read at {result['read_gb_per_sec']:.1f} GB/s"
+        f"; first audio: {result['first_audio_frames']} frames, {result['codec']}",
         f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'rtf':>8}{'first s':>9}"
         f"{'plain':>9}{'ratio':>7}{'floor':>9}  equal",
     ]
@@ -272,6 +283,6 @@ def describe(result: dict[str, Any]) -> str:
             f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
             f"{case['frames_per_sec']:10.2f}{case['real_time_factor']:8.3f}{case['first_audio_sec']:9.3f}"
             f"{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
-            f"{case['equal_answers']} of {case['batch']}"
+            f"{case['equal_answers']} of {case['plain_answers']}"
         )
     return "\n".join(lines)

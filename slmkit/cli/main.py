@@ -25,6 +25,7 @@ COMMANDS = {
     "consolidate": "consolidate",
     "synthesize": "synthesize",
     "answer": "answer",
+    "serve": "serve",
     "evaluate": "evaluate",
     "bench": "bench",
 }
@@ -42,6 +43,7 @@ A first run, in order:
   slmkit consolidate RUN OUT          checkpoint to safetensors
   slmkit synthesize OUT ...           text to a WAV file
   slmkit answer OUT ...               a question to words and a WAV file
+  slmkit serve OUT ...                the same over HTTP, with a page to try it on
 `slmkit COMMAND --help` explains each."""
 
 

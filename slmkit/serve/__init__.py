@@ -1,0 +1,1 @@
+"""A model and its codec as a small HTTP server."""

@@ -1,0 +1,154 @@
+"""The page in a real browser: type, choose a voice, listen.
+
+Set SLMKIT_SCREENSHOTS to a directory to keep the screenshots.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser as browsers
+import pytest
+from browser import Browser
+from serve.serving import Client, serving
+
+from slmkit.infer.synthesizer import Synthesizer
+
+pytestmark = pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed")
+VOICES = "[...document.querySelectorAll('#voice option')].map((option) => option.textContent).join()"
+ERROR = "!document.getElementById('error').hidden && document.getElementById('error').textContent"
+STATUS = "document.getElementById('status').textContent"
+DURATION = "document.getElementById('audio').duration"
+IS_DONE = f"!document.getElementById('result').hidden && {DURATION} > 0"
+
+
+@pytest.fixture(scope="module")
+def client(synthesizer: Synthesizer, chain: Path) -> Iterator[Client]:
+    with serving(synthesizer, chain, max_sec=1.5, max_chars=200) as (_, made):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser.open(tmp_path_factory.mktemp("browser"), width=900, height=760) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser, client: Client) -> Browser:
+    """Freshly loaded."""
+    browser.go("about:blank")
+    browser.complaints.clear()
+    browser.go(f"http://localhost:{client.port}/")
+    browser.wait_for(f"document.readyState === 'complete' && {VOICES}")
+    return browser
+
+
+def write(page: Browser, text: str) -> None:
+    """In place of what is there, key by key."""
+    page.value("document.getElementById('text').value = ''")
+    page.click("#text")
+    page.type(text)
+
+
+def keep(page: Browser, name: str, directory: Path) -> None:
+    """A screenshot that is not blank."""
+    from PIL import Image
+
+    path = directory / f"{name}.png"
+    page.screenshot(path)
+    assert len(set(Image.open(path).convert("L").resize((90, 76)).getdata())) > 5
+    if kept := os.environ.get("SLMKIT_SCREENSHOTS"):
+        shutil.copy(path, Path(kept) / f"serve_{name}.png")
+
+
+def test_a_text_is_heard_in_the_voice_that_was_chosen(page: Browser, client: Client, tmp_path: Path) -> None:
+    assert page.value(VOICES) == "anna,bert"
+    assert page.value("document.title") == "tiny"
+    done_before = client.get("/metrics").values["requests"]["done"]
+    page.value("make = URL.createObjectURL; URL.createObjectURL = (blob) => make(window.made = blob)")
+    sounds = {}
+    for voice in ("anna", "bert"):
+        write(page, "A small boat crossed the lake.")
+        page.value(f"document.getElementById('voice').value = {voice!r}")
+        page.click("#speak")
+        page.wait_for(IS_DONE)
+        assert page.value(DURATION) == pytest.approx(1.5, abs=0.01)
+        sounds[voice] = bytes(page.value("window.made.arrayBuffer().then((b) => [...new Uint8Array(b)])"))
+        page.value("document.getElementById('result').hidden = true")
+    assert client.get("/metrics").values["requests"]["done"] == done_before + 2
+    for voice, sound in sounds.items():
+        whole = client.speech(voice=voice, max_sec=1.5).body
+        assert sound[:44] == whole[:44]  # the length is known by now
+        assert len(sound) == len(whole)
+    assert sounds["anna"] != sounds["bert"]
+    assert "1.50 s of speech, cut at a limit (seconds) in" in page.value(STATUS)
+    page.value("document.getElementById('result').hidden = false")
+    keep(page, "spoken", tmp_path)
+    assert page.complaints == []
+
+
+def test_the_sound_can_be_played(page: Browser) -> None:
+    write(page, "A small boat crossed the lake.")
+    page.click("#speak")
+    page.wait_for(IS_DONE)
+    audio = "document.getElementById('audio')"
+    page.value(f"{audio}.play()")
+    page.wait_for(f"{audio}.ended")
+    assert page.value(f"{audio}.error === null && {audio}.played.length > 0 && {audio}.played.end(0) > 1.4")
+    assert page.complaints == []
+
+
+def test_an_empty_text_is_named_on_the_page(page: Browser, client: Client, tmp_path: Path) -> None:
+    asked = client.get("/metrics").values["requests"]["asked"]
+    for text in ("", "  "):
+        write(page, text)
+        page.click("#speak")
+        assert page.wait_for(ERROR) == "There is no text to speak."
+    keep(page, "empty", tmp_path)
+    assert client.get("/metrics").values["requests"]["asked"] == asked
+    assert page.complaints == []
+    write(page, "Hello.")
+    page.click("#speak")
+    page.wait_for(IS_DONE)
+    assert page.value(ERROR) is False
+
+
+def test_what_the_server_refuses_is_named_on_the_page(page: Browser) -> None:
+    write(page, "x" * 201)
+    page.click("#speak")
+    assert "got 201 characters, expected at most 200" in page.wait_for(ERROR)
+    assert page.value("document.getElementById('speak').disabled") is False
+
+
+def test_an_answer_given_up_and_one_cut_by_the_server(browser: Browser, synthesizer: Synthesizer, chain: Path) -> None:
+    with serving(synthesizer, chain, max_sec=60.0) as (server, client):
+        browser.go(f"http://127.0.0.1:{client.port}/")
+        browser.wait_for(f"document.readyState === 'complete' && {VOICES}")
+        browser.complaints.clear()
+        write(browser, "A small boat crossed the lake.")
+        browser.click("#speak")
+        browser.wait_for(f"{STATUS} === 'Speaking'")
+        browser.click("#stop")
+        client.wait_for(active=0)
+        browser.wait_for("document.getElementById('stop').disabled")
+        assert client.get("/metrics").values["requests"]["given_up"] == 1
+        assert browser.value(ERROR) is False
+        browser.click("#speak")
+        browser.wait_for(f"{STATUS} === 'Speaking'")
+        server.close(0)
+        assert browser.wait_for(ERROR) == "the server is shutting down"
+        assert browser.complaints == []
+
+
+def test_nothing_comes_from_elsewhere(page: Browser, client: Client) -> None:
+    loaded = "performance.getEntriesByType('resource').map((entry) => new URL(entry.name).origin)"
+    assert set(page.value(loaded)) == {f"http://localhost:{client.port}"}
+    policy = client.get("/").headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'")
+    assert "unsafe" not in policy
+    script = "document.head.append(Object.assign(document.createElement('script'), {text: 'window.owned = 1'}))"
+    assert page.value(f"{script}; window.owned === undefined") is True
+    assert page.value("fetch('http://127.0.0.1:9/').then(() => 'sent', () => 'refused')") == "refused"
+    assert sum("Content Security Policy" in complaint for complaint in page.complaints) >= 2
