@@ -35,7 +35,6 @@ from slmkit.audio.encode import encoded
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write, disk_error, provenance, read_json, sha256_file, write_json
-from slmkit.infer.answer import answer_words
 from slmkit.infer.lines import Item, Listed, Task
 from slmkit.infer.request import Output, Request
 from slmkit.infer.synthesizer import Synthesizer
@@ -152,7 +151,7 @@ class _Work:
 
     def _spoken(self, item: Item, output: Output) -> Record:
         """Write the wave. Raises BadSample where there is none."""
-        words = {"text": self._words(output)} if self.task == "answer" else {}
+        words = {"text": self.synthesizer.words_of(output).text} if self.task == "answer" else {}
         if not output.codes.shape[1]:
             said = f"; its words: {words['text']}" if words else ""
             raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
@@ -175,9 +174,6 @@ class _Work:
             **words,
             "request": item.digest,
         }
-
-    def _words(self, output: Output) -> str:
-        return answer_words(output.text_ids, self.synthesizer.model.layout, self.synthesizer.tokenizer.decode).text
 
     def _note(self, record: Record) -> None:
         line = _line(record)

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from slmkit.audio import encode
 from slmkit.errors import UserError
-from slmkit.infer.answer import answer_words
 from slmkit.infer.request import Output
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
 from slmkit.serve.counts import Counts
@@ -98,8 +97,7 @@ class Service:
 
     def words(self, output: Output) -> str:
         """What the model wrote in answer to a question."""
-        synthesizer = self.synthesizer
-        return answer_words(output.text_ids, synthesizer.model.layout, synthesizer.tokenizer.decode).text
+        return self.synthesizer.words_of(output).text
 
     def metrics(self) -> dict[str, Any]:
         """How much the server does and how fast."""
