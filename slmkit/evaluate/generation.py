@@ -33,7 +33,6 @@ from slmkit.errors import UserError
 from slmkit.evaluate.outputs import Outputs, Record
 from slmkit.evaluate.selection import Item, Voice
 from slmkit.files import sha256_file
-from slmkit.infer.answer import answer_words
 from slmkit.infer.request import Output, Request
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.synthesizer import Synthesizer
@@ -124,7 +123,7 @@ def generate(
                 steps=output.num_steps,
                 reason=output.reason,
                 limit=output.limit,
-                answer=_words(synthesizer, output, settings),
+                answer=synthesizer.words_of(output).text,
                 engine_sec=seconds,
             )
             _store(outputs, done, output.codes, vector, synthesizer)
@@ -273,13 +272,6 @@ def _timed(
             return
         number, output = found
         yield asked[number], output, seconds
-
-
-def _words(synthesizer: Synthesizer, output: Output, settings: Settings) -> str:
-    """The answer in text to a question; else all that was written around the speech."""
-    if settings.task == "qa":
-        return answer_words(output.text_ids, synthesizer.model.layout, synthesizer.tokenizer.decode).text
-    return synthesizer.text_of(output)
 
 
 def _no_codes(corpus: Corpus) -> npt.NDArray[np.int16]:
