@@ -2,7 +2,8 @@
 
 Reads requests (head and body within a time and a size), writes replies whole or in pieces, and knows nothing of what
 they are about: `answer(connection)` is called for each request and calls `reply` or `stream` once. Every way out is a
-reply in JSON or a closed connection; a defect behind `answer` gives 500 without a word of it.
+reply in JSON or a closed connection; a defect behind `answer` gives 500 without a word of it. A client that closes its
+sending side counts as gone.
 
 Not done: request bodies in chunks (411), TLS and passwords (a proxy in front has them).
 

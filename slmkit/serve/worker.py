@@ -153,6 +153,7 @@ class Worker:
         answer = Answer(job)
         with self._changed:
             if self._stop_at is not None or self._is_ended:
+                self._counts.add("refused")
                 raise stopping()
             slots = self._synthesizer.engine.num_slots
             if self._num_running + len(self._waiting) >= slots + self._max_waiting:

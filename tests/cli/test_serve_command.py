@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from serve.serving import Client, make_chain, read_all
 
+from slmkit import log
 from slmkit.cli.main import main
 
 STARTED = re.compile(r"listening at http://127\.0\.0\.1:(\d+) with 2 voices: anna, bert\n")
@@ -33,8 +34,8 @@ def test_a_signal_ends_the_process_with_success(number: int, chain: Path, tmp_pa
     command = [sys.executable, "-m", "slmkit", *words(chain, "--slots", "2", "--max-sec", "60", "--name", "tts-1")]
     env = {**os.environ, "PYTHONFAULTHANDLER": "1"}
     with (
-        (tmp_path / "log").open("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env) as process,
+        (tmp_path / "log").open("w+") as log_file,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log_file, text=True, env=env) as process,
     ):
         try:
             assert process.stdout is not None
@@ -56,7 +57,10 @@ def test_a_signal_ends_the_process_with_success(number: int, chain: Path, tmp_pa
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_what_a_user_can_mend_is_named(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_what_a_user_can_mend_is_named(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "set_up", lambda: None)  # it would stay for the tests after this one
     (tmp_path / "none").mkdir()
     np.save(tmp_path / "other.npy", np.zeros(3, np.float32))
     bad = {
