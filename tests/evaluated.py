@@ -24,8 +24,8 @@ def flacs() -> list[Path]:
     return [path for speaker in ("11", "12") for path in sorted(AUDIO.glob(f"{speaker}/*/*.flac"))[:2]]
 
 
-def make_chain(root: Path) -> Path:
-    """`codec`, `corpus` and `model` in `root`."""
+def make_chain(root: Path, *, max_steps: int = 250) -> Path:
+    """`codec`, `corpus` and `model` in `root`; for no steps the model knows nothing."""
     codec = MelVQ.fit([read_audio(path, RATE) for path in sorted(AUDIO.glob("1[12]/*/*.flac"))], seed=0)
     codec.save(root / "codec")
     samples = []
@@ -40,7 +40,8 @@ def make_chain(root: Path) -> Path:
     tokenizer = TextTokenizer.load(BASE)
     model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
     tasks = ["tts"] * len(samples) + ["qa"] * len(samples)
-    memorise(model, one_batch(model, tokenizer, [*samples, *samples], tasks), max_steps=250)
+    if max_steps:
+        memorise(model, one_batch(model, tokenizer, [*samples, *samples], tasks), max_steps=max_steps)
     save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
     return root
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.codec.open import open_codec
 from slmkit.data.index import Corpus
 from slmkit.errors import BadSample, UserError
-from slmkit.evaluate.generation import Settings, copy_synthesis, generate, identity, seed_of
-from slmkit.evaluate.outputs import Outputs, finished
+from slmkit.evaluate.generation import Settings, copy_synthesis, generate, identity
+from slmkit.evaluate.outputs import finished
 from slmkit.evaluate.report import lines, score_outputs, write_page
 from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import Scorers
-from slmkit.evaluate.selection import Voice, read_lines, read_voices, select
+from slmkit.evaluate.selection import Voice, read_voices, select
 from slmkit.evaluate.truth import Truths
 from slmkit.evaluate.voices import CodecVoice
 from slmkit.infer.sampling import Sampling
@@ -302,57 +301,6 @@ def test_an_utterance_comes_out_the_same_in_any_choice(
     assert not np.array_equal(alone, codes_of(tmp_path / "other")[0])
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"sampling": Sampling(temperature=0.5)}, "sampling differs"),
-        ({"seed": 1}, "seed differs"),
-        ({"task": "qa"}, "task differs"),
-        ({"max_sec": 1.0}, "max_sec differs"),
-    ],
-)
-def test_two_settings_are_not_mixed(
-    change: dict[str, Any], message: str, corpus: Corpus, codec: MelVQ, tmp_path: Path
-) -> None:
-    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path)
-    with pytest.raises(UserError, match=message):
-        copy_synthesis(codec, corpus, select(corpus, limit=1), dataclasses.replace(Settings(), **change), tmp_path)
-
-
-def test_neither_models_nor_choices_nor_voices_are_mixed(
-    corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
-) -> None:
-    def speak(model: dict[str, str], limit: int, value: float) -> None:
-        voice = Voice("v.npy", np.full(80, value, np.float32))
-        items = select(corpus, [voice], limit=limit)
-        generate(synthesizer, corpus, items, Settings(max_sec=0.1), tmp_path / "o", model=model, voices=[voice])
-
-    speak(MODEL, 1, 0.0)
-    for changed, message in (
-        (({"another": "model"}, 1, 0.0), "model differs"),
-        ((MODEL, 2, 0.0), "utterances differs"),
-        ((MODEL, 1, 0.5), "voices differs"),
-    ):
-        with pytest.raises(UserError, match=message):
-            speak(*changed)
-    speak(MODEL, 1, 0.0)  # all is there
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
-    with pytest.raises(UserError, match="the output directory holds other things"):
-        Outputs.open(tmp_path / "other", {}, names={})
-    settings = finished(tmp_path / "o").settings
-    with Outputs.open(tmp_path / "l", settings, names={}), pytest.raises(UserError, match="another process generates"):
-        Outputs.open(tmp_path / "l", settings, names={})
-
-
-def test_a_full_disk_is_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
-    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path / "out")
-    (record,) = finished(tmp_path / "out").records
-    full = Outputs(tmp_path / "o", [], open("/dev/full", "wb", buffering=0))  # noqa: SIM115 - it closes it
-    with pytest.raises(UserError, match=r"cannot write .*outputs\.jsonl: No space left"), full:
-        full.add(record, np.zeros((3, 0), np.int16), None, sample_rate=16_000)
-
-
 def test_a_voice_from_outside_is_followed(
     chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
@@ -375,71 +323,6 @@ def test_a_voice_from_outside_is_followed(
     narrow = Voice("narrow", np.zeros(3, np.float32))
     with pytest.raises(UserError, match="the voice narrow is not of this codec"):
         generate(synthesizer, corpus, items, Settings(), tmp_path / "x", model=MODEL, voices=[narrow])
-
-
-def test_choices(corpus: Corpus, tmp_path: Path) -> None:
-    keys = [corpus.key(i) for i in range(4)]
-    assert [item.key for item in select(corpus, every=2)] == keys[::2]
-    assert [item.key for item in select(corpus, every=2, limit=1)] == keys[:1]
-    assert [item.key for item in select(corpus, keys=[keys[3], keys[1]])] == [keys[3], keys[1]]
-    assert [item.voice_key for item in select(corpus, ["swapped"])] == [keys[2], keys[2], keys[0], keys[0]]
-    assert seed_of(0, "a", "own") != seed_of(1, "a", "own")
-    (tmp_path / "keys").write_text(f"{keys[2]}\n\n {keys[0]} \n")
-    assert read_lines(tmp_path / "keys", "keys") == [keys[2], keys[0]]
-    (tmp_path / "empty").touch()
-    refused: list[tuple[str, Callable[[], object]]] = [
-        ("has no utterance 'x'", lambda: select(corpus, keys=["x", keys[0]])),
-        ("no utterance of .* is chosen", lambda: select(corpus, keys=[])),
-        ("a voice is given twice", lambda: select(corpus, ["own", "own"])),
-        ("voices cannot be swapped: one speaker", lambda: select(corpus, ["swapped"], limit=2)),
-        ("cannot read the list of keys", lambda: read_lines(tmp_path / "nothing", "keys")),
-        ("the list of keys is empty", lambda: read_lines(tmp_path / "empty", "keys")),
-    ]
-    for message, call in refused:
-        with pytest.raises(UserError, match=message):
-            call()
-
-
-def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
-    out, truths = tmp_path / "out", Truths(corpus, codec)
-    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
-
-    def report() -> object:
-        return score_outputs(out, truths, Scorers())
-
-    def damaged(path: str, change: Callable[[bytes], bytes], message: str) -> None:
-        content = (out / path).read_bytes()
-        (out / path).write_bytes(change(content))
-        with pytest.raises(UserError, match=message):
-            report()
-        (out / path).write_bytes(content)
-
-    damaged("outputs.jsonl", lambda text: text.splitlines(keepends=True)[0], "are not finished")
-    damaged("outputs.jsonl", lambda text: b"[1]\n" + text, "outputs.jsonl is damaged")
-    whole = (out / "outputs.jsonl").read_bytes()
-    (out / "outputs.jsonl").write_bytes(b"{}\n")
-    with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
-        copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
-    (out / "outputs.jsonl").write_bytes(whole)
-    damaged("outputs.jsonl", lambda text: text.replace(b'"key": "11', b'"key": "19'), "for another corpus")
-    damaged(
-        "generation.json", lambda text: text.replace(b'"voices"', b'"noises"'), "does not say how outputs were made"
-    )
-    damaged("generation.json", lambda text: b"{}", "does not say how outputs were made")
-    damaged("generation.json", lambda text: text.replace(corpus.fingerprint.encode(), b"0"), "for another corpus")
-    weights = codec.spec.weights_sha256.encode()
-    damaged("generation.json", lambda text: text.replace(weights, b"0"), "with another codec")
-    damaged("codes/00000.npy", lambda content: content[:100], r"cannot read .*00000\.npy")
-    damaged("wavs/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
-    report()
-    damaged("report.json", lambda text: b"{}", "is not the report of an evaluation")
-    (out / "outputs.jsonl").unlink()
-    with pytest.raises(UserError, match="cannot read the outputs in"):
-        report()
-    with pytest.raises(UserError, match="holds no generated outputs"):
-        score_outputs(tmp_path / "nothing", truths, Scorers())
-    with pytest.raises(UserError, match="holds no scores"):
-        read_report(tmp_path)
 
 
 def test_what_does_not_fit_together_is_refused(
