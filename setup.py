@@ -43,7 +43,7 @@ EXTRAS = {
 
 setup(
     name="slmkit",
-    version="0.3.0",
+    version="0.4.0",
     description="Train speech language models on codec codes with DeepSpeed, from audio files to a model that speaks",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

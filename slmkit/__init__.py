@@ -4,4 +4,4 @@ Importing the package does nothing but define the version; each part is imported
 `from slmkit.data.vocab import VocabLayout`.
 """
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

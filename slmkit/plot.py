@@ -1,4 +1,4 @@
-"""Pictures: curves over steps, and spectra side by side. The only file that knows matplotlib and Pillow.
+"""Pictures: curves over steps, histograms, and spectra side by side. The only file that knows matplotlib and Pillow.
 
 It draws what it is given, plain numbers, into bytes or arrays; it knows nothing of runs or speech, needs no screen and
 leaves no global state.
@@ -18,6 +18,7 @@ import numpy.typing as npt
 PANEL_INCHES = (10.0, 3.2)
 DPI = 110
 PNG_COLOURS = 128
+HISTOGRAMS_A_ROW, HISTOGRAM_BINS = 4, 20
 MAX_NAMED = 16  # curves of a panel that get a line in its legend
 
 
@@ -50,6 +51,24 @@ def curves(panels: Sequence[Panel], *, title: str, marks: Mapping[int, str], x_l
             text, (mark, 1.0), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize="x-small"
         )
     axes[-1].set_xlabel(x_label)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def histograms(columns: Mapping[str, Sequence[float]]) -> bytes:
+    """PNG of how the values of each column are spread, four beside each other."""
+    num_rows = -(-len(columns) // HISTOGRAMS_A_ROW)
+    figure = _figure(3.0 * HISTOGRAMS_A_ROW, 2.3 * num_rows)
+    axes = figure.subplots(num_rows, HISTOGRAMS_A_ROW, squeeze=False).flatten()
+    for axis, (name, values) in zip(axes, columns.items(), strict=False):
+        axis.hist(values, bins=HISTOGRAM_BINS, color="#4466aa")
+        axis.set_title(name, fontsize="medium")
+        axis.locator_params(axis="x", nbins=4)
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+    for axis in axes[len(columns) :]:
+        axis.set_axis_off()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()

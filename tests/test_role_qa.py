@@ -26,7 +26,7 @@ from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import open_source
 from slmkit.errors import UserError
 from slmkit.evaluate.answers import exact_match
-from slmkit.infer.answer import Words, answer_words
+from slmkit.infer.answer import Words
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.init_base import init_base
@@ -143,7 +143,7 @@ def test_the_fine_tuned_model_answers_in_the_voices_it_was_trained_on(place: Pat
     outputs = dict(synthesizer.run(requests))
     assert len(trained) == len(outputs) == len(SEEN) * len(FACTS)
     for number, sample in enumerate(trained):
-        words = answer_words(outputs[number].text_ids, synthesizer.model.layout, synthesizer.tokenizer.decode)
+        words = synthesizer.words_of(outputs[number])
         assert words == Words(normalize_text(sample.meta["text"]), True)
         assert exact_match(words.text, sample.meta["answers"])
         assert outputs[number].reason == "end"

@@ -51,13 +51,12 @@ def _answer(args: argparse.Namespace) -> int:
 
     from slmkit.audio.io import write_wav
     from slmkit.errors import UserError
-    from slmkit.infer.answer import answer_words
 
     out = args.out or DEFAULT_OUT
     synthesizer, speaker, options = prepare(args, out)
     began = time.perf_counter()
     (said,) = synthesizer.engine.generate([synthesizer.answering(args.question, speaker, **options)])
-    words = answer_words(said.text_ids, synthesizer.model.layout, synthesizer.tokenizer.decode)
+    words = synthesizer.words_of(said)
     stopped = said.limit or said.reason
     if not said.codes.shape[1]:
         raise UserError(

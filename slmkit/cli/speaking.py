@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
 UNAWARE = "the model has no speaker input: the voice is what the codec makes of it"
+STDOUT = "-"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 LIMITS = ("seed", "max_sec", "max_text_tokens")
 CHOICES = ("temperature", "text_temperature", "top_k", "top_p", "repetition_penalty", "repetition_window")
@@ -86,20 +87,37 @@ def settings_of(args: argparse.Namespace) -> "Settings":
         raise UserError(str(error)) from error
 
 
-def prepare(args: argparse.Namespace, out: str) -> "tuple[Synthesizer, Vector, dict[str, Any]]":
-    """Synthesizer, voice and options of one answer into the WAV file `out`. Raises UserError for what does not fit."""
-    from slmkit.errors import UserError
-    from slmkit.infer.synthesizer import Synthesizer
+def prepare(
+    args: argparse.Namespace, out: str, *, is_stream: bool = False
+) -> "tuple[Synthesizer, Vector, dict[str, Any]]":
+    """Synthesizer, voice and options of one answer into the WAV file `out`. Raises UserError for what does not fit.
 
-    settings = settings_of(args)
+    A stream may go to standard output, a device or a pipe, which are no files to replace.
+    """
+    from slmkit.errors import UserError
+
+    settings, path = settings_of(args), Path(out)
     if not settings.speaker:
         raise UserError("whose voice?", expected="--speaker with an audio file, a .npy vector, or CORPUS:KEY")
-    if Path(out).exists() and not args.overwrite:
-        raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
-    synthesizer = Synthesizer.load(args.model, args.codec, args.device)
+    if not (is_stream and out == STDOUT):
+        if path.exists() and not args.overwrite:
+            raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
+        if not is_stream and (out == STDOUT or (path.exists() and not path.is_file())):
+            raise UserError("only --stream writes to what is no file", got=out)
+    synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
     if not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
     return synthesizer, synthesizer.read_speaker(settings.speaker), settings.options
+
+
+def open_synthesizer(args: argparse.Namespace, *, num_slots: int, longest_sec: float) -> "Synthesizer":
+    """Model and codec of the flags, with room for speech of `longest_sec` seconds, and no less than usual."""
+    from slmkit.infer.engine import DEFAULT_SEC, positions_for
+    from slmkit.infer.synthesizer import Synthesizer
+
+    opened = Synthesizer.load(args.model, args.codec, args.device)
+    positions = positions_for(opened.model, max(DEFAULT_SEC, longest_sec))
+    return Synthesizer(opened.model, opened.tokenizer, opened.codec, num_slots=num_slots, num_positions=positions)
 
 
 def speak_file(args: argparse.Namespace, task: "Task") -> int:
@@ -112,11 +130,10 @@ def speak_file(args: argparse.Namespace, task: "Task") -> int:
         with stopping():
             from slmkit.infer.batch import fingerprint, speak_all  # these take seconds
             from slmkit.infer.lines import read_lines
-            from slmkit.infer.synthesizer import Synthesizer
 
             listed = read_lines(args.jsonl, task, settings_of(args))
-            slots = args.slots or NUM_SLOTS
-            synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=slots)
+            longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
+            synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
             model, share = fingerprint(args.model), args.max_failure_share
             summary = speak_all(synthesizer, listed, args.out, task=task, model=model, max_failure_share=share)
     except Stopped as signal:

@@ -1,10 +1,13 @@
 """Speak a sentence, or a file of sentences, with an exported model.
 
   slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --out hello.wav
+  slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --stream --out - | aplay
   slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
 The voice comes from --speaker: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model
 trained with speaker input follows it; any other model needs it all the same, because the codec does.
+
+With --stream the sound is written while it is spoken, to a WAV file that grows or (-) to standard output.
 
 A line of FILE is {"text": "Some words."} and may have an "id" that names its WAV (default: its number), and "speaker",
 "seed", "max_sec" and the fields of sampling ("temperature", "top_k", ...) where it wants others than the flags say.
@@ -18,9 +21,18 @@ SIGUSR1).
 """
 
 import argparse
+import contextlib
+import os
+import sys
 import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
 
-from slmkit.cli.speaking import add_file_arguments, add_speaking_arguments, prepare, speak_file
+from slmkit.cli.speaking import STDOUT, add_file_arguments, add_speaking_arguments, prepare, speak_file
+
+if TYPE_CHECKING:
+    from slmkit.infer.request import Output, Request
+    from slmkit.infer.synthesizer import Synthesizer, Vector
 
 SUMMARY = "text to WAV files with an exported model"
 DEFAULT_OUT = "speech.wav"
@@ -31,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument("text", help="what to say; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
+    parser.add_argument("--stream", action="store_true", help="write the sound while it is spoken")
     add_file_arguments(parser, text)
     add_speaking_arguments(parser)
 
@@ -42,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
         return _speak(args)
     if args.text is not None:
         raise UserError("what to say?", got=f"{args.text!r} and --jsonl", expected="one of them")
-    if args.out is None or args.overwrite:
-        raise UserError("a file of sentences needs a directory of its own", expected="--out DIR, no --overwrite")
+    if args.out is None or args.overwrite or args.stream:
+        expected = "--out DIR, no --overwrite, no --stream"
+        raise UserError("a file of sentences needs a directory of its own", expected=expected)
     return speak_file(args, "read")
 
 
@@ -51,14 +65,58 @@ def _speak(args: argparse.Namespace) -> int:
     from slmkit.audio.io import write_wav
 
     out = args.out or DEFAULT_OUT
-    synthesizer, speaker, options = prepare(args, out)
+    synthesizer, speaker, options = prepare(args, out, is_stream=args.stream)
+    if args.stream:
+        return _stream(synthesizer, synthesizer.reading(args.text, speaker, **options), speaker, out)
     began = time.perf_counter()
     speech = synthesizer.speak(args.text, speaker, **options)
-    took = time.perf_counter() - began
+    took_sec = time.perf_counter() - began
     write_wav(out, speech.wave, speech.sample_rate, replace=args.overwrite)
-    said = speech.output
-    print(
-        f"{out}: {speech.seconds:.2f} s of speech in {took:.2f} s, {said.num_steps} steps, "
-        f"{said.codes.shape[1]} frames, stopped by: {said.limit or said.reason}"
-    )
+    print(f"{out}: {speech.seconds:.2f} s of speech in {took_sec:.2f} s, {_how(speech.output)}")
     return 0
+
+
+def _how(output: "Output") -> str:
+    return f"{output.num_steps} steps, {output.codes.shape[1]} frames, stopped by: {output.limit or output.reason}"
+
+
+def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", out: str) -> int:
+    """Write pieces as they come; of a file the header says at the end how long it is."""
+    from slmkit.audio.encode import pcm16, wav_header
+    from slmkit.errors import UserError
+
+    rate, num_samples = synthesizer.codec.spec.sample_rate, 0
+    began = time.perf_counter()
+    with contextlib.closing(synthesizer.stream(request, speaker)) as speaking, _sink(out) as file:
+        for wave in speaking:
+            file.write((b"" if num_samples else wav_header(rate, None)) + pcm16(wave).tobytes())
+            file.flush()
+            num_samples += len(wave)
+        if file.seekable() and num_samples:
+            file.seek(0)
+            file.write(wav_header(rate, num_samples))
+        if not num_samples:
+            raise UserError("the model gave no speech", next_step="train it longer, or give it other texts")
+        output = speaking.output
+    took_sec = time.perf_counter() - began
+    assert output is not None, "the last piece has come"
+    first = f"first audio after {speaking.first_audio_sec:.3f} s"
+    print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {_how(output)}", file=sys.stderr)
+    return 0
+
+
+@contextlib.contextmanager
+def _sink(out: str) -> Iterator[BinaryIO]:
+    """The file or standard output. A file without a sound in it is taken away."""
+    from slmkit.errors import UserError
+
+    try:
+        with open(1, "wb", closefd=False) if out == STDOUT else open(out, "wb") as file:
+            yield file
+    except OSError as error:
+        what = f"cannot write {out}: {error.strerror or error}"
+        raise UserError(what, next_step="what was written before is kept") from error
+    finally:
+        with contextlib.suppress(OSError):
+            if out != STDOUT and os.path.isfile(out) and not os.path.getsize(out):  # and no device or pipe
+                os.unlink(out)

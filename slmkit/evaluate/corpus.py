@@ -20,15 +20,13 @@ import numpy as np
 
 from slmkit.codec.base import Codec
 from slmkit.data.index import MANIFEST, Corpus
-from slmkit.data.ledger import Failure
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.evaluate.copies import Copy, OpenSource, make_copies
 from slmkit.evaluate.integrity import PlannedKeys, Problem, check_shards
 from slmkit.evaluate.page import render
+from slmkit.evaluate.truth import planned_audio
 from slmkit.files import atomic_write, new_directory, provenance, read_json, write_json
-from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.decode import Decoding, decode
 from slmkit.tokenization.plan import Plan
 
 PAGE, NUMBERS = "index.html", "verify.json"
@@ -109,19 +107,10 @@ def verify_job(
     """Verify a corpus against the plan and the audio it was made of, where it has a plan. Raises as `verify_corpus`."""
     if not Plan.exists(out):
         return verify_corpus(out, codec, samples=samples, seed=seed, report=report)
-    plan, settings = Plan.open(out), CorpusJob.open(out).settings
+    plan = Plan.open(out)
 
     def planned_keys(shard: int) -> Sequence[str]:
         return [item.key for item in plan.items(shard)] if shard < len(plan.shards) else []
-
-    def open_source(shard: int, key: str) -> np.ndarray | None:
-        assert codec is not None, "nothing is decoded without a codec"
-        item = next((item for item in plan.items(shard) if item.key == key), None)
-        if item is None:
-            return None
-        # With the job's own max_sec, which bounds where a long recording is cut.
-        decoded = decode(item, Decoding(sample_rate=codec.spec.sample_rate, max_sec=settings.get("max_sec")))
-        return None if isinstance(decoded, Failure) else decoded.wave
 
     return verify_corpus(
         out,
@@ -131,7 +120,8 @@ def verify_job(
         report=report,
         planned_keys=planned_keys,
         num_planned=len(plan.shards),
-        open_source=open_source,
+        # Nothing is decoded without a codec.
+        open_source=planned_audio(out, 1 if codec is None else codec.spec.sample_rate),
     )
 
 

@@ -10,8 +10,8 @@
 same call goes on where a killed one was: what is noted is kept, failures are tried again. Lines may be added to the
 file, or mended where they failed; a change to one that was spoken is an error, for nothing is replaced unasked.
 
-Law: an answer depends on its line, the model, the codec and the engine (slots, threads, device), not on what else is in
-the file or how often the work was interrupted. With another engine the roundings may differ; `job.json` lists all.
+Law: an answer depends on its line, the model, the codec and the engine (slots, positions, threads, device), not on what
+else is in the file or how often the work was interrupted. Another engine may round otherwise; `job.json` lists all.
 
 Invariant: lines of the file = lines of outputs.jsonl + lines of failures.jsonl.
 
@@ -31,7 +31,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from slmkit.audio.io import write_wav
+from slmkit.audio.encode import encoded
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write, disk_error, provenance, read_json, sha256_file, write_json
@@ -159,7 +159,10 @@ class _Work:
         speaker = torch.from_numpy(self._voices.vector(item.settings.speaker))
         wave, rate = self.synthesizer.decode(output.codes, speaker), self.synthesizer.codec.spec.sample_rate
         name = f"{WAVES}/{item.id}.wav"
-        write_wav(self.out_dir / name, wave, rate, replace=True)  # a wave without a note is of a start that was killed
+        # A wave without a note is of a start that was killed. Its bytes are made here and not by calls from a library
+        # in C, which would swallow the signal to stop.
+        with atomic_write(self.out_dir / name, replace=True) as file:
+            file.write(encoded(wave, rate, "wav"))
         self.spoken_sec += len(wave) / rate
         return {
             "id": item.id,
@@ -200,7 +203,8 @@ def _job(out_dir: Path, synthesizer: Synthesizer, task: Task, model: str) -> Ite
     made = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     before = _earlier(out_dir, made)
     engine = synthesizer.engine
-    shape = {"slots": engine.num_slots, "threads": torch.get_num_threads(), "device": synthesizer.model.device.type}
+    shape: Record = {"slots": engine.num_slots, "positions": engine.num_positions}
+    shape |= {"threads": torch.get_num_threads(), "device": synthesizer.model.device.type}
     engines = [*before["engines"], *([] if shape in before["engines"] else [shape])]
     if len(engines) > 1:
         log.warning("answers in %s are of several engines and may differ in roundings: %s", out_dir, engines)
@@ -213,11 +217,12 @@ def _earlier(out_dir: Path, made: Record) -> Record:
     """What job.json says, or would say of a new job. Raises UserError where the directory is not of this job."""
     if (out_dir / JOB).is_file():
         before: Record = read_json(out_dir / JOB)
+        if not isinstance(before, dict) or not isinstance(before.get("engines"), list):
+            raise UserError(f"{out_dir / JOB} is damaged", next_step=ELSEWHERE)
         for name, value in made.items():
             if before.get(name) != value:
-                raise UserError(
-                    f"{out_dir} was made with another {name}", got=value, expected=before.get(name), next_step=ELSEWHERE
-                )
+                what, expected = f"{out_dir} was made with another {name}", before.get(name)
+                raise UserError(what, got=value, expected=expected, next_step=ELSEWHERE)
         return before
     if out_dir.exists() and (not out_dir.is_dir() or {path.name for path in out_dir.iterdir()} - {NOTES}):
         raise UserError("the output directory exists and holds something else", got=out_dir, next_step=ELSEWHERE)
@@ -273,6 +278,8 @@ def _finish(out_dir: Path, listed: Listed, work: _Work) -> Summary:
         file.writelines(failure.line() for failure in failures)
     with atomic_write(out_dir / OUTPUTS, replace=True) as file:
         file.writelines(_line(record) for record in records)
+    for part in out_dir.rglob(".*.*.part"):  # of processes that were killed
+        part.unlink(missing_ok=True)
     (out_dir / NOTES).unlink()
     limited = sum(record["reason"] == "limit" for record in records)
     return Summary(len(records), limited, failures, work.spoken_sec, took_sec)

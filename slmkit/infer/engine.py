@@ -161,7 +161,7 @@ class Engine:
         Raises KeyError when no answer with that number is running.
         """
         answer = self._answers[self._slot_of(number)]
-        return answer.grammar.codes()[:, first : answer.max_frames]
+        return answer.grammar.codes(first)[:, : answer.max_frames - first]
 
     def cancel(self, number: int) -> None:
         """Give up a running answer; its slot is free. Raises KeyError when there is none with that number."""

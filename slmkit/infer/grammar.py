@@ -56,9 +56,9 @@ class Grammar:
         marks = (token_id for token, token_id in self.layout.specials if token in MARKS)
         return [*range(self.layout.base_size), *sorted([self._sosp, *marks])]
 
-    def codes(self) -> npt.NDArray[np.int16]:
-        """int16 [K, T]: the frames so far."""
-        return np.array(self.frames, dtype=np.int16).reshape(-1, self.layout.num_streams).T
+    def codes(self, first: int = 0) -> npt.NDArray[np.int16]:
+        """int16 [K, T]: the frames so far, from frame `first` on."""
+        return np.array(self.frames[first:], dtype=np.int16).reshape(-1, self.layout.num_streams).T
 
     def text_step(self, choose: Choose, logits: torch.Tensor) -> int:
         """Choose the next text token from vocabulary logits [V]; returns its id."""

@@ -22,7 +22,6 @@ from slmkit.codec.open import open_codec
 from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
-from slmkit.infer.answer import answer_words
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.slm import SpeechLM
 
@@ -65,8 +64,7 @@ class SpeechSamples:
             (output,) = synthesizer.engine.generate([ask(sample.meta[text], sample.speaker, max_sec=MAX_SEC)])
             codes = output.codes
             if self.is_asked:
-                words = answer_words(output.text_ids, model.layout, self.tokenizer.decode)
-                writer.add_text(f"speech/{sample.key}/words", words.text, step)
+                writer.add_text(f"speech/{sample.key}/words", synthesizer.words_of(output).text, step)
             waves = {"generated": synthesizer.decode(codes, voice)} if codes.shape[1] else {}
             waves["reference"] = synthesizer.decode(sample.codes[: model.layout.num_streams], voice)
             for name, wave in waves.items():

@@ -25,6 +25,7 @@ from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
+from slmkit.infer.answer import Words, answer_words
 from slmkit.infer.engine import Engine
 from slmkit.infer.request import GREEDY, Output, Request
 from slmkit.infer.sampling import Sampling
@@ -162,9 +163,9 @@ class Synthesizer:
         """The wave that answers `request` in the voice of `speaker`, float32 [D], in pieces. Raises as `Speaking`."""
         return Speaking(self.engine, self.codec, request, speaker)
 
-    def text_of(self, output: Output) -> str:
-        """The words of an answer around its speech."""
-        return self.tokenizer.decode(list(output.text_ids))
+    def words_of(self, output: Output) -> Words:
+        """The words of an answer, without the marks around them."""
+        return answer_words(output.text_ids, self.model.layout, self.tokenizer.decode)
 
     def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
         """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]."""

@@ -1,11 +1,15 @@
 """The command as users run it: one sentence; a file of sixty, killed and stopped on the way."""
 
+import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +17,11 @@ from spoken import hashes, make_spoken
 
 from slmkit.audio.io import read_audio
 from slmkit.cli.main import main
+from slmkit.cli.speaking import open_synthesizer
 from slmkit.codec.melvq import MelVQ
 from slmkit.infer.batch import NOTES
+from slmkit.infer.synthesizer import Synthesizer
+from slmkit.tokenization.share import SIGNALS
 
 NUM_LINES = 60
 BAD = {"000007": "empty_text", "line 20": "not_json", "ghost": "bad_speaker", "000040": "too_long"}
@@ -42,7 +49,7 @@ def options(out: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path) -> None:
+def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """kill -9, then SIGTERM, then the rest: as if nothing had happened. Four lines are bad, one is an emoji."""
     lines = [json.dumps({"text": f"The boat number {i} froze", "max_sec": 0.2}) for i in range(NUM_LINES)]
     lines[6] = json.dumps({"text": "  "})
@@ -79,7 +86,9 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path) -> None:
     assert "stopped by SIGTERM; the same command goes on" in process.communicate()[1]
     assert process.returncode == 75
     assert not (tmp_path / "out" / "outputs.jsonl").exists()
-    said, told = start().communicate()
+    capsys.readouterr()
+    assert main(["synthesize", "model", *options(tmp_path / "out", *flags)]) == 0
+    said, told = capsys.readouterr()
     assert f"{NUM_LINES - len(BAD)} answers (" in said
     assert "4 failures; " in said
     assert "real-time factor" in said
@@ -90,6 +99,49 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path) -> None:
     assert {line["key"]: line["reason"] for line in ledger} == BAD
     outputs = [json.loads(line) for line in (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()]
     assert [output["id"] for output in outputs[26:28]] == ["000029", "party"]
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Handlers as before; a process that was told to stop ignores signals from then on."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_an_interrupt_is_a_stop(
+    here: Path,
+    tmp_path: Path,
+    signals: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "A clock"}\n' * 3)
+    words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "1")
+    decode = Synthesizer.decode
+
+    def interrupted(self: Synthesizer, *args: Any) -> Any:
+        if (tmp_path / "out" / "wav" / "000001.wav").exists():
+            signal.raise_signal(signal.SIGINT)
+        return decode(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Synthesizer, "decode", interrupted)
+        assert main(["synthesize", "model", *words]) == 75
+    assert "stopped by SIGINT; the same command goes on" in capsys.readouterr().err
+    assert main(["synthesize", "model", *words]) == 0
+    told = capsys.readouterr()
+    assert "1 of 3 are spoken already" in told.err
+    assert "3 answers" in told.out
+
+
+def test_the_engine_has_room_for_the_longest_speech(here: Path) -> None:
+    """80 positions a second, and 1024 for text; the backbone knows 4096."""
+    args = argparse.Namespace(model="model", codec="codec", device="cpu")
+    for longest_sec, positions in ((0.5, 3424), (35, 3824), (500, 4096)):
+        opened = open_synthesizer(args, num_slots=2, longest_sec=longest_sec)
+        assert (opened.engine.num_slots, opened.engine.num_positions) == (2, positions)
 
 
 def test_a_sentence_is_spoken_as_it_is_in_a_file(
@@ -110,6 +162,38 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
     assert "holds an answer to something else: x" in capsys.readouterr().err
 
 
+def test_a_stream_is_what_is_spoken(here: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """To a file that says how long it is, and to standard output, which cannot."""
+    whole, streamed = tmp_path / "whole.wav", tmp_path / "streamed.wav"
+    text = "The last boat left the harbour"
+    assert main(["synthesize", "model", text, *options(whole)]) == 0
+    assert main(["synthesize", "model", text, *options(streamed, "--stream")]) == 0
+    told = capfdbinary.readouterr().err.decode()
+    assert re.search(r"s of speech in .* s, first audio after 0\.\d+ s, \d+ steps", told)
+    assert streamed.stat().st_size == whole.stat().st_size
+    assert np.abs(read_audio(streamed, 16_000) - read_audio(whole, 16_000)).max() <= 2 / 32768
+    assert main(["synthesize", "model", text, *options(Path("-"), "--stream")]) == 0
+    out = capfdbinary.readouterr().out
+    assert out[:4] == b"RIFF"
+    assert out[44:] == streamed.read_bytes()[44:]
+
+
+def test_a_stream_that_nobody_hears_and_one_without_a_sound(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")  # by which the device itself cannot be taken away
+    assert main(["synthesize", "model", "A clock", *options(full, "--stream", "--overwrite")]) == 2
+    assert "full: No space left on device" in capsys.readouterr().err
+    assert full.is_char_device()
+    assert main(["synthesize", "model", "A clock", *options(full, "--overwrite")]) == 2
+    assert "only --stream writes to what is no file" in capsys.readouterr().err
+    out = tmp_path / "mute.wav"
+    assert main(["synthesize", "model", "A clock", *options(out, "--stream", "--max-text-tokens", "1")]) == 2
+    assert "the model gave no speech" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -124,6 +208,8 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
         (["Hello", "--out", "o.wav", "--max-text-tokens", "1"], "the model gave no speech for 'Hello'"),
         (["Hello", "--out", "o.wav", "--codec", "model"], "model is not a codec directory"),
         (["Hello", "--out", "o.wav", "--codec", "other"], "the given codec is not the codec of the model"),
+        (["Hello", "--out", "-"], "only --stream writes to what is no file"),
+        (["--jsonl", "x", "--out", "o", "--stream"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "voice.wav"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "missing", "--out", "o"], "cannot read missing"),
         (["--jsonl", "voice.npy", "--out", "corpus"], "lines failed"),

@@ -13,7 +13,7 @@ import torch
 from memorising import BASE, memorise, one_batch, small_model
 from safetensors.torch import load_file, save_file
 from synthetic import codec_spec
-from transformers import Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from slmkit.cli.main import main
 from slmkit.data.prompt import prompt_only, tts
@@ -23,7 +23,7 @@ from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.export.consolidate import convert, is_export
-from slmkit.export.hf import from_causal_lm, save_hf
+from slmkit.export.hf import CHAT_TEMPLATE, from_causal_lm, save_hf
 from slmkit.files import read_json
 from slmkit.infer.engine import Engine
 from slmkit.infer.grammar import make_grammar
@@ -128,8 +128,10 @@ def check_same(
 
 def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]], tmp_path: Path) -> None:
     """Names of transformers 4 beside those of 5, for vLLM reads either; a wrong name means a default without a word."""
-    model = parrot[0]
-    out = exported(model, tmp_path / "out")
+    model, out = parrot[0], tmp_path / "out"
+    tokenizer = extended_tokenizer(BASE, model.layout)
+    tokenizer.chat_template = "that of the text model"
+    save_hf(model, out, tokenizer=tokenizer)
     config = read_json(out / "config.json")
     expected = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -156,6 +158,8 @@ def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]]
     added = {token["content"]: token["id"] for token in read_json(out / "tokenizer.json")["added_tokens"]}
     assert all(added[token] == model.layout.base_size + i for i, token in enumerate(model.layout.added_tokens()))
     assert not list(out.glob("*.py"))
+    assert AutoTokenizer.from_pretrained(out).chat_template == words["chat_template"] == CHAT_TEMPLATE
+    assert not (out / "chat_template.jinja").exists()
 
 
 @pytest.mark.parametrize(
@@ -180,8 +184,6 @@ def test_a_model_trained_on_elsewhere_comes_back(
     parrot: tuple[SpeechLM, list[Sample]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Another program loads it, changes every weight, pads the vocabulary and saves it in its own way."""
-    from transformers import AutoTokenizer
-
     model = parrot[0]
     out = exported(model, tmp_path / "out")
     plain = Qwen2ForCausalLM.from_pretrained(out, dtype=torch.bfloat16)

@@ -141,6 +141,8 @@ def test_an_interrupted_job_goes_on(
     with open(out / NOTES, "a") as file:
         file.write('{"id": "boat", "wa')
     (out / "wav" / "000006.wav").write_bytes(b"half a wa")
+    for name in ("wav/.000012.wav.51cdeb68.part", ".outputs.jsonl.0123abcd.part"):
+        (out / name).touch()
     with counted() as seen, caplog.at_level("INFO"):
         speak("out")
     assert seen["waves"] == 6 - 2
@@ -190,6 +192,9 @@ def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_pa
     assert {name: value for name, value in hashes(tmp_path / "out").items() if name != NOTES} == before
     (tmp_path / "out" / OUTPUTS).write_text("[]\n")
     with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
+        speak("out", [line])
+    (tmp_path / "out" / JOB).write_text("{}")
+    with pytest.raises(UserError, match=r"job\.json is damaged"):
         speak("out", [line])
 
 

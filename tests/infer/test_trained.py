@@ -16,7 +16,7 @@ from voices import VOICES, Spoken, spoken
 from slmkit.data.prompt import normalize_text
 from slmkit.data.text import TextTokenizer
 from slmkit.evaluate.answers import exact_match
-from slmkit.infer.answer import Words, answer_words
+from slmkit.infer.answer import Words
 from slmkit.infer.request import Output, Request
 from slmkit.infer.synthesizer import Synthesizer
 
@@ -111,7 +111,7 @@ def test_questions_are_answered_in_text_and_in_the_voice_that_was_asked_for(
     ]
     outputs = outputs_of(synthesizer, requests)
     for (_, question), output in zip(asked, outputs, strict=True):
-        words = answer_words(output.text_ids, synthesizer.model.layout, synthesizer.tokenizer.decode)
+        words = synthesizer.words_of(output)
         assert words == Words(normalize_text(FACTS[question]), True)
         assert exact_match(words.text, [FACTS[question]])
     by_text = {(voice, FACTS[question]): output for (voice, question), output in zip(asked, outputs, strict=True)}

@@ -1,0 +1,129 @@
+"""Which utterances of a corpus are spoken, and in which voices.
+
+Invariant: the same arguments give the same items in the same order.
+
+Example:
+    items = select(corpus, read_voices(["own"], synthesizer), limit=8)
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from slmkit.data.index import Corpus
+from slmkit.data.shards import ShardReader
+from slmkit.errors import UserError
+
+OWN, SWAPPED = "own", "swapped"
+
+ReadSpeaker = Callable[[str], npt.NDArray[np.float32]]
+
+
+class Voice(NamedTuple):
+    """A voice given from outside the corpus, by the name under which it was given."""
+
+    name: str
+    vector: npt.NDArray[np.float32]  # [D]
+
+
+class Item(NamedTuple):
+    """An utterance and a voice. The voice is that of a sample of the corpus, or else one given from outside."""
+
+    number: int  # of the sample with the sentence
+    key: str
+    voice: str  # "own", "swapped", or the name of a voice from outside
+    voice_number: int | None  # of the sample whose voice it is
+    voice_key: str  # of that sample, "" for a voice from outside
+
+
+def select(
+    corpus: Corpus,
+    voices: Sequence[str | Voice] = (OWN,),
+    *,
+    limit: int | None = None,
+    every: int = 1,
+    keys: Sequence[str] | None = None,
+) -> list[Item]:
+    """Each utterance that is chosen, in each of the voices.
+
+    Chosen are all, or those of `keys` in the order given; of them every n-th from the first, at most `limit`. Voices:
+    "own"; "swapped", that of the next chosen utterance by another speaker; or a `Voice`.
+
+    Raises UserError for a key that the corpus lacks, a voice given twice, nothing chosen, or speakers that cannot be
+    swapped because there is only one.
+    """
+    numbers = list(range(len(corpus))) if keys is None else _numbers_of(corpus, keys)
+    numbers = numbers[::every][:limit]
+    if not numbers:
+        raise UserError(f"no utterance of {corpus.directory} is chosen", got=f"{len(corpus)} in the corpus")
+    names = [voice if isinstance(voice, str) else voice.name for voice in voices]
+    if len(set(names)) < len(names):
+        raise UserError("a voice is given twice", got=", ".join(names))
+    found: list[Item] = []
+    for name in names:
+        others = dict(zip(numbers, numbers, strict=True)) if name == OWN else {}
+        if name == SWAPPED:
+            others = _swapped(corpus, numbers)
+        for number in numbers:
+            other = others.get(number)
+            found.append(Item(number, corpus.key(number), name, other, "" if other is None else corpus.key(other)))
+    return found
+
+
+def read_voices(names: Sequence[str], read_speaker: ReadSpeaker | None) -> list[str | Voice]:
+    """Names of voices from a command line, those from outside with their vectors.
+
+    Raises UserError where there is nothing to read them with: copy synthesis has only the voices of the corpus.
+    """
+    voices: list[str | Voice] = []
+    for name in names:
+        if name in (OWN, SWAPPED):
+            voices.append(name)
+        elif read_speaker is None:
+            raise UserError("copy synthesis has only the voices of the corpus", got=name, expected=f"{OWN}, {SWAPPED}")
+        else:
+            voices.append(Voice(name, read_speaker(name)))
+    return voices
+
+
+def read_lines(path: str | Path, what: str) -> list[str]:
+    """The lines of a list of keys or speakers, without the empty ones. Raises UserError naming the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the list of {what}: {error}", got=path) from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"the list of {what} is empty", got=path, expected="one on each line")
+    return lines
+
+
+def _numbers_of(corpus: Corpus, keys: Sequence[str]) -> list[int]:
+    wanted = set(keys)
+    number_of = {key: i for i in range(len(corpus)) if (key := corpus.key(i)) in wanted}
+    missing = [key for key in dict.fromkeys(keys) if key not in number_of]
+    if missing:
+        raise UserError(
+            f"{corpus.directory} has no utterance {missing[0]!r}", got=f"{len(missing)} of {len(wanted)} keys missing"
+        )
+    return [number_of[key] for key in dict.fromkeys(keys)]
+
+
+def _swapped(corpus: Corpus, numbers: Sequence[int]) -> dict[int, int]:
+    """Of each chosen utterance, the next one chosen (around the end) that another speaker says."""
+    reader = ShardReader(corpus)
+    speakers = [str(reader.read_meta(number).get("speaker", "")) for number in numbers]
+    if len(set(speakers)) < 2:
+        raise UserError(
+            "voices cannot be swapped: one speaker says all chosen utterances",
+            got=speakers[0],
+            next_step="choose more utterances with --limit, --every or --keys",
+        )
+    count, swapped = len(numbers), {}
+    for i, number in enumerate(numbers):
+        turns = ((i + step) % count for step in range(1, count))
+        swapped[number] = numbers[next(j for j in turns if speakers[j] != speakers[i])]
+    return swapped

@@ -1,0 +1,138 @@
+"""Evaluations side by side: what is best, what differs and how surely, over which utterances."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slmkit.errors import UserError
+from slmkit.evaluate.compare import best, compare, compare_directories, lines, render
+from slmkit.evaluate.intervals import bootstrap, difference
+from slmkit.files import write_json
+
+NAME = "</bdi><script>document.title='owned'</script>"
+
+
+def report(errors: dict[str, int | None], *, text: str = "say", asr: str = "w", **changes: Any) -> dict[str, Any]:
+    """Of utterances of ten words each with so many errors; None where nothing was measured."""
+    rows = [
+        {
+            "key": key,
+            "voice": "own",
+            "voice_key": key,
+            "text": f"{text} {key}",
+            "question": "",
+            "scores": {"wer": None if count is None else [count, 10], "success": [1, 1]},
+        }
+        for key, count in errors.items()
+    ]
+    settings = {"task": "tts", "codec": {"name": "melvq", "weights_sha256": "1"}, **changes}
+    empty = {"names": {}, "outputs_sha256": "", "measured_with": {"asr": asr}, "summary": {}}
+    return {**empty, "settings": settings, "utterances": rows}
+
+
+def test_the_best_is_marked_and_differences_are_of_pairs() -> None:
+    first, second = {"a": 4, "b": 2, "c": 6}, {"c": 5, "a": 3, "b": 1}
+    found = compare({"ntp": report(first), "mtp": report(second)})
+    assert found["utterances"] == 3
+    assert found["models"]["ntp"]["wer"]["mean"] == 12 / 30
+    assert found["models"]["mtp"]["wer"]["mean"] == 9 / 30
+    expected = bootstrap([(3, 10), (1, 10), (5, 10)])
+    assert expected is not None
+    assert {name: found["models"]["mtp"]["wer"][name] for name in ("mean", "low", "high")} == expected._asdict()
+    assert best("wer", found["models"]) == {"mtp"}
+    assert best("success", found["models"]) == set()  # all are equal
+    # Each sentence has one error less, so there is no doubt of the difference, wide as the intervals of the means are.
+    wer = found["differences"]["mtp"]["wer"]
+    assert found["differences_to"] == "ntp"
+    assert [round(wer[name], 9) for name in ("mean", "low", "high")] == [-0.1, -0.1, -0.1]
+    assert wer["pairs"] == 3
+    assert [line.split() for line in lines(found)] == [
+        ["success", "WER"],
+        ["ntp", "100.0", "40.0"],
+        ["mtp", "100.0", "30.0*"],
+    ]
+    page = render(found)
+    assert '<td class="best">30.0 <small>10.0 to 50.0</small></td>' in page
+    assert "<strong>-10.0</strong>" in page
+    assert "<strong>0.0</strong>" not in page
+
+
+def test_a_score_that_one_model_lacks_makes_no_pair() -> None:
+    found = compare({"a": report({"x": 4, "y": 2}), "b": report({"x": None, "y": 3})})
+    assert found["models"]["b"]["wer"] | {"low": 0, "high": 0} == {
+        "mean": 0.3,
+        "low": 0,
+        "high": 0,
+        "counted": 1,
+        "left_out": 1,
+    }
+    pairs = difference([(2, 10)], [(3, 10)])
+    assert pairs is not None
+    assert found["differences"]["b"]["wer"] == {**pairs._asdict(), "pairs": 1}
+    nothing = compare({"a": report({"x": None}), "b": report({"x": 3})})
+    assert nothing["differences"]["b"].keys() == {"success"}
+    assert lines(nothing)[1].split() == ["a", "100.0", "-"]
+    assert best("wer", nothing["models"]) == set()
+
+
+def test_other_utterances_are_refused_or_left_out_and_counted() -> None:
+    reports = {"a": report({"x": 1, "y": 1}), "b": report({"y": 2, "z": 2})}
+    with pytest.raises(UserError, match="not of the same utterances"):
+        compare(reports)
+    found = compare(reports, common=True)
+    assert (found["utterances"], found["left_out"]) == (1, {"a": 1, "b": 1})
+    assert "left out of <bdi>a</bdi>" in render(found)
+    with pytest.raises(UserError, match="no utterance in common"):
+        compare({"a": report({"x": 1}), "b": report({"z": 2})}, common=True)
+
+
+def test_a_sentence_in_another_voice_is_another_utterance() -> None:
+    reports = {"a": report({"x": 1, "y": 1}), "b": report({"x": 1, "y": 1})}
+    reports["b"]["utterances"][0]["voice_key"] = "y"
+    with pytest.raises(UserError, match="1 in common"):
+        compare(reports)
+
+
+def test_what_cannot_be_compared_is_named() -> None:
+    with pytest.raises(UserError, match="the evaluations are not of one task"):
+        compare({"a": report({"x": 1}), "b": report({"x": 1}, task="qa")})
+    with pytest.raises(UserError, match="the evaluations have different texts for 'x'"):
+        compare({"a": report({"x": 1}), "b": report({"x": 1}, text="sing")})
+
+
+def test_models_of_two_codecs_and_recognisers_are_compared_and_that_is_told() -> None:
+    other = report({"x": 1}, asr="v", codec={"name": "facodec", "weights_sha256": "2"})
+    found = compare({"a": report({"x": 1}), "b": other})
+    assert found["codecs"] == {"a": "melvq 1", "b": "facodec 2"}
+    assert lines(found)[-2:] == [
+        "The models speak through different codecs: SIM codec, mel distance and frames equal are each of its own.",
+        "Measured with different models for asr: v, w.",
+    ]
+    assert render(found).count('<p class="why">') == 2
+    assert len(lines(compare({"a": other, "b": other}))) == 3
+
+
+def test_directories_are_read_and_named(tmp_path: Path) -> None:
+    for name in ("one/scores", "two/scores", NAME.replace("/", "-")):
+        write_json(tmp_path / name / "report.json", report({"x": 1}))
+    hostile = tmp_path / NAME.replace("/", "-")
+    found = compare_directories([tmp_path / "one/scores", hostile], tmp_path / "table")
+    assert list(found["models"]) == ["scores", hostile.name]
+    assert json.loads((tmp_path / "table" / "report.json").read_text()) == json.loads(json.dumps(found))
+    assert "<script" not in (tmp_path / "table" / "report.html").read_text()
+    same = [tmp_path / "one/scores", tmp_path / "two/scores"]
+    assert list(compare_directories(same, tmp_path / "t2")["models"]) == [str(path) for path in same]
+    with pytest.raises(UserError, match="already exists"):
+        compare_directories(same, tmp_path / "t2")
+    with pytest.raises(UserError, match="an evaluation is given twice"):
+        compare_directories([same[0], same[0]], tmp_path / "t3")
+    with pytest.raises(UserError, match="there is nothing to compare"):
+        compare_directories(same[:1], tmp_path / "t3")
+    with pytest.raises(UserError, match="holds no scores"):
+        compare_directories([tmp_path, same[0]], tmp_path / "t3")
+    broken = report({"x": 1})
+    del broken["settings"]["codec"]
+    with pytest.raises(UserError, match="not that of an evaluation"):
+        compare({"a": broken, "b": broken})

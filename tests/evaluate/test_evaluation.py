@@ -1,0 +1,511 @@
+"""Evaluations of models and of copy synthesis: what is broken in a known way gets the scores that it must."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluated import AUDIO, codes_of, make_chain
+from synthetic import write_corpus
+from tiny_whisper import save_tiny_whisper
+
+from slmkit.cli.main import main
+from slmkit.codec.melvq import MelVQ
+from slmkit.codec.open import open_codec
+from slmkit.data.index import Corpus
+from slmkit.errors import BadSample, UserError
+from slmkit.evaluate.generation import Settings, copy_synthesis, generate, identity, seed_of
+from slmkit.evaluate.outputs import Outputs, finished
+from slmkit.evaluate.report import lines, score_outputs, write_page
+from slmkit.evaluate.results import read_report
+from slmkit.evaluate.scoring import Scorers
+from slmkit.evaluate.selection import Voice, read_lines, read_voices, select
+from slmkit.evaluate.truth import Truths
+from slmkit.evaluate.voices import CodecVoice
+from slmkit.infer.sampling import Sampling
+from slmkit.infer.synthesizer import Synthesizer
+
+MODEL = {"made": "in the test"}
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_chain(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="module")
+def corpus(chain: Path) -> Corpus:
+    return Corpus.open(chain / "corpus")
+
+
+@pytest.fixture(scope="module")
+def codec(chain: Path) -> MelVQ:
+    opened = open_codec(chain / "codec")
+    assert isinstance(opened, MelVQ)
+    return opened
+
+
+@pytest.fixture(scope="module")
+def synthesizer(chain: Path) -> Synthesizer:
+    return Synthesizer.load(chain / "model", chain / "codec", num_slots=2)
+
+
+class Listener:
+    """A recogniser that knows what waves of each length say, and hears nothing else."""
+
+    spellings: dict[str, str] = {}  # noqa: RUF012 - as the protocol has it
+
+    def __init__(self, says: dict[int, str]) -> None:
+        self.says = says
+
+    def text(self, wave: np.ndarray, sample_rate: int) -> str:
+        return self.says.get(len(wave), "")
+
+
+def means(report: dict[str, Any], group: str = "all") -> dict[str, float]:
+    return {name: found["mean"] for name, found in report["summary"][group]["metrics"].items()}
+
+
+def spoken(
+    out: Path, synthesizer: Synthesizer, corpus: Corpus, settings: Settings | None = None, **choice: Any
+) -> dict[str, Any]:
+    """Generate and score, with a recogniser that hears nothing."""
+    generate(synthesizer, corpus, select(corpus, **choice), settings or Settings(), out, model=MODEL)
+    codec = synthesizer.codec
+    scorers = Scorers(codec_voice=CodecVoice(codec), recognizer=Listener({}))
+    return score_outputs(out, Truths(corpus, codec), scorers)
+
+
+def test_a_model_that_knows_the_corpus_reaches_copy_synthesis(
+    chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    items = select(corpus, ["own", "swapped"])
+    generate(synthesizer, corpus, items, Settings(), tmp_path / "model", model=identity(chain / "model"), name="m")
+    copy_synthesis(codec, corpus, items, Settings(), tmp_path / "copy")
+    scorers = Scorers(codec_voice=CodecVoice(codec))
+    model, copy = (score_outputs(tmp_path / name, Truths(corpus, codec), scorers) for name in ("model", "copy"))
+    assert all((a == b).all() for a, b in zip(codes_of(tmp_path / "model"), codes_of(tmp_path / "copy"), strict=True))
+    for name, mean in means(copy).items():
+        if mean is not None:
+            assert means(model)[name] == mean, name
+    assert means(model)["success"] == 1.0
+    assert means(model)["frame_agreement"] == 1.0
+    assert means(model)["log_mel_distance_db"] < 0.5  # 16-bit rounding of the stored wave
+    assert means(model, "voice own").keys() >= {"frame_agreement", "log_mel_distance_db"}
+    assert "frame_agreement" not in means(model, "voice swapped")
+    # The voice follows the vector that was asked for, and not the speaker of the sentence.
+    assert means(model, "voice swapped")["codec_similarity"] > 0.9
+    assert means(model, "voice swapped")["other_voice_similarity"] < 0.6
+    assert means(model)["frames_per_step"] == pytest.approx(200 / sum(row["steps"] for row in model["utterances"]))
+    assert model["summary"]["all"]["metrics"]["real_time_factor"]["low"] is None
+    assert "  success: 100.0 % (100.0 to 100.0)" in lines(model)
+    assert "  mel to source: not to be had, 4 left out" in lines(copy)  # the corpus has no plan that knows the files
+
+
+def test_a_codec_that_swaps_voices_is_found_out(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    """The right codes in the wrong voice: only the similarity tells."""
+
+    class Swapping(MelVQ):
+        def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+            return super().decode(codes, torch.flip(speaker, dims=[1]))
+
+    swapping = Swapping(codec._weights["codebooks"], codec._weights["average"])
+    copy_synthesis(swapping, corpus, select(corpus), Settings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(codec_voice=CodecVoice(codec)))
+    assert means(report)["frame_agreement"] == 1.0
+    assert means(report)["codec_similarity"] < 0.5
+
+
+def test_a_model_with_random_weights_fails_in_every_metric(chain: Path, corpus: Corpus, tmp_path: Path) -> None:
+    broken = Synthesizer.load(chain / "model", chain / "codec")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in broken.model.parameters():
+            weight.normal_(std=0.02)
+    report = spoken(tmp_path / "out", broken, corpus, Settings(max_text_tokens=20))
+    assert [row["frames"] for row in report["utterances"]] == [0] * 4
+    assert {row["limit"] for row in report["utterances"]} == {"text_tokens"}
+    found = report["summary"]["all"]["metrics"]
+    assert found["success"]["mean"] == 0
+    assert found["frame_agreement"]["mean"] == 0
+    assert (found["wer"]["mean"], found["cer"]["mean"]) == (1.0, 1.0)  # every word deleted
+    assert found["log_mel_distance_db"]["mean"] > 15  # of silence to speech
+    assert found["codec_similarity"] == {"mean": None, "low": None, "high": None, "counted": 0, "left_out": 4}
+    assert not list((tmp_path / "out" / "wavs").glob("*"))
+
+
+def test_a_model_that_never_ends_has_no_success(chain: Path, corpus: Corpus, tmp_path: Path) -> None:
+    endless = Synthesizer.load(chain / "model", chain / "codec")
+    with torch.no_grad():
+        for head, size in zip(endless.model.heads, endless.model.layout.codebook_sizes, strict=True):
+            head.output.weight[size:] = 0  # the class of the end can no longer win
+    report = spoken(tmp_path / "out", endless, corpus, Settings(max_sec=0.5), limit=2)
+    assert {(row["reason"], row["limit"], row["frames"]) for row in report["utterances"]} == {("limit", "seconds", 40)}
+    assert means(report)["success"] == 0
+    assert 0.5 < means(report)["frame_agreement"] <= 25 / 40  # what comes after the end counts as wrong
+
+
+def test_words_are_scored_against_the_sentence(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    """A recogniser that hears the first sentence in everything: right once, wrong in counted words elsewhere."""
+    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), tmp_path / "out")
+    length = len(Truths(corpus, codec).copy(0))
+    scorers = Scorers(recognizer=Listener({length: "The kettle is on the stove!"}))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), scorers, measured_with={"asr": "a listener"})
+    first, second = report["utterances"]
+    assert (first["text"], second["text"]) == ("The kettle is on the stove.", "We left before the rain began.")
+    assert first["scores"]["wer"] == [0, 6]
+    assert second["scores"]["wer"] == [6, 6]
+    assert means(report)["wer"] == 6 / 12
+    assert report["measured_with"] == {"asr": "a listener"}
+
+
+def test_scoring_again_adds_scores_and_keeps_outputs(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
+    stored = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*")) if path.is_file()}
+    truths = Truths(corpus, codec)
+    score_outputs(
+        out, truths, Scorers(codec_voice=CodecVoice(codec), recognizer=Listener({})), measured_with={"asr": "a"}
+    )
+    report = score_outputs(out, truths, Scorers(), measured_with={"utmos": "u"})
+    assert report["measured_with"] == {"asr": "a", "utmos": "u"}
+    assert means(report)["wer"] == 1.0
+    assert means(report)["codec_similarity"] > 0.9
+    assert report == read_report(out)
+    assert {path: path.stat().st_mtime_ns for path in stored} == stored
+
+
+def test_what_a_measure_cannot_tell_is_left_out_and_counted(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    class Judge:
+        def score(self, wave: np.ndarray, sample_rate: int) -> float:
+            if np.abs(wave - second).max() < 1e-3:
+                raise BadSample("too_short", "the wave is too short")
+            return 3.5
+
+    second = Truths(corpus, codec).copy(1)
+    copy_synthesis(codec, corpus, select(corpus, limit=3), Settings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(utmos=Judge()))
+    assert [row["scores"]["utmos"] for row in report["utterances"]] == [[3.5, 1.0], None, [3.5, 1.0]]
+    found = report["summary"]["all"]["metrics"]["utmos"]
+    assert found == {"mean": 3.5, "low": 3.5, "high": 3.5, "counted": 2, "left_out": 1}
+
+
+def test_voices_that_were_not_trained_on_are_told_apart(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    copy_synthesis(codec, corpus, select(corpus), Settings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(), unseen=frozenset(["12"]))
+    assert [(name, group["utterances"]) for name, group in report["summary"].items()] == [
+        ("all", 4),
+        ("seen voices", 2),
+        ("unseen voices", 2),
+    ]
+
+
+def test_questions_are_scored_by_their_answers(
+    chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    """A model that learnt the answers is as right as copy synthesis; one with other weights is not; of speech counts
+    what was heard."""
+    settings, truths = Settings(task="qa", max_text_tokens=30, max_sec=1.0), Truths(corpus, codec)
+    items, reports = select(corpus, limit=2), {}
+    scorers = Scorers(recognizer=Listener({len(truths.copy(0)): "another"}))
+    broken = Synthesizer.load(chain / "model", chain / "codec")
+    with torch.no_grad():
+        broken.model.lm_model.model.layers[0].self_attn.v_proj.weight.zero_()
+    copy_synthesis(codec, corpus, items, settings, tmp_path / "copy")
+    generate(synthesizer, corpus, items, settings, tmp_path / "model", model=MODEL)
+    generate(broken, corpus, items, settings, tmp_path / "broken", model=MODEL)
+    for name in ("copy", "model", "broken"):
+        reports[name] = score_outputs(tmp_path / name, truths, scorers)
+    for name in ("copy", "model"):
+        found = means(reports[name])
+        assert (found["success"], found["exact_match"], found["f1"], found["frame_agreement"]) == (1, 1, 1, 1), name
+        assert (found["speech_exact_match"], found["speech_f1"]) == (1, 1)  # "another" is a true answer, too
+        row = reports[name]["utterances"][0]
+        assert row["question"] == "What of 11_101_000000_000000?"
+        assert row["true_answers"] == ["The kettle is on the stove.", "another"]
+        assert row["answer"] == "The kettle is on the stove."
+        assert row["scores"]["wer"] == [6, 6]  # of what was heard against the answer in text
+    assert means(reports["broken"])["exact_match"] == 0
+    assert means(reports["broken"])["f1"] < 0.5
+    with pytest.raises(UserError, match="has no question"):
+        unasked = write_corpus(tmp_path / "unasked", 1, spec=codec.spec)
+        copy_synthesis(codec, unasked, select(unasked), settings, tmp_path / "x")
+
+
+def test_what_cannot_be_asked_counts_as_a_failure(
+    chain: Path, corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    """Prompts that leave no room for an answer are refused by the engine, and kept in the scores."""
+    small = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_positions=12)
+    report = spoken(tmp_path / "out", small, corpus, limit=2)
+    assert {row["reason"] for row in report["utterances"]} == {"refused"}
+    assert report["utterances"][0]["why"] == "the prompt leaves no room for an answer"
+    assert means(report)["success"] == 0
+    asked = spoken(tmp_path / "qa", small, corpus, Settings(task="qa"), limit=2)
+    assert (means(asked)["exact_match"], means(asked)["speech_f1"], means(asked)["wer"]) == (0, 0, 1)
+    write_page(tmp_path / "out", report, Truths(corpus, small.codec))
+    assert "Not asked of the model: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) -> None:
+    """Killed without warning once the first output is there; sampled, in two voices, two at a time."""
+    words = [str(chain / "model"), "--corpus", str(chain / "corpus"), "--codec", str(chain / "codec"), "--limit", "0"]
+    words += ["--only", "generate", "--slots", "2", "--voices", "own", "swapped", "--temperature", "1.2"]
+    words += ["--text-temperature", "0", "--max-sec", "1"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen([sys.executable, "-m", "slmkit", "evaluate", *words, "--out", str(killed)])
+    records = killed / "outputs.jsonl"
+    while not records.exists() or not records.read_bytes().count(b"\n"):
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with open(records, "ab") as file:
+        file.write(b'{"place": 7, "torn')
+    assert 0 < records.read_bytes().count(b"\n") < 8
+    torch.set_num_threads(1)
+    assert main(["evaluate", *words, "--out", str(killed)]) == 0
+    assert main(["evaluate", *words, "--out", str(whole)]) == 0
+    for kind in ("codes/*.npy", "wavs/*.wav"):
+        names = sorted(path.relative_to(whole) for path in whole.glob(kind))
+        assert len(names) == 8
+        assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in names)
+    first, second = (finished(out).records for out in (killed, whole))
+    assert [dataclasses.replace(record, engine_sec=0.0) for record in first] == [
+        dataclasses.replace(record, engine_sec=0.0) for record in second
+    ]
+    assert len({codes.tobytes() for codes in codes_of(whole)}) == 8  # sampled: a sentence is not the same twice
+
+
+def test_an_utterance_comes_out_the_same_in_any_choice(
+    corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    settings = Settings(sampling=Sampling(temperature=1.2), text_sampling=Sampling(), max_sec=0.3)
+    key = corpus.key(2)
+    generate(synthesizer, corpus, select(corpus), settings, tmp_path / "all", model=MODEL)
+    generate(synthesizer, corpus, select(corpus, keys=[key]), settings, tmp_path / "one", model=MODEL)
+    (alone,) = codes_of(tmp_path / "one")
+    assert alone.shape[1] == 24
+    assert np.array_equal(alone, codes_of(tmp_path / "all")[2])
+    other = dataclasses.replace(settings, seed=1)
+    generate(synthesizer, corpus, select(corpus, keys=[key]), other, tmp_path / "other", model=MODEL)
+    assert not np.array_equal(alone, codes_of(tmp_path / "other")[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": Sampling(temperature=0.5)}, "sampling differs"),
+        ({"seed": 1}, "seed differs"),
+        ({"task": "qa"}, "task differs"),
+        ({"max_sec": 1.0}, "max_sec differs"),
+    ],
+)
+def test_two_settings_are_not_mixed(
+    change: dict[str, Any], message: str, corpus: Corpus, codec: MelVQ, tmp_path: Path
+) -> None:
+    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path)
+    with pytest.raises(UserError, match=message):
+        copy_synthesis(codec, corpus, select(corpus, limit=1), dataclasses.replace(Settings(), **change), tmp_path)
+
+
+def test_neither_models_nor_choices_nor_voices_are_mixed(
+    corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    def speak(model: dict[str, str], limit: int, value: float) -> None:
+        voice = Voice("v.npy", np.full(80, value, np.float32))
+        items = select(corpus, [voice], limit=limit)
+        generate(synthesizer, corpus, items, Settings(max_sec=0.1), tmp_path / "o", model=model, voices=[voice])
+
+    speak(MODEL, 1, 0.0)
+    for changed, message in (
+        (({"another": "model"}, 1, 0.0), "model differs"),
+        ((MODEL, 2, 0.0), "utterances differs"),
+        ((MODEL, 1, 0.5), "voices differs"),
+    ):
+        with pytest.raises(UserError, match=message):
+            speak(*changed)
+    speak(MODEL, 1, 0.0)  # all is there
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(UserError, match="the output directory holds other things"):
+        Outputs.open(tmp_path / "other", {}, names={})
+    settings = finished(tmp_path / "o").settings
+    with Outputs.open(tmp_path / "l", settings, names={}), pytest.raises(UserError, match="another process generates"):
+        Outputs.open(tmp_path / "l", settings, names={})
+
+
+def test_a_full_disk_is_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path / "out")
+    (record,) = finished(tmp_path / "out").records
+    full = Outputs(tmp_path / "o", [], open("/dev/full", "wb", buffering=0))  # noqa: SIM115 - it closes it
+    with pytest.raises(UserError, match=r"cannot write .*outputs\.jsonl: No space left"), full:
+        full.add(record, np.zeros((3, 0), np.int16), None, sample_rate=16_000)
+
+
+def test_a_voice_from_outside_is_followed(
+    chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    """The vector is kept with the outputs, so that they can be scored when its file is gone."""
+    stranger = Truths(corpus, codec).vector(3)
+    np.save(tmp_path / "voice.npy", stranger)
+    name = str(tmp_path / "voice.npy")
+    voices = read_voices([name], synthesizer.read_speaker)
+    items = select(corpus, voices, limit=1)
+    outside = [voice for voice in voices if isinstance(voice, Voice)]
+    generate(synthesizer, corpus, items, Settings(), tmp_path / "out", model=MODEL, voices=outside)
+    (tmp_path / "voice.npy").unlink()
+    scorers = Scorers(codec_voice=CodecVoice(codec), wavlm=CodecVoice(codec))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), scorers)
+    assert means(report)["codec_similarity"] > 0.9
+    assert report["utterances"][0]["speaker"] == name
+    assert report["utterances"][0]["scores"]["wavlm_similarity"] is None  # there is no recording of it
+    with pytest.raises(UserError, match="copy synthesis has only the voices of the corpus"):
+        read_voices([name], None)
+    narrow = Voice("narrow", np.zeros(3, np.float32))
+    with pytest.raises(UserError, match="the voice narrow is not of this codec"):
+        generate(synthesizer, corpus, items, Settings(), tmp_path / "x", model=MODEL, voices=[narrow])
+
+
+def test_choices(corpus: Corpus, tmp_path: Path) -> None:
+    keys = [corpus.key(i) for i in range(4)]
+    assert [item.key for item in select(corpus, every=2)] == keys[::2]
+    assert [item.key for item in select(corpus, every=2, limit=1)] == keys[:1]
+    assert [item.key for item in select(corpus, keys=[keys[3], keys[1]])] == [keys[3], keys[1]]
+    assert [item.voice_key for item in select(corpus, ["swapped"])] == [keys[2], keys[2], keys[0], keys[0]]
+    assert seed_of(0, "a", "own") != seed_of(1, "a", "own")
+    (tmp_path / "keys").write_text(f"{keys[2]}\n\n {keys[0]} \n")
+    assert read_lines(tmp_path / "keys", "keys") == [keys[2], keys[0]]
+    (tmp_path / "empty").touch()
+    refused: list[tuple[str, Callable[[], object]]] = [
+        ("has no utterance 'x'", lambda: select(corpus, keys=["x", keys[0]])),
+        ("no utterance of .* is chosen", lambda: select(corpus, keys=[])),
+        ("a voice is given twice", lambda: select(corpus, ["own", "own"])),
+        ("voices cannot be swapped: one speaker", lambda: select(corpus, ["swapped"], limit=2)),
+        ("cannot read the list of keys", lambda: read_lines(tmp_path / "nothing", "keys")),
+        ("the list of keys is empty", lambda: read_lines(tmp_path / "empty", "keys")),
+    ]
+    for message, call in refused:
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    out, truths = tmp_path / "out", Truths(corpus, codec)
+    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
+
+    def report() -> object:
+        return score_outputs(out, truths, Scorers())
+
+    def damaged(path: str, change: Callable[[bytes], bytes], message: str) -> None:
+        content = (out / path).read_bytes()
+        (out / path).write_bytes(change(content))
+        with pytest.raises(UserError, match=message):
+            report()
+        (out / path).write_bytes(content)
+
+    damaged("outputs.jsonl", lambda text: text.splitlines(keepends=True)[0], "are not finished")
+    damaged("outputs.jsonl", lambda text: b"[1]\n" + text, "outputs.jsonl is damaged")
+    whole = (out / "outputs.jsonl").read_bytes()
+    (out / "outputs.jsonl").write_bytes(b"{}\n")
+    with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
+        copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
+    (out / "outputs.jsonl").write_bytes(whole)
+    damaged("outputs.jsonl", lambda text: text.replace(b'"key": "11', b'"key": "19'), "for another corpus")
+    damaged(
+        "generation.json", lambda text: text.replace(b'"voices"', b'"noises"'), "does not say how outputs were made"
+    )
+    damaged("generation.json", lambda text: b"{}", "does not say how outputs were made")
+    damaged("generation.json", lambda text: text.replace(corpus.fingerprint.encode(), b"0"), "for another corpus")
+    weights = codec.spec.weights_sha256.encode()
+    damaged("generation.json", lambda text: text.replace(weights, b"0"), "with another codec")
+    damaged("codes/00000.npy", lambda content: content[:100], r"cannot read .*00000\.npy")
+    damaged("wavs/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
+    report()
+    damaged("report.json", lambda text: b"{}", "is not the report of an evaluation")
+    (out / "outputs.jsonl").unlink()
+    with pytest.raises(UserError, match="cannot read the outputs in"):
+        report()
+    with pytest.raises(UserError, match="holds no generated outputs"):
+        score_outputs(tmp_path / "nothing", truths, Scorers())
+    with pytest.raises(UserError, match="holds no scores"):
+        read_report(tmp_path)
+
+
+def test_what_does_not_fit_together_is_refused(
+    chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="holds no model"):
+        identity(tmp_path)
+    silent = dataclasses.replace(corpus, codec=dataclasses.replace(corpus.codec, speaker_dim=0))
+    with pytest.raises(UserError, match="its speaker vectors are not the codec's"):
+        copy_synthesis(codec, silent, select(corpus), Settings(), tmp_path / "out")
+    foreign = dataclasses.replace(corpus, codec=dataclasses.replace(corpus.codec, weights_sha256="0"))
+    with pytest.raises(UserError, match="weights_sha256 differs"):
+        copy_synthesis(codec, foreign, select(corpus), Settings(), tmp_path / "out")
+    with pytest.raises(ValueError, match="max_sec"):
+        Settings(max_sec=math.nan)
+
+
+def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both stages, then one more, then two evaluations side by side."""
+    parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec")]
+    model, copy = str(tmp_path / "model"), str(tmp_path / "copy")
+    assert main(["evaluate", str(chain / "model"), *parts, "--out", model, "--limit", "1"]) == 0
+    assert "  success: 100.0 %" in capsys.readouterr().out
+    (tmp_path / "unseen").write_text("12\n")
+    again = ["--only", "score", "--unseen-speakers", str(tmp_path / "unseen")]
+    assert main(["evaluate", *parts, "--out", model, *again]) == 0
+    assert "unseen voices" in json.loads((tmp_path / "model" / "report.json").read_text())["summary"]
+    assert main(["evaluate", "--copy", *parts, "--out", copy, "--limit", "1", "--only", "generate"]) == 0
+    assert main(["evaluate", *parts, "--out", copy, "--only", "score"]) == 0
+    assert main(["evaluate", "--compare", model, copy, "--out", str(tmp_path / "table")]) == 0
+    assert "model" in capsys.readouterr().out.splitlines()[-2]
+    for words, message in (
+        ([*parts, "--out", "x"], "what is to speak?"),
+        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "what is to speak?"),
+        ([str(chain / "model"), "--out", "x"], "needs a corpus and its codec"),
+        ([str(chain / "model"), *parts, "--out", "x", "--temperature", "-1"], "temperature"),
+        ([str(chain / "model"), *parts, "--out", "x", "--max-sec", "0"], "max_sec"),
+        (["--compare", model, "--out", str(tmp_path / "t")], "nothing to compare"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recogniser that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
+    save_tiny_whisper(tmp_path / "whisper", steps=0)
+    assert main(["tokenize", "run", str(AUDIO), str(chain / "codec"), str(tmp_path / "shards")]) == 0
+    parts = ["--corpus", str(tmp_path / "shards"), "--codec", str(chain / "codec"), "--limit", "1"]
+    words = ["--copy", *parts, "--out", str(tmp_path / "copy"), "--asr", str(tmp_path / "whisper"), "--copy-quality"]
+    assert main(["evaluate", *words]) == 0
+    report = read_report(tmp_path / "copy")
+    assert report["measured_with"] == {"asr": str(tmp_path / "whisper")}
+    assert 0.9 < means(report)["stoi"] < 1
+    assert 1 < means(report)["pesq"] < 4.6
+    assert 4 < means(report)["source_distance_db"] < 8  # as the codec's copies are
+    assert means(report)["wer"] >= 0.5
+    (row,) = report["utterances"]
+    assert "heard" in row
+    assert f"listen/{row['place']:05d}-recording.wav" in (tmp_path / "copy" / "report.html").read_text()
+    parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec"), "--limit", "1", "--alignment"]
+    model = ["evaluate", str(chain / "model"), *parts]
+    assert main([*model, "--out", str(tmp_path / "model")]) == 0
+    found = means(read_report(tmp_path / "model"))
+    assert -1 < found["alignment_cosine"] < 1
+    assert found["alignment_euclidean"] > 0
+    assert found["alignment_riemannian"] > 0
+    capsys.readouterr()
+    assert main(["evaluate", "--copy", *parts, "--out", str(tmp_path / "other")]) == 2
+    assert "--alignment is of the model that spoke" in capsys.readouterr().err
