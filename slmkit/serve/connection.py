@@ -105,12 +105,13 @@ class Connection(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError, TimeoutError, ClientGone):
             while not self.close_connection:
                 self.handle_one_request()
-            self._linger()
+            if not self._is_read:
+                self._linger()
 
     def handle_one_request(self) -> None:
         """One request from its first byte to the last of the reply."""
         self.close_connection, self.is_idle = True, True
-        self._is_answered = self._may_keep = False
+        self._is_answered = self._may_keep = self._is_read = False
         self._body_bytes = 0
         self.command, self.requestline, self.request_version, self.path = "", "", self.protocol_version, ""
         self._limits.allow(IDLE_SEC, HEAD_BYTES)
@@ -137,6 +138,7 @@ class Connection(BaseHTTPRequestHandler):
             return False
         self.is_idle, self._began = False, time.monotonic()
         if not self.raw_requestline:
+            self._is_read = True
             return False
         if len(self.raw_requestline) > HEAD_BYTES:
             raise invalid("the request line is too long", code="uri_too_long", status=414)
@@ -161,6 +163,7 @@ class Connection(BaseHTTPRequestHandler):
         if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) < 16):
             raise invalid("Content-Length is not one number", code="bad_request")
         self._body_bytes = int(lengths[0])
+        self._is_read = self._body_bytes == 0
         try:
             self.route = urlsplit(self.path).path
         except ValueError as error:
@@ -176,7 +179,7 @@ class Connection(BaseHTTPRequestHandler):
     def body(self, max_bytes: int) -> bytes:
         """The body of the request. Raises Problem when it is missing, too large, too slow or cut short."""
         if "Content-Length" not in self.headers:
-            self._may_keep = False  # whoever forgot it may send a body all the same
+            self._is_read = False  # whoever forgot it may send a body all the same
             raise invalid("send the body with its Content-Length", code="length_required", status=411)
         if self._body_bytes > max_bytes:
             raise invalid(f"the body is larger than {max_bytes} bytes", code="body_too_large", status=413)
@@ -187,7 +190,7 @@ class Connection(BaseHTTPRequestHandler):
             raise invalid("the body came too slowly", code="timeout", status=408) from error
         if len(body) < self._body_bytes:
             raise invalid("the body ends before its Content-Length", code="bad_request")
-        self._body_bytes = 0
+        self._is_read = True
         return body
 
     def is_gone(self) -> bool:
@@ -256,7 +259,7 @@ class Connection(BaseHTTPRequestHandler):
     def _head(self, status: int, headers: Mapping[str, str]) -> bytes:
         """Status line and headers; from here on the request counts as answered."""
         self._is_answered = True
-        self.close_connection = not self._may_keep or self._body_bytes > 0 or not self.server.keeps_connections
+        self.close_connection = not (self._may_keep and self._is_read and self.server.keeps_connections)
         every = {"Server": "slmkit", "Date": self.date_time_string(), **SECURITY, **headers}
         every["Connection"] = "close" if self.close_connection else "keep-alive"
         lines = "".join(f"{name}: {value}\r\n" for name, value in every.items())
