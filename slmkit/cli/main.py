@@ -44,6 +44,7 @@ A first run, in order:
   slmkit synthesize OUT ...           text to a WAV file
   slmkit answer OUT ...               a question to words and a WAV file
   slmkit serve OUT ...                the same over HTTP, with a page to try it on
+  slmkit evaluate OUT ...             scores, and a page to hear what was said; several models side by side
 `slmkit COMMAND --help` explains each."""
 
 
