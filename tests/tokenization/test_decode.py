@@ -174,11 +174,11 @@ def test_what_decoders_in_c_write_stays_out_of_the_terminal(tmp_path):
     code = f"""
 import os, sys
 from slmkit.data.importers.base import Audio, Cut, Utterance
-from slmkit.tokenization.decode import Decoding, _start_worker, decode
+from slmkit.tokenization.decode import Decoding, start_worker, decode
 from slmkit.tokenization import decode as module
 module._end_with_parent = lambda: None
 if sys.argv[1:]:
-    _start_worker()
+    start_worker()
 for second in range(5, 14):
     cut = Cut(second, second + 0.5, second, second + 0.5)
     item = Utterance(key="a", audio=Audio({str(tmp_path / "long")!r}), text="a", source="a", cut=cut)
@@ -198,6 +198,6 @@ def _never_starts():
 
 
 def test_processes_that_never_start_are_an_error_and_no_file_is_blamed(monkeypatch):
-    monkeypatch.setattr(decode_module, "_start_worker", _never_starts)
+    monkeypatch.setattr(decode_module, "start_worker", _never_starts)
     with pytest.raises(UserError, match="decoding processes cannot be started"):
         decode_all([utterance("a"), utterance("b")])
