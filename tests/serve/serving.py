@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from memorising import BASE, memorise, one_batch, small_model
 
@@ -18,10 +19,12 @@ from slmkit.audio.io import read_audio, write_wav
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
+from slmkit.infer.request import Output
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.pretrained import extended_tokenizer, save
 from slmkit.serve.server import Server
 from slmkit.serve.service import Service, Settings
+from slmkit.serve.worker import Worker
 
 AUDIO = Path(__file__).resolve().parents[2] / "tokenize_jobs" / "sample_corpus"
 RATE = 16_000
@@ -133,3 +136,16 @@ def serving(synthesizer: Synthesizer, root: Path, **settings: Any) -> Iterator[t
     service = Service(synthesizer, named, Settings(**{"model": "tiny", "max_sec": 8.0} | settings))
     with Server(service, "127.0.0.1", 0) as server:
         yield server, Client(server.port)
+
+
+def stand_still_when_full(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all slots taken nothing goes on until the worker is told to stop: no answer is over before that."""
+    engine = worker._synthesizer.engine
+    step = engine.step
+
+    def step_unless_full() -> list[tuple[int, Output]]:
+        while not engine.num_free and worker._stop_at is None:
+            time.sleep(0.01)
+        return step()
+
+    monkeypatch.setattr(engine, "step", step_unless_full)
