@@ -22,6 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
+from slmkit.data.importers.base import Utterance
+from slmkit.data.importers.read import read_parts
+from slmkit.data.ledger import Failure
+
 VOICES = ("en-us", "en-gb+f2", "en-us+m3", "en-gb-scotland+f4")
 OTHER_VOICE, OTHER_LANGUAGE = "de", "de"
 WHO = ("The judge", "My brother", "A doctor", "The baker", "Our teacher", "Somebody")
@@ -352,6 +356,11 @@ WRITERS: dict[str, Callable[[Path, list[Spoken]], Expected]] = {
     "manifest": write_manifest,
     "segments": write_segments,
 }
+
+
+def read_source(kind: str, source: Path, **options: Any) -> list[Utterance | Failure]:
+    """All items of a corpus, in their order."""
+    return [item for part in read_parts(kind, source, **options) for item in part()]
 
 
 def main() -> None:

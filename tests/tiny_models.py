@@ -50,6 +50,19 @@ def tiny_model(group: int = 0, *, seed: int = 0, **options: Any) -> SpeechLM:
     return model
 
 
+def talkative_model(group: int, **options: Any) -> SpeechLM:
+    """A random model that begins to speak often, and does not stop at once."""
+    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False}, **options).eval()
+    with torch.no_grad():
+        model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 3
+        model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
+        if not group:
+            model.lm_model.lm_head.weight[model.layout.id_of("<eosp>")] *= 0.5
+        for head, size in zip(model.heads, model.layout.codebook_sizes * (group // 3), strict=True):
+            head.output.weight[size:] *= 0.3
+    return model
+
+
 def pieces_of(layout: VocabLayout, rng: np.random.Generator, *, speaker: bool, speech: bool) -> list[Piece]:
     """Unlabelled text with a speaker slot perhaps, then labelled text, speech perhaps, and labelled text."""
 

@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from slmkit import log
-    from slmkit.infer.engine import positions_for
     from slmkit.infer.synthesizer import Synthesizer
     from slmkit.infer.voices import Voices
     from slmkit.serve.server import Server
@@ -59,14 +58,7 @@ def run(args: argparse.Namespace) -> int:
         max_sec=args.max_sec,
         max_waiting=args.max_waiting,
     )
-    parts = Synthesizer.load(args.model, args.codec, args.device)
-    synthesizer = Synthesizer(
-        parts.model,
-        parts.tokenizer,
-        parts.codec,
-        num_slots=args.slots,
-        num_positions=positions_for(parts.model, args.max_sec),
-    )
+    synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
     voices = read_voices(args.voices, Voices(synthesizer.read_speaker).vector)
     service = Service(synthesizer, voices, settings)
     with Signals.installed() as signals, Server(service, args.host, args.port) as server:

@@ -112,12 +112,11 @@ def prepare(
 
 def open_synthesizer(args: argparse.Namespace, *, num_slots: int, longest_sec: float) -> "Synthesizer":
     """Model and codec of the flags, with room for speech of `longest_sec` seconds, and no less than usual."""
-    from slmkit.infer.engine import DEFAULT_SEC, positions_for
+    from slmkit.infer.engine import DEFAULT_SEC
     from slmkit.infer.synthesizer import Synthesizer
 
-    opened = Synthesizer.load(args.model, args.codec, args.device)
-    positions = positions_for(opened.model, max(DEFAULT_SEC, longest_sec))
-    return Synthesizer(opened.model, opened.tokenizer, opened.codec, num_slots=num_slots, num_positions=positions)
+    room_sec = max(DEFAULT_SEC, longest_sec)
+    return Synthesizer.load(args.model, args.codec, args.device, num_slots=num_slots, max_sec=room_sec)
 
 
 def speak_file(args: argparse.Namespace, task: "Task") -> int:

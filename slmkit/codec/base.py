@@ -16,6 +16,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from slmkit.errors import UserError
@@ -138,3 +140,12 @@ class Codec(Protocol):
         Raises ValueError when a code is outside its stream's codebook.
         """
         ...
+
+
+@torch.inference_mode()
+def decode_alone(
+    codec: Codec, codes: npt.NDArray[np.int16], speaker: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Wave float32 [N] of the codes int16 [K, T] of one utterance in the voice of speaker float32 [D]."""
+    batch = (torch.from_numpy(array)[None].to(codec.device) for array in (codes, speaker))
+    return codec.decode(*batch)[0].float().cpu().numpy()

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from slmkit import plot
 from slmkit.audio.io import write_wav
 from slmkit.audio.units import samples_to_seconds
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.ledger import printable
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
@@ -85,12 +84,10 @@ def make_copies(
     return copies
 
 
-@torch.inference_mode()
 def decode(codec: Codec, sample: Sample) -> np.ndarray:
     """The speech of a sample, float32 [samples]."""
     speaker = np.zeros(0, np.float32) if sample.speaker is None else sample.speaker
-    codes = torch.from_numpy(sample.codes)[None].to(codec.device)
-    return codec.decode(codes, torch.from_numpy(speaker)[None].to(codec.device))[0].cpu().numpy()
+    return decode_alone(codec, sample.codes, speaker)
 
 
 def _copy(

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
@@ -154,7 +154,7 @@ def copy_synthesis(
             codes = true_codes(reader.read(item.number), corpus)
             answer = record.true_answers[0] if record.true_answers else ""
             record = dataclasses.replace(record, frames=codes.shape[1], answer=answer)
-            wave = decode(codec, codes, vector)
+            wave = decode_alone(codec, codes, vector)
             outputs.add(record, codes, wave, sample_rate=codec.spec.sample_rate)
             tell(len(outputs.records), len(items))
 
@@ -162,14 +162,6 @@ def copy_synthesis(
 def true_codes(sample: Sample, corpus: Corpus) -> npt.NDArray[np.int16]:
     """The codes of a sample that a model predicts, int16 [K, T]: no detail streams."""
     return sample.codes[: len(corpus.codec.lm_streams)]
-
-
-@torch.inference_mode()
-def decode(codec: Codec, codes: npt.NDArray[np.int16], speaker: Vector) -> npt.NDArray[np.float32]:
-    """Wave float32 [samples] of codes int16 [K, T] in the voice of speaker float32 [D]."""
-    speaker_batch = torch.from_numpy(speaker)[None].to(codec.device)
-    wave = codec.decode(torch.from_numpy(codes)[None].to(codec.device), speaker_batch)
-    return wave[0].float().cpu().numpy()
 
 
 def seed_of(seed: int, key: str, voice: str) -> int:
@@ -282,5 +274,5 @@ def _store(
     outputs: Outputs, record: Record, codes: npt.NDArray[np.int16], vector: Vector, synthesizer: Synthesizer
 ) -> None:
     record = dataclasses.replace(record, frames=codes.shape[1])
-    wave = decode(synthesizer.codec, codes, vector) if record.frames else None
+    wave = decode_alone(synthesizer.codec, codes, vector) if record.frames else None
     outputs.add(record, codes, wave, sample_rate=synthesizer.codec.spec.sample_rate)

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 
 from slmkit.errors import UserError
 from slmkit.files import read_json
+from slmkit.model.pretrained import LOCAL
 
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 UNLOADABLE = (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import ShardReader
 from slmkit.evaluate.copies import OpenSource
-from slmkit.evaluate.generation import decode, true_codes
+from slmkit.evaluate.generation import true_codes
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding
 from slmkit.tokenization.decode import decode as decode_item
@@ -72,7 +72,7 @@ class Truths:
         return self.copy(number) if source is None else source
 
     def _copy(self, number: int) -> Wave:
-        return decode(self.codec, self.codes(number), self.vector(number))
+        return decode_alone(self.codec, self.codes(number), self.vector(number))
 
     def _source(self, number: int) -> Wave | None:
         shard, _ = self.corpus.locate(number)

@@ -17,11 +17,11 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from slmkit.data.importers import base
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
 from slmkit.infer.request import Request
@@ -30,7 +30,7 @@ from slmkit.infer.synthesizer import MAX_TEXT_CHARS
 
 Task = Literal["read", "answer"]
 TEXT_FIELD: dict[Task, str] = {"read": "text", "answer": "question"}
-MAX_LINE_BYTES = 2**20
+MAX_LINE_BYTES = 2**20  # of a line, without what ends it
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # a safe name of a file, wherever it is copied
 
 
@@ -106,40 +106,24 @@ def read_lines(path: str | Path, task: Task, defaults: Settings) -> Listed:
     """
     items: dict[str, Item] = {}
     failures = []
-    try:
-        with open(path, "rb") as file:
-            for number, line in _lines(file):
-                name = f"line {number}"
-                try:
-                    values = _parse(line)
-                    name = _id_of(values, number)
-                    item = _item(name, values, task, defaults)
-                    if item.id in items:
-                        raise BadSample("duplicate_id", f"line {number} has the id of an earlier one", got=item.id)
-                    items[item.id] = item
-                except BadSample as error:
-                    failures.append(Failure.of(name, error))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}", expected="a JSONL file") from error
+    for number, line in base.read_lines(path, max_line_bytes=MAX_LINE_BYTES + 1):
+        name = f"line {number}"
+        try:
+            values = _parse(line)
+            name = _id_of(values, number)
+            item = _item(name, values, task, defaults)
+            if item.id in items:
+                raise BadSample("duplicate_id", f"line {number} has the id of an earlier one", got=item.id)
+            items[item.id] = item
+        except BadSample as error:
+            failures.append(Failure.of(name, error))
     if not items and not failures:
         raise UserError(f"{path} holds no line", expected=f'lines such as {{"{TEXT_FIELD[task]}": "Some words."}}')
     return Listed(list(items.values()), failures)
 
 
-def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of all that are not blank; of one that is too long no more than that shows."""
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        while len(line) > MAX_LINE_BYTES and (rest := file.readline(MAX_LINE_BYTES)):
-            if rest.endswith(b"\n"):
-                break
-        if line.strip():
-            yield number, line
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    if len(line) > MAX_LINE_BYTES:
+def _parse(line: bytes | None) -> dict[str, Any]:
+    if line is None:
         raise BadSample("too_long", "the line is too long", expected=f"at most {MAX_LINE_BYTES} bytes")
     try:
         values = json.loads(line.decode("utf-8-sig"))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from slmkit.audio.io import read_audio
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, decode_alone
 from slmkit.codec.open import open_codec
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
@@ -26,7 +26,7 @@ from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
 from slmkit.infer.answer import Words, answer_words
-from slmkit.infer.engine import Engine
+from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.request import GREEDY, Output, Request
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking
@@ -80,11 +80,16 @@ class Synthesizer:
         *,
         num_slots: int = 1,
         num_positions: int | None = None,
+        max_sec: float = DEFAULT_SEC,
     ) -> "Synthesizer":
-        """Open an export of `slmkit consolidate` and a codec directory."""
+        """Open an export of `slmkit consolidate` and a codec directory.
+
+        Unless `num_positions` is given there is room for `max_sec` seconds of speech.
+        """
         loaded = torch.nn.Module.to(load(model), device)
         tokenizer, opened = TextTokenizer.load(model), open_codec(codec, device)
-        return Synthesizer(loaded, tokenizer, opened, num_slots=num_slots, num_positions=num_positions)
+        room = positions_for(loaded, max_sec) if num_positions is None else num_positions
+        return Synthesizer(loaded, tokenizer, opened, num_slots=num_slots, num_positions=room)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -169,9 +174,7 @@ class Synthesizer:
 
     def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
         """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]."""
-        device = self.codec.device
-        wave = self.codec.decode(torch.from_numpy(codes)[None].to(device), speaker[None].to(device))
-        return wave[0].float().cpu().numpy()
+        return decode_alone(self.codec, codes, speaker.cpu().numpy())
 
     def read_speaker(self, source: str | Path) -> Vector:
         """Speaker vector float32 [D] from a `.npy` file, `CORPUS:KEY` (a sample of a corpus), or an audio file.

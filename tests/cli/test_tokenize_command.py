@@ -11,11 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpora import read_source
 
 from slmkit.cli.main import main
 from slmkit.config.load import load_config
 from slmkit.config.tokenize import TokenizeConfig
-from slmkit.data.importers.read import read_source
 from slmkit.data.index import Corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +167,7 @@ def test_there_are_recipes():
 def test_the_columns_of_a_recipe_are_those_of_its_reader(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     columns = load_config(TokenizeConfig, MANIFEST, ["source=a", "codec=b", "out=c"]).columns
-    assert list(read_source("manifest", tmp_path / "empty.jsonl", columns=columns, language="", max_sec=60.0)) == []
+    assert read_source("manifest", tmp_path / "empty.jsonl", columns=columns, language="", max_sec=60.0) == []
     row = {"speech_answer": {"bytes": b"x", "path": "x"}, "text_answer": "A.", "text_question": "Q?", "role": "r"}
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "train.parquet")
     columns = load_config(TokenizeConfig, ROLETRIVIAQA, ["source=a", "codec=b", "out=c"]).columns

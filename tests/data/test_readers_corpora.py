@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora import DEFECTS, MAX_SEC, TWICE, WRITERS, Spoken, utterances
+from corpora import DEFECTS, MAX_SEC, TWICE, WRITERS, Spoken, read_source, utterances
 
 from slmkit.data.importers.base import Audio, Utterance, read_transcript, text_file, with_sound_keys
 from slmkit.data.importers.content import open_audio
-from slmkit.data.importers.read import read_source
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 
@@ -100,7 +99,7 @@ def test_texts_and_speakers_come_through(layout, spoken, tmp_path):
 @pytest.mark.parametrize("kind", ["libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest"])
 def test_a_source_that_is_not_there_or_of_another_kind_is_refused(kind, tmp_path):
     def read(source, columns=()):
-        return list(read_source(kind, source, columns=dict(columns), language="", max_sec=30.0))
+        return read_source(kind, source, columns=dict(columns), language="", max_sec=30.0)
 
     with pytest.raises(UserError, match=r"does not exist\n.*next: +check the path"):
         read(tmp_path / "none")

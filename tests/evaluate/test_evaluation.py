@@ -20,7 +20,6 @@ from tiny_whisper import save_tiny_whisper
 
 from slmkit.cli.main import main
 from slmkit.codec.melvq import MelVQ
-from slmkit.codec.open import open_codec
 from slmkit.data.index import Corpus
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.generation import Settings, copy_synthesis, generate, identity
@@ -40,23 +39,6 @@ MODEL = {"made": "in the test"}
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_chain(tmp_path_factory.mktemp("chain"))
-
-
-@pytest.fixture(scope="module")
-def corpus(chain: Path) -> Corpus:
-    return Corpus.open(chain / "corpus")
-
-
-@pytest.fixture(scope="module")
-def codec(chain: Path) -> MelVQ:
-    opened = open_codec(chain / "codec")
-    assert isinstance(opened, MelVQ)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def synthesizer(chain: Path) -> Synthesizer:
-    return Synthesizer.load(chain / "model", chain / "codec", num_slots=2)
 
 
 class Listener:

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from tiny_models import BASE_SIZE, tiny_model
+from tiny_models import BASE_SIZE, talkative_model
 
 from slmkit.infer.engine import Engine
 from slmkit.infer.generate import Limits, generate
@@ -27,13 +27,8 @@ KINDS = [
 
 @functools.cache
 def model_of(kind: int) -> SpeechLM:
-    """A random model that begins to speak often, and does not stop at once."""
     group, options = KINDS[kind]
-    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False}, **options).eval()
-    with torch.no_grad():
-        model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 3
-        model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
-    return model.cuda()
+    return talkative_model(group, **options).cuda()
 
 
 def prompts(count: int) -> list[tuple[int, ...]]:

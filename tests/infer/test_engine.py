@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from tiny_models import BASE_SIZE, tiny_model
+from tiny_models import BASE_SIZE, talkative_model, tiny_model
 
 from slmkit.errors import UserError
 from slmkit.infer.decoder import Decoder, rows_needed
@@ -32,17 +32,8 @@ NUM_SLOTS = 5  # of which MKL, with two threads, rounds some rows otherwise
 
 @functools.cache
 def talkative(kind: int) -> SpeechLM:
-    """A random model that begins to speak often, and does not stop at once."""
     group, options = KINDS[kind]
-    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False}, **options).eval()
-    with torch.no_grad():
-        model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 3
-        model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
-        if not group:
-            model.lm_model.lm_head.weight[model.layout.id_of("<eosp>")] *= 0.5
-        for head, size in zip(model.heads, model.layout.codebook_sizes * (group // 3), strict=True):
-            head.output.weight[size:] *= 0.3
-    return model
+    return talkative_model(group, **options)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from slmkit.errors import UserError
+from slmkit.infer import lines as lines_module
 from slmkit.infer.lines import MAX_LINE_BYTES, Settings, read_lines
 from slmkit.infer.sampling import Sampling
 
@@ -85,6 +86,19 @@ def test_the_digest_is_of_all_that_is_asked(tmp_path: Path) -> None:
     digests = [item.digest for item in read_lines(path, "read", VOICE).items]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize("extra", [0, 1, 50])
+def test_a_line_at_the_limit_takes_no_other_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
+) -> None:
+    long = json.dumps({"text": "x" * 20})
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", len(long))
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join([long + " " * extra, '{"text": "a"}', long]))
+    listed = read_lines(path, "read", VOICE)
+    assert [failure.reason for failure in listed.failures] == ["too_long"] * (extra > 0)
+    assert [item.id for item in listed.items] == ["000001", "000002", "000003"][extra > 0 :]
 
 
 def test_files_that_hold_nothing(tmp_path: Path) -> None:

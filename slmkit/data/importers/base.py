@@ -171,22 +171,23 @@ def line_blocks(path: str | Path) -> Iterator[Lines]:
         raise _cannot_read(path, error) from error
 
 
-def read_lines(source: str | Path | Lines) -> Iterator[tuple[int, bytes | None]]:
+def read_lines(source: str | Path | Lines, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, bytes | None]]:
     """(number from 1, content) of every line that is not blank; None in place of a line that is too long.
 
-    Raises UserError when the file cannot be read.
+    `max_line_bytes` counts what ends a line; by default MAX_LINE_BYTES. Raises UserError when the file cannot be read.
     """
+    max_line_bytes = max_line_bytes or MAX_LINE_BYTES
     lines = source if isinstance(source, Lines) else Lines(str(source))
     try:
         with open(lines.path, "rb") as file:
             place = file.seek(lines.start_byte)
             number = lines.first_number - 1
-            while place < lines.end_byte and (line := file.readline(MAX_LINE_BYTES)):
+            while place < lines.end_byte and (line := file.readline(max_line_bytes)):
                 place += len(line)
                 number += 1
-                whole = len(line) < MAX_LINE_BYTES or line.endswith(b"\n")
+                whole = len(line) < max_line_bytes or line.endswith(b"\n")
                 while line and not line.endswith(b"\n") and not whole:
-                    line = file.readline(MAX_LINE_BYTES)
+                    line = file.readline(max_line_bytes)
                     place += len(line)
                 if not whole or line.strip():
                     yield number, line.strip(b"\r\n") if whole else None

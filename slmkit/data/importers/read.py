@@ -1,35 +1,27 @@
 """The reader of a layout, by its name.
 
 Example:
-    for item in read_source("librispeech", "LibriSpeech/dev-clean", columns={}, language="en", max_sec=30.0): ...
+    for part in read_parts("librispeech", "LibriSpeech/dev-clean", columns={}, language="en", max_sec=30.0):
+        for item in part(): ...
 """
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from slmkit.data.importers.base import Part, Utterance
+from slmkit.data.importers.base import Part
 from slmkit.data.importers.content import pyarrow_missing
 from slmkit.data.importers.emilia import emilia_parts
 from slmkit.data.importers.kaldi import read_kaldi
 from slmkit.data.importers.librispeech import read_librispeech
 from slmkit.data.importers.libritts import read_folder
 from slmkit.data.importers.manifest import manifest_parts
-from slmkit.data.ledger import Failure, printable
+from slmkit.data.ledger import printable
 from slmkit.errors import UserError
 
 KINDS = ("libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest")
 WITH_COLUMNS = ("parquet", "manifest")
-
-
-def read_source(
-    kind: str, source: str | Path, *, columns: Mapping[str, str], language: str, max_sec: float
-) -> Iterator[Utterance | Failure]:
-    """The items of the corpus, in their fixed order. Arguments and errors as of `read_parts`."""
-    parts = read_parts(kind, source, columns=columns, language=language, max_sec=max_sec)
-    return itertools.chain.from_iterable(part() for part in parts)
 
 
 def read_parts(
