@@ -22,6 +22,7 @@ SIGUSR1).
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -87,16 +88,18 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
 
     rate, num_samples = synthesizer.codec.spec.sample_rate, 0
     began = time.perf_counter()
-    with contextlib.closing(synthesizer.stream(request, speaker)) as speaking, _sink(out) as file:
-        for wave in speaking:
-            file.write((b"" if num_samples else wav_header(rate, None)) + pcm16(wave).tobytes())
-            file.flush()
-            num_samples += len(wave)
-        if file.seekable() and num_samples:
-            file.seek(0)
-            file.write(wav_header(rate, num_samples))
-        if not num_samples:
+    with contextlib.closing(synthesizer.stream(request, speaker)) as speaking:
+        if (first_wave := next(speaking, None)) is None:
             raise UserError("the model gave no speech", next_step="train it longer, or give it other texts")
+        with _sink(out) as file:
+            file.write(wav_header(rate, None))
+            for wave in itertools.chain([first_wave], speaking):
+                file.write(pcm16(wave).tobytes())
+                file.flush()
+                num_samples += len(wave)
+            if file.seekable():
+                file.seek(0)
+                file.write(wav_header(rate, num_samples))
         output = speaking.output
     took_sec = time.perf_counter() - began
     assert output is not None, "the last piece has come"
@@ -107,7 +110,7 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
 
 @contextlib.contextmanager
 def _sink(out: str) -> Iterator[BinaryIO]:
-    """The file or standard output. A file without a sound in it is taken away."""
+    """The file or standard output. A file in which nothing could be written is taken away."""
     from slmkit.errors import UserError
 
     try:
