@@ -44,6 +44,7 @@ from slmkit.train import checkpoint
 from slmkit.train.remote import free_port
 from slmkit.world import World
 
+SHARED_MEMORY = Path("/dev/shm")
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
 _host_groups: list[Any] = []  # at most one, beside nccl
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
@@ -67,6 +68,8 @@ def process_group(world: World) -> Iterator[torch.device]:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     _export(world, device.type)
     _deepspeed().init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    if not on_gpu:
+        _unlink_shared_memory(world)
     yield device
     dist.barrier()
     _host_groups.clear()
@@ -368,6 +371,16 @@ def _export(world: World, accelerator: str) -> None:
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+
+
+def _unlink_shared_memory(world: World) -> None:
+    """Take the name from the memory that processes of one machine share, 66 MiB each: DeepSpeed would leave it there.
+
+    All have it open once they are here, and the memory goes with the last of them, however it ends.
+    """
+    dist.barrier()
+    port = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+    (SHARED_MEMORY / f"deepspeed_allreduce_buffer_{os.getuid()}_{port}_{world.rank}").unlink(missing_ok=True)
 
 
 def _host_group() -> Any:

@@ -1,5 +1,6 @@
 """Every DeepSpeed file of the toolkit, with two real processes: steps that are skipped, checkpoints, whole weights."""
 
+import ast
 import json
 import math
 from pathlib import Path
@@ -81,3 +82,22 @@ def test_a_checkpoint_merges_to_the_weights_in_training(results: Results, file: 
 def test_the_first_process_can_use_the_model_alone(results: Results, file: str) -> None:
     expected = dict.fromkeys(("loss", "weights", "names", "tied", "training", "random"), True)
     assert results[file]["alone"] == expected
+
+
+SHARES = """
+from pathlib import Path
+from slmkit.train.engine import barrier, process_group
+from slmkit.world import World
+with process_group(World.from_env()):
+    barrier()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    print([line.split("/", 1)[1] for line in maps if "deepspeed_allreduce_buffer" in line])
+"""
+
+
+def test_processes_leave_no_shared_memory_behind() -> None:
+    """Under the launcher of DeepSpeed, which sets LOCAL_SIZE, they have some."""
+    for _, printed, _ in run_ranks(2, ["-c", SHARES], LOCAL_SIZE="2"):
+        used = ast.literal_eval(printed.splitlines()[-1])
+        assert len(used) == 2
+        assert all(name.endswith(" (deleted)") for name in used)
