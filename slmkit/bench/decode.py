@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
         "first_audio_frames": first_audio_frames(codec),
         "cases": [],
     }
+    if not args.json:
+        print(heading(result), flush=True)
     for group in args.group:
         model = torch.nn.Module.to(make_model(shape, group, max(args.batch)), device, dtype)
         for batch in args.batch:
@@ -116,7 +118,10 @@ def run(args: argparse.Namespace) -> int:
             case["first_audio_sec"] = first_audio_sec(engine, codec)
             case["floor_steps_per_sec"] = batch * result["read_gb_per_sec"] * 1e9 / weight_bytes(model)
             result["cases"].append(case)
-    print(json.dumps(result, indent=2) if args.json else describe(result))
+            if not args.json:
+                print(row(case), flush=True)
+    if args.json:
+        print(json.dumps(result, indent=2))
     return 0
 
 
@@ -268,21 +273,23 @@ def read_speed(device: torch.device) -> float:
     return num_bytes / race([data.sum], 3, device)[0][1]
 
 
-def describe(result: dict[str, Any]) -> str:
-    """The result as lines for a reader."""
-    lines = [
+def heading(result: dict[str, Any]) -> str:
+    """What holds for all cases, and the names of the columns of `row`."""
+    return (
         f"{result['device']}, {result['dtype']}, {result['threads']} threads, {result['shape']} shape, "
         f"{result['steps']} steps, {result['positions']} positions, memory read at {result['read_gb_per_sec']:.1f} GB/s"
-        f"; first audio: {result['first_audio_frames']} frames, {result['codec']}",
+        f"; first audio: {result['first_audio_frames']} frames, {result['codec']}\n"
         f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'rtf':>8}{'first s':>9}"
-        f"{'plain':>9}{'ratio':>7}{'floor':>9}  equal",
-    ]
-    for case in result["cases"]:
-        name = f"MTP-{case['group']}" if case["group"] else "NTP"
-        lines.append(
-            f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
-            f"{case['frames_per_sec']:10.2f}{case['real_time_factor']:8.3f}{case['first_audio_sec']:9.3f}"
-            f"{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
-            f"{case['equal_answers']} of {case['plain_answers']}"
-        )
-    return "\n".join(lines)
+        f"{'plain':>9}{'ratio':>7}{'floor':>9}  equal"
+    )
+
+
+def row(case: dict[str, Any]) -> str:
+    """A case as a line of the table."""
+    name = f"MTP-{case['group']}" if case["group"] else "NTP"
+    return (
+        f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
+        f"{case['frames_per_sec']:10.2f}{case['real_time_factor']:8.3f}{case['first_audio_sec']:9.3f}"
+        f"{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
+        f"{case['equal_answers']} of {case['plain_answers']}"
+    )
