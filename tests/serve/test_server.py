@@ -112,7 +112,7 @@ def test_a_stop_ends_answers_and_cuts_what_does_not_end(
         began = time.monotonic()
         server.close(3.0)
         took = time.monotonic() - began
-        assert 2.5 < took < 15
+        assert 2.5 < took < 7.5
         assert read_all(idle) == b""
         assert b"200 OK" in (whole := read_all(short))
         assert len(whole.partition(b"\r\n\r\n")[2]) == 44 + 6400
@@ -137,7 +137,7 @@ def test_a_stop_does_not_wait_for_a_client_that_takes_nothing(synthesizer: Synth
         client.wait_for(active=1)
         began = time.monotonic()
         server.close(0.2)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 6
         sock.close()
 
 
@@ -146,7 +146,7 @@ def test_an_idle_server_stops_at_once(synthesizer: Synthesizer, chain: Path) -> 
         assert client.get("/health").status == 200
         began = time.monotonic()
         server.close()
-        assert time.monotonic() - began < servers.GRACE_SEC
+        assert time.monotonic() - began < 1
 
 
 def test_another_address_family(synthesizer: Synthesizer, chain: Path) -> None:
