@@ -15,7 +15,13 @@ REQUIRED = [
     "soundfile>=0.13,<0.15",
     "soxr>=1.0,<1.2",
     "numpy>=2.0,<2.5",
+    "av>=16,<19",  # audio that libsndfile does not read whole
+    "scipy>=1.13,<2",
+    "pydantic>=2.10,<3",
     "pyyaml>=6,<7",
+    "jinja2>=3.1,<4",
+    "fsspec>=2024.6",
+    "filelock>=3.16,<5",
     "tensorboard>=2.20,<2.22",
     "matplotlib>=3.9,<4",
     "pillow>=11,<14",
@@ -24,8 +30,10 @@ REQUIRED = [
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
 EVAL = ["jiwer>=4,<5", "pystoi>=0.4,<0.5", "pesq>=0.0.4,<0.1"]  # pesq is built with a C compiler
+SERVE = ["fastapi>=0.120,<1", "uvicorn>=0.34,<1", "sse-starlette>=2.2,<5", "prometheus-client>=0.21,<1"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
+    "serve": SERVE,
     "eval": EVAL,
     "parquet": ["pyarrow>=17,<27"],  # only to read Hugging Face data sets
     "dev": [
@@ -33,7 +41,10 @@ EXTRAS = {
         "pytest-xdist>=3.6,<4",
         "hypothesis>=6.100,<7",
         "pyarrow>=17,<27",
+        *SERVE,
         *EVAL,
+        "httpx>=0.27,<1",
+        "openai>=1.60,<4",
         "ruff>=0.17,<0.18",
         "mypy>=2,<3",
         "types-PyYAML",

@@ -11,6 +11,7 @@ Example:
 """
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -78,3 +79,10 @@ class BatchSplit:
         """Positions within the global batch that `rank` sees in its micro-batch number `micro`."""
         start = (rank * self.accumulation + micro) * self.micro_rows
         return range(start, start + self.micro_rows)
+
+
+def free_port() -> int:
+    """A port that nothing on this machine listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -25,6 +25,7 @@ from train.ranks import start_ranks
 from slmkit.config import run_dir
 from slmkit.export.consolidate import consolidate
 from slmkit.model.pretrained import load
+from slmkit.stopping import STOPPED
 
 SCRIPT = str(Path(__file__).parent / "train" / "noting_train.py")
 SAMPLES, STEPS, GLOBAL_ROWS = 90, 300, 12
@@ -33,7 +34,6 @@ KINDS = ("kill", "kill in save", "stop")
 LEG_STEPS = 9  # the most steps from a start to its disaster
 END_SEC = 90  # the others must be gone after
 TOLERANCE = 1e-4  # of losses and weights: float32 sums in another order
-PREEMPTED = 75
 
 
 def main() -> None:
@@ -90,7 +90,7 @@ def disaster(place: Place, rng: random.Random) -> str:
     codes = [rank.returncode for rank in ranks]
     shown = "\n".join(errors[-2000:] for _, errors in outputs)
     if kind == "stop":
-        assert codes == [PREEMPTED] * processes, (codes, shown)
+        assert codes == [STOPPED] * processes, (codes, shown)
     else:
         assert codes[victim] == -signal.SIGKILL, (codes, shown)
         assert all(code == 1 for i, code in enumerate(codes) if i != victim), (codes, shown)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 import torch
-from corpora import speak
+from raw_corpora import speak
 
 from slmkit.codec.melvq import SAMPLE_RATE, MelVQ
 from slmkit.data.shards import Sample

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from slmkit.bench.train import CASES, QUICK, Shape, make_batch, model_config
+from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
 from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
@@ -33,7 +34,6 @@ from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 from slmkit.train import engine
 from slmkit.train.engine import Engine
-from slmkit.train.saver import Saver
 from slmkit.world import World
 
 SUMMARY = "how long training stops for a checkpoint, written at once and in the background"

@@ -78,8 +78,8 @@ def _copy(args: argparse.Namespace) -> int:
     import torch
 
     from slmkit.audio.io import read_audio, write_wav
+    from slmkit.audio.log_mel import log_mel_distance
     from slmkit.codec.open import open_codec
-    from slmkit.evaluate.mel import log_mel_distance
 
     if args.out.exists() and not args.replace:
         raise UserError("the file already exists", got=args.out, next_step="add --replace or choose another name")

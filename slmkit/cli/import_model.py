@@ -57,7 +57,7 @@ def _published(args: argparse.Namespace) -> "SpeechLM":
     import dataclasses
 
     from slmkit.codec.open import open_codec
-    from slmkit.data.importers.published import SPEC
+    from slmkit.corpora.published import SPEC
     from slmkit.model.published import from_published
 
     published = dataclasses.replace(SPEC, speaker_dim=FACODEC_SPEAKER_DIM)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.cli.numbers import natural, positive
+from slmkit.cluster.slurm import submit
 from slmkit.config.load import load_config
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
-from slmkit.slurm import submit
 
 if TYPE_CHECKING:
-    from slmkit.train.launch import LaunchPlan
+    from slmkit.cluster.launch import LaunchPlan
 
 SUMMARY = "check and start training on one machine, several, or Slurm"
 
@@ -55,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from slmkit.train import launcher
-    from slmkit.train.hosts import read_hostfile
-    from slmkit.train.launch import Job, SlurmOptions, describe, plan_hosts, plan_local, plan_slurm
+    from slmkit.cluster import launcher
+    from slmkit.cluster.hosts import read_hostfile
+    from slmkit.cluster.launch import Job, SlurmOptions, describe, plan_hosts, plan_local, plan_slurm
 
     log.set_up()
     if args.slurm and (args.hostfile or args.master_addr):

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.serve.server import Server
     from slmkit.serve.service import Service, Settings
     from slmkit.serve.voices import read_voices
-    from slmkit.train.signals import Signals
+    from slmkit.stopping import Signals
 
     log.set_up()
     settings = Settings(

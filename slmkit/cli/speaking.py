@@ -122,15 +122,15 @@ def open_synthesizer(args: argparse.Namespace, *, num_slots: int, longest_sec: f
 def speak_file(args: argparse.Namespace, task: "Task") -> int:
     """Speak the lines of `args.jsonl` into the directory `args.out`; 0, or 75 when told to stop."""
     from slmkit import log
-    from slmkit.tokenization.share import STOPPED, Stopped, stopping
+    from slmkit.stopping import STOPPED, Stopped, stopping
 
     log.set_up()
     try:
         with stopping():
             from slmkit.infer.batch import fingerprint, speak_all  # these take seconds
-            from slmkit.infer.lines import read_lines
+            from slmkit.infer.lines import read_items
 
-            listed = read_lines(args.jsonl, task, settings_of(args))
+            listed = read_items(args.jsonl, task, settings_of(args))
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
             synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
             model, share = fingerprint(args.model), args.max_failure_share

@@ -111,7 +111,8 @@ def _plan_corpus(config: TokenizeConfig) -> "Plan":
 
 
 def _run(args: argparse.Namespace) -> int:
-    from slmkit.tokenization.share import STOPPED, Stopped, run_on_devices, stopping
+    from slmkit.stopping import STOPPED, Stopped, stopping
+    from slmkit.tokenization.share import run_on_devices
 
     config = read_recipe(args)
     try:
@@ -149,7 +150,7 @@ def _finalize(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     from slmkit.codec.open import open_codec
-    from slmkit.evaluate.corpus import verify_job
+    from slmkit.tokenization.verify import verify_job
 
     codec = open_codec(args.codec, args.device) if args.codec else None
     report = args.report or f"{args.out.rstrip('/')}-verify"

@@ -14,8 +14,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from slmkit import slurm
 from slmkit.cli.numbers import positive
+from slmkit.cluster import slurm
 from slmkit.config.tokenize import TokenizeConfig
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def submit(
     args: argparse.Namespace, config: TokenizeConfig, run_words: Sequence[str], plan: "Callable[[TokenizeConfig], Plan]"
 ) -> int:
     """Plan the corpus with `plan`, then print or submit the two jobs; `run_words` are for `slmkit tokenize run`."""
-    from slmkit.tokenization.submit import ArrayOptions, describe, plan_array, submit_both
+    from slmkit.cluster.array import ArrayOptions, describe, plan_array, submit_both
 
     options = ArrayOptions(
         tasks=args.tasks,

@@ -25,7 +25,7 @@ from slmkit import log
 from slmkit.config.load import describe, load_config
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
-from slmkit.train.signals import Signals
+from slmkit.stopping import STOPPED, Signals
 from slmkit.world import World
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run_noting(args: argparse.Namespace, signals: Signals) -> int:
         raise UserError(
             "--processes belongs to --dry-run", next_step="start training with that many processes: see launch/train.sh"
         )
-    from slmkit.train.peers import PREEMPTED, together
+    from slmkit.train.peers import together
 
     with together(world, signals) as peers:
         from slmkit.train.doctor import warn_at_start
@@ -71,7 +71,7 @@ def run_noting(args: argparse.Namespace, signals: Signals) -> int:
             show(config, world.size if args.processes is None else args.processes, world)
             return 0
         signals.is_obeyed = not train(config, speech_samples(config, world), peers)
-    return PREEMPTED if signals.is_obeyed else 0
+    return STOPPED if signals.is_obeyed else 0
 
 
 def speech_samples(config: TrainConfig, world: World) -> "Speak | None":

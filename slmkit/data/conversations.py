@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from slmkit.data.importers.base import MAX_LINE_BYTES, parse_record
 from slmkit.data.ledger import Failure
+from slmkit.data.lines import MAX_LINE_BYTES, parse_record
 from slmkit.data.shards import Sample
 from slmkit.errors import BadSample, DamagedSample, UserError
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from slmkit.errors import UserError
-from slmkit.evaluate.html_parts import END, SHOWN_NAME, SHOWN_TEXT, bidi, facts_list, head
 from slmkit.evaluate.intervals import Score, difference
 from slmkit.evaluate.metrics import TIMED, in_order, metric
 from slmkit.evaluate.report_page import NO_VALUE, TASKS, value_cell
 from slmkit.evaluate.results import Row, read_report, summary
 from slmkit.files import atomic_write, new_directory, provenance, write_json
+from slmkit.pages import END, SHOWN_NAME, SHOWN_TEXT, bidi, facts_list, head
 
 PAGE, NUMBERS = "report.html", "report.json"
 SHOWN_HASH = 12  # digits

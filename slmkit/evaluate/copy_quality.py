@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from slmkit.audio.resample import resampled
 from slmkit.audio.units import seconds_to_samples
-from slmkit.evaluate.extras import missing
+from slmkit.extras import missing
 
 Wave = npt.NDArray[Any]
 STOI_SHORTEST_SEC = 0.4  # 30 frames of 25.6 ms, half overlapping

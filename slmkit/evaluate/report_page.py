@@ -7,10 +7,10 @@ Example:
 from collections.abc import Sequence
 from typing import Any
 
-from slmkit.evaluate.html_parts import END, SHOWN_NAME, SHOWN_TEXT, bidi, facts_list, head, player
 from slmkit.evaluate.listening import Heard
 from slmkit.evaluate.metrics import metric
 from slmkit.evaluate.results import ALL
+from slmkit.pages import END, SHOWN_NAME, SHOWN_TEXT, bidi, facts_list, head, player
 
 TASKS = {"tts": "reading sentences", "qa": "answering questions"}
 TABLE_NOTE = (

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from slmkit.audio.log_mel import log_mel_distance
 from slmkit.data.shards import Sample
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.alignment import Alignment
@@ -29,7 +30,6 @@ from slmkit.evaluate.answers import exact_match, f1
 from slmkit.evaluate.codes import frame_agreement
 from slmkit.evaluate.generation import COPY
 from slmkit.evaluate.intervals import Score
-from slmkit.evaluate.mel import log_mel_distance
 from slmkit.evaluate.outputs import Finished, Record, codes_path, read_array, read_wave, voice_path, wav_path
 from slmkit.evaluate.selection import OWN
 from slmkit.evaluate.truth import Truths

@@ -6,44 +6,19 @@ Example:
 """
 
 import functools
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.index import Corpus
-from slmkit.data.ledger import Failure
 from slmkit.data.shards import ShardReader
-from slmkit.evaluate.copies import OpenSource
 from slmkit.evaluate.generation import true_codes
-from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.decode import Decoding
-from slmkit.tokenization.decode import decode as decode_item
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.copies import planned_audio
 
 KEPT = 4  # waves of each kind in memory
 
 Wave = npt.NDArray[np.float32]
-
-
-def planned_audio(directory: str | Path, sample_rate: int) -> OpenSource:
-    """Opens the audio an utterance was made of, at `sample_rate`; gives None where the corpus has no plan, or the file
-    is gone."""
-    if not Plan.exists(directory):
-        return lambda shard, key: None
-    plan, settings = Plan.open(directory), CorpusJob.open(directory).settings
-    # With the job's own max_sec, which bounds where a long recording is cut.
-    decoding = Decoding(sample_rate=sample_rate, max_sec=settings.get("max_sec"))
-
-    def open_source(shard: int, key: str) -> Wave | None:
-        item = next((item for item in plan.items(shard) if item.key == key), None)
-        if item is None:
-            return None
-        decoded = decode_item(item, decoding)
-        return None if isinstance(decoded, Failure) else decoded.wave
-
-    return open_source
 
 
 class Truths:

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
-from slmkit.evaluate.extras import missing
+from slmkit.extras import missing
 
 PIECE_CHARS = 4000
 

@@ -9,7 +9,7 @@ It knows nothing of models, codecs or files of speakers: a line that is well for
 Invariant: every line that is not blank gives an item or a failure, and all items have ids of their own.
 
 Example:
-    listed = read_lines("sentences.jsonl", "read", Settings(speaker="voice.wav", temperature=0.8))
+    listed = read_items("sentences.jsonl", "read", Settings(speaker="voice.wav", temperature=0.8))
     listed.items[0].text, listed.failures
 """
 
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from slmkit.data.importers import base
 from slmkit.data.ledger import Failure, printable
+from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.infer.request import Request
 from slmkit.infer.sampling import Sampling
@@ -99,14 +99,14 @@ class Listed(NamedTuple):
     failures: list[Failure]
 
 
-def read_lines(path: str | Path, task: Task, defaults: Settings) -> Listed:
+def read_items(path: str | Path, task: Task, defaults: Settings) -> Listed:
     """The items of a JSONL file, and a failure for each line that gives none.
 
     Raises UserError when the file cannot be read, or holds no line.
     """
     items: dict[str, Item] = {}
     failures = []
-    for number, line in base.read_lines(path, max_line_bytes=MAX_LINE_BYTES + 1):
+    for number, line in read_lines(path, max_line_bytes=MAX_LINE_BYTES + 1):
         name = f"line {number}"
         try:
             values = _parse(line)

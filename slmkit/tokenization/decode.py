@@ -29,11 +29,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from slmkit.audio.io import Recording, read_recording
-from slmkit.data.importers.base import Utterance, read_transcript
-from slmkit.data.importers.content import open_audio
+from slmkit.corpora.base import Utterance, read_transcript
+from slmkit.corpora.content import open_audio
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
-from slmkit.tokenization.share import SIGNALS
+from slmkit.stopping import STOPPING
 
 T = TypeVar("T")
 
@@ -188,7 +188,7 @@ def start_worker() -> None:
     """Make this process a worker: signals do not end it, the death of its parent does, and C code is silent."""
     # They are for the main process. Slurm sends them to all: a worker that died while handing a result over would leave
     # the main process waiting for the rest of it.
-    for number in SIGNALS:
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     # libmpg123 writes a line about each damaged frame, and each place sought, to file descriptor 2.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)

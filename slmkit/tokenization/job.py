@@ -25,8 +25,8 @@ from tqdm import tqdm
 from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
-from slmkit.data.importers import published, read
-from slmkit.data.importers.base import Part, with_sound_keys
+from slmkit.corpora import published, read
+from slmkit.corpora.base import Part, with_sound_keys
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from slmkit.data.importers.base import Utterance, key_refusal
+from slmkit.corpora.base import Utterance, key_refusal
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, read_json, write_json
 from slmkit.tokenization.sift import Sifted

@@ -10,36 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Sequence
 
-STOPPED = 75  # exit code of a task that was told to stop; EX_TEMPFAIL of sysexits.h
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-class Stopped(BaseException):
-    """This process was told to stop. Not an Exception: nothing may take it for an error of a file."""
-
-
-@contextmanager
-def stopping() -> Iterator[None]:
-    """Inside, the first signal of `SIGNALS` raises Stopped in the main thread; further ones are ignored until the
-    process ends, for Slurm may send one twice. Without a signal the handlers are as before afterwards."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        for known in SIGNALS:
-            signal.signal(known, signal.SIG_IGN)
-        raise Stopped(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is stop:
-                signal.signal(number, handler)
+from slmkit.stopping import Stopped
 
 
 def run_on_devices(words: Sequence[str], devices: Sequence[str], *, task: int, num_tasks: int) -> int:

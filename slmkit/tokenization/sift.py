@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from slmkit.data.importers.base import Part, Utterance, text_file
+from slmkit.corpora.base import Part, Utterance, text_file
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization.decode import start_worker

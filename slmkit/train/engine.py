@@ -37,12 +37,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from slmkit.checkpoints import checkpoint
 from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
 from slmkit.model.pretrained import seeded
-from slmkit.train import checkpoint
-from slmkit.train.remote import free_port
-from slmkit.world import World
+from slmkit.world import World, free_port
 
 SHARED_MEMORY = Path("/dev/shm")
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir
 from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
@@ -36,7 +37,6 @@ from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
 from slmkit.train.records import Record
 from slmkit.train.run import Run, prepare
-from slmkit.train.saver import Saver
 from slmkit.train.schedule import learning_rate
 from slmkit.train.start import record_start, resume_point, start_engine, start_saver
 from slmkit.world import World

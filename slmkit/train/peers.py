@@ -2,7 +2,7 @@
 
 - A user error on any of them is shown once and gives every one exit code 2.
 - A process that crashed, died or makes no progress ends all within the time-out, and is named with where it was.
-- A signal (`train.signals`) on any of them before training began ends all with exit code 75: nothing is lost yet.
+- A signal (`stopping`) on any of them before training began ends all with exit code 75: nothing is lost yet.
   During training the loop asks for it between steps and writes a checkpoint first.
 
 Without this, the others wait inside a collective operation until it times out. The processes meet at
@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from slmkit.errors import UserError
-from slmkit.train.signals import Signals
+from slmkit.stopping import STOPPED, Signals
 from slmkit.world import World
 
 POLL_SEC = 0.5
@@ -45,7 +45,7 @@ DEAD_SEC = 6 * POLL_SEC  # a process that gives no sign for so long after anothe
 STACK_SEC = 5.0  # the longest wait for the stack of a process that hangs
 MEET_TIMEOUT = timedelta(minutes=10)
 SILENCE_SEC = 120.0  # before training, how long a process may give no sign of life
-USER_ERROR, CRASH, PREEMPTED = 2, 1, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h: try again
+USER_ERROR, CRASH = 2, 1  # exit codes, beside STOPPED
 FAILURES, CODE, REASON, BLAMED = "slmkit/failures", "slmkit/code", "slmkit/reason", "slmkit/blamed"
 STACKS_SHOWN = 4
 
@@ -196,7 +196,7 @@ class _Watch:
         sign = 0
         while not self.done.wait(POLL_SEC):
             if self.peers.ends_on_signal and self.peers.signal is not None:
-                self._end(PREEMPTED, f"rank {self.world.rank} got {self.peers.signal} before training began")
+                self._end(STOPPED, f"rank {self.world.rank} got {self.peers.signal} before training began")
             if self.jury is None and (self.store is not None or self.world.size == 1):
                 self.jury = _Jury(self.world.size)
             if self.jury is None:

@@ -12,6 +12,8 @@ import shutil
 import torch
 import yaml
 
+from slmkit.checkpoints import checkpoint
+from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict
 from slmkit.config.run_dir import Checkpoint
@@ -20,11 +22,10 @@ from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base
 from slmkit.model.slm import SpeechLM
 from slmkit.model.stages import from_export
-from slmkit.train import checkpoint, elastic, engine
+from slmkit.train import elastic, engine
 from slmkit.train.engine import Engine
 from slmkit.train.metrics import MetricsLog
 from slmkit.train.run import Run, check_facts
-from slmkit.train.saver import Saver
 
 logger = get_logger(__name__)
 

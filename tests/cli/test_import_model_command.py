@@ -9,7 +9,7 @@ from memorising import BASE, small_model
 from safetensors.torch import load_file
 
 from slmkit.cli.main import main
-from slmkit.data.importers.published import SPEC
+from slmkit.corpora.published import SPEC
 from slmkit.data.text import TextTokenizer
 from slmkit.model.pretrained import load
 from slmkit.model.published import save_published, to_published

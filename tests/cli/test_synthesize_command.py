@@ -21,7 +21,7 @@ from slmkit.cli.speaking import open_synthesizer
 from slmkit.codec.melvq import MelVQ
 from slmkit.infer.batch import NOTES
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.tokenization.share import SIGNALS
+from slmkit.stopping import STOPPING
 
 NUM_LINES = 60
 BAD = {"000007": "empty_text", "line 20": "not_json", "ghost": "bad_speaker", "000040": "too_long"}
@@ -104,7 +104,7 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: 
 @pytest.fixture
 def signals() -> Iterator[None]:
     """Handlers as before; a process that was told to stop ignores signals from then on."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora import read_source
+from raw_corpora import read_source
 
 from slmkit.cli.main import main
 from slmkit.config.load import load_config

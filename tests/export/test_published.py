@@ -11,7 +11,7 @@ from memorising import BASE, small_model
 from safetensors.torch import load_file
 
 from slmkit.cli.main import main
-from slmkit.data.importers.published import SPEC
+from slmkit.corpora.published import SPEC
 from slmkit.data.text import TextTokenizer
 from slmkit.model.pretrained import extended_tokenizer, load, save
 from slmkit.model.published import from_published, save_published

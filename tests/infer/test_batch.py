@@ -17,7 +17,7 @@ from slmkit.audio.io import read_audio
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.infer.batch import FAILURES, JOB, NOTES, OUTPUTS, Summary, fingerprint, speak_all
-from slmkit.infer.lines import Settings, Task, read_lines
+from slmkit.infer.lines import Settings, Task, read_items
 from slmkit.infer.synthesizer import Synthesizer
 
 VOICE = "voice.npy"
@@ -59,7 +59,7 @@ def speak(
         lines = LINES if lines is None else lines
         path = tmp_path / "lines.jsonl"
         path.write_text("\n".join(json.dumps(line) for line in lines))
-        listed = read_lines(path, task, Settings(speaker=VOICE, max_sec=0.5))
+        listed = read_items(path, task, Settings(speaker=VOICE, max_sec=0.5))
         settings = {"model": fingerprint("model"), "max_failure_share": 0.5, **options}
         return speak_all(loaded[slots], listed, tmp_path / out, task=task, **settings)
 

@@ -7,7 +7,7 @@ import pytest
 
 from slmkit.errors import UserError
 from slmkit.infer import lines as lines_module
-from slmkit.infer.lines import MAX_LINE_BYTES, Settings, read_lines
+from slmkit.infer.lines import MAX_LINE_BYTES, Settings, read_items
 from slmkit.infer.sampling import Sampling
 
 VOICE = Settings(speaker="voice.wav", temperature=0.5, seed=3)
@@ -48,7 +48,7 @@ def test_a_bad_line_is_a_failure_and_the_next_line_an_item(
 ) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(line + b'\n\n{"text": "good"}')
-    items, (failure,) = read_lines(path, "read", VOICE)
+    items, (failure,) = read_items(path, "read", VOICE)
     assert [(item.id, item.text, item.settings) for item in items] == [("000003", "good", VOICE)]
     assert failure.reason == reason
     assert detail in failure.detail
@@ -62,7 +62,7 @@ def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
     own["text_temperature"] = 0
     lines = [own, {"question": "Where?"}, {"question": "x", "id": "7"}, {"question": "x", "id": "000002"}]
     path.write_text("\ufeff" + "\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    (first, second), failures = read_lines(path, "answer", VOICE)
+    (first, second), failures = read_items(path, "answer", VOICE)
     assert (first.id, first.text, second.id) == ("7", own["question"], "000002")
     assert first.settings.options == {
         "sampling": Sampling(temperature=0.5, top_k=4),
@@ -83,7 +83,7 @@ def test_the_digest_is_of_all_that_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     lines = [{"text": "a"}, {"text": "a"}, {"text": "b"}, {"text": "a", "seed": 4}, {"text": "a", "speaker": "other"}]
     path.write_text("\n".join(json.dumps(line) for line in lines))
-    digests = [item.digest for item in read_lines(path, "read", VOICE).items]
+    digests = [item.digest for item in read_items(path, "read", VOICE).items]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
 
@@ -96,16 +96,16 @@ def test_a_line_at_the_limit_takes_no_other_with_it(
     monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", len(long))
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join([long + " " * extra, '{"text": "a"}', long]))
-    listed = read_lines(path, "read", VOICE)
+    listed = read_items(path, "read", VOICE)
     assert [failure.reason for failure in listed.failures] == ["too_long"] * (extra > 0)
     assert [item.id for item in listed.items] == ["000001", "000002", "000003"][extra > 0 :]
 
 
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*missing"):
-        read_lines(tmp_path / "missing", "read", VOICE)
+        read_items(tmp_path / "missing", "read", VOICE)
     with pytest.raises(UserError, match="cannot read"):
-        read_lines(tmp_path, "read", VOICE)
+        read_items(tmp_path, "read", VOICE)
     (tmp_path / "empty").write_text("\n \n")
     with pytest.raises(UserError, match="holds no line"):
-        read_lines(tmp_path / "empty", "read", VOICE)
+        read_items(tmp_path / "empty", "read", VOICE)

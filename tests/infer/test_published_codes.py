@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from memorising import BASE, memorise, one_batch, small_model
 
-from slmkit.data.importers.published import SPEC, read_published
+from slmkit.corpora.published import SPEC, read_published
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.infer.generate import generate, prompt_example

@@ -13,9 +13,10 @@ from launch.runs import environment, launch, launch_words, losses, make_place, n
 from launch.ssh import SshHosts, ssh_hosts
 from train.place import Place
 
-from slmkit.train import launcher
-from slmkit.train.hosts import read_hostfile
-from slmkit.train.launch import Job, plan_hosts
+from slmkit.cluster import launcher
+from slmkit.cluster.hosts import read_hostfile
+from slmkit.cluster.launch import Job, plan_hosts
+from slmkit.stopping import STOPPED
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +97,7 @@ def test_a_signal_to_the_launcher_becomes_a_checkpoint(hosts: SshHosts, place: P
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=100)
     assert "SIGINT: asking every process for a checkpoint" in told
-    assert process.returncode == launcher.PREEMPTED, told
+    assert process.returncode == STOPPED, told
     assert list((place.directory / "stopped" / "checkpoints").glob("step-*/complete.json"))
     wait_for(lambda: processes_with(str(place.directory / "stopped")) == [], 10, lambda: "processes are left")
 
@@ -110,5 +111,5 @@ def test_the_second_signal_ends_everything_at_once(hosts: SshHosts, place: Place
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode in (128 + signal.SIGTERM, launcher.PREEMPTED)
+    assert process.returncode in (128 + signal.SIGTERM, STOPPED)
     assert processes_with(str(place.directory / "ended")) == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slmkit.data.importers.base import Audio, Cut, Utterance
+from slmkit.corpora.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization import decode as decode_module
@@ -173,7 +173,7 @@ def test_what_decoders_in_c_write_stays_out_of_the_terminal(tmp_path):
         file.write(wave)
     code = f"""
 import os, sys
-from slmkit.data.importers.base import Audio, Cut, Utterance
+from slmkit.corpora.base import Audio, Cut, Utterance
 from slmkit.tokenization.decode import Decoding, start_worker, decode
 from slmkit.tokenization import decode as module
 module._end_with_parent = lambda: None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_codec import TinyCodec
 
-from slmkit.data.importers.base import Audio, Utterance
+from slmkit.corpora.base import Audio, Utterance
 from slmkit.tokenization.decode import Decoded
 from slmkit.tokenization.encode import batches, encode_in_order
 

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 
 import pytest
-from corpora import WRITERS, utterances
+from raw_corpora import WRITERS, utterances
 from tokenization.hostile import hashes, ledger
 
 from slmkit.codec.open import open_codec

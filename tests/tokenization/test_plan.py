@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmkit.data.importers.base import Audio, Cut, Utterance
+from slmkit.corpora.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization.plan import Plan, make_plan

@@ -6,7 +6,7 @@ import os
 import pytest
 from tiny_codec import SPEC
 
-from slmkit.data.importers.base import Audio, Utterance
+from slmkit.corpora.base import Audio, Utterance
 from slmkit.tokenization import progress
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.plan import make_plan

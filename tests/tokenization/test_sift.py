@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from slmkit.data.importers import base
-from slmkit.data.importers.manifest import manifest_parts, read_manifest
+from slmkit.corpora.manifest import manifest_parts, read_manifest
+from slmkit.data import lines
 from slmkit.errors import UserError
 from slmkit.tokenization.sift import Rules, sift_parts
 
@@ -31,7 +31,7 @@ def test_parts_of_a_manifest_are_the_manifest(tmp_path, monkeypatch, block_bytes
         rows = [f"{i}.wav\tNumber {i}" if i % 7 else f"{i}.wav" for i in range(300)]
         path.write_text("\n\n" + "\r\n".join(["path\ttext", *rows]) + "\n")
     whole = list(read_manifest(path))
-    monkeypatch.setattr(base, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
     parts = [list(part()) for part in manifest_parts(path)]
     assert [item for part in parts for item in part] == whole
     assert len(parts) > 2
@@ -39,7 +39,7 @@ def test_parts_of_a_manifest_are_the_manifest(tmp_path, monkeypatch, block_bytes
 
 
 def test_any_number_of_processes_gives_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1000)
     path = manifest(tmp_path / "m.jsonl")
     rules = Rules(min_sec=2.0)
     results = []

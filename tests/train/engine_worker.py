@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from train.ranks import ROOT
 
+from slmkit.checkpoints import checkpoint
 from slmkit.config.load import from_dict
 from slmkit.config.run_dir import UNIVERSAL, Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.export.consolidate import merged_weights
-from slmkit.train import checkpoint, parity
+from slmkit.train import parity
 from slmkit.train.engine import Engine, barrier, convert, in_first, process_group, sum_over_ranks
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings
 from slmkit.world import BatchSplit, World

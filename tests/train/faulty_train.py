@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from slmkit.checkpoints.saver import Saver
 from slmkit.cli.main import main
 from slmkit.data.shards import ShardReader
 from slmkit.model.slm import SpeechLM
 from slmkit.train import loop
 from slmkit.train.engine import Engine
-from slmkit.train.saver import Saver
 
 HEADROOM_BYTES = 200 * 2**20
 

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from train.saving import STATE, Weights, check_complete, saver_of
 
+from slmkit.checkpoints import checkpoint
 from slmkit.config import run_dir as runs
-from slmkit.train import checkpoint
 from slmkit.world import World
 
 START_SEC, SAVING_SEC = 60.0, 0.04

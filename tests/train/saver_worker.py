@@ -12,9 +12,9 @@ from typing import Any
 import torch.distributed as dist
 from train.saving import STATE, Weights, check_complete, saver_of
 
+from slmkit.checkpoints import checkpoint, saver
 from slmkit.config import run_dir as runs
 from slmkit.errors import UserError
-from slmkit.train import checkpoint, saver
 from slmkit.world import World
 
 WORLD = World.from_env()

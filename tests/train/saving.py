@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
-from slmkit.train.saver import Saver
 from slmkit.world import World
 
 STATE = {"facts": {}}

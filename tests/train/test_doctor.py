@@ -17,13 +17,14 @@ from synthetic import codec_spec, write_corpus
 from train.ranks import ROOT, run_ranks
 from train.tiny_run import make_tiny, tiny_config
 
+from slmkit.checkpoints import checkpoint
 from slmkit.config import run_dir as runs
 from slmkit.data.index import Corpus
 from slmkit.errors import UserError
 from slmkit.files import write_json
 from slmkit.model import attention
 from slmkit.model.pretrained import LAYOUT_FILE
-from slmkit.train import checkpoint, doctor
+from slmkit.train import doctor
 from slmkit.train.doctor import CheckResult
 from slmkit.train.parity import StepComparison
 from slmkit.train.run import open_sources, prepare

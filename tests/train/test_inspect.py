@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from slmkit.checkpoints import checkpoint
 from slmkit.cli.main import main
 from slmkit.errors import UserError
-from slmkit.train import checkpoint
 from slmkit.train.inspect import RunView, picture, summary
 from slmkit.train.records import as_line
 

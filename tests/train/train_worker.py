@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 
+from slmkit.checkpoints import checkpoint
+from slmkit.checkpoints.host_copy import HostCopy
 from slmkit.config.load import from_dict, to_dict
 from slmkit.config.run_dir import complete_steps
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.export.consolidate import consolidate
 from slmkit.model.pretrained import from_base
-from slmkit.train import checkpoint, engine
+from slmkit.train import engine
 from slmkit.train.engine import Engine, parameter_groups, process_group
-from slmkit.train.host_copy import HostCopy
 from slmkit.train.loop import Training, steps, train
 from slmkit.train.pace import Pace
 from slmkit.train.run import prepare

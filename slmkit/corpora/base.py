@@ -1,0 +1,192 @@
+"""What every importer yields, and how text from strangers is read.
+
+An importer turns a corpus as it lies on disk into a sequence of `Utterance` (audio to encode) or `Sample` (codes) and,
+for every item it cannot use, a `Failure`. The order is fixed by the source alone. It holds no more of the corpus than a
+folder's names or a container's part, and opens no audio: an `Audio` says where it lies, and `content.open_audio` reads
+it where it is decoded. A transcript that is a file of its own is read there too, by `read_transcript`.
+
+Invariant: every item of the source appears once, as one of the three.
+
+Example:
+    for item in with_sound_keys(read_folder("LibriTTS")):
+        match item:
+            case Failure(): ...
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from slmkit.data.ledger import Failure, printable
+from slmkit.errors import BadSample
+
+MAX_TRANSCRIPT_BYTES = 2**20
+RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
+
+
+class Audio(NamedTuple):
+    """Where the audio of an utterance lies: a file, some bytes of one (the member of a tar), or a cell of a parquet
+    file, of which `row` counts within the row group."""
+
+    path: str
+    start_byte: int = 0
+    num_bytes: int | None = None  # None: to the end of the file
+    row_group: int | None = None  # None: not a parquet file
+    row: int = 0
+    column: str = ""
+
+
+class Cut(NamedTuple):
+    """The part of a long recording that an utterance is, in seconds from its beginning.
+
+    The speech lies from `start_sec` to `end_sec`. From `earliest_sec` up to it, and after it up to `latest_sec`, nobody
+    speaks, as far as the source's time stamps tell: the cut is made where it is quietest there.
+    """
+
+    start_sec: float
+    end_sec: float
+    earliest_sec: float  # at most start_sec
+    latest_sec: float  # at least end_sec
+
+
+class Utterance(NamedTuple):
+    """Audio to encode, with its text. `source` tells the reader of a shard where it came from.
+
+    A NamedTuple since a corpus has millions: a frozen dataclass takes four times as long to make.
+    """
+
+    key: str
+    audio: Audio
+    text: str | Path  # the text, or the file that holds it
+    source: str
+    speaker: str = ""  # "" when unknown
+    language: str = ""  # "" when unknown
+    seconds: float | None = None  # of audio, as the source says; None when it does not
+    cut: Cut | None = None  # None: the whole recording
+    extra: Mapping[str, Any] = {}  # further columns, kept beside the text; `dnsmos`
+
+    @staticmethod
+    def from_values(values: list[Any]) -> "Utterance":
+        """Inverse of `json.loads(json.dumps(utterance, default=text_file))`."""
+        key, audio, text, source, speaker, language, seconds, cut, extra = values
+        text = Path(text["file"]) if isinstance(text, dict) else text
+        cut = None if cut is None else Cut(*cut)
+        return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra)
+
+
+Part = Callable[[], Iterable["Utterance | Failure"]]  # reads a part of a source; a process can be handed it
+
+
+def text_file(path: object) -> dict[str, str]:
+    """How JSON holds the file of a transcript."""
+    assert isinstance(path, Path)
+    return {"file": str(path)}
+
+
+class Keyed(Protocol):
+    """An item with a key: an `Utterance` or a `Sample`."""
+
+    @property
+    def key(self) -> str: ...
+
+
+K = TypeVar("K", bound=Keyed)
+
+
+def with_sound_keys(items: Iterable[K | Failure]) -> Iterator[K | Failure]:
+    """The items, with a `Failure` in place of each that has no usable key or the key of an earlier one."""
+    seen: set[str] = set()
+    for item in items:
+        yield item if isinstance(item, Failure) else key_refusal(item.key, seen) or item
+
+
+def key_refusal(key: str, seen: set[str]) -> Failure | None:
+    """Why an item of this key cannot be used; None when it can, and the key is then among `seen`."""
+    if not key:
+        return Failure("", "bad_key", "the key is empty")
+    if not key.isascii() and printable(key) != key:
+        return Failure(printable(key), "bad_key", "the key is not valid Unicode; rename the file in UTF-8")
+    if key in seen:
+        return Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
+    seen.add(key)
+    return None
+
+
+def read_transcript(path: Path) -> str:
+    """The stripped text of a transcript file.
+
+    Raises BadSample: "missing_transcript", "long_transcript", "transcript_not_utf8", "empty_transcript".
+    """
+    try:
+        if not path.is_file():
+            raise BadSample("missing_transcript", f"{path} does not exist")
+        with open(path, "rb") as file:
+            content = file.read(MAX_TRANSCRIPT_BYTES + 1)
+    except OSError as error:
+        raise BadSample("missing_transcript", f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_TRANSCRIPT_BYTES:
+        raise BadSample("long_transcript", f"{path} is too long", expected=f"at most {MAX_TRANSCRIPT_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("transcript_not_utf8", f"{path} is not UTF-8: {error}") from error
+    return checked_text(text, str(path))
+
+
+def checked_text(text: str, where: str) -> str:
+    """`text` without surrounding white space. Raises BadSample "empty_transcript" when nothing is left."""
+    stripped = text.strip()
+    if not stripped:
+        raise BadSample("empty_transcript", f"{where} has no text")
+    return stripped
+
+
+def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:
+    """A column as text: whole numbers are written out, null and absent columns are "".
+
+    Raises BadSample "malformed" when the value is of another kind, or required and not there.
+    """
+    value = record.get(name)
+    if type(value) is str:  # the usual case, first
+        return value
+    if value is None and not required:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadSample("malformed", f"the column {name} does not hold text", got=repr(value)[:100])
+    return str(value)
+
+
+def number_field(record: dict[str, Any], name: str) -> float | None:
+    """A column as a finite number, written as one or as text; None where it is null, empty or absent.
+
+    Raises BadSample "malformed" when it is something else.
+    """
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError(name)
+        number = float(value)
+    except (ValueError, OverflowError) as error:
+        raise BadSample("malformed", f"the column {name} does not hold a number", got=repr(value)[:100]) from error
+    if not math.isfinite(number):
+        raise BadSample("malformed", f"the column {name} does not hold a finite number", got=number)
+    return number
+
+
+def seconds_field(record: dict[str, Any], name: str) -> float | None:
+    """A column as a length in seconds, None when unknown. Raises BadSample "malformed" when it is no length."""
+    seconds = number_field(record, name)
+    if seconds is not None and seconds <= 0:
+        raise BadSample("malformed", f"the column {name} does not hold a length", got=seconds, expected="more than 0 s")
+    return seconds
+
+
+def extra_columns(record: dict[str, Any], ours: Collection[str], prefix: str) -> dict[str, Any]:
+    """The columns beside `ours`. One whose name has a meaning in a sample gets a prefix."""
+    extra = {name: value for name, value in record.items() if name not in ours}
+    if RESERVED.isdisjoint(extra):
+        return extra
+    return {f"{prefix}_{name}" if name in RESERVED else name: value for name, value in extra.items()}

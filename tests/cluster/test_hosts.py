@@ -1,0 +1,84 @@
+"""Hostfiles, and the ssh command that agrees with pdsh's."""
+
+import getpass
+from pathlib import Path
+
+import pytest
+
+from slmkit.cluster import hosts
+from slmkit.cluster.hosts import Host, ask, read_hostfile, ssh_words
+from slmkit.errors import UserError
+
+
+def hostfile(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    return path
+
+
+def test_machines_come_in_order_and_comments_are_left_out(tmp_path: Path) -> None:
+    path = hostfile(tmp_path, "# two racks\nnode-b.cluster slots=8\n\n  node_a   slots=4  # old\n")
+    assert read_hostfile(path) == (Host(name="node-b.cluster", slots=8), Host(name="node_a", slots=4))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "b",
+        "b slots=",
+        "b slots=0",
+        "b slots=-1",
+        "b slots=2 x",
+        "b slots = 2",
+        "-oProxyCommand=x slots=1",
+        "a,b slots=1",
+    ],
+)
+def test_a_malformed_line_is_named_with_its_number(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UserError, match="hosts, line 3 is not a line of a hostfile") as caught:
+        read_hostfile(hostfile(tmp_path, f"# head\na slots=1\n{line}\n"))
+    assert repr(line) in str(caught.value)
+
+
+def test_a_machine_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"line 3 names a again\n.*also in line 1"):
+        read_hostfile(hostfile(tmp_path, "a slots=1\nb slots=1\na slots=2\n"))
+
+
+@pytest.mark.parametrize("text", ["", "\n# nothing\n"])
+def test_a_hostfile_without_machines_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="names no machine"):
+        read_hostfile(hostfile(tmp_path, text))
+
+
+def test_a_hostfile_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read the hostfile .*No such file"):
+        read_hostfile(tmp_path / "hosts")
+    (tmp_path / "hosts").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"cannot read the hostfile .*utf-8"):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_ssh_gets_the_options_that_pdsh_gets_before_its_own() -> None:
+    env = {"PDSH_SSH_ARGS": "-2 -l%u %h", "PDSH_SSH_ARGS_APPEND": "-p 2222 -o 'User me'"}
+    words = ssh_words("node", "true", env)
+    assert words[:6] == ["ssh", "-2", f"-l{getpass.getuser()}", "-p", "2222", "-o"]
+    assert words[6] == "User me"
+    assert words[-2:] == ["node", "true"]
+    assert "BatchMode=yes" in words
+
+
+def test_a_machine_without_ssh_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="there is no ssh on this machine"):
+        ask([Host(name="a", slots=1)], "true", {})
+
+
+def test_a_machine_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ssh").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(hosts, "ANSWER_SEC", 0.2)
+    (answer,) = ask([Host(name="a", slots=1)], "true", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert answer.code == hosts.NO_CONNECTION
+    assert answer.reason == "no answer within 0.2 s"

@@ -1,0 +1,311 @@
+"""Parquet: every form of audio, columns by name, nothing of the audio read in planning, damage named."""
+
+import datetime
+import io
+import json
+import random
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from slmkit.corpora import parquet
+from slmkit.corpora.base import Audio, Utterance, text_file
+from slmkit.corpora.content import open_audio
+from slmkit.corpora.parquet import read_parquet
+from slmkit.data.ledger import Failure
+from slmkit.errors import BadSample, UserError
+
+
+def write(path, rows, schema=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, **options)
+    return path
+
+
+def sound(number):
+    return random.Random(number).randbytes(100 + number)
+
+
+def rows(count, first=0):
+    return [
+        {"audio": {"bytes": sound(i), "path": f"{i}.wav"}, "text": f"Text {i}"} for i in range(first, first + count)
+    ]
+
+
+def outcomes(items):
+    return [(item.key, item.reason if isinstance(item, Failure) else item.text) for item in items]
+
+
+@pytest.fixture(autouse=True)
+def no_cursor_left():
+    yield
+    parquet._cursor.cache_clear()
+
+
+def test_files_and_rows_come_in_order_with_their_places(tmp_path):
+    second = write(tmp_path / "train-1.parquet", rows(3, 5))
+    first = write(tmp_path / "a/train-0.parquet", rows(5), row_group_size=2)
+    found = list(read_parquet(tmp_path, language="en"))
+    assert [item.audio for item in found] == [
+        *(Audio(str(second), row_group=0, row=i, column="audio") for i in range(3)),
+        *(Audio(str(first), row_group=i // 2, row=i % 2, column="audio") for i in range(5)),
+    ]
+    assert (found[3].key, found[3].source, found[3].language) == ("a/train-0_00000000", "a/train-0.parquet:1", "en")
+    assert [open_audio(item.audio).read() for item in found] == [sound(i) for i in (5, 6, 7, 0, 1, 2, 3, 4)]
+    assert next(read_parquet(second)).key == "train-1_00000000"
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_plain_bytes_are_audio(tmp_path, kind):
+    schema = pa.schema([("wave", kind), ("words", pa.large_string())])
+    path = write(tmp_path / "a.parquet", [{"wave": b"x", "words": " A. "}, {"wave": None, "words": "B."}], schema)
+    first, second = read_parquet(path, {"audio": "wave", "text": "words"})
+    assert (first.text, open_audio(first.audio).read()) == ("A.", b"x")
+    with pytest.raises(BadSample, match="has no audio") as caught:
+        open_audio(second.audio)
+    assert caught.value.reason == "missing"
+
+
+def test_paths_are_relative_to_the_file(tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"sound")
+    path = write(tmp_path / "a.parquet", [{"audio": name, "text": "A."} for name in ("x.wav", "y.wav", None, "", "\0")])
+    found = list(read_parquet(path))
+    assert [item.audio for item in found[:2]] == [Audio(f"{tmp_path}/x.wav"), Audio(f"{tmp_path}/y.wav")]
+    assert [item.reason for item in found[2:]] == ["missing"] * 3
+
+
+def test_a_struct_without_bytes_names_a_file(tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"sound")
+    schema = pa.schema([("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("text", pa.string())])
+    cells = [{"bytes": None, "path": "x.wav"}, {"bytes": None, "path": "y.wav"}, {"bytes": None, "path": None}, None]
+    path = write(tmp_path / "a.parquet", [{"audio": cell, "text": "A."} for cell in cells], schema)
+    first, *rest = read_parquet(path)
+    assert open_audio(first.audio) == tmp_path / "x.wav"
+    for item in rest:
+        with pytest.raises(BadSample, match=r"has no audio") as caught:
+            open_audio(item.audio)
+        assert caught.value.reason == "missing"
+
+
+def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
+    row = {
+        "clip": b"x",
+        "answer": "The answer is 7.",
+        "asked": "What is it?",
+        "role": 3,
+        "id": "k1",
+        "length": 2.5,
+        "quality": 3.75,
+        "lang": "en",
+        "text": "other",
+        "tags": [{"a": 1.5, "b": None}],
+        "nan": float("nan"),
+        "day": datetime.date(2024, 1, 1),
+        "raw": b"x",
+        "vague": "x",
+    }
+    path = write(tmp_path / "a.parquet", [row])
+    columns = {"audio": "clip", "text": "answer", "question": "asked", "speaker": "role", "key": "id"}
+    columns |= {"seconds": "length", "dnsmos": "quality", "language": "lang"}
+    (item,) = read_parquet(path, columns)
+    assert item == Utterance(
+        key="k1",
+        audio=Audio(str(path), row_group=0, row=0, column="clip"),
+        text="The answer is 7.",
+        source="a.parquet:1",
+        speaker="3",
+        language="en",
+        seconds=2.5,
+        extra={
+            "parquet_text": "other",
+            "tags": [{"a": 1.5, "b": None}],
+            "nan": None,
+            "vague": "x",
+            "question": "What is it?",
+            "dnsmos": 3.75,
+        },
+    )
+    assert Utterance.from_values(json.loads(json.dumps(item, default=text_file, allow_nan=False))) == item
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        (
+            {},
+            r"lacks columns: audio \(our audio\), text \(our text\)\n.*got: +clip, words, number\n.*next: +map",
+        ),
+        ({"audio": "clip", "text": "words", "speaker": "who"}, r"lacks columns: who \(our speaker\)"),
+        ({"audio": "number", "text": "words"}, r"the column number holds no audio[\s\S]*int64"),
+        ({"audio": "clip", "text": "number"}, "the column number holds no text"),
+        ({"audio": "clip", "text": "words", "source": "number"}, "names that have a meaning in a sample"),
+    ],
+)
+def test_columns_that_are_not_there_or_of_another_kind_are_refused(tmp_path, columns, match):
+    path = write(tmp_path / "a.parquet", [{"clip": b"x", "words": "A.", "number": 1}])
+    with pytest.raises(UserError, match=match):
+        list(read_parquet(path, columns))
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.table([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], names=["audio", "text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="two columns of one name"):
+        list(read_parquet(tmp_path))
+
+
+def test_bad_rows_are_failures_and_cost_no_other(tmp_path):
+    texts = pa.array([b"A.", b"\xff", None, b" ", b"E."]).cast(pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 5, texts.buffers())
+    table = pa.table({"audio": [b"x"] * 5, "text": texts, "seconds": [1.0, 1.0, 1.0, 1.0, -1.0]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert outcomes(read_parquet(tmp_path)) == [
+        ("a_00000000", "A."),
+        ("a_00000001", "malformed"),
+        ("a_00000002", "empty_transcript"),
+        ("a_00000003", "empty_transcript"),
+        ("a_00000004", "malformed"),
+    ]
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "cut", "footer"])
+def test_a_file_without_a_whole_footer_is_a_user_error_that_names_it(tmp_path, how):
+    path = write(tmp_path / "a.parquet", rows(5))
+    content = path.read_bytes()
+    damaged = {
+        "empty": b"",
+        "text": b"PAR1 no",
+        "cut": content[:-20],
+        "footer": content[:-200] + bytes(192) + content[-8:],
+    }
+    path.write_bytes(damaged[how])
+    with pytest.raises(UserError, match=r"a\.parquet is not a parquet file, or is damaged[\s\S]*next: +fetch it again"):
+        list(read_parquet(tmp_path))
+
+
+def test_a_damaged_row_group_is_as_many_failures_as_it_has_rows(tmp_path):
+    path = write(tmp_path / "a.parquet", rows(9), row_group_size=3, compression="zstd")
+    column = pq.read_metadata(path).row_group(1).column(2)
+    assert column.path_in_schema == "text"
+    content = bytearray(path.read_bytes())
+    at = column.dictionary_page_offset
+    content[at : at + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    assert [item[1] for item in outcomes(read_parquet(tmp_path))] == [
+        *(f"Text {i}" for i in range(3)),
+        *["damaged"] * 3,
+        *(f"Text {i}" for i in range(6, 9)),
+    ]
+
+
+def test_rows_that_a_file_promises_and_does_not_have_are_counted(tmp_path, monkeypatch):
+    class Short(pq.ParquetFile):
+        def iter_batches(self, *words, **options):
+            yield from list(super().iter_batches(*words, **options))[:1]
+
+    path = write(tmp_path / "a.parquet", rows(5))
+    monkeypatch.setattr(parquet, "ROWS_READ", 2)
+    monkeypatch.setattr(pq, "ParquetFile", Short)
+    assert [item[1] for item in outcomes(read_parquet(path))] == ["Text 0", "Text 1", *["damaged"] * 3]
+    monkeypatch.setattr(parquet, "MAX_GROUP_ROWS", 4)
+    with pytest.raises(UserError, match="row group 0 says that it has 5 rows"):
+        list(read_parquet(path))
+
+
+def test_damaged_audio_is_found_where_it_is_decoded(tmp_path):
+    path = write(tmp_path / "a.parquet", rows(4), row_group_size=2, use_dictionary=False, compression="zstd")
+    column = pq.read_metadata(path).row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    at = column.data_page_offset
+    content[at : at + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    found = list(read_parquet(tmp_path))
+    for item in found[:2]:
+        with pytest.raises(BadSample, match=r"a\.parquet, row group 0, row . cannot be read") as caught:
+            open_audio(item.audio)
+        assert caught.value.reason == "damaged"
+    assert [open_audio(item.audio).read() for item in found[2:]] == [sound(2), sound(3)]
+
+
+def test_a_place_that_is_not_in_the_file_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", rows(2))
+    for audio in (
+        Audio(str(path), row_group=0, row=2, column="audio"),
+        Audio(str(path), row_group=7, row=0, column="audio"),
+        Audio(str(path), row_group=0, row=0, column="sound"),
+    ):
+        with pytest.raises(BadSample, match="cannot be read"):
+            open_audio(audio)
+    with pytest.raises(BadSample, match="is not a file"):
+        open_audio(Audio(str(tmp_path / "none"), row_group=0, row=0, column="audio"))
+
+
+# --- reading no more than is wanted
+
+
+class Counted(io.FileIO):
+    """A file that counts the bytes read from it."""
+
+    total = 0
+
+    def read(self, size=-1):
+        found = super().read(size)
+        Counted.total += len(found)
+        return found
+
+    def readinto(self, buffer):
+        count = super().readinto(buffer)
+        Counted.total += count
+        return count
+
+
+def test_planning_does_not_read_the_audio(tmp_path, monkeypatch):
+    big = [
+        {"audio": {"bytes": random.Random(i).randbytes(100_000), "path": "x"}, "text": f"Text {i}"} for i in range(40)
+    ]
+    path = write(tmp_path / "a.parquet", big, row_group_size=10)
+    opened = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda place, **options: opened(Counted(place), **options))
+    Counted.total = 0
+    assert len(list(read_parquet(path))) == 40
+    assert 0 < Counted.total < path.stat().st_size / 10
+
+
+def test_cells_are_read_in_any_order_and_once_when_they_go_up(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.parquet", rows(50), row_group_size=25)
+    places = [item.audio for item in read_parquet(path)]
+    order = list(range(50))
+    random.Random(0).shuffle(order)
+    assert [open_audio(places[i]).read() for i in order] == [sound(i) for i in order]
+    parquet._cursor.cache_clear()
+    opened = []
+    monkeypatch.setattr(parquet, "_open", lambda place: opened.append(place) or pq.ParquetFile(place))
+    assert [open_audio(place).read() for place in places[::3]] == [sound(i) for i in range(0, 50, 3)]
+    assert len(opened) == 2  # one for each row group
+
+
+READ_ALL = """
+import resource, sys
+from slmkit.corpora.content import open_audio
+from slmkit.corpora.parquet import read_parquet
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+total = sum(len(open_audio(item.audio).getvalue()) for item in read_parquet(sys.argv[1]))
+print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_row_group_is_not_held(tmp_path):
+    content = random.Random(0).randbytes(2**20)
+    table = pa.table({"audio": pa.array([content] * 100), "text": ["A."] * 100})
+    pq.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none", data_page_size=2**20)
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    total, kilobytes = map(int, done.stdout.split())
+    assert total == 100 * 2**20
+    assert kilobytes < 60 * 1024  # the row group has 100 MiB
