@@ -1,4 +1,4 @@
-"""The one way to be told to stop: SIGTERM, SIGINT and SIGUSR1, and exit code 75 for work that another start goes on with.
+"""How work is told to stop: SIGTERM, SIGINT and SIGUSR1, and exit code 75 for what another start goes on with.
 
 Schedulers send them before a time limit or a preemption, to any process, at any moment, and sometimes twice. Work
 either asks between its steps (`Signals`) or is interrupted where it is (`stopping`); in both cases the first signal
