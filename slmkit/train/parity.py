@@ -5,11 +5,11 @@ embeddings, clipping. Every process also takes each step alone, with the whole g
 without moments and with an `eps` above every gradient is nearly gradient descent, so a gradient that is wrong, even by
 a factor only, shows in the weights: where the step is not clipped. Where it is, factors show in the norm alone.
 
-Invariant: with a DeepSpeed that adds gradients up rightly, `compare` gives differences of float32 rounding.
+Invariant: with a DeepSpeed that adds gradients up rightly, `compare_steps` gives differences of float32 rounding.
 
 Example:
     with process_group(world) as device:
-        for step in compare(world, device):
+        for step in compare_steps(world, device):
             step.is_clipped, step.worst()      # ("lm_model.model.embed_tokens.weight", 3e-7)
 """
 
@@ -29,10 +29,11 @@ from slmkit.data.loader import collate
 from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
+from slmkit.group import sum_over_ranks
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
-from slmkit.train.engine import Engine, parameter_groups, sum_over_ranks
+from slmkit.train.engine import TrainEngine, parameter_groups
 from slmkit.world import BatchSplit, World
 
 ACCUMULATION = 2
@@ -78,7 +79,7 @@ class StepComparison:
         return [name for name, difference in self.differences.items() if not difference <= tolerance]
 
 
-def compare(world: World, device: torch.device, stage: int = 2) -> list[StepComparison]:
+def compare_steps(world: World, device: torch.device, stage: int = 2) -> list[StepComparison]:
     """Take every step on both sides, with this ZeRO stage; a collective operation, to be called in `process_group`."""
     split = BatchSplit(global_rows=ACCUMULATION * world.size, micro_rows=1, world_size=world.size)
     model = tiny_model().to(device)  # type: ignore[arg-type]  # its stub wants a string
@@ -89,7 +90,7 @@ def compare(world: World, device: torch.device, stage: int = 2) -> list[StepComp
         betas=(OPTIMIZER.betas[0], OPTIMIZER.betas[1]),
         eps=OPTIMIZER.eps,
     )
-    engine = Engine.create(model, settings(split, stage), OPTIMIZER, world)
+    engine = TrainEngine.create(model, settings(split, stage), OPTIMIZER, world)
     return [_step(engine, plain, adamw, split, world, device, divisor) for divisor in LOSS_DIVISORS]
 
 
@@ -174,7 +175,7 @@ def target_counts(config: SpeechLMConfig, examples: Sequence[tuple[Example, Samp
 
 
 def _step(
-    engine: Engine,
+    engine: TrainEngine,
     plain: SpeechLM,
     adamw: torch.optim.Optimizer,
     split: BatchSplit,

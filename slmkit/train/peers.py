@@ -50,8 +50,8 @@ FAILURES, CODE, REASON, BLAMED = "slmkit/failures", "slmkit/code", "slmkit/reaso
 STACKS_SHOWN = 4
 
 
-class Place(NamedTuple):
-    """How far the main thread of a process is."""
+class Activity(NamedTuple):
+    """What the main thread of a process does, and how far it is."""
 
     calls: int = 0  # of `at`
     doing: str = "starting"
@@ -66,13 +66,13 @@ class Peers:
 
     def __init__(self, world: World, signals: Signals | None = None) -> None:
         self.world, self._signals = world, signals or Signals()
-        self.place = Place()
+        self.activity = Activity()
         self.timeout_sec: float | None = None  # of progress; None before and after training
         self.ends_on_signal = True  # until training begins
 
     def at(self, doing: str, step: int) -> None:
         """Say what the main thread does next; every process says the same in the same order."""
-        self.place = Place(self.place.calls + 1, doing, step)
+        self.activity = Activity(self.activity.calls + 1, doing, step)
 
     @property
     def signal(self) -> str | None:
@@ -156,7 +156,7 @@ class _Watch:
 
     def diagnosis(self) -> str:
         """Why the main thread failed, as far as the others' signs of life tell: it may be that one of them died."""
-        reason = f"rank {self.world.rank} failed while {self.peers.place}"
+        reason = f"rank {self.world.rank} failed while {self.peers.activity}"
         if self.store is None:
             return reason
         try:
@@ -217,11 +217,11 @@ class _Watch:
                 self._exit(CRASH, self._lost())
 
     def _lost(self) -> str:
-        return f"lost the first process of the run (rank 0), which does not answer, while {self.peers.place}"
+        return f"lost the first process of the run (rank 0), which does not answer, while {self.peers.activity}"
 
     def _exchange(self, jury: "_Jury", sign: int) -> None:
         """Give a sign of life, look for failures and, in the first process, judge the signs of all."""
-        here = json.dumps([sign, *self.peers.place, socket.gethostname(), os.getpid()])
+        here = json.dumps([sign, *self.peers.activity, socket.gethostname(), os.getpid()])
         if self.store is not None:
             self.store.set(_sign_key(self.world.rank), here)
             if self.store.add(FAILURES, 0):
@@ -352,8 +352,8 @@ def _tell(store: dist.Store, code: int, reason: str) -> bool:
 
 def _named(rank: int, sign: str) -> str:
     """A process in words, from its sign of life."""
-    _, *place, host, pid = json.loads(sign)
-    return f"rank {rank} ({host}, process {pid}), {Place(*place)}"
+    _, *activity, host, pid = json.loads(sign)
+    return f"rank {rank} ({host}, process {pid}), {Activity(*activity)}"
 
 
 def _sign_key(rank: int) -> str:

@@ -38,7 +38,10 @@ def test_a_dry_run_says_what_would_run_where_and_starts_nothing(
     assert "2 processes on this machine alone\n  localhost  ranks 0-1, devices 0-1\n" in shown
     assert "master: 127.0.0.1, port 29501\nbatch: 4 rows = 2 processes x 1 rows x 2 micro-batches\n" in shown
     assert "  NCCL_SOCKET_IFNAME=ib0\n" in shown
-    assert "deepspeed.launcher.runner --num_gpus 2 --master_port 29501 --module slmkit train --config" in shown
+    assert (
+        "deepspeed.launcher.runner --log_level critical --num_gpus 2 --master_port 29501 --module slmkit train --config"
+        in shown
+    )
     assert "-m slmkit --local_rank=N train --config" in shown
 
     assert main([*options, "--hostfile", hostfile(place, "n1.invalid slots=1\nn2.invalid slots=3\n")]) == 0

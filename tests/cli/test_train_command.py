@@ -12,7 +12,7 @@ from train.ranks import ROOT, finish_ranks, free_port, start_ranks
 
 from slmkit.cli.main import main
 from slmkit.model.init_base import init_base
-from slmkit.train.records import read_records
+from slmkit.train.metrics import read_records
 
 
 @pytest.fixture(scope="module")

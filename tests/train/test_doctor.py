@@ -28,6 +28,7 @@ from slmkit.train import doctor
 from slmkit.train.doctor import CheckResult
 from slmkit.train.parity import StepComparison
 from slmkit.train.run import open_sources, prepare
+from slmkit.train.settings import Attempts
 from slmkit.world import World
 
 WORKER = str(Path(__file__).with_name("parity_worker.py"))
@@ -252,7 +253,7 @@ def test_a_checkpoint_of_another_corpus_fails(place: Path, tmp_path: Path) -> No
 
 def test_the_facts_are_those_of_training(place: Path, tmp_path: Path) -> None:
     run = prepare(tiny_config(place, tmp_path), World())
-    known = doctor.known_facts(run.config, run.settings, open_sources(run.config), run.layout)
+    known = doctor.known_facts(run.config, run.settings, open_sources(run.config, Attempts())[0], run.layout)
     assert known == {name: fact for name, fact in run.facts.items() if name != "processes"}
 
 

@@ -86,7 +86,8 @@ def test_the_first_process_can_use_the_model_alone(results: Results, file: str) 
 
 SHARES = """
 from pathlib import Path
-from slmkit.train.engine import barrier, process_group
+from slmkit.group import barrier
+from slmkit.train.engine import process_group
 from slmkit.world import World
 with process_group(World.from_env()):
     barrier()
