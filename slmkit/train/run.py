@@ -130,8 +130,13 @@ def prepare(config: TrainConfig, world: World) -> Run:
         changes = tried(check_export, config.init_from, model, base_dir=config.base) if config.init_from else []
     speech = tried(speech_samples, config, world, sources)
     tried.finish()
-    assert split is not None and settings is not None and tokenizer is not None and codec is not None  # noqa: PT018
-    assert layout is not None and model is not None and changes is not None  # noqa: PT018
+    assert split is not None
+    assert settings is not None
+    assert tokenizer is not None
+    assert codec is not None
+    assert layout is not None
+    assert model is not None
+    assert changes is not None
 
     decide = functools.partial(_decide, config, sources, eval_source, tokenizer, layout)
     in_first(lambda: _report(config, *decide()[:2]))

@@ -108,15 +108,17 @@ def test_the_script_passes_its_variables_on(place: Place) -> None:
     assert "--num_gpus 2 --master_port 9 " in done.stdout, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_signal_to_the_launcher_becomes_a_checkpoint_and_the_same_command_continues(place: Place) -> None:
     command = launch_words(*words(place, "stopped"), "--processes", "2")
-    process = subprocess.Popen(command, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: num_logged(place, "stopped") >= 3, 120, lambda: f"no training: {process.poll()}")
-    os.kill(process.pid, signal.SIGTERM)
-    _, told = process.communicate(timeout=120)
+    os.kill(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
     assert process.returncode == 75, told
-    assert "SIGTERM: asking every process for a checkpoint" in told
+    assert "SIGINT: asking every process for a checkpoint" in told
+    assert "[ERROR]" not in told
+    assert "[INFO]" not in told
     assert processes_with(f"run_dir={place.directory / 'stopped'}") == []
     stopped_at = num_logged(place, "stopped")
     assert 3 <= stopped_at < 40
@@ -125,7 +127,6 @@ def test_a_signal_to_the_launcher_becomes_a_checkpoint_and_the_same_command_cont
     assert num_logged(place, "stopped") == 40
 
 
-@pytest.mark.slow
 def test_a_signal_before_training_ends_the_launch(place: Place) -> None:
     run_dir = f"run_dir={place.directory / 'early'}"
     command = launch_words(*words(place, "early"), "--processes", "2")

@@ -18,7 +18,7 @@ from slmkit.cluster.hosts import read_hostfile
 from slmkit.cluster.launch import LaunchRequest, plan_hosts
 from slmkit.stopping import STOPPED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """One rank: steps with every DeepSpeed file of the toolkit, some of them with a gradient that is not finite.
 
-    python engine_worker.py RESULTS.json DIRECTORY
+    python engine_worker.py RESULTS.json DIRECTORY FILE...
 
 The first rank writes {"parity": ..., file: what `report` gives}. Checkpoints go to DIRECTORY.
 """
@@ -168,8 +168,8 @@ def parity_of_stages() -> dict[int, float]:
 
 with process_group(WORLD) as device:
     results: dict[str, Any] = {}
-    for file in sorted((ROOT / "ds_configs").iterdir()):  # ZeRO-3 last: it leaves its own linear function in torch
-        results[file.stem] = report(file, Path(sys.argv[2]) / file.stem)
+    for name in sorted(sys.argv[3:]):  # ZeRO-3 last: it leaves its own linear function in torch
+        results[name] = report(ROOT / "ds_configs" / f"{name}.json", Path(sys.argv[2]) / name)
     results["parity"] = parity_of_stages()
 if WORLD.is_first:
     Path(sys.argv[1]).write_text(json.dumps(results))

@@ -310,7 +310,7 @@ def test_parity_is_checked_for_the_stage_of_the_run(place: Path, tmp_path: Path)
     assert "(ZeRO-3, accumulation 2" in doctor.judge_parity([step(a=0.0)], World(), 3).what
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.full), 2])
 def parity(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """Results of one start of 1 or 2 processes, by fault."""
     file = tmp_path_factory.mktemp("parity") / "results.json"
@@ -318,7 +318,6 @@ def parity(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return json.loads(file.read_text())
 
 
-@pytest.mark.slow
 def test_broken_accumulation_is_found_and_named(parity: dict[str, dict[str, str]]) -> None:
     assert parity["none"]["status"] == "ok", parity["none"]
     broken = {fault: f"{result['status']} {result['got']}" for fault, result in parity.items()}

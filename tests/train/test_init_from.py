@@ -20,7 +20,6 @@ from slmkit.model.stages import weights_sha256
 from slmkit.train.run import checkpoint_bytes, parameters, prepare
 from slmkit.world import World
 
-pytestmark = pytest.mark.slow
 STEPS = 4
 
 
