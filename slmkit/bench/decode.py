@@ -1,12 +1,12 @@
 """Times the generation engine against the plain loop: NTP and MTP of three sizes, one answer and several at a time.
 
-The plain loop (`infer/generate.py`) reads one prompt after the other, keeps its cache by joining tensors, takes logits
-over the whole vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the
-same prompts greedily, take turns, and the best round of each counts; the plain loop gets no more than --plain of the
-prompts, since it takes as long for one as for another. The weights are random, changed in the few rows that begin and
-end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are. Steps,
-tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds that a second
-of their speech takes, without the codec.
+The plain loop (`tests/twins/generate.py`, so a checkout is needed) reads one prompt after the other, keeps its cache by
+joining tensors, takes logits over the whole vocabulary and reads each choice from the device by itself. Both sides have
+the same weights, answer the same prompts greedily, take turns, and the best round of each counts; the plain loop gets
+no more than --plain of the prompts, since it takes as long for one as for another. The weights are random, changed in
+the few rows that begin and end speech, so that every answer begins at once and does not end: a step is a speech step,
+as nearly all are. Steps, tokens and frames per second are those of all answers together; the real-time factor (rtf) is
+the seconds that a second of their speech takes, without the codec.
 
 First audio: all answers are asked for at once, and heard as `infer/stream.py` does it. What counts are the seconds
 until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
@@ -22,10 +22,14 @@ Example:
 """
 
 import argparse
+import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,7 +43,6 @@ from slmkit.codec.stream import FIRST_FRAMES
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
-from slmkit.infer.generate import Generation, Limits, generate
 from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.stream import SpeechStream
 from slmkit.model.config import SpeechLMConfig
@@ -146,13 +149,13 @@ def make_codec(directory: str | None, device: torch.device, shape: Shape) -> Cod
 
 def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) -> dict[str, Any]:
     """Speeds of answers of `num_steps` speech steps: the engine full of them, and `num_plain` by the plain loop."""
-    model, batch = engine.model, engine.num_slots
+    model, batch, twin = engine.model, engine.num_slots, plain_twin("generate")
     num_frames = num_steps * model.group // NUM_STREAMS if model.group else -(-num_steps // NUM_STREAMS)
     requests = make_requests(batch, num_frames)
 
-    def plain() -> list[Generation]:
+    def plain() -> list[Any]:
         starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(num_plain)]
-        return [generate(model, start, limits=Limits(max_frames=num_frames)) for start in starts]
+        return [twin.generate(model, start, limits=twin.Limits(max_frames=num_frames)) for start in starts]
 
     (ours, fast_sec), (theirs, slow_sec) = race([lambda: engine.generate(requests), plain], repeats, model.device)
     case: dict[str, Any] = {"group": model.group, "batch": batch, "plain_answers": num_plain}
@@ -167,6 +170,20 @@ def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) 
         case[f"{side}real_time_factor"] = seconds * FRAME_RATE / frames
     case["ratio"] = case["frames_per_sec"] / case["plain_frames_per_sec"]
     return case
+
+
+def plain_twin(name: str) -> ModuleType:
+    """The module tests/twins/NAME.py of the checkout. Raises UserError where there is none."""
+    path = Path(__file__).resolve().parents[2] / "tests" / "twins" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"slmkit_twin_{name}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise UserError(
+            "the plain loop to compare with is not here", expected=path, next_step="run this in a checkout of slmkit"
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
 
 
 def first_audio_frames(codec: Codec) -> int:
@@ -253,9 +270,7 @@ def make_prompts(count: int) -> list[tuple[int, ...]]:
 
 def _last_hidden(model: SpeechLM, prompt: tuple[int, ...]) -> torch.Tensor:
     start = from_ids(prompt, model.layout, model.group)
-    embedded = model.embed(torch.from_numpy(start.tokens), torch.from_numpy(start.speech_mask))[None]
-    positions = torch.arange(len(prompt))[None]
-    return model.hidden(embedded, positions, cache=model.new_cache())[0, -1].clone()
+    return model.hidden(model.embed_prompt(start), torch.arange(len(prompt))[None])[0, -1].clone()
 
 
 def weight_bytes(model: SpeechLM) -> int:
