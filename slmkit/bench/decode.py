@@ -1,12 +1,12 @@
 """Times the generation engine against the plain loop: NTP and MTP of three sizes, one answer and several at a time.
 
-The plain loop (`infer/generate.py`) reads one prompt after the other, keeps its cache by joining tensors, takes logits
-over the whole vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the
-same prompts greedily, take turns, and the best round of each counts; the plain loop gets no more than --plain of the
-prompts, since it takes as long for one as for another. The weights are random, changed in the few rows that begin and
-end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are. Steps,
-tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds that a second
-of their speech takes, without the codec.
+The plain loop (`tests/twins/generate.py`, so a checkout is needed) reads one prompt after the other, keeps its cache by
+joining tensors, takes logits over the whole vocabulary and reads each choice from the device by itself. Both sides have
+the same weights, answer the same prompts greedily, take turns, and the best round of each counts; the plain loop gets
+no more than --plain of the prompts, since it takes as long for one as for another. The weights are random, changed in
+the few rows that begin and end speech, so that every answer begins at once and does not end: a step is a speech step,
+as nearly all are. Steps, tokens and frames per second are those of all answers together; the real-time factor (rtf) is
+the seconds that a second of their speech takes, without the codec.
 
 First audio: all answers are asked for at once, and heard as `infer/stream.py` does it. What counts are the seconds
 until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
@@ -29,14 +29,13 @@ import numpy as np
 import torch
 
 from slmkit.bench import codec as facodec
-from slmkit.bench.race import race
+from slmkit.bench.race import race, twin
 from slmkit.bench.synthetic import FRAME_RATE, NUM_STREAMS, QWEN, ModelShape, model_config
 from slmkit.codec.base import Codec
 from slmkit.codec.open import open_codec
 from slmkit.codec.stream import FIRST_FRAMES
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
-from slmkit.infer.generate import Generation, Limits, generate
 from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.stream import SpeechStream
 from slmkit.model.pretrained import seeded
@@ -129,13 +128,13 @@ def make_codec(directory: str | None, device: torch.device, shape: ModelShape) -
 
 def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) -> dict[str, Any]:
     """Speeds of answers of `num_steps` speech steps: the engine full of them, and `num_plain` by the plain loop."""
-    model, batch = engine.model, engine.num_slots
+    model, batch, plain_loop = engine.model, engine.num_slots, twin("generate")
     num_frames = num_steps * model.group // NUM_STREAMS if model.group else -(-num_steps // NUM_STREAMS)
     requests = make_requests(batch, num_frames)
 
-    def plain() -> list[Generation]:
+    def plain() -> list[Any]:
         starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(num_plain)]
-        return [generate(model, start, limits=Limits(max_frames=num_frames)) for start in starts]
+        return [plain_loop.generate(model, start, limits=plain_loop.Limits(max_frames=num_frames)) for start in starts]
 
     works = [lambda: engine.generate(requests), plain]
     (ours, fast_sec), (theirs, slow_sec) = race(works, rounds=repeats, device=model.device, warm_up=False)
@@ -205,9 +204,7 @@ def make_prompts(count: int) -> list[tuple[int, ...]]:
 
 def _last_hidden(model: SpeechLM, prompt: tuple[int, ...]) -> torch.Tensor:
     start = from_ids(prompt, model.layout, model.group)
-    embedded = model.embed(torch.from_numpy(start.tokens), torch.from_numpy(start.speech_mask))[None]
-    positions = torch.arange(len(prompt))[None]
-    return model.hidden(embedded, positions, cache=model.new_cache())[0, -1].clone()
+    return model.hidden(model.embed_prompt(start), torch.arange(len(prompt))[None])[0, -1].clone()
 
 
 def weight_bytes(model: SpeechLM) -> int:
