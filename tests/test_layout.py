@@ -13,6 +13,7 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors",),
     ("log", "world", "files", "stopping", "plot", "pages", "extras"),
+    ("jobs",),
     ("config",),
     ("audio",),
     ("codec",),
