@@ -25,7 +25,7 @@ from slmkit.config.load import to_dict
 from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
 from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
-from slmkit.data.shard_cache import ShardCache
+from slmkit.data.remote import ShardCache
 from slmkit.data.sources import Source, common_codec, open_source
 from slmkit.data.steps import Cursor, PlannedStep, Steps
 from slmkit.data.text import TextTokenizer
