@@ -15,7 +15,6 @@ import numpy as np
 from slmkit import log
 from slmkit.errors import BadSample, UserError
 
-SUMMARY = "fit the built-in codec, or copy a recording through a codec"
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
 DEFAULT_MAX_HOURS = 2.0
 DEFAULT_MAX_SEC = 60.0

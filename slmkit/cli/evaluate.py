@@ -16,7 +16,7 @@ in place of sound; of its voice and quality nothing can be said, and the tables 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from slmkit.cli.numbers import natural, positive
+from slmkit.cli.arguments import natural, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from slmkit.evaluate.alignment import Alignment
     from slmkit.evaluate.scoring import Scorers
 
-SUMMARY = "speak or answer utterances of a corpus and score what comes out; compare models"
 DEFAULT_LIMIT = 8
 TELL_SEC = 10.0  # between lines of progress
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from slmkit.infer.request import Output, Request
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-SUMMARY = "text to WAV files with an exported model"
 DEFAULT_OUT = "speech.wav"
 
 
