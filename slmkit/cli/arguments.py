@@ -12,7 +12,7 @@ import difflib
 import importlib
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from slmkit.assets import config_file
@@ -42,7 +42,16 @@ def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False)
 
     The class is imported only for the help. `args.config` is a path, `args.overrides` a list of "key=value".
     """
-    parser.config_kind = kind
+
+    def options() -> str:
+        from slmkit.config.load import describe
+
+        module, name = kind.split(":")
+        title = "Options of the config, as lines of the file or as KEY=VALUE:"
+        return "\n".join([title, *describe(getattr(importlib.import_module(module), name))])
+
+    parser.has_overrides = True
+    parser.help_parts.append(options)
     parser.add_argument(
         "--config", required=required, type=config_file, metavar="FILE", help="YAML file, or the name of a recipe"
     )
@@ -73,13 +82,14 @@ def parse(parser: "Parser", words: Sequence[str]) -> argparse.Namespace:
 class Parser(argparse.ArgumentParser):
     """A parser with our help, for a command and each of its sub-commands."""
 
-    config_kind = ""  # whose options the help lists
+    has_overrides = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, **options})
+        self.help_parts: list[Callable[[], str]] = []  # put at the end of the help, and made only for it
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self.config_kind and args is not None:
+        if self.has_overrides and args is not None:
             # Overrides go behind the other words, of which argparse could take them for one. What follows an option
             # stays, since it may be its value.
             moved = [index for index, word in enumerate(args) if OVERRIDE.match(word)]
@@ -88,13 +98,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def format_help(self) -> str:
-        if self.config_kind:
-            from slmkit.config.load import describe
-
-            module, name = self.config_kind.split(":")
-            lines = describe(getattr(importlib.import_module(module), name))
-            title = "Options of the config, as lines of the file or as KEY=VALUE:"
-            self.epilog = "\n".join([*([self.epilog, ""] if self.epilog else []), title, *lines])
+        self.epilog = "\n\n".join([*([self.epilog] if self.epilog else []), *(make() for make in self.help_parts)])
         return super().format_help()
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -76,6 +76,13 @@ def add_recipe_arguments(parser: Parser) -> None:
         help="where the codec runs, a process for each: cpu, or cuda:0,cuda:1, or cpu,cpu",
     )
     parser.add_argument("--num-workers", type=int, help="processes that decode audio, for each device")
+    parser.help_parts.append(_layouts)
+
+
+def _layouts() -> str:
+    from slmkit.corpora.layouts import describe_layouts
+
+    return "\n  ".join(["Layouts of a source, as in kind=manifest:", *describe_layouts()])
 
 
 def read_recipe(args: argparse.Namespace) -> "TokenizeConfig":

@@ -6,7 +6,7 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import Field, StringConstraints
@@ -65,11 +65,9 @@ class TokenizeConfig(Config):
     corpus: CorpusName = Field(
         default="speech", description="name of the corpus; shards are called {corpus}-000000.tar"
     )
-    kind: Literal["libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest"] = Field(
+    kind: Name = Field(
         default="libritts",
-        description="layout of the source: folders of LibriTTS or LibriSpeech; Emilia's tars, or its .jsonl files and "
-        "mp3; Hugging Face .parquet files with audio; a Kaldi directory (wav.scp, text, utt2spk); a .jsonl or .tsv "
-        "manifest",
+        description="layout of the source, such as libritts, manifest or parquet; see the list of layouts",
     )
     source: PathText = Field(description="the folder or the file")
     codec: PathText = Field(description="directory of the codec")
