@@ -27,6 +27,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from slmkit.assets import deepspeed_file
 from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
@@ -260,7 +261,7 @@ def stage_of(config: TrainConfig | None) -> int:
     if config is None:
         return DEFAULT_STAGE
     try:
-        stage = zero_stage(read_json(config.deepspeed))
+        stage = zero_stage(read_json(deepspeed_file(config.deepspeed)))
     except UserError:
         return DEFAULT_STAGE
     return stage if stage in ZERO_STAGES else DEFAULT_STAGE
