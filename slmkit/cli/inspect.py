@@ -8,8 +8,6 @@ import argparse
 
 from slmkit.log import table
 
-SUMMARY = "how far a run is, how well and how fast"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="directory of the run")

@@ -28,6 +28,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from slmkit.assets import deepspeed_file
 from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
@@ -40,7 +41,7 @@ from slmkit.errors import UserError
 from slmkit.files import disk_error, nearest_existing, read_json
 from slmkit.group import sum_over_ranks
 from slmkit.log import get_logger
-from slmkit.model import attention
+from slmkit.model import backbone
 from slmkit.model.pretrained import LAYOUT_FILE, base_layout
 from slmkit.train.engine import process_group
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
@@ -151,7 +152,7 @@ def check_accelerator(world: World) -> CheckResult:
                 expected="a CUDA build of torch that the driver can run",
                 next_step="install torch for the CUDA version that nvidia-smi shows",
             )
-        return CheckResult(name=name, status="ok", what=f"cpu; attention: {attention.implementation(on_cuda=False)}")
+        return CheckResult(name=name, status="ok", what=f"cpu; attention: {backbone.attention_kernel(on_cuda=False)}")
     if world.local_rank >= torch.cuda.device_count():
         return CheckResult(
             name=name,
@@ -161,15 +162,15 @@ def check_accelerator(world: World) -> CheckResult:
             expected="one process per GPU",
             next_step="start fewer processes, or give the job more GPUs",
         )
-    kernel = attention.implementation(on_cuda=True)
+    kernel = backbone.attention_kernel(on_cuda=True)
     device = torch.cuda.get_device_name(world.local_rank)
-    if kernel != attention.FLASH_ATTN and _installed("flash-attn") is not None:
+    if kernel != backbone.FLASH_ATTN and _installed("flash-attn") is not None:
         return CheckResult(
             name=name,
             status="warn",
             what="flash-attn is installed but cannot be imported",
             got=f"attention in bf16: {kernel}, on {device}",
-            expected=attention.FLASH_ATTN,
+            expected=backbone.FLASH_ATTN,
             next_step="build flash-attn again for this torch",
         )
     return CheckResult(name=name, status="ok", what=f"{device}; attention in bf16: {kernel}")
@@ -308,7 +309,7 @@ def stage_of(config: TrainConfig | None) -> int:
     if config is None:
         return DEFAULT_STAGE
     try:
-        stage = zero_stage(read_json(config.deepspeed))
+        stage = zero_stage(read_json(deepspeed_file(config.deepspeed)))
     except UserError:
         return DEFAULT_STAGE
     return stage if stage in ZERO_STAGES else DEFAULT_STAGE

@@ -31,7 +31,7 @@ from slmkit.config.load import to_dict
 from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
 from slmkit.data.examples import SCANNED, ExampleFormat, TrainingData, describe_left_out
-from slmkit.data.shard_cache import ShardCache
+from slmkit.data.remote import ShardCache
 from slmkit.data.sources import Source, common_codec, open_source
 from slmkit.data.steps import Cursor, PlannedStep, Steps
 from slmkit.data.text import TextTokenizer
@@ -41,9 +41,8 @@ from slmkit.files import read_json, write_json
 from slmkit.group import in_first
 from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.pretrained import base_layout, config_on_base
+from slmkit.model.pretrained import base_layout, check_export, config_on_base, weights_sha256
 from slmkit.model.slm import SpeechLM
-from slmkit.model.stages import check_export, weights_sha256
 from slmkit.train.evaluation import term_names
 from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
 from slmkit.world import BatchSplit, World

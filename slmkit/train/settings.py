@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from slmkit.assets import deepspeed_file
 from slmkit.config.train import OptimizerConfig, TrainConfig
 from slmkit.errors import ConfigError, UserError
 from slmkit.files import read_json
@@ -89,7 +90,7 @@ def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[st
 
     Without a `split`, which was refused, there is no number of micro-batches to compare.
     """
-    settings = read_json(config.deepspeed)
+    settings = read_json(deepspeed_file(config.deepspeed))
     if not isinstance(settings, dict):
         raise UserError(f"{config.deepspeed} does not hold a mapping", expected="DeepSpeed settings by name")
     ours: dict[str, tuple[str, float]] = {
