@@ -28,6 +28,7 @@ from slmkit import log
 from slmkit.cli.tokenize_submit import add_submit_arguments, submit
 from slmkit.config.load import describe, load_config
 from slmkit.config.tokenize import TokenizeConfig
+from slmkit.corpora.layouts import describe_layouts
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-workers", type=int, help="processes that decode audio, for each device")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any option")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "options for --set and the recipe:\n  " + "\n  ".join(describe(TokenizeConfig))
+    layouts, options = "\n  ".join(describe_layouts()), "\n  ".join(describe(TokenizeConfig))
+    parser.epilog = f"layouts (--set kind=NAME):\n  {layouts}\n\noptions for --set and the recipe:\n  {options}"
 
 
 def read_recipe(args: argparse.Namespace) -> TokenizeConfig:

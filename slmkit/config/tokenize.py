@@ -6,7 +6,7 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from slmkit.config.load import option, to_dict
 
@@ -46,10 +46,8 @@ class TokenizeConfig:
     corpus: str = option(
         "speech", help="name of the corpus; shards are called {corpus}-000000.tar; letters, digits, _ -"
     )
-    kind: Literal["libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest"] = option(
-        "libritts",
-        help="layout of the source: folders of LibriTTS or LibriSpeech; Emilia's tars, or its .jsonl files and mp3; "
-        "Hugging Face .parquet files with audio; a Kaldi directory (wav.scp, text, utt2spk); a .jsonl or .tsv manifest",
+    kind: str = option(
+        "libritts", help="layout of the source, such as libritts, manifest or parquet; see the list of layouts"
     )
     source: str = option(help="the folder or the file")
     codec: str = option(help="directory of the codec")

@@ -2,7 +2,7 @@
 
 Law: a request's output is a function of the request and the engine (model, number of slots, threads, device), not of
 what else is in the batch, in which slot it sits or when it came. `decoder` says why its numbers have that property;
-`choose` draws each request's random numbers from its own seed.
+`sampling` draws each request's random numbers from its own seed.
 
 A step computes the logits of what some answer may choose next and of nothing else: in text the rows up to `<sosp>`, in
 interleaved speech the rows of one stream, in grouped speech the heads. What all chose comes to the host at once.
@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.errors import UserError
-from slmkit.infer.choose import Row, choose
-from slmkit.infer.decoder import Decoder
+from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
+from slmkit.infer.sampling import Choice, choose
 from slmkit.model.slm import SpeechLM
 
 DEFAULT_SEC = 30.0  # of speech, for which an engine has room
@@ -46,7 +46,7 @@ class ActiveRequest:
         self.request, self.number, self.grammar, self.max_frames = request, number, grammar, max_frames
         self.num_steps = self.num_text_steps = 0
 
-    def rows(self, width: int, is_grouped: bool) -> list[Row]:
+    def rows(self, width: int, is_grouped: bool) -> list[Choice]:
         """What each choice of this step depends on; `width` choices make a step at most."""
         grammar, is_text = self.grammar, self.grammar.state == TEXT
         sampling = self.request.text_sampling if is_text else self.request.speech_sampling
@@ -59,7 +59,7 @@ class ActiveRequest:
             if is_text:
                 # Of text, class i is token i; the marks of an answer are beyond that, and each is written once anyway.
                 recent = [[i for i in grammar.text_ids[-sampling.repetition_window :] if i < grammar.layout.base_size]]
-        return [Row(sampling, self.request.seed, self.num_steps * width + head, recent[head]) for head in heads]
+        return [Choice(sampling, self.request.seed, self.num_steps * width + head, recent[head]) for head in heads]
 
     def reached(self) -> Limit | None:
         """The limit of the request that the answer has come to."""
@@ -92,7 +92,7 @@ class Engine:
     def __init__(self, model: SpeechLM, *, num_slots: int = 8, num_positions: int | None = None) -> None:
         """`num_positions`: of prompt and answer together, by default as of `positions_for`.
 
-        Raises UserError for numbers out of range, and as `Decoder` does.
+        Raises UserError for numbers out of range, and as `SlotDecoder` does.
         """
         most = model.lm_model.config.max_position_embeddings
         self.num_positions = positions_for(model) if num_positions is None else num_positions
@@ -111,7 +111,7 @@ class Engine:
             # Text rows are nearly all rows: they are not copied, and the few between them that are no text are left out
             # of the logits.
             rows = [weight[: int(self._ids[TEXT].max()) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
-        self._decoder = Decoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
+        self._decoder = SlotDecoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
         self._active: dict[int, ActiveRequest] = {}  # by slot
 
     @property

@@ -38,7 +38,7 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import disk_error, nearest_existing, read_json
 from slmkit.log import get_logger
-from slmkit.model import attention
+from slmkit.model import backbone
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare
@@ -150,7 +150,7 @@ def check_accelerator(world: World) -> CheckResult:
                 expected="a CUDA build of torch that the driver can run",
                 next_step="install torch for the CUDA version that nvidia-smi shows",
             )
-        return CheckResult(name=name, status="ok", what=f"cpu; attention: {attention.implementation(on_cuda=False)}")
+        return CheckResult(name=name, status="ok", what=f"cpu; attention: {backbone.attention_kernel(on_cuda=False)}")
     if world.local_rank >= torch.cuda.device_count():
         return CheckResult(
             name=name,
@@ -160,15 +160,15 @@ def check_accelerator(world: World) -> CheckResult:
             expected="one process per GPU",
             next_step="start fewer processes, or give the job more GPUs",
         )
-    kernel = attention.implementation(on_cuda=True)
+    kernel = backbone.attention_kernel(on_cuda=True)
     device = torch.cuda.get_device_name(world.local_rank)
-    if kernel != attention.FLASH_ATTN and _installed("flash-attn") is not None:
+    if kernel != backbone.FLASH_ATTN and _installed("flash-attn") is not None:
         return CheckResult(
             name=name,
             status="warn",
             what="flash-attn is installed but cannot be imported",
             got=f"attention in bf16: {kernel}, on {device}",
-            expected=attention.FLASH_ATTN,
+            expected=backbone.FLASH_ATTN,
             next_step="build flash-attn again for this torch",
         )
     return CheckResult(name=name, status="ok", what=f"{device}; attention in bf16: {kernel}")

@@ -19,9 +19,8 @@ from slmkit.config.load import to_dict
 from slmkit.config.run_dir import Checkpoint
 from slmkit.files import atomic_write, new_directory, provenance, write_json
 from slmkit.log import get_logger
-from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base
+from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
 from slmkit.model.slm import SpeechLM
-from slmkit.model.stages import from_export
 from slmkit.train import elastic, engine
 from slmkit.train.engine import Engine
 from slmkit.train.metrics import MetricsLog

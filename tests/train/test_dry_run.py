@@ -14,8 +14,7 @@ from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
-from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, save
-from slmkit.model.stages import weights_sha256
+from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, save, weights_sha256
 from slmkit.train import dry_run
 from slmkit.train.run import prepare
 from slmkit.world import World
