@@ -109,7 +109,7 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     from slmkit import log
     from slmkit.evaluate.generation import copy_synthesis, generate
     from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
-    from slmkit.export.consolidate import export_sha256
+    from slmkit.model.pretrained import export_sha256
 
     log.set_up()
     settings = settings_of(args)
@@ -177,8 +177,7 @@ def _aligner(args: argparse.Namespace) -> "Callable[[Sample], Alignment]":
     from slmkit.evaluate.alignment import alignment
     from slmkit.evaluate.layers import hidden_pairs
     from slmkit.evaluate.outputs import finished
-    from slmkit.export.consolidate import export_sha256
-    from slmkit.model.pretrained import load
+    from slmkit.model.pretrained import export_sha256, load
 
     if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
         raise UserError(

@@ -152,8 +152,8 @@ def speak_file(args: argparse.Namespace, task: "Task") -> int:
     log.set_up()
     try:
         with stopping():
-            from slmkit.export.consolidate import export_sha256  # these take seconds
             from slmkit.infer.batch import read_items, speak_all
+            from slmkit.model.pretrained import export_sha256  # these take seconds
 
             listed = read_items(args.jsonl, task, settings_of(args), speaker=args.speaker or "")
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
