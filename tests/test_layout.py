@@ -12,7 +12,7 @@ PACKAGE = ROOT / "slmkit"
 # Each line may import only lines above it; the parts on one line never import each other, unless they are support.
 RANKS = [
     ("errors",),
-    ("log", "world", "files", "stopping", "plot", "pages", "extras"),
+    ("log", "world", "files", "stopping", "plot", "pages", "extras", "assets"),
     ("jobs",),
     ("config",),
     ("audio",),

@@ -21,7 +21,6 @@ import time
 from slmkit.cli.speaking import add_speaking_arguments, prepare, speak_file
 from slmkit.errors import UserError
 
-SUMMARY = "questions to words and WAV files with an exported model"
 DEFAULT_OUT = "answer.wav"
 UNMARKED = "the model did not write [ta] and [ua] around its words, as the task qa teaches; these are all of them"
 

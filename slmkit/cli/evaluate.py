@@ -16,7 +16,7 @@ in place of sound; of its voice and quality nothing can be said, and the tables 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from slmkit.cli.numbers import natural, positive
+from slmkit.cli.arguments import natural, positive
 from slmkit.cli.speaking import add_sampling_arguments, check_directories, open_synthesizer, settings_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from slmkit.evaluate.alignment import Alignment
     from slmkit.evaluate.scoring import Scorers
 
-SUMMARY = "speak or answer utterances of a corpus and score what comes out; compare models"
 DEFAULT_LIMIT = 8
 
 

@@ -18,9 +18,7 @@ code 0.
 
 import argparse
 
-from slmkit.cli.numbers import natural, positive
-
-SUMMARY = "an HTTP server that speaks, with a page to try it on"
+from slmkit.cli.arguments import natural, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

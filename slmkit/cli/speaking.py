@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmkit.cli.numbers import positive
+from slmkit.cli.arguments import positive
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:

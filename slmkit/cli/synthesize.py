@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from slmkit.infer.request import Request
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-SUMMARY = "text to WAV files with an exported model"
 DEFAULT_OUT = "speech.wav"
 
 

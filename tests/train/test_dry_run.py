@@ -1,7 +1,6 @@
 """What `slmkit train --dry-run` tells of a run, against the run itself."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
     checkpoint.finish(tmp_path / "run", 4, {"facts": prepare(config, World()).facts})
     assert shown(config)["run_dir"] == f"{tmp_path / 'run'}, continues at step 4"
     with pytest.raises(UserError, match="seed has changed"):
-        dry_run.describe(replace(config, seed=1), 1)
+        dry_run.describe(config.model_copy(update={"seed": 1}), 1)
 
 
 @pytest.mark.parametrize(
