@@ -22,8 +22,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.export.consolidate import convert, is_export
-from slmkit.export.hf import CHAT_TEMPLATE, from_causal_lm, save_hf
+from slmkit.export import CHAT_TEMPLATE, convert, from_causal_lm, is_export, save_hf
 from slmkit.files import read_json
 from slmkit.infer.engine import Engine
 from slmkit.infer.grammar import make_grammar

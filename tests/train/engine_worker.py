@@ -20,7 +20,7 @@ from slmkit.config.load import from_dict
 from slmkit.config.run_dir import UNIVERSAL, Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
-from slmkit.export.consolidate import merged_weights
+from slmkit.export import merged_weights
 from slmkit.train import parity
 from slmkit.train.engine import Engine, barrier, convert, in_first, process_group, sum_over_ranks
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings
