@@ -30,7 +30,7 @@ RANKS = [
 ]
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 CONFINED = {
-    "deepspeed": ("train/engine.py", "checkpoints/", "export/"),
+    "deepspeed": ("train/engine.py", "checkpoints/", "export.py"),
     "fsspec": ("data/remote.py",),
     "webdataset": ("data/shards.py", "data/loader.py"),
     "triton": ("codec/facodec/fused.py",),

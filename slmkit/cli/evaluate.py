@@ -17,7 +17,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.arguments import natural, positive
-from slmkit.cli.speaking import add_sampling_arguments, check_directories, open_synthesizer, settings_of
+from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +82,7 @@ def _add_scoring(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from slmkit.errors import UserError
+    from slmkit.files import check_directory
 
     if args.compare:
         return _compare(args)
@@ -91,7 +92,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "an evaluation is of a model or of the codec's own copies", expected="a model directory, or --copy"
         )
-    check_directories(args.model, args.codec)
+    check_directory("the corpus", args.corpus)
+    check_directory("the codec", args.codec)
+    if args.model:
+        check_directory("the model", args.model)
     from slmkit.codec.open import open_codec
     from slmkit.data.index import Corpus
 
@@ -108,7 +112,7 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     from slmkit import log
     from slmkit.evaluate.generation import copy_synthesis, generate
     from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
-    from slmkit.export.consolidate import export_sha256
+    from slmkit.model.pretrained import export_sha256
 
     log.set_up()
     settings = settings_of(args)
@@ -176,8 +180,7 @@ def _aligner(args: argparse.Namespace) -> "Callable[[Sample], Alignment]":
     from slmkit.evaluate.alignment import alignment
     from slmkit.evaluate.layers import hidden_pairs
     from slmkit.evaluate.outputs import finished
-    from slmkit.export.consolidate import export_sha256
-    from slmkit.model.pretrained import load
+    from slmkit.model.pretrained import export_sha256, load
 
     if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
         raise UserError(

@@ -30,11 +30,11 @@ from slmkit.evaluate.scoring import Scorers
 from slmkit.evaluate.selection import NamedVoice, read_voices, select
 from slmkit.evaluate.truth import Truths
 from slmkit.evaluate.voices import CodecVoice
-from slmkit.export.consolidate import export_sha256
 from slmkit.infer.batch import Task
 from slmkit.infer.engine import Engine
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.model.pretrained import export_sha256
 
 MODEL = "made in the test"
 
