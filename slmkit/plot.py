@@ -57,7 +57,7 @@ def curves(panels: Sequence[Panel], *, title: str, marks: Mapping[int, str], x_l
 
 
 def histograms(columns: Mapping[str, Sequence[float]]) -> bytes:
-    """PNG of how the values of each column are spread, four beside each other."""
+    """PNG of the distributions of the values of each column, four beside each other."""
     num_rows = -(-len(columns) // HISTOGRAMS_A_ROW)
     figure = _figure(3.0 * HISTOGRAMS_A_ROW, 2.3 * num_rows)
     axes = figure.subplots(num_rows, HISTOGRAMS_A_ROW, squeeze=False).flatten()
@@ -82,7 +82,7 @@ def spectra(pictures: Mapping[str, npt.NDArray[Any]], *, sec_per_column: float) 
     longest = max(picture.shape[1] for picture in pictures.values())
     loudest = max(float(picture.max(initial=-np.inf)) for picture in pictures.values())
     quietest = min(float(picture.min(initial=np.inf)) for picture in pictures.values())
-    figure = _figure(8.0, 2.2 * len(pictures))
+    figure = _figure(5.6, 1.7 * len(pictures))
     axes = figure.subplots(len(pictures), 1, sharex=True, squeeze=False)[:, 0]
     for (name, picture), axis in zip(pictures.items(), axes, strict=True):
         extent = (0.0, picture.shape[1] * sec_per_column, 0.0, float(picture.shape[0]))

@@ -1,16 +1,20 @@
 """Evaluations side by side: what is best, what differs and how surely, over which utterances."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slmkit.errors import UserError
-from slmkit.evaluate.compare import best, compare, compare_directories, lines, render
-from slmkit.evaluate.intervals import bootstrap, difference
+from slmkit.evaluate.compare import best, compare, compare_directories, lines, page
+from slmkit.evaluate.metrics import Metric
+from slmkit.evaluate.results import bootstrap, difference
 from slmkit.files import write_json
 
+SUCCESS = Metric(name="success", label="success", unit="%", better="higher", digits=1, order=1, note="")
+WER = Metric(name="wer", label="WER", unit="%", better="lower", digits=1, order=2, note="")
 NAME = "</bdi><script>document.title='owned'</script>"
 
 
@@ -29,7 +33,7 @@ def report(errors: dict[str, int | None], *, text: str = "say", asr: str = "w", 
     ]
     settings = {"task": "tts", "codec": {"name": "melvq", "weights_sha256": "1"}, **changes}
     empty = {"names": {}, "outputs_sha256": "", "measured_with": {"asr": asr}, "summary": {}}
-    return {**empty, "settings": settings, "utterances": rows}
+    return {**empty, "settings": settings, "metrics": [asdict(SUCCESS), asdict(WER)], "utterances": rows}
 
 
 def test_the_best_is_marked_and_differences_are_of_pairs() -> None:
@@ -41,22 +45,22 @@ def test_the_best_is_marked_and_differences_are_of_pairs() -> None:
     expected = bootstrap([(3, 10), (1, 10), (5, 10)])
     assert expected is not None
     assert {name: found["models"]["mtp"]["wer"][name] for name in ("mean", "low", "high")} == expected._asdict()
-    assert best("wer", found["models"]) == {"mtp"}
-    assert best("success", found["models"]) == set()  # all are equal
+    assert best(WER, found["models"]) == {"mtp"}
+    assert best(SUCCESS, found["models"]) == set()  # all are equal
     # Each sentence has one error less, so there is no doubt of the difference, wide as the intervals of the means are.
     wer = found["differences"]["mtp"]["wer"]
     assert found["differences_to"] == "ntp"
     assert [round(wer[name], 9) for name in ("mean", "low", "high")] == [-0.1, -0.1, -0.1]
     assert wer["pairs"] == 3
     assert [line.split() for line in lines(found)] == [
-        ["success", "WER"],
-        ["ntp", "100.0", "40.0"],
-        ["mtp", "100.0", "30.0*"],
+        ["ntp", "mtp"],
+        ["success", "%", "100.0", "100.0"],
+        ["WER", "%", "40.0", "30.0*"],
     ]
-    page = render(found)
-    assert '<td class="best">30.0 <small>10.0 to 50.0</small></td>' in page
-    assert "<strong>-10.0</strong>" in page
-    assert "<strong>0.0</strong>" not in page
+    html = page(found)
+    assert '<td class="best">30.0 <small>10.0 to 50.0</small></td>' in html
+    assert "<strong>-10.0</strong> <small>-10.0 to -10.0</small>" in html
+    assert "<td>+0.0 <small>+0.0 to +0.0</small></td>" in html
 
 
 def test_a_score_that_one_model_lacks_makes_no_pair() -> None:
@@ -73,8 +77,8 @@ def test_a_score_that_one_model_lacks_makes_no_pair() -> None:
     assert found["differences"]["b"]["wer"] == {**pairs._asdict(), "pairs": 1}
     nothing = compare({"a": report({"x": None}), "b": report({"x": 3})})
     assert nothing["differences"]["b"].keys() == {"success"}
-    assert lines(nothing)[1].split() == ["a", "100.0", "-"]
-    assert best("wer", nothing["models"]) == set()
+    assert lines(nothing)[2].split() == ["WER", "%", "n/a", "30.0"]
+    assert best(WER, nothing["models"]) == set()
 
 
 def test_other_utterances_are_refused_or_left_out_and_counted() -> None:
@@ -83,7 +87,7 @@ def test_other_utterances_are_refused_or_left_out_and_counted() -> None:
         compare(reports)
     found = compare(reports, common=True)
     assert (found["utterances"], found["left_out"]) == (1, {"a": 1, "b": 1})
-    assert "left out of <bdi>a</bdi>" in render(found)
+    assert "<bdi>left out of a</bdi>" in page(found)
     with pytest.raises(UserError, match="no utterance in common"):
         compare({"a": report({"x": 1}), "b": report({"z": 2})}, common=True)
 
@@ -102,16 +106,25 @@ def test_what_cannot_be_compared_is_named() -> None:
         compare({"a": report({"x": 1}), "b": report({"x": 1}, text="sing")})
 
 
-def test_models_of_two_codecs_and_recognisers_are_compared_and_that_is_told() -> None:
+def test_models_of_two_codecs_and_recognizers_are_compared_and_that_is_told() -> None:
     other = report({"x": 1}, asr="v", codec={"name": "facodec", "weights_sha256": "2"})
     found = compare({"a": report({"x": 1}), "b": other})
     assert found["codecs"] == {"a": "melvq 1", "b": "facodec 2"}
     assert lines(found)[-2:] == [
-        "The models speak through different codecs: SIM codec, mel distance and frames equal are each of its own.",
+        "The models use different codecs: SIM codec, mel distance and frames equal are each relative to its own.",
         "Measured with different models for asr: v, w.",
     ]
-    assert render(found).count('<p class="why">') == 2
+    assert page(found).count('<p class="why">') == 2
     assert len(lines(compare({"a": other, "b": other}))) == 3
+
+
+def test_many_models_are_printed_in_tables_of_80_columns() -> None:
+    names = [f"runs/{'long' * 5}/model-{i}" for i in range(7)]
+    printed = lines(compare({name: report({"x": i}) for i, name in enumerate(names)}))
+    assert max(map(len, printed)) <= 80
+    assert len(printed) == 9  # three blocks of a line of names and two metrics
+    assert "…" in printed[0]
+    assert printed[0].split()[0].endswith("/model-0")
 
 
 def test_directories_are_read_and_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmkit.errors import UserError
-from slmkit.evaluate.words import Errors, error_counts, normalized, sum_of
+from slmkit.evaluate.metrics.words import error_counts, normalized
 
 
 @pytest.mark.parametrize(
@@ -64,15 +64,6 @@ def test_characters_counted_by_hand():
     """kitten -> sitting: two letters changed, one added. A lost space is a deletion."""
     assert error_counts("kitten", "sitting", "char") == (2, 0, 1, 6)
     assert error_counts("ice cream", "icecream", "char") == (0, 1, 0, 9)
-
-
-def test_the_rate_of_a_corpus_is_that_of_its_sums():
-    counts = [error_counts("a b c d e f g h", "a b c d e f g h"), error_counts("a b", "x y z")]
-    assert [count.rate for count in counts] == [0.0, 1.5]
-    assert sum_of(counts) == Errors(2, 0, 1, 10)
-    assert sum_of(counts).rate == 0.3
-    assert sum_of([]) == Errors(0, 0, 0, 0)
-    assert sum_of([]).rate is None
 
 
 @settings(max_examples=30, deadline=None)
