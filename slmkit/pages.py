@@ -1,7 +1,7 @@
 """HTML pages from the templates in `slmkit/templates/`. The only file that knows Jinja2.
 
 A page is one HTML file without scripts, beside its WAV and PNG files; it needs no network, fits a phone and follows the
-dark preference of the browser. Every value is escaped. Text of strangers also goes through the filter `cut` and the
+dark preference of the browser. Every value is escaped. Text of strangers also goes through the filter `shorten` and the
 macro `text` of macros.html: it is shortened, freed of control characters, and isolated, so that right-to-left text does
 not reorder what stands around it. The head of every page forbids scripts, should one get in all the same.
 
@@ -18,30 +18,30 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-TEMPLATES = Path(__file__).resolve().parent / "templates"
+TEMPLATE_FOLDER = Path(__file__).resolve().parent / "templates"
 CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def render(template: str, /, **values: Any) -> str:
     """The page that a template makes of `values`. Raises jinja2.UndefinedError when a value is missing."""
-    return _environment().get_template(template).render(**values)
+    return _jinja().get_template(template).render(**values)
 
 
-def cut(text: object, limit: int) -> str:
+def shorten(text: object, limit: int) -> str:
     """At most `limit` characters of a text, as characters that a page can hold."""
     clean = CONTROL_CHARACTERS.sub("\ufffd", str(text).encode("utf-8", "backslashreplace").decode())
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 
 @functools.cache
-def _environment() -> Environment:
+def _jinja() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cut"] = cut
+    environment.filters["shorten"] = shorten
     return environment

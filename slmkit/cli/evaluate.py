@@ -23,7 +23,7 @@ from slmkit.cli.numbers import natural, positive
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec
     from slmkit.data.index import Corpus
-    from slmkit.evaluate.utterance import Tools
+    from slmkit.evaluate.spoken import Tools
 
 SUMMARY = "speak or answer utterances of a corpus and score what comes out; compare models"
 DEFAULT_LIMIT = 8
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.errors import UserError
 
     if args.compare:
-        from slmkit.evaluate.compare import compare_directories, lines
+        from slmkit.evaluate.compare import compare_directories, text_table
 
-        print("\n".join(lines(compare_directories(args.compare, args.out, common=args.common))))
+        print("\n".join(text_table(compare_directories(args.compare, args.out, common=args.common))))
         return 0
     if not args.corpus or not args.codec:
         raise UserError("an evaluation needs a corpus and its codec", next_step="give --corpus and --codec")
@@ -181,10 +181,11 @@ def _settings(args: argparse.Namespace) -> Any:
 
 
 def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
-    from slmkit.evaluate.report import PAGE, write_page
+    from slmkit.evaluate.report import write_page
+    from slmkit.evaluate.results import REPORT_PAGE
     from slmkit.evaluate.scoring import score_outputs
     from slmkit.evaluate.selection import read_lines
-    from slmkit.evaluate.utterance import Truths
+    from slmkit.evaluate.spoken import Truths
 
     tools = _tools(args)
     unseen = frozenset(read_lines(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
@@ -200,7 +201,7 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
         tell=lambda line: print(line, flush=True),
     )
     write_page(args.out, report, truths)
-    print(f"see {Path(args.out) / PAGE}")
+    print(f"see {Path(args.out) / REPORT_PAGE}")
 
 
 def _tools(args: argparse.Namespace) -> "Tools":
@@ -213,7 +214,7 @@ def _tools(args: argparse.Namespace) -> "Tools":
     from slmkit.evaluate.metrics.voices import WavLMVoice
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
-    from slmkit.evaluate.utterance import Tools
+    from slmkit.evaluate.spoken import Tools
     from slmkit.model.pretrained import load
 
     model = None

@@ -7,8 +7,8 @@ own, from the same utterances drawn for both: it is much narrower than the inter
 Invariant: all numbers of a comparison are over the same utterances.
 
 Example:
-    comparison = compare({"ntp": read_report("scores/ntp"), "mtp3": read_report("scores/mtp3")})
-    print("\\n".join(lines(comparison)))
+    comparison = compare_reports({"ntp": read_report("scores/ntp"), "mtp3": read_report("scores/mtp3")})
+    print("\\n".join(text_table(comparison)))
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,27 @@ from typing import Any
 from slmkit import pages
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric
-from slmkit.evaluate.results import NOT_AVAILABLE, TASKS, Row, cell, difference, metrics_of, read_report, summarize
+from slmkit.evaluate.results import (
+    NOT_AVAILABLE,
+    REPORT,
+    REPORT_PAGE,
+    TASK_TITLES,
+    Json,
+    cell,
+    difference,
+    metrics_of,
+    read_report,
+    summarize,
+)
 from slmkit.files import atomic_write, new_directory, provenance, write_json
 
-PAGE, NUMBERS = "report.html", "report.json"
 LINE_CHARS, NAME_CHARS = 80, 18  # of the printed table
 
 
 def compare_directories(directories: Sequence[str | Path], out: str | Path, *, common: bool = False) -> dict[str, Any]:
     """Compare the reports in the directories and write `report.html` and `report.json` into the new directory `out`.
 
-    Raises UserError as `read_report` and `compare` do, or when `out` exists.
+    Raises UserError as `read_report` and `compare_reports` do, or when `out` exists.
     """
     paths = [Path(directory) for directory in directories]
     short = [path.name for path in paths]
@@ -37,14 +47,16 @@ def compare_directories(directories: Sequence[str | Path], out: str | Path, *, c
     if len(set(names)) < len(names):
         raise UserError("an evaluation is given twice", got=", ".join(names))
     with new_directory(out) as directory:
-        comparison = compare({name: read_report(path) for name, path in zip(names, paths, strict=True)}, common=common)
-        write_json(directory / NUMBERS, comparison)
-        with atomic_write(directory / PAGE) as file:
+        comparison = compare_reports(
+            {name: read_report(path) for name, path in zip(names, paths, strict=True)}, common=common
+        )
+        write_json(directory / REPORT, comparison)
+        with atomic_write(directory / REPORT_PAGE) as file:
             file.write(page(comparison).encode())
     return comparison
 
 
-def compare(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> dict[str, Any]:
+def compare_reports(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> dict[str, Any]:
     """The comparison as plain values. With `common` utterances that not all reports have are left out.
 
     Raises UserError when there are fewer than two reports, or they are of different tasks, texts or, without `common`,
@@ -95,7 +107,9 @@ def compare(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> d
         "metrics": [asdict(metric) for metric in metrics.values() if any(metric.name in of for of in models.values())],
         "models": models,
         "differences_to": baseline,
-        "differences": {name: _differences(rows[baseline], rows[name], metrics) for name in rows if name != baseline},
+        "differences": {
+            name: _paired_differences(rows[baseline], rows[name], metrics) for name in rows if name != baseline
+        },
         "made_by": provenance(),
     }
 
@@ -107,7 +121,7 @@ def _check_equal(what: str, values: Mapping[str, Any]) -> None:
             raise UserError(what, got=f"{other}: {value}", expected=f"{name}: {first}")
 
 
-def _differences(first: Sequence[Row], second: Sequence[Row], metrics: Mapping[str, Metric]) -> dict[str, Any]:
+def _paired_differences(first: Sequence[Json], second: Sequence[Json], metrics: Mapping[str, Metric]) -> dict[str, Any]:
     """Of each metric, over the utterances that both have a score of."""
     found: dict[str, Any] = {}
     for name, metric in metrics.items():
@@ -165,7 +179,7 @@ def page(comparison: dict[str, Any]) -> str:
         "compare.html",
         title="Models compared",
         facts=[
-            ("task", TASKS[comparison["task"]]),
+            ("task", TASK_TITLES[comparison["task"]]),
             ("utterances", f"{comparison['utterances']:,}"),
             *((f"left out of {name}", str(count)) for name, count in comparison["left_out"].items() if count),
         ],
@@ -178,7 +192,7 @@ def page(comparison: dict[str, Any]) -> str:
     )
 
 
-def lines(comparison: dict[str, Any]) -> list[str]:
+def text_table(comparison: dict[str, Any]) -> list[str]:
     """The means as text: a row per metric, as many models side by side as fit a line; `*` marks the best. Then what
     makes them no fair comparison."""
     models, metrics = comparison["models"], metrics_of(comparison)
@@ -187,7 +201,7 @@ def lines(comparison: dict[str, Any]) -> list[str]:
     for model, found in models.items():
         name = model if len(model) <= NAME_CHARS else "…" + model[1 - NAME_CHARS :]
         shown = [(cell(metric, found.get(key)), model in best(metric, models)) for key, metric in metrics.items()]
-        cells = [name, *(one.mean + "*" * is_best if one else NOT_AVAILABLE for one, is_best in shown)]
+        cells = [name, *((one.mean if one else NOT_AVAILABLE) + (" ", "*")[is_best] for one, is_best in shown)]
         width = max(map(len, cells))
         columns.append([f"{text:>{width}}" for text in cells])
     blocks: list[list[list[str]]] = [[]]

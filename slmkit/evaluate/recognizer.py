@@ -32,7 +32,7 @@ SPELLINGS_FILE = "normalizer.json"
 SEARCHED_SHARE = 1 / 6  # of a window, at its end, where a quiet place to cut is looked for
 ENGLISH, TASK = "<|en|>", "transcribe"
 # Greedy, once, without time stamps, whatever the model's own settings and those of the pipeline (five beams) are.
-PLAIN = {
+MOST_LIKELY = {
     "do_sample": False,
     "num_beams": 1,
     "return_timestamps": False,
@@ -51,7 +51,7 @@ class Recognizer:
         """Of an AutomaticSpeechRecognitionPipeline."""
         self.pipeline, self.spellings = pipeline, spellings
         is_multilingual = pipeline.model.generation_config.is_multilingual
-        self._options = PLAIN | ({"language": "en", "task": TASK} if is_multilingual else {})
+        self._options = MOST_LIKELY | ({"language": "en", "task": TASK} if is_multilingual else {})
 
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu") -> "Recognizer":
@@ -68,7 +68,7 @@ class Recognizer:
                 expected=f"is_multilingual, and where it is true {ENGLISH} in lang_to_id and {TASK} in task_to_id",
                 next_step="take the file from the Whisper model that this one was made of",
             )
-        for name, value in PLAIN.items():
+        for name, value in MOST_LIKELY.items():
             setattr(settings, name, value)
         tokenizer, extractor = (load_part(kind, path) for kind in (WhisperTokenizer, WhisperFeatureExtractor))
         pipeline = AutomaticSpeechRecognitionPipeline(

@@ -17,20 +17,20 @@ from slmkit.audio.io import write_wav
 from slmkit.audio.log_mel import HOP_SEC, log_mel
 from slmkit.evaluate.metrics import Metric
 from slmkit.evaluate.outputs import read_wave, wav_path
-from slmkit.evaluate.results import ALL, NOT_AVAILABLE, TASKS, Row, cell, metrics_of
-from slmkit.evaluate.utterance import Truths
+from slmkit.evaluate.results import ALL, NOT_AVAILABLE, REPORT_PAGE, TASK_TITLES, Json, cell, metrics_of
+from slmkit.evaluate.spoken import Truths
 from slmkit.files import atomic_write
 
-PAGE, LISTEN, HISTOGRAMS = "report.html", "listen", "listen/histograms.png"
+LISTEN, HISTOGRAMS = "listen", "listen/histograms.png"
 PER_METRIC = 3
 ABOUT = ("key", "voice", "voice_key", "speaker", "question", "true_answers", "answer", "heard")
 
 
-def write_page(directory: str | Path, report: Row, truths: Truths) -> None:
+def write_page(directory: str | Path, report: Json, truths: Truths) -> None:
     """Write `report.html` and what it shows. Raises UserError when the disk refuses, or a sound cannot be read."""
     directory, metrics = Path(directory), metrics_of(report)
     shutil.rmtree(directory / LISTEN, ignore_errors=True)
-    examples = [_example(directory, row, worst_by, metrics, truths) for row, worst_by in worst(report)]
+    examples = [_worst_example(directory, row, worst_by, metrics, truths) for row, worst_by in worst(report)]
     columns = {}
     for name, metric in metrics.items():
         scores = [row["scores"].get(name) for row in report["utterances"]]
@@ -43,7 +43,7 @@ def write_page(directory: str | Path, report: Row, truths: Truths) -> None:
     name = report["names"].get("model") or "model"
     page = pages.render(
         "report.html",
-        title=f"{name} evaluated",
+        title=f"Evaluation of {name}",
         name=name,
         facts=_facts(report),
         groups=[(group, values["utterances"]) for group, values in report["summary"].items()],
@@ -55,11 +55,11 @@ def write_page(directory: str | Path, report: Row, truths: Truths) -> None:
         histograms=HISTOGRAMS if columns else "",
         examples=examples,
     )
-    with atomic_write(directory / PAGE, replace=True) as file:
+    with atomic_write(directory / REPORT_PAGE, replace=True) as file:
         file.write(page.encode())
 
 
-def worst(report: Row, per_metric: int = PER_METRIC) -> list[tuple[Row, list[str]]]:
+def worst(report: Json, per_metric: int = PER_METRIC) -> list[tuple[Json, list[str]]]:
     """The worst utterances by each metric that has a better side, each once with the labels of those metrics.
 
     One that a metric could not be computed of is worst of all by it; none is where all are equally good. Those that are
@@ -87,8 +87,8 @@ def worst(report: Row, per_metric: int = PER_METRIC) -> list[tuple[Row, list[str
     return [(rows[place], labels[place]) for place in sorted(labels, key=lambda place: (-len(labels[place]), place))]
 
 
-def _example(
-    directory: Path, row: Row, worst_by: Sequence[str], metrics: Mapping[str, Metric], truths: Truths
+def _worst_example(
+    directory: Path, row: Json, worst_by: Sequence[str], metrics: Mapping[str, Metric], truths: Truths
 ) -> dict[str, Any]:
     """Write the sounds and the picture of an utterance; what the page shows of it."""
     place, number, rate = row["place"], row["number"], truths.codec.spec.sample_rate
@@ -136,12 +136,12 @@ def _example(
     }
 
 
-def _facts(report: Row) -> list[tuple[str, str]]:
+def _facts(report: Json) -> list[tuple[str, str]]:
     settings, rows = report["settings"], report["utterances"]
     codec = settings["codec"]
     seconds = sum(row["frames"] for row in rows) * codec["hop_samples"] / codec["sample_rate"]
     facts = [
-        ("task", TASKS[settings["task"]]),
+        ("task", TASK_TITLES[settings["task"]]),
         ("corpus", report["names"].get("corpus", "")),
         ("codec", f"{codec['name']} {codec['weights_sha256'][:12]}"),
         ("utterances", f"{len(rows):,}"),

@@ -24,16 +24,16 @@ from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, Score
 from slmkit.files import read_json
 
-REPORT = "report.json"
-ALL, SEEN, UNSEEN = "all", "seen voices", "unseen voices"
+REPORT, REPORT_PAGE = "report.json", "report.html"
+ALL, SEEN_VOICES, UNSEEN_VOICES = "all", "seen voices", "unseen voices"
 KEYS = {"names", "settings", "outputs_sha256", "measured_with", "metrics", "summary", "utterances"}
-RESAMPLES, SHARE = 1000, 0.95
+RESAMPLES, CONFIDENCE = 1000, 0.95
 BATCH_VALUES = 2**20  # drawn at a time, so that memory is bounded
 NOT_AVAILABLE = "n/a"
-TASKS = {"tts": "reading sentences", "qa": "answering questions"}
-TABLE_HEAD = f"  {'':24}{'mean':>12}   95 % bootstrap interval"
+TASK_TITLES = {"tts": "reading sentences", "qa": "answering questions"}
+TABLE_HEAD = f"  {'':26}{'mean':>8}   95 % bootstrap interval"
 
-Row = dict[str, Any]
+Json = dict[str, Any]
 
 
 class Interval(NamedTuple):
@@ -95,14 +95,14 @@ def _interval(statistic: Callable[..., Any], *columns: npt.NDArray[np.float64]) 
         batch=max(1, BATCH_VALUES // count),
         vectorized=True,
         paired=True,
-        confidence_level=SHARE,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
 
 
-def summarize(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Row:
+def summarize(rows: Sequence[Json], metrics: Mapping[str, Metric]) -> Json:
     """How many rows there are and, of each metric that they have, its mean with an interval, how many rows count and
     how many are left out. Metrics stand in the order of `metrics`."""
     found = {}
@@ -117,7 +117,7 @@ def summarize(rows: Sequence[Row], metrics: Mapping[str, Metric]) -> Row:
     return {"utterances": len(rows), "metrics": found}
 
 
-def groups(rows: Sequence[Row], unseen: frozenset[str]) -> dict[str, list[Row]]:
+def groups(rows: Sequence[Json], unseen: frozenset[str]) -> dict[str, list[Json]]:
     """Rows by name of the group, which overlap: all; each voice, where there are several; and voices that the model has
     seen and has not, where the unseen speakers are given."""
     found = {ALL: list(rows)}
@@ -125,12 +125,12 @@ def groups(rows: Sequence[Row], unseen: frozenset[str]) -> dict[str, list[Row]]:
     if len(voices) > 1:
         found |= {f"voice {voice}": [row for row in rows if row["voice"] == voice] for voice in voices}
     if unseen:
-        found[SEEN] = [row for row in rows if row["speaker"] not in unseen]
-        found[UNSEEN] = [row for row in rows if row["speaker"] in unseen]
+        found[SEEN_VOICES] = [row for row in rows if row["speaker"] not in unseen]
+        found[UNSEEN_VOICES] = [row for row in rows if row["speaker"] in unseen]
     return found
 
 
-def read_report(directory: str | Path) -> Row:
+def read_report(directory: str | Path) -> Json:
     """The report in a directory. Raises UserError when there is none, or it is something else."""
     path = Path(directory) / REPORT
     if not path.is_file():
@@ -141,13 +141,13 @@ def read_report(directory: str | Path) -> Row:
     return report
 
 
-def metrics_of(report: Row) -> dict[str, Metric]:
+def metrics_of(report: Json) -> dict[str, Metric]:
     """The metrics that a report holds, in order. Raises TypeError when they are not described as metrics are."""
     found = [Metric(**values) for values in report["metrics"]]
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (metric.order, metric.name))}
 
 
-def cell(metric: Metric, summary: Row | None, *, signed: bool = False) -> Cell | None:
+def cell(metric: Metric, summary: Json | None, *, signed: bool = False) -> Cell | None:
     """A metric's part of a summary, or of differences (`signed`), as it is shown; None where it is not there."""
     if summary is None:
         return None
@@ -159,10 +159,9 @@ def cell(metric: Metric, summary: Row | None, *, signed: bool = False) -> Cell |
     return Cell(mean, f"{low} to {high}" if low else "", summary.get("left_out", 0))
 
 
-def line(metric: Metric, summary: Row) -> str:
+def line(metric: Metric, summary: Json) -> str:
     """A metric as a line of text under `TABLE_HEAD`."""
     shown = cell(metric, summary)
     assert shown is not None, "summaries hold what is asked for"
-    unit = f" {metric.unit}" if summary["mean"] is not None and metric.unit else ""
     left_out = f"   {shown.left_out} left out" if shown.left_out else ""
-    return f"  {metric.label[:24]:24}{shown.mean + unit:>12}   {shown.interval:20}{left_out}".rstrip()
+    return f"  {metric.title[:26]:26}{shown.mean:>8}   {shown.interval:22}{left_out}".rstrip()

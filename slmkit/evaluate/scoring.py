@@ -22,8 +22,8 @@ from slmkit.data.ledger import printable
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, families
 from slmkit.evaluate.outputs import RECORDS, Finished, finished
-from slmkit.evaluate.results import ALL, REPORT, TABLE_HEAD, Row, groups, line, metrics_of, read_report, summarize
-from slmkit.evaluate.utterance import Tools, Truths, Utterance
+from slmkit.evaluate.results import ALL, REPORT, TABLE_HEAD, Json, groups, line, metrics_of, read_report, summarize
+from slmkit.evaluate.spoken import Spoken, Tools, Truths
 from slmkit.files import provenance, sha256_file, write_json
 
 
@@ -35,7 +35,7 @@ def score_outputs(
     measured_with: Mapping[str, str] | None = None,
     unseen: frozenset[str] = frozenset(),
     tell: Callable[[str], None] = lambda line: None,
-) -> Row:
+) -> Json:
     """Score the outputs in a directory and write `report.json`, which is returned.
 
     `measured_with` says for people which models the tools are; `unseen` are speakers the model was not trained on;
@@ -46,8 +46,8 @@ def score_outputs(
     directory = Path(directory)
     outputs = finished(directory)
     _check_belongs(outputs, truths)
-    utterances = [Utterance(record=record, outputs=outputs, truths=truths, tools=tools) for record in outputs.records]
-    rows: list[Row] = [{**dataclasses.asdict(record), "scores": {}} for record in outputs.records]
+    outcomes = [Spoken(record=record, outputs=outputs, truths=truths, tools=tools) for record in outputs.records]
+    rows: list[Json] = [{**dataclasses.asdict(record), "scores": {}} for record in outputs.records]
     measured_with, metrics = dict(measured_with or {}), dict[str, Metric]()
     outputs_sha256 = sha256_file(directory / RECORDS)
     before = read_report(directory) if (directory / REPORT).exists() else None
@@ -56,17 +56,17 @@ def score_outputs(
         rows = [{**old, **row, "scores": old["scores"]} for old, row in zip(before["utterances"], rows, strict=True)]
     members = groups(rows, unseen)
     summary = {name: summarize(group, metrics) for name, group in members.items()}
-    made_by, report = provenance(), Row()
+    made_by, report = provenance(), Json()
     tell(f"{len(rows)} utterances")
     tell(TABLE_HEAD)
     for family in families():
         if not all(getattr(tools, need) for need in family.needs):
             continue
-        bar = tqdm(utterances, desc=family.metrics[0].label, leave=False, disable=None)
-        for row, utterance, scores in [(row, one, family.measure(one)) for row, one in zip(rows, bar, strict=True)]:
-            row["scores"].update(scores)
+        bar = tqdm(outcomes, desc=family.metrics[0].label, leave=False, disable=None)
+        for row, spoken in zip(rows, bar, strict=True):
+            row["scores"].update(family.measure(spoken))
             if "recognizer" in family.needs:
-                row["heard"] = utterance.heard
+                row["heard"] = spoken.heard
         named = {metric.name: metric for metric in family.metrics}
         for name in {name for row in rows for name in row["scores"] if ":" in name and name.partition(":")[0] in named}:
             whole, _, part = name.partition(":")

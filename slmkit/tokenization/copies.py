@@ -31,13 +31,13 @@ from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.plan import Plan
 
 OpenSource = Callable[[int, str], np.ndarray | None]
-SOURCE, DECODED, PICTURE = "{}-source.wav", "{}-decoded.wav", "{}-mel.png"
+SOURCE_WAV, DECODED_WAV, PICTURE_PNG = "{}-source.wav", "{}-decoded.wav", "{}-mel.png"
 
 
 class Copy(NamedTuple):
     """An utterance that was decoded. Texts can be written as UTF-8."""
 
-    name: str  # of its files: SOURCE, DECODED and PICTURE
+    name: str  # of its files: SOURCE_WAV, DECODED_WAV and PICTURE_PNG
     shard: str  # file name of the tar
     key: str
     text: str
@@ -96,11 +96,11 @@ def make_copies(
             distance_db=None if source is None else log_mel_distance(source, decoded, rate),
         )
         if source is not None:
-            write_wav(directory / SOURCE.format(copy.name), source, rate)
-        write_wav(directory / DECODED.format(copy.name), decoded, rate)
+            write_wav(directory / SOURCE_WAV.format(copy.name), source, rate)
+        write_wav(directory / DECODED_WAV.format(copy.name), decoded, rate)
         waves = {"source": source, "decoded": decoded}
         levels = {title: log_mel(wave, rate) for title, wave in waves.items() if wave is not None}
-        with atomic_write(directory / PICTURE.format(copy.name)) as file:
+        with atomic_write(directory / PICTURE_PNG.format(copy.name)) as file:
             file.write(plot.png(plot.spectra(levels, sec_per_column=HOP_SEC)))
         if source is not None:
             if previous is None:

@@ -12,7 +12,6 @@ Example:
 import math
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -115,8 +114,13 @@ def _check_content(reader: ShardReader, shard: int, index: ShardIndex) -> Iterat
         for suffix in index.offsets
         for offset, size in zip(index.offsets[suffix], index.sizes[suffix], strict=True)
     )
+    found = []
     try:
-        found = _member_places(reader.corpus.directory / reader.corpus.shards[shard].tar)
+        with tarfile.open(reader.corpus.directory / index.tar, "r:") as tar:
+            while (member := tar.next()) is not None:
+                if member.isfile():
+                    found.append((member.offset_data, member.size))
+                tar.members = []  # type: ignore[attr-defined] # else it keeps all, and a shard has very many
     except (tarfile.TarError, OSError) as error:
         yield f"the tar cannot be read to its end: {error}"
         return
@@ -126,17 +130,6 @@ def _check_content(reader: ShardReader, shard: int, index: ShardIndex) -> Iterat
         yield "the files of the tar lie elsewhere than the index says"
     else:
         yield from _check_samples(reader, shard, index)
-
-
-def _member_places(path: Path) -> list[tuple[int, int]]:
-    """Offset and size in bytes of the content of every file in a tar. Raises tarfile.TarError, or OSError."""
-    places = []
-    with tarfile.open(path, "r:") as tar:
-        while (member := tar.next()) is not None:
-            if member.isfile():
-                places.append((member.offset_data, member.size))
-            tar.members = []  # type: ignore[attr-defined] # else it keeps all, and a shard has very many
-    return places
 
 
 def _check_samples(reader: ShardReader, shard: int, index: ShardIndex) -> Iterator[str]:

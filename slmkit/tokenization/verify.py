@@ -25,12 +25,20 @@ from slmkit.data.index import MANIFEST, Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, provenance, read_json, write_json
-from slmkit.tokenization.copies import DECODED, PICTURE, SOURCE, Copy, OpenSource, make_copies, planned_audio
+from slmkit.tokenization.copies import (
+    DECODED_WAV,
+    PICTURE_PNG,
+    SOURCE_WAV,
+    Copy,
+    OpenSource,
+    make_copies,
+    planned_audio,
+)
 from slmkit.tokenization.integrity import PlannedKeys, ShardProblem, check_shards
 from slmkit.tokenization.outliers import LIMITS
 from slmkit.tokenization.plan import Plan
 
-PAGE, NUMBERS = "index.html", "verify.json"
+VERIFY_PAGE, VERIFY_NUMBERS = "index.html", "verify.json"
 SHOWN_PROBLEMS = 100  # in the error; the report has all
 
 
@@ -106,7 +114,7 @@ class Verification:
         shown = []
         for copy in sorted(self.copies, key=lambda copy: (not copy.is_doubtful, -(copy.distance_db or 0.0))):
             about = [(name, getattr(copy, name)) for name in ("key", "shard", "speaker", "language", "source")]
-            files = [("source", SOURCE)] * (copy.distance_db is not None) + [("decoded", DECODED)]
+            files = [("source", SOURCE_WAV)] * (copy.distance_db is not None) + [("decoded", DECODED_WAV)]
             checks = []
             for name, value in copy.checks.items():
                 low, high = LIMITS.get(name, unlimited)
@@ -116,7 +124,7 @@ class Verification:
                     "text": copy.text,
                     "is_doubtful": copy.is_doubtful,
                     "sounds": [(label, file.format(copy.name)) for label, file in files],
-                    "picture": PICTURE.format(copy.name),
+                    "picture": PICTURE_PNG.format(copy.name),
                     "distance_db": copy.distance_db,
                     "other_db": copy.other_db,
                     "share": 100 * (copy.distance_db or 0.0) / longest_db,
@@ -220,8 +228,8 @@ def verify_corpus(
             problems=tuple(problems),
             copies=tuple(copies),
         )
-        write_json(directory / NUMBERS, verification.to_dict())
-        with atomic_write(directory / PAGE) as file:
+        write_json(directory / VERIFY_NUMBERS, verification.to_dict())
+        with atomic_write(directory / VERIFY_PAGE) as file:
             file.write(verification.page().encode())
     if problems:
         listed = [f"\n  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
@@ -229,7 +237,7 @@ def verify_corpus(
             listed.append(f"\n  - and {len(problems) - SHOWN_PROBLEMS} more")
         raise UserError(
             f"{corpus.directory}: {verification.verdict()}{''.join(listed)}",
-            next_step=f"see {report / PAGE}; restore the files from a copy, or remove the tar and the index of each "
-            f"shard that is named and give `slmkit tokenize run` again, which makes them anew",
+            next_step=f"see {report / VERIFY_PAGE}; restore the files from a copy, or remove the tar and the index of "
+            "each shard that is named and give `slmkit tokenize run` again, which makes them anew",
         )
     return verification

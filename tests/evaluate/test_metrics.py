@@ -16,7 +16,7 @@ from slmkit.evaluate.metrics.likeness import frame_agreement
 from slmkit.evaluate.report import write_page
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import select
-from slmkit.evaluate.utterance import Tools, Truths, Utterance
+from slmkit.evaluate.spoken import Spoken, Tools, Truths
 
 PEAK = Metric(
     name="peak", label="peak level", unit="%", better="lower", digits=1, order=200, note="The largest sample."
@@ -31,8 +31,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def peak() -> Iterator[None]:
     @measures(PEAK)
-    def measure(utterance: Utterance) -> Scores:
-        return {"peak": single(float(np.abs(utterance.wave).max())) if utterance.record.frames else None}
+    def measure(spoken: Spoken) -> Scores:
+        return {"peak": single(float(np.abs(spoken.wave).max())) if spoken.record.frames else None}
 
     yield
     unregister("peak")
@@ -48,7 +48,7 @@ def test_a_metric_of_another_file_is_scored_shown_and_compared(corpus: Corpus, c
     peaks = [float(np.abs(truths.copy(number)).max()) for number in (0, 1)]
     mean = report["summary"]["all"]["metrics"]["peak"]["mean"]
     assert mean == pytest.approx(np.mean(peaks), abs=1e-4)
-    assert told[-1].split() == ["peak", "level", f"{100 * mean:.1f}", "%", *told[-1].split()[-3:]]
+    assert told[-1].split() == ["peak", "level", "%", f"{100 * mean:.1f}", *told[-1].split()[-3:]]
     page = (tmp_path / "one" / "report.html").read_text()
     assert "<bdi>peak level %</bdi>" in page
     assert "The largest sample" in page

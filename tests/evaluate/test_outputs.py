@@ -17,7 +17,7 @@ from slmkit.evaluate.outputs import Outputs, finished
 from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import Voice, read_lines, select
-from slmkit.evaluate.utterance import Tools, Truths
+from slmkit.evaluate.spoken import Tools, Truths
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.synthesizer import Synthesizer
 

@@ -24,7 +24,7 @@ from slmkit.evaluate.metrics import families
 from slmkit.evaluate.report import worst, write_page
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import select
-from slmkit.evaluate.utterance import Tools, Truths
+from slmkit.evaluate.spoken import Tools, Truths
 
 OWNED = "document.title='owned'"
 SCRIPT = f'</bdi></h3></title><script>{OWNED}</script><img src="x" onerror="{OWNED}"><svg onload="{OWNED}">'
@@ -77,7 +77,7 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
         widths = browser.value("[...document.querySelectorAll('img')].map((image) => image.naturalWidth)")
         assert len(widths) == count + 1
         assert min(widths) > 400
-        assert browser.value("document.title").startswith("</bdi></h3></title><script>")
+        assert browser.value("document.title").startswith("Evaluation of </bdi></h3></title><script>")
         assert browser.value("document.querySelectorAll('script, iframe, svg').length") == 0
         assert browser.value("performance.getEntriesByType('resource').every((one) => one.name.startsWith('file:'))")
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")

@@ -36,7 +36,7 @@ def wavlm(tmp_path_factory):
         xvector_output_dim=20,
         num_labels=3,
         use_weighted_layer_sum=True,
-        feat_extract_norm="layer",  # group norm would hide whether waves are normalised
+        feat_extract_norm="layer",  # group norm would hide whether waves are normalized
         conv_bias=True,
     )
     model = WavLMForXVector(config)
@@ -85,7 +85,7 @@ def test_wavlm_naive_twin(wavlm):
 
 
 def test_wavlm_as_published(wavlm, tmp_path):
-    """Published files are pickled tensors with the older names of weight normalisation."""
+    """Published files are pickled tensors with the older names of weight normalization."""
     old = tmp_path / "old"
     old.mkdir()
     model = WavLMForXVector.from_pretrained(wavlm)

@@ -1,4 +1,4 @@
-"""Error rates: counted by hand, and the normaliser against the values Whisper's own tests publish."""
+"""Error rates: counted by hand, and the normalizer against the values Whisper's own tests publish."""
 
 import sys
 import time
@@ -36,8 +36,8 @@ def test_spellings_are_mapped_where_they_are_known():
     assert normalized("The colour of honour.", {"colour": "color", "honour": "honor"}) == "the color of honor"
 
 
-def test_any_text_is_normalised():
-    """Long ones in little time, and numbers that the published normaliser fails on."""
+def test_any_text_is_normalized():
+    """Long ones in little time, and numbers that the published normalizer fails on."""
     assert normalized("It's twenty one. " * 1000).split() == ["it", "is", "21"] * 1000
     assert normalized("9" * 4100 + " it's").split() == ["9" * 4000, "9" * 100, "it", "is"]
     began = time.process_time()

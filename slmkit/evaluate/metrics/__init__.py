@@ -13,8 +13,8 @@ Invariant: the scores of an utterance depend on its output, the corpus and the t
 
 Example, a file of its own:
     @measures(Metric(name="peak", label="peak", note="Largest sample.", order=200, better="lower", digits=2))
-    def peak(utterance: Utterance) -> Scores:
-        return {"peak": single(np.abs(utterance.wave).max()) if utterance.record.frames else None}
+    def peak(spoken: Spoken) -> Scores:
+        return {"peak": single(np.abs(spoken.wave).max()) if spoken.record.frames else None}
 """
 
 import importlib
@@ -27,12 +27,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
-    from slmkit.evaluate.utterance import Utterance
+    from slmkit.evaluate.spoken import Spoken
 
 Score = tuple[float, float]  # amount, weight
 Scores = dict[str, Score | None]
-Measure = Callable[["Utterance"], Scores]
-Need = Literal["recognizer", "wavlm", "utmos", "copy_quality", "model"]  # the fields of `utterance.Tools`
+Measure = Callable[["Spoken"], Scores]
+Need = Literal["recognizer", "wavlm", "utmos", "copy_quality", "model"]  # the fields of `spoken.Tools`
 
 
 @dataclass(frozen=True, kw_only=True)

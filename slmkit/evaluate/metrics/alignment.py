@@ -38,13 +38,13 @@ from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
 from slmkit.evaluate.metrics.voices import cosine
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken
 from slmkit.model.slm import SpeechLM
 
 SHRINKAGE = 0.1  # share of the covariance that is spread evenly over all directions
 
 Matrix = npt.NDArray[np.float64]
-States = npt.NDArray[np.float32]
+HiddenStates = npt.NDArray[np.float32]
 
 
 class Alignment(NamedTuple):
@@ -81,17 +81,17 @@ class Alignment(NamedTuple):
     ),
     needs=["model"],
 )
-def text_speech_alignment(utterance: Utterance) -> Scores:
-    assert utterance.tools.model is not None, "the registry asks for it"
+def text_speech_alignment(spoken: Spoken) -> Scores:
+    assert spoken.tools.model is not None, "the registry asks for it"
     try:
-        found = alignment(*hidden_pair(*utterance.tools.model, utterance.truths.sample(utterance.record.number)))
+        found = alignment(*hidden_pair(*spoken.tools.model, spoken.truths.sample(spoken.record.number)))
     except BadSample:  # without text or speech
         return {f"alignment_{name}": None for name in Alignment._fields}
     return {f"alignment_{name}": single(value) for name, value in found._asdict().items()}
 
 
 @torch.inference_mode()
-def hidden_pair(model: SpeechLM, tokenizer: TextTokenizer, sample: Sample) -> tuple[States, States]:
+def hidden_pair(model: SpeechLM, tokenizer: TextTokenizer, sample: Sample) -> tuple[HiddenStates, HiddenStates]:
     """Text states float32 [n, D] and speech states float32 [m, D] of a sample, as the heads see them: normalized.
 
     Raises BadSample when the sample has no text, no frames, or no speaker vector where the model wants one.

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken
 
 PUNCTUATION = string.punctuation + "\u2018\u2019\u00b4"  # with curly quotes and the acute accent
 _SPACED = str.maketrans(dict.fromkeys(PUNCTUATION, " "))
@@ -31,8 +31,8 @@ def _metric(name: str, label: str, order: int, note: str) -> Metric:
     _metric("exact_match", "EM", 30, "Exact match: the text answer is a true one, as TriviaQA compares them."),
     _metric("f1", "F1", 31, "Words that the text answer shares with the nearest true one."),
 )
-def text_answer(utterance: Utterance) -> Scores:
-    return _scores("", utterance, utterance.record.answer)
+def text_answer(spoken: Spoken) -> Scores:
+    return _answer_scores("", spoken, spoken.record.answer)
 
 
 @measures(
@@ -40,15 +40,15 @@ def text_answer(utterance: Utterance) -> Scores:
     _metric("speech_f1", "F1 speech", 33, "F1 of what the recognizer heard; no speech: 0."),
     needs=["recognizer"],
 )
-def spoken_answer(utterance: Utterance) -> Scores:
-    return _scores("speech_", utterance, utterance.heard)
+def spoken_answer(spoken: Spoken) -> Scores:
+    return _answer_scores("speech_", spoken, spoken.heard)
 
 
-def _scores(kind: str, utterance: Utterance, answer: str) -> Scores:
+def _answer_scores(kind: str, spoken: Spoken, answer: str) -> Scores:
     """None where the corpus has no true answer; nothing where nothing was asked."""
-    if not utterance.record.question:
+    if not spoken.record.question:
         return {}
-    truths = utterance.record.true_answers
+    truths = spoken.record.true_answers
     found = (exact_match(answer, truths), f1(answer, truths)) if truths else (None, None)
     return {f"{kind}exact_match": single(found[0]), f"{kind}f1": single(found[1])}
 

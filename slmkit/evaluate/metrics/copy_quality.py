@@ -26,7 +26,7 @@ from slmkit.audio.resample import resampled
 from slmkit.audio.units import seconds_to_samples
 from slmkit.evaluate.metrics import Metric, Scores, measures, missing, single
 from slmkit.evaluate.selection import OWN
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken
 
 Wave = npt.NDArray[Any]
 STOI_SHORTEST_SEC = 0.4  # 30 frames of 25.6 ms, half overlapping
@@ -45,11 +45,11 @@ PESQ_RATE = 16_000  # Hz
         note="Of copy synthesis: log-mel distance to the recording.",
     )
 )
-def source_distance(utterance: Utterance) -> Scores:
-    if not _is_copy(utterance):
+def source_distance(spoken: Spoken) -> Scores:
+    if not _is_copy(spoken):
         return {}
-    source = utterance.truths.source(utterance.record.number)
-    return {"source_distance_db": None if source is None else utterance.distance_db(source)}
+    source = spoken.truths.source(spoken.record.number)
+    return {"source_distance_db": None if source is None else spoken.distance_db(source)}
 
 
 @measures(
@@ -70,19 +70,19 @@ def source_distance(utterance: Utterance) -> Scores:
     ),
     needs=["copy_quality"],
 )
-def copy_quality(utterance: Utterance) -> Scores:
-    if not _is_copy(utterance):
+def copy_quality(spoken: Spoken) -> Scores:
+    if not _is_copy(spoken):
         return {}
-    source = utterance.truths.source(utterance.record.number)
+    source = spoken.truths.source(spoken.record.number)
     if source is None:
         return {"stoi": None, "pesq": None}
-    wave, rate = utterance.wave, utterance.rate
+    wave, rate = spoken.wave, spoken.rate
     return {"stoi": single(stoi(source, wave, rate)), "pesq": single(pesq(source, wave, rate))}
 
 
-def _is_copy(utterance: Utterance) -> bool:
+def _is_copy(spoken: Spoken) -> bool:
     """Whether it is the codec's copy of a recording, in its own voice."""
-    return utterance.is_copy and utterance.record.voice == OWN
+    return spoken.is_copy and spoken.record.voice == OWN
 
 
 def stoi(reference: Wave, degraded: Wave, sample_rate: int) -> float | None:

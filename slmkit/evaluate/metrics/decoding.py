@@ -1,7 +1,7 @@
 """Whether the model ended its speech itself, and how fast it was decoded."""
 
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken
 
 
 @measures(
@@ -15,8 +15,8 @@ from slmkit.evaluate.utterance import Utterance
         note="The model ended its speech itself; no speech at all is no success.",
     )
 )
-def success(utterance: Utterance) -> Scores:
-    return {"success": single(utterance.record.reason == "end" and utterance.record.frames > 0)}
+def success(spoken: Spoken) -> Scores:
+    return {"success": single(spoken.record.reason == "end" and spoken.record.frames > 0)}
 
 
 @measures(
@@ -45,12 +45,12 @@ def success(utterance: Utterance) -> Scores:
         note="Real-time factor: seconds of decoding for a second of speech, without the codec.",
     ),
 )
-def speed(utterance: Utterance) -> Scores:
-    record = utterance.record
+def speed(spoken: Spoken) -> Scores:
+    record = spoken.record
     if record.steps is None or record.engine_sec is None:  # copy synthesis decodes nothing
         return {}
     return {
         "steps_per_sec": (record.steps, record.engine_sec),
         "frames_per_step": (record.frames, record.steps),
-        "real_time_factor": (record.engine_sec, utterance.seconds),
+        "real_time_factor": (record.engine_sec, spoken.seconds),
     }

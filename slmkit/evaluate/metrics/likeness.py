@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
 from slmkit.evaluate.selection import OWN
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken
 
 
 @measures(
@@ -31,14 +31,14 @@ from slmkit.evaluate.utterance import Utterance
         note="Frames with the true codes, over all streams; frames that only one of the two has count as different.",
     ),
 )
-def likeness(utterance: Utterance) -> Scores:
-    if utterance.record.voice != OWN:
+def likeness(spoken: Spoken) -> Scores:
+    if spoken.record.voice != OWN:
         return {}
-    truths, number = utterance.truths, utterance.record.number
-    shares = frame_agreement(truths.codes(number), utterance.codes)
+    truths, number = spoken.truths, spoken.record.number
+    shares = frame_agreement(truths.codes(number), spoken.codes)
     streams = [stream.name for stream in truths.corpus.codec.lm_streams]
     by_stream = {f"frame_agreement:{name}": single(share) for name, share in zip(streams, shares, strict=True)}
-    distance_db = utterance.distance_db(truths.copy(number))
+    distance_db = spoken.distance_db(truths.copy(number))
     return {"log_mel_distance_db": distance_db, "frame_agreement": single(float(shares.mean())), **by_stream}
 
 

@@ -25,9 +25,8 @@ from slmkit.errors import BadSample
 from slmkit.evaluate.local_model import load_model, load_part
 from slmkit.evaluate.metrics import Metric, Score, Scores, measures, single
 from slmkit.evaluate.selection import OWN
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken, Vector
 
-Vector = npt.NDArray[np.float32]
 FEWEST_FRAMES = 2  # over which a standard deviation can be taken
 
 
@@ -48,10 +47,10 @@ FEWEST_FRAMES = 2  # over which a standard deviation can be taken
         note="The same to the voice in which the corpus says the sentence, where another was asked for.",
     ),
 )
-def codec_similarity(utterance: Utterance) -> Scores:
-    record, truths = utterance.record, utterance.truths
-    vector = utterance.measured(lambda wave, rate: codec_vector(truths.codec, wave, rate))
-    scores = {"codec_similarity": _similarity(vector, utterance.asked_vector)}
+def codec_similarity(spoken: Spoken) -> Scores:
+    record, truths = spoken.record, spoken.truths
+    vector = spoken.measured(lambda wave, rate: codec_vector(truths.codec, wave, rate))
+    scores = {"codec_similarity": _similarity(vector, spoken.asked_vector)}
     if record.voice != OWN:
         scores["other_voice_similarity"] = _similarity(vector, truths.vector(record.number))
     return scores
@@ -68,16 +67,16 @@ def codec_similarity(utterance: Utterance) -> Scores:
     ),
     needs=["wavlm"],
 )
-def wavlm_similarity(utterance: Utterance) -> Scores:
-    wavlm, number = utterance.tools.wavlm, utterance.record.voice_number
+def wavlm_similarity(spoken: Spoken) -> Scores:
+    wavlm, number = spoken.tools.wavlm, spoken.record.voice_number
     assert wavlm is not None, "the registry asks for it"
     if number is None:  # a voice from outside the corpus: there is no recording of it
         return {"wavlm_similarity": None}
-    known = utterance.tools.recorded_voices
+    known = spoken.tools.recorded_voices
     if number not in known:
-        source = utterance.truths.source(number)
-        known[number] = utterance.measured(wavlm.vector, utterance.truths.copy(number) if source is None else source)
-    return {"wavlm_similarity": _similarity(utterance.measured(wavlm.vector), known[number])}
+        source = spoken.truths.source(number)
+        known[number] = spoken.measured(wavlm.vector, spoken.truths.copy(number) if source is None else source)
+    return {"wavlm_similarity": _similarity(spoken.measured(wavlm.vector), known[number])}
 
 
 def _similarity(a: Vector | None, b: Vector | None) -> Score | None:

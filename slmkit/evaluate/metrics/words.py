@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
 from slmkit.evaluate.metrics import Metric, Scores, measures, missing
-from slmkit.evaluate.utterance import Utterance
+from slmkit.evaluate.spoken import Spoken
 
 PIECE_CHARS = 4000
 
@@ -55,13 +55,13 @@ class Errors(NamedTuple):
     ),
     needs=["recognizer"],
 )
-def word_errors(utterance: Utterance) -> Scores:
-    record, recognizer = utterance.record, utterance.tools.recognizer
+def word_errors(spoken: Spoken) -> Scores:
+    record, recognizer = spoken.record, spoken.tools.recognizer
     assert recognizer is not None, "the registry asks for it"
     said = record.text
     if record.question:  # the true answer where the model wrote none
         said = record.answer or next(iter(record.true_answers), "")
-    pair = normalized(said, recognizer.spellings), normalized(utterance.heard, recognizer.spellings)
+    pair = normalized(said, recognizer.spellings), normalized(spoken.heard, recognizer.spellings)
     words, chars = error_counts(*pair, "word"), error_counts(*pair, "char")
     return {"wer": (sum(words[:3]), words.reference), "cer": (sum(chars[:3]), chars.reference)}
 

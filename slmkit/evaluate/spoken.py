@@ -2,8 +2,8 @@
 
 Example:
     truths = Truths(corpus, codec)
-    utterance = Utterance(record=record, outputs=outputs, truths=truths, tools=Tools(recognizer=recognizer))
-    utterance.wave, utterance.heard, truths.copy(record.number), truths.source(record.number)
+    utterance = Spoken(record=record, outputs=outputs, truths=truths, tools=Tools(recognizer=recognizer))
+    spoken.wave, spoken.heard, truths.copy(record.number), truths.source(record.number)
 """
 
 import functools
@@ -95,7 +95,7 @@ class Truths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Utterance:
+class Spoken:
     """See the module. Waves and codes are read each time; what a recognizer heard is kept."""
 
     record: Record
