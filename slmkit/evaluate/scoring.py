@@ -21,10 +21,11 @@ from tqdm import tqdm
 from slmkit.data.ledger import printable
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, families
-from slmkit.evaluate.outputs import RECORDS, Finished, finished
+from slmkit.evaluate.outputs import Finished, finished
 from slmkit.evaluate.results import ALL, REPORT, TABLE_HEAD, Json, groups, line, metrics_of, read_report, summarize
 from slmkit.evaluate.spoken import Spoken, Tools, Truths
 from slmkit.files import provenance, sha256_file, write_json
+from slmkit.jobs import RECORDS
 
 
 def score_outputs(

@@ -10,13 +10,14 @@ from evaluated import make_chain
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.evaluate.compare import compare_directories
-from slmkit.evaluate.generation import Settings, copy_synthesis
+from slmkit.evaluate.generation import copy_synthesis
 from slmkit.evaluate.metrics import Metric, Scores, families, measures, single, unregister
 from slmkit.evaluate.metrics.likeness import frame_agreement
 from slmkit.evaluate.report import write_page
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import select
 from slmkit.evaluate.spoken import Spoken, Tools, Truths
+from slmkit.infer.request import SpeakingSettings
 
 PEAK = Metric(
     name="peak", label="peak level", unit="%", better="lower", digits=1, order=200, note="The largest sample."
@@ -42,7 +43,7 @@ def peak() -> Iterator[None]:
 def test_a_metric_of_another_file_is_scored_shown_and_compared(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
     truths, told = Truths(corpus, codec), list[str]()
     for name in ("one", "two"):
-        copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), tmp_path / name)
+        copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), tmp_path / name)
         report = score_outputs(tmp_path / name, truths, Tools(), tell=told.append)
         write_page(tmp_path / name, report, truths)
     peaks = [float(np.abs(truths.copy(number)).max()) for number in (0, 1)]
