@@ -370,8 +370,8 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["evaluate", "--compare", model, copy, "--out", str(tmp_path / "table")]) == 0
     assert ["model", "copy"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     for words, message in (
-        ([*parts, "--out", "x"], "nothing says what is to speak"),
-        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "nothing says what is to speak"),
+        ([*parts, "--out", "x"], "an evaluation is of a model or of"),
+        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "an evaluation is of a model or of"),
         ([str(chain / "model"), "--out", "x"], "needs a corpus and its codec"),
         ([str(chain / "model"), *parts, "--out", "x", "--temperature", "-1"], "temperature"),
         ([str(chain / "model"), *parts, "--out", "x", "--max-sec", "0"], "max_sec"),
