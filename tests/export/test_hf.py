@@ -112,7 +112,7 @@ def check_same(
     """What transformers heard and said, token by token, beside the engine's output and what was learnt."""
     assert heard["prompt"] == prompt
     assert heard["answer"][-1] == model.layout.eos_id
-    grammar = make_grammar(model.layout, 0, model.layout.size)
+    grammar = make_grammar(model.layout, 0)
     for token in heard["answer"]:
         if grammar.mode == "text":
             grammar.accept_text(token)

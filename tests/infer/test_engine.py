@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_models import BASE_SIZE, talkative_model, tiny_model
 from transformers import DynamicCache
-from twins.generate import Limits, generate, head_logits
+from twins.generate import Limits, generate, head_logits, masked
 
 from slmkit.errors import UserError
 from slmkit.infer.decoder import SlotDecoder, rows_needed
@@ -115,14 +115,18 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
             hidden = model.hidden(embedded, where, cache=cache)
             heads = head_logits(model, hidden, where, cache=cache)
             vocabulary = model.lm_model.lm_head(hidden)[0]
-        grammar = make_grammar(model.layout, model.group, model.lm_model.lm_head.out_features)
+        grammar = make_grammar(model.layout, model.group)
         for step, (ids, spoken) in enumerate(steps):
             at = len(start.tokens) - 1 + step
+            if spoken and model.group:
+                assert grammar.accept_speech([int(head[0, at].argmax()) for head in heads]) == list(ids)
+                continue
+            token = int(masked(grammar, vocabulary[at]).argmax())
+            assert token == ids[0]
             if spoken:
-                logits = [head[0, at] for head in heads] if model.group else [vocabulary[at]]
-                assert grammar.speech_step(lambda x: x.argmax(-1), logits) == list(ids)
+                grammar.accept_speech([token])
             else:
-                assert grammar.text_step(lambda x: x.argmax(-1), vocabulary[at]) == ids[0]
+                grammar.accept_text(token)
     assert sum(spoken for positions in seen for _, spoken in positions.values()) >= 5
 
 
