@@ -31,7 +31,7 @@ from slmkit.files import atomic_write
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding
 from slmkit.tokenization.decode import decode as decode_item
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan as Plan
 
 OpenSource = Callable[[int, str], np.ndarray | None]
 SOURCE, DECODED, PICTURE = "{}-source.wav", "{}-decoded.wav", "{}-mel.png"

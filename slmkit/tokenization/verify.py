@@ -25,7 +25,7 @@ from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, provenance, read_json, write_json
 from slmkit.tokenization.copies import Copy, OpenSource, make_copies, planned_audio
 from slmkit.tokenization.integrity import PlannedKeys, Problem, check_shards
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan as Plan
 from slmkit.tokenization.verify_page import render
 
 PAGE, NUMBERS = "index.html", "verify.json"
