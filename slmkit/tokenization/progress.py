@@ -166,7 +166,8 @@ def done_by(out: str | Path, processes: Collection[int]) -> Done | None:
     tasks = [values for values in found if values["process"] in processes and values["host"] == socket.gethostname()]
     if len(tasks) < len(processes):
         return None
-    return _done(tasks, time.time() - min(values["started"] for values in tasks))
+    started, updated = min(values["started"] for values in tasks), max(values["updated"] for values in tasks)
+    return _done(tasks, updated - started)
 
 
 def _done(tasks: Sequence[Mapping[str, Any]], elapsed_sec: float) -> Done:
