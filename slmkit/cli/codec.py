@@ -16,7 +16,6 @@ from slmkit import log
 from slmkit.corpora.folders import AUDIO_SUFFIXES, files_under
 from slmkit.errors import BadSample, UserError
 
-SUMMARY = "fit the built-in codec, or copy a recording through a codec"
 DEFAULT_MAX_HOURS = 2.0
 DEFAULT_MAX_SEC = 60.0
 SECONDS_PER_HOUR = 3600.0

@@ -18,9 +18,7 @@ code 0.
 
 import argparse
 
-from slmkit.cli.numbers import natural, positive
-
-SUMMARY = "an HTTP server that speaks, with a page to try it on"
+from slmkit.cli.arguments import natural, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from slmkit import log
-    from slmkit.infer.synthesizer import Synthesizer
-    from slmkit.infer.voices import Voices
+    from slmkit.infer.synthesizer import Synthesizer, Voices
     from slmkit.serve.server import Server
     from slmkit.serve.service import Service, Settings
     from slmkit.serve.voices import read_voices
@@ -59,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         max_waiting=args.max_waiting,
     )
     synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
-    voices = read_voices(args.voices, Voices(synthesizer.read_speaker).vector)
+    voices = read_voices(args.voices, Voices(synthesizer.codec).vector)
     service = Service(synthesizer, voices, settings)
     with Signals.installed() as signals, Server(service, args.host, args.port) as server:
         print(f"listening at {server.address} with {len(voices)} voices: {', '.join(voices)}", flush=True)

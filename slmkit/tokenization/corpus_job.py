@@ -30,6 +30,7 @@ from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, index_path
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, provenance, read_json, write_json
+from slmkit.jobs import JOB, check_same
 from slmkit.log import get_logger
 from slmkit.tokenization.outliers import OutlierSearch
 from slmkit.tokenization.plan import INTENDED, ShardPlan
@@ -37,7 +38,7 @@ from slmkit.tokenization.plan import INTENDED, ShardPlan
 if TYPE_CHECKING:
     from slmkit.data.shards import Sample
 
-JOB, FAILURES, OUTLIERS = "job.json", "failures.jsonl", "outliers.jsonl"
+FAILURES, OUTLIERS = "failures.jsonl", "outliers.jsonl"
 SHOWN_REASONS = 5
 SHOWN_SHARDS = 20  # ranges of missing shards that an error names
 log = get_logger(__name__)
@@ -113,15 +114,9 @@ def check_directory(directory: str | Path, work: dict[str, Any]) -> bool:
         not directory.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in directory.iterdir())
     )
     if path.exists():
-        before, now = _flat(read_json(path)), _flat(work)
-        for name in now:
-            if before.get(name) != now[name]:
-                raise UserError(
-                    f"{directory} holds another job: {name} differs",
-                    got=now[name],
-                    expected=before.get(name, "absent"),
-                    next_step="give a new directory for the shards, or the settings that this one was begun with",
-                )
+        stored = read_json(path)
+        before = {group: stored.get(group) for group in work} if isinstance(stored, dict) else {}
+        check_same(directory, _flat(before), _flat(work))
         return True
     if foreign:
         raise UserError(
@@ -131,10 +126,9 @@ def check_directory(directory: str | Path, work: dict[str, Any]) -> bool:
     return False
 
 
-def _flat(work: Any) -> dict[str, Any]:
+def _flat(work: dict[str, Any]) -> dict[str, Any]:
     """{"codec.name": ..., "settings.corpus": ...} of what decides the shards' bytes."""
-    groups = {group: work.get(group) for group in ("codec", "settings")} if isinstance(work, dict) else {}
-    return {f"{group}.{name}": v for group, d in groups.items() if isinstance(d, dict) for name, v in d.items()}
+    return {f"{group}.{name}": v for group, d in work.items() if isinstance(d, dict) for name, v in d.items()}
 
 
 def finalize(
