@@ -42,7 +42,7 @@ from slmkit.log import get_logger
 from slmkit.model import backbone
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
-from slmkit.train.parity import ACCUMULATION, StepComparison, compare
+from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
 from slmkit.train.run import check_facts, known_facts, open_configured, open_sources, run_layout
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
@@ -253,7 +253,7 @@ def check_all_reduce(world: World, device: torch.device) -> CheckResult:
 
 def check_parity(world: World, device: torch.device, stage: int = DEFAULT_STAGE) -> CheckResult:
     """Gradients of the installed DeepSpeed with this ZeRO stage against plain ones. See `train.parity`."""
-    return judge_parity(compare(world, device, stage), world, stage)
+    return judge_parity(compare_steps(world, device, stage), world, stage)
 
 
 def stage_of(config: TrainConfig | None) -> int:
