@@ -133,8 +133,8 @@ class ModelConfig(Config):
     group: Natural = Field(
         default=0, description="speech tokens predicted a step: 0 next-token, 3, 6, 12, ... (a multiple of the streams)"
     )
-    head: Literal["linear", "mlp", "transformer"] = Field(
-        default="linear", description="kind of the speech heads (group > 0)"
+    head: str = Field(
+        default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer"
     )
     fusion: Literal["mean", "mlp"] = Field(
         default="mean", description="how the embeddings of a group become one (group > 0)"
