@@ -103,14 +103,15 @@ speaking = APIRouter(dependencies=[Depends(_from_own_page)])
 
 @speaking.post("/v1/audio/speech", response_class=Response, responses={200: {"content": {**SOUND, **EVENTS}}, **ERRORS})
 async def speech(body: SpeechBody, request: Request, service: Asked, cleaning_up: CleaningUp) -> Response:
-    """Read a text aloud, as OpenAI's address of this name. The answer is the sound file; of a stream as events,
-    `speech.audio.delta` holds sound in base64 and `speech.audio.done` says how the answer ended."""
+    """Read a text aloud, as in OpenAI's API. The answer is a sound file. With "stream_format": "sse" it is a series of
+    events: speech.audio.delta with sound in base64, and at the end speech.audio.done."""
     return await _respond(body, request, service, cleaning_up)
 
 
 @speaking.post("/v1/answer", response_model=QuestionAnswer, responses={200: {"content": {**SOUND, **EVENTS}}, **ERRORS})
 async def answer(body: QuestionBody, request: Request, service: Asked, cleaning_up: CleaningUp) -> Response:
-    """Answer a question in words and speech. A stream as events ends with the words; a stream of sound has none."""
+    """Answer a question in words and in speech. With "stream_format": "sse" the last event has the words; with "audio"
+    the words are left out."""
     return await _respond(body, request, service, cleaning_up)
 
 

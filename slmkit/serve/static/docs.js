@@ -27,11 +27,12 @@ function rangeOf(field) {
 
 function showFields(schema, parent) {
   const list = element('dl', '', parent);
-  for (const [name, field] of Object.entries(schema.properties)) {
+  const isRequired = ([name]) => schema.required?.includes(name) ?? false;
+  const fields = Object.entries(schema.properties).sort((a, b) => isRequired(b) - isRequired(a));
+  for (const [name, field] of fields) {
     const line = element('dt', name, list);
-    const isNeeded = schema.required?.includes(name);
     const preset = field.default === undefined || field.default === null ? '' : `, default ${JSON.stringify(field.default)}`;
-    element('span', `  ${typeOf(field)}${rangeOf(field)}${isNeeded ? ', required' : preset}`, line);
+    element('span', `  ${typeOf(field)}${rangeOf(field)}${isRequired([name]) ? ', required' : preset}`, line);
     element('dd', field.description ?? '', list);
   }
 }

@@ -94,9 +94,9 @@ async function fetchSpeech(signal, onSound) {
     part('status').textContent = 'Speaking';
   }
   if (!ending) throw new Error('The connection ended before the speech was whole.');
-  const limit = ending.limit ? `, cut at a limit (${ending.limit})` : '';
-  part('status').textContent = `${ending.seconds.toFixed(2)} s of speech${limit} in ${passedSec().toFixed(2)} s, ` +
-    `first sound after ${firstSec.toFixed(2)} s`;
+  const limit = ending.limit ? ` (stopped at the limit: ${ending.limit})` : '';
+  part('status').textContent = `${ending.seconds.toFixed(2)} s of speech${limit}, ready after ` +
+    `${passedSec().toFixed(2)} s, first sound after ${firstSec.toFixed(2)} s`;
   return wavFile(pieces);
 }
 
