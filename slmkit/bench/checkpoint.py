@@ -25,7 +25,9 @@ from typing import Any
 
 import torch
 
-from slmkit.bench.train import CASES, QUICK, Shape, make_batch, model_config
+from slmkit.bench.synthetic import ModelShape, model_config
+from slmkit.bench.train import FULL as TRAINED
+from slmkit.bench.train import TOY, make_batch
 from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
 from slmkit.config.train import OptimizerConfig
@@ -37,8 +39,8 @@ from slmkit.train.engine import Engine
 from slmkit.world import World
 
 SUMMARY = "how long training stops for a checkpoint, written at once and in the background"
-FULL = replace(Shape(), hidden_size=384)
-SMALL = replace(QUICK, base_tokens=20_000, hidden_size=128)
+FULL = replace(TRAINED, hidden_size=384, intermediate_size=1536)
+SMALL = replace(TOY, base_tokens=20_000, hidden_size=128, intermediate_size=512)
 REQUIRED_SHARE = 0.1  # of the time of a save at once
 LR = 1e-4
 UTTERANCES_SEC = (0.5, 0.5)
@@ -82,7 +84,7 @@ def shared_directory(parent: str | None, world: World) -> Iterator[Path]:
 
 
 def bench_checkpoints(
-    shape: Shape, directory: Path, world: World, device: torch.device, *, saves: int, num_steps: int
+    shape: ModelShape, directory: Path, world: World, device: torch.device, *, saves: int, num_steps: int
 ) -> dict[str, Any]:
     """Seconds of each save and step of both kinds. Every process calls it."""
     side = Side(shape, world, device)
@@ -130,11 +132,11 @@ def bench_checkpoints(
 class Side:
     """A model in training on one batch."""
 
-    def __init__(self, shape: Shape, world: World, device: torch.device) -> None:
+    def __init__(self, shape: ModelShape, world: World, device: torch.device) -> None:
         with seeded(0):
-            model = SpeechLM(model_config(shape, CASES[0]))
+            model = SpeechLM(model_config(shape, group=0))
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._batch = make_batch(shape, model, UTTERANCES_SEC, seed=world.rank).to(device)
+        self._batch = make_batch(model, UTTERANCES_SEC, seed=world.rank).to(device)
         settings = {**SETTINGS, "train_batch_size": world.size}
         self.trainer = Engine.create(model, settings, OptimizerConfig(), world)
 

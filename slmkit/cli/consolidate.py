@@ -24,8 +24,6 @@ pickles: use this only on runs that you trust.
 
 import argparse
 
-SUMMARY = "checkpoint to safetensors"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="directory of the run, or an export to write anew")

@@ -20,20 +20,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from slmkit import log
-from slmkit.config.load import load_config
-from slmkit.config.train import TrainConfig
+from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.world import World
 
 if TYPE_CHECKING:
     from slmkit.train.doctor import CheckResult
 
-SUMMARY = "check machine, DeepSpeed and data before training"
 FAILED = 2  # exit code
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", help="run config (YAML): check its corpus, vocabulary, codec and checkpoint")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
+def add_arguments(parser: Parser) -> None:
+    add_config_arguments(parser, "slmkit.config.train:TrainConfig")
     parser.add_argument("--run-dir", help="write to this directory and measure it (default: run_dir of the config)")
     parser.add_argument(
         "--limit-sec",
@@ -47,11 +44,12 @@ def run(args: argparse.Namespace) -> int:
     world = World.from_env()
     log.set_up(world.rank)
     with deadline(args.limit_sec, world):
+        from slmkit.config.train import load_run
         from slmkit.train.doctor import examine
         from slmkit.train.peers import together
 
         with together(world):
-            config = load_config(TrainConfig, args.config, args.set) if args.config else None
+            config = load_run(args.config, args.overrides) if args.config else None
             num_failed = 0
             for result in examine(world, run_dir=args.run_dir, config=config):
                 num_failed += result.status == "FAIL"

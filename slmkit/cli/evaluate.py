@@ -16,7 +16,8 @@ in place of sound; of its voice and quality nothing can be said, and the tables 
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from slmkit.cli.numbers import natural, positive
+from slmkit.cli.arguments import natural, positive
+from slmkit.cli.speaking import add_sampling_arguments, check_directories, open_synthesizer, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,9 +28,7 @@ if TYPE_CHECKING:
     from slmkit.evaluate.alignment import Alignment
     from slmkit.evaluate.scoring import Scorers
 
-SUMMARY = "speak or answer utterances of a corpus and score what comes out; compare models"
 DEFAULT_LIMIT = 8
-TELL_SEC = 10.0  # between lines of progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,13 +66,7 @@ def _add_generation(group: Any) -> None:
         "--task", choices=("tts", "qa"), default="tts", help="read the text, or answer the question (default: tts)"
     )
     group.add_argument("--slots", type=positive, default=1, help="decoded at a time (default: %(default)s)")
-    group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    group.add_argument("--text-temperature", type=float, help="of text (default: as of speech)")
-    group.add_argument("--top-k", type=int, default=0, help="keep the k most probable classes, 0 all (default)")
-    group.add_argument("--top-p", type=float, default=1.0, help="keep this share of the probability (default: all)")
-    group.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is none (default)")
-    group.add_argument("--seed", type=natural, default=0, help="of what is sampled (default: %(default)s)")
-    group.add_argument("--max-sec", type=float, default=30.0, help="longest speech, seconds (default: %(default)s)")
+    add_sampling_arguments(group)
 
 
 def _add_scoring(group: Any) -> None:
@@ -95,7 +88,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.corpus or not args.codec:
         raise UserError("an evaluation needs a corpus and its codec", next_step="give --corpus and --codec")
     if args.only != "score" and bool(args.model) == args.copy:
-        raise UserError("what is to speak?", expected="a model directory, or --copy for the codec's own copies")
+        raise UserError(
+            "an evaluation is of a model or of the codec's own copies", expected="a model directory, or --copy"
+        )
+    check_directories(args.model, args.codec)
     from slmkit.codec.open import open_codec
     from slmkit.data.index import Corpus
 
@@ -109,58 +105,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
-    import torch
+    from slmkit import log
+    from slmkit.evaluate.generation import copy_synthesis, generate
+    from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
+    from slmkit.export.consolidate import export_sha256
 
-    from slmkit.data.text import TextTokenizer
-    from slmkit.evaluate.generation import copy_synthesis, generate, identity
-    from slmkit.evaluate.selection import Voice, read_lines, read_voices, select
-    from slmkit.infer.engine import positions_for
-    from slmkit.infer.synthesizer import Synthesizer
-    from slmkit.model.pretrained import load
-
-    settings = _settings(args)
-    keys = read_lines(args.keys, "keys") if args.keys else None
+    log.set_up()
+    settings = settings_of(args)
+    keys = read_list(args.keys, "keys") if args.keys else None
     limit = args.limit if args.limit is not None or keys else DEFAULT_LIMIT
     synthesizer = None
     if not args.copy:
-        model: Any = torch.nn.Module.to(load(args.model), args.device)
-        room = positions_for(model, args.max_sec)
-        tokenizer = TextTokenizer.load(args.model)
-        synthesizer = Synthesizer(model, tokenizer, codec, num_slots=args.slots, num_positions=room)
+        synthesizer = open_synthesizer(args, num_slots=args.slots, longest_sec=settings.max_sec, codec=codec)
     voices = read_voices(args.voices, synthesizer.read_speaker if synthesizer else None)
-    items = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
-    tell = _teller()
+    selected = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
     if synthesizer is None:
-        copy_synthesis(codec, corpus, items, settings, args.out, tell=tell)
+        copy_synthesis(codec, corpus, selected, settings, args.out, task=args.task)
         return
-    outside = [voice for voice in voices if isinstance(voice, Voice)]
-    model_id = identity(args.model)
-    generate(synthesizer, corpus, items, settings, args.out, model=model_id, voices=outside, name=args.model, tell=tell)
-
-
-def _settings(args: argparse.Namespace) -> Any:
-    from slmkit.errors import UserError
-    from slmkit.evaluate.generation import Settings
-    from slmkit.infer.sampling import Sampling
-
-    try:
-        cuts = {"top_k": args.top_k, "top_p": args.top_p, "repetition_penalty": args.repetition_penalty}
-        sampling = Sampling(temperature=args.temperature, **cuts)
-        text = None if args.text_temperature is None else Sampling(temperature=args.text_temperature, **cuts)
-        return Settings(task=args.task, sampling=sampling, text_sampling=text, seed=args.seed, max_sec=args.max_sec)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    outside, model = [voice for voice in voices if isinstance(voice, NamedVoice)], export_sha256(args.model)
+    generate(
+        synthesizer, corpus, selected, settings, args.out, task=args.task, model=model, voices=outside, name=args.model
+    )
 
 
 def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from pathlib import Path
 
     from slmkit.evaluate.report import PAGE, lines, score_outputs, write_page
-    from slmkit.evaluate.selection import read_lines
+    from slmkit.evaluate.selection import read_list
     from slmkit.evaluate.truth import Truths
 
     scorers = _scorers(args, codec)
-    unseen = frozenset(read_lines(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
+    unseen = frozenset(read_list(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
     truths = Truths(corpus, codec)
     report = score_outputs(
         args.out,
@@ -198,12 +174,12 @@ def _aligner(args: argparse.Namespace) -> "Callable[[Sample], Alignment]":
     from slmkit.data.text import TextTokenizer
     from slmkit.errors import UserError
     from slmkit.evaluate.alignment import alignment
-    from slmkit.evaluate.generation import identity
     from slmkit.evaluate.layers import hidden_pairs
     from slmkit.evaluate.outputs import finished
+    from slmkit.export.consolidate import export_sha256
     from slmkit.model.pretrained import load
 
-    if not args.model or identity(args.model) != finished(args.out).settings["model"]:
+    if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
         raise UserError(
             "--alignment is of the model that spoke", got=args.model, expected=f"the model of the outputs in {args.out}"
         )
@@ -216,19 +192,3 @@ def _compare(args: argparse.Namespace) -> int:
 
     print("\n".join(lines(compare_directories(args.compare, args.out, common=args.common))))
     return 0
-
-
-def _teller() -> Any:
-    """Tells how far generation is, now and then, where errors are told."""
-    import sys
-    import time
-
-    told = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= TELL_SEC:
-            told = time.monotonic()
-            print(f"{done} of {total} utterances", file=sys.stderr)
-
-    return tell

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from slmkit.model.slm import SpeechLM
 
-SUMMARY = "published checkpoint, or a model of transformers, to a model directory"
 FACODEC_SPEAKER_DIM = 256  # width of FACodec's timbre vector, which speaker-aware checkpoints take
 
 

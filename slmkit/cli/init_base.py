@@ -9,8 +9,6 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-SUMMARY = "make a tiny base model from a corpus's text"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new directory for the base model")

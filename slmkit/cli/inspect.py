@@ -6,8 +6,6 @@ It only reads the files of the run, so it can look at one that is going on, from
 
 import argparse
 
-SUMMARY = "how far a run is, how well and how fast"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="directory of the run")

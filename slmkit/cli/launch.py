@@ -19,21 +19,17 @@ import os
 from typing import TYPE_CHECKING
 
 from slmkit import log
-from slmkit.cli.numbers import natural, positive
+from slmkit.assets import deepspeed_file
+from slmkit.cli.arguments import Parser, add_config_arguments, natural, positive
 from slmkit.cluster.slurm import submit
-from slmkit.config.load import load_config
-from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
     from slmkit.cluster.launch import LaunchPlan
 
-SUMMARY = "check and start training on one machine, several, or Slurm"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="run config (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
+def add_arguments(parser: Parser) -> None:
+    add_config_arguments(parser, "slmkit.config.train:TrainConfig", required=True)
     parser.add_argument("--dry-run", action="store_true", help="print what would run where; start nothing")
     parser.add_argument(
         "--processes",
@@ -46,27 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hosts.add_argument("--hostfile", metavar="FILE", help='DeepSpeed hostfile, lines such as "node1 slots=8"')
     hosts.add_argument("--master-addr", help="address of the first process (default: the first name of the hostfile)")
     slurm = parser.add_argument_group("Slurm")
-    slurm.add_argument("--slurm", action="store_true", help="submit launch/train.sbatch")
+    slurm.add_argument("--slurm", action="store_true", help="submit the job script train.sbatch")
     slurm.add_argument("--time", help="time limit of the job, as sbatch takes it; the job continues after it by itself")
     slurm.add_argument("--partition", help="partition of the job")
     slurm.add_argument("--gpus", type=natural, help="GPUs on each machine; 0 without (default: as many as processes)")
     slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="as in --sbatch=--account=me")
-    slurm.add_argument("--script", help="the sbatch script (default: launch/train.sbatch of this checkout)")
+    slurm.add_argument("--script", help="the sbatch script (default: the train.sbatch that comes with slmkit)")
 
 
 def run(args: argparse.Namespace) -> int:
     from slmkit.cluster import launcher
     from slmkit.cluster.hosts import read_hostfile
     from slmkit.cluster.launch import Job, SlurmOptions, describe, plan_hosts, plan_local, plan_slurm
+    from slmkit.config.train import load_run
 
     log.set_up()
     if args.slurm and (args.hostfile or args.master_addr):
         raise UserError("--slurm takes its machines from the job", got="--hostfile or --master-addr beside it")
-    config = load_config(TrainConfig, args.config, args.set)
+    config = load_run(args.config, args.overrides)
     batch = (config.global_rows, config.micro_rows)
     job = Job(
         config=args.config,
-        overrides=tuple(args.set),
+        overrides=tuple(args.overrides),
         processes=args.processes,
         nodes=args.nodes,
         master_addr=args.master_addr,
@@ -88,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
         return _submit(plan)
     port = args.master_port
     if plan.hosts:
-        files = (args.config, config.deepspeed, config.base, *(source.path for source in config.data.all_sources))
+        deepspeed = str(deepspeed_file(config.deepspeed))
+        files = (args.config, deepspeed, config.base, *(source.path for source in config.data.all_sources))
         free = launcher.check_hosts(plan, tuple(file for file in files if "://" not in file), os.environ)
         port = port or free
     return launcher.start(plan, port, os.environ)

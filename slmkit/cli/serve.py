@@ -19,10 +19,9 @@ then exit code 0. Needs `pip install 'slmkit[serve]'`.
 import argparse
 import socket
 
-from slmkit.cli.numbers import natural, positive
+from slmkit.cli.arguments import natural, positive
 from slmkit.errors import UserError
 
-SUMMARY = "an HTTP server that speaks, with a page to try it on"
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
 
 
@@ -84,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
     sources = find_voices(args.voices)
     with bind(args.host, args.port) as listener:
-        from slmkit.infer.synthesizer import Synthesizer
-        from slmkit.infer.voices import Voices
+        from slmkit.infer.synthesizer import Synthesizer, Voices
         from slmkit.serve.server import Server
         from slmkit.serve.service import ServeSettings, Service
 
@@ -97,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
             max_waiting=args.max_waiting,
         )
         synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
-        read = Voices(synthesizer.read_speaker).vector
+        read = Voices(synthesizer.codec).vector
         voices = {name: read(source) for name, source in sources.items()}
         service = Service(synthesizer, voices, settings)
         with Signals.installed() as signals, Server(service, listener) as server:

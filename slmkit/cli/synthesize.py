@@ -29,62 +29,51 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from slmkit.cli.speaking import STDOUT, add_file_arguments, add_speaking_arguments, prepare, speak_file
+from slmkit.cli.speaking import STDOUT, add_speaking_arguments, prepare, speak_file
+from slmkit.errors import UserError
 
 if TYPE_CHECKING:
-    from slmkit.infer.request import Output, Request
+    from slmkit.infer.request import Request
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-SUMMARY = "text to WAV files with an exported model"
 DEFAULT_OUT = "speech.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    text = parser.add_argument("text", help="what to say; not with --jsonl")
+    text = parser.add_argument("text", help="the text to speak; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
     parser.add_argument("--stream", action="store_true", help="write the sound while it is spoken")
-    add_file_arguments(parser, text)
-    add_speaking_arguments(parser)
+    add_speaking_arguments(parser, text)
 
 
 def run(args: argparse.Namespace) -> int:
-    from slmkit.errors import UserError
-
-    if args.jsonl is None:
-        return _speak(args)
-    if args.text is not None:
-        raise UserError("what to say?", got=f"{args.text!r} and --jsonl", expected="one of them")
-    if args.out is None or args.overwrite or args.stream:
-        expected = "--out DIR, no --overwrite, no --stream"
-        raise UserError("a file of sentences needs a directory of its own", expected=expected)
-    return speak_file(args, "read")
-
-
-def _speak(args: argparse.Namespace) -> int:
-    from slmkit.audio.io import write_wav
-
+    if args.jsonl is not None:
+        if args.text is not None:
+            got = f"{args.text!r} and --jsonl"
+            raise UserError("a text and a file of texts were given", got=got, expected="one of them")
+        if args.out is None or args.overwrite or args.stream:
+            expected = "--out DIR, no --overwrite, no --stream"
+            raise UserError("a file of sentences needs a directory of its own", expected=expected)
+        return speak_file(args, "tts")
     out = args.out or DEFAULT_OUT
     synthesizer, speaker, options = prepare(args, out, is_stream=args.stream)
     if args.stream:
         return _stream(synthesizer, synthesizer.reading(args.text, speaker, **options), speaker, out)
+    from slmkit.audio.io import write_wav
+
     began = time.perf_counter()
     speech = synthesizer.speak(args.text, speaker, **options)
     took_sec = time.perf_counter() - began
     write_wav(out, speech.wave, speech.sample_rate, replace=args.overwrite)
-    print(f"{out}: {speech.seconds:.2f} s of speech in {took_sec:.2f} s, {_how(speech.output)}")
+    print(f"{out}: {speech.line(took_sec)}")
     return 0
-
-
-def _how(output: "Output") -> str:
-    return f"{output.num_steps} steps, {output.codes.shape[1]} frames, stopped by: {output.limit or output.reason}"
 
 
 def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", out: str) -> int:
     """Write pieces as they come; of a file the header says at the end how long it is."""
     from slmkit.audio.encode import pcm16, wav_header
-    from slmkit.errors import UserError
 
     rate, num_samples = synthesizer.codec.spec.sample_rate, 0
     began = time.perf_counter()
@@ -104,15 +93,13 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
     took_sec = time.perf_counter() - began
     assert output is not None, "the last piece has come"
     first = f"first audio after {speaking.first_audio_sec:.3f} s"
-    print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {_how(output)}", file=sys.stderr)
+    print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {output.line()}", file=sys.stderr)
     return 0
 
 
 @contextlib.contextmanager
 def _sink(out: str) -> Iterator[BinaryIO]:
     """The file or standard output. A file in which nothing could be written is taken away."""
-    from slmkit.errors import UserError
-
     try:
         with open(1, "wb", closefd=False) if out == STDOUT else open(out, "wb") as file:
             yield file

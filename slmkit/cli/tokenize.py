@@ -13,9 +13,9 @@ again at any time:
   slmkit tokenize status   OUT                                   what is done, what runs, what failed, time left
   slmkit tokenize verify   OUT --codec CODEC --report DIR        read everything again, compare and hear a sample
 
-Options come from a YAML recipe (--config), from the flags and from --set, the later ones winning. Bad files are counted
-in OUT/failures.jsonl, odd ones listed in OUT/outliers.jsonl. Exit codes: 0 done, 2 an error to mend, 75 told to stop
-(SIGTERM, SIGINT, SIGUSR1): finished shards stay, and the same command goes on.
+Options come from a YAML recipe (--config), from the flags and from words KEY=VALUE, the later ones winning. Bad files
+are counted in OUT/failures.jsonl, odd ones listed in OUT/outliers.jsonl. Exit codes: 0 done, 2 an error to mend, 75
+told to stop (SIGTERM, SIGINT, SIGUSR1): finished shards stay, and the same command goes on.
 """
 
 import argparse
@@ -25,21 +25,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmkit import log
+from slmkit.cli.arguments import OVERRIDE, Parser, add_config_arguments
 from slmkit.cli.tokenize_submit import add_submit_arguments, submit
-from slmkit.config.load import describe, load_config
-from slmkit.config.tokenize import TokenizeConfig
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
+    from slmkit.config.tokenize import TokenizeConfig
     from slmkit.tokenization.plan import Plan
 
-SUMMARY = "audio to shards of codes"
 PATHS = ("source", "codec", "out")
 SHARE = ("devices", "task", "num_tasks")  # which differ for each process
 FLAGS = (*PATHS, "num_workers", *SHARE)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: Parser) -> None:
     """A sub-command for each step."""
     parser.add_argument("--status", metavar="OUT", help="the same as `slmkit tokenize status OUT`")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
@@ -65,25 +64,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--report", help="new directory for index.html and verify.json (default: OUT-verify)")
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `plan`, `run` and `submit` take; every option of the recipe can be given with --set."""
+def add_recipe_arguments(parser: Parser) -> None:
+    """What `plan`, `run` and `submit` take; every option of the recipe can be given as KEY=VALUE."""
     parser.add_argument("source", nargs="?", help="folder of audio, or file")
     parser.add_argument("codec", nargs="?", help="directory of the codec")
     parser.add_argument("out", nargs="?", help="directory for the shards")
-    parser.add_argument("--config", help="YAML recipe")
+    add_config_arguments(parser, "slmkit.config.tokenize:TokenizeConfig")
     parser.add_argument(
         "--devices",
         type=lambda text: text.split(","),
         help="where the codec runs, a process for each: cpu, or cuda:0,cuda:1, or cpu,cpu",
     )
     parser.add_argument("--num-workers", type=int, help="processes that decode audio, for each device")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="any option")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "options for --set and the recipe:\n  " + "\n  ".join(describe(TokenizeConfig))
+    parser.help_parts.append(_layouts)
 
 
-def read_recipe(args: argparse.Namespace) -> TokenizeConfig:
+def _layouts() -> str:
+    from slmkit.corpora.layouts import describe_layouts
+
+    return "\n  ".join(["Layouts of a source, as in kind=manifest:", *describe_layouts()])
+
+
+def read_recipe(args: argparse.Namespace) -> "TokenizeConfig":
     """The options of `plan`, `run` and `submit`. Raises ConfigError."""
+    from slmkit.config.load import load_config
+    from slmkit.config.tokenize import TokenizeConfig
+
+    for name in reversed(PATHS):  # where the recipe holds the paths, argparse takes the overrides for them
+        if OVERRIDE.match(getattr(args, name) or ""):
+            args.overrides.insert(0, getattr(args, name))
+            setattr(args, name, None)
     given = [(name, getattr(args, name, None)) for name in FLAGS]
     flags = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given if value is not None]
     return load_config(TokenizeConfig, args.config, [*flags, *args.overrides])
@@ -103,7 +113,7 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan_corpus(config: TokenizeConfig) -> "Plan":
+def _plan_corpus(config: "TokenizeConfig") -> "Plan":
     from slmkit.codec.open import open_codec
     from slmkit.tokenization.job import plan_corpus
 
@@ -165,11 +175,11 @@ def _words(args: argparse.Namespace) -> list[str]:
     words += ["--config", args.config] if args.config else []
     words += ["--num-workers", str(args.num_workers)] if args.num_workers is not None else []
     kept = [text for text in args.overrides if _option(text) not in SHARE]
-    return words + [word for text in kept for word in ("--set", text)]
+    return words + kept
 
 
 def _option(override: str) -> str:
-    """The option that `--set` names."""
+    """The option that an override names."""
     return override.partition("=")[0].strip()
 
 

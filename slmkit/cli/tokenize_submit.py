@@ -14,11 +14,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from slmkit.cli.numbers import positive
+from slmkit.cli.arguments import positive
 from slmkit.cluster import slurm
-from slmkit.config.tokenize import TokenizeConfig
 
 if TYPE_CHECKING:
+    from slmkit.config.tokenize import TokenizeConfig
     from slmkit.tokenization.plan import Plan
 
 
@@ -40,7 +40,10 @@ def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def submit(
-    args: argparse.Namespace, config: TokenizeConfig, run_words: Sequence[str], plan: "Callable[[TokenizeConfig], Plan]"
+    args: argparse.Namespace,
+    config: "TokenizeConfig",
+    run_words: Sequence[str],
+    plan: "Callable[[TokenizeConfig], Plan]",
 ) -> int:
     """Plan the corpus with `plan`, then print or submit the two jobs; `run_words` are for `slmkit tokenize run`."""
     from slmkit.cluster.array import ArrayOptions, describe, plan_array, submit_both

@@ -13,6 +13,10 @@ Without starting anything, what the run would be on 8 processes, or why it canno
 
   slmkit train --config RUN.yaml --dry-run --processes 8
 
+Options of the config can be given here too, the last of each counts:
+
+  slmkit train --config libritts_mtp12 run_dir=/scratch/run model.group=6 optimizer.lr=1e-4
+
 SIGTERM, SIGINT or SIGUSR1 to any process stop the run after the step it is in, with a checkpoint.
 
 Exit codes: 0 the run is complete; 2 something a user can mend, named; 75 stopped by a signal, start it again; 1 others.
@@ -22,28 +26,24 @@ import argparse
 from typing import TYPE_CHECKING
 
 from slmkit import log
-from slmkit.config.load import describe, load_config
-from slmkit.config.train import TrainConfig
+from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.errors import UserError
 from slmkit.stopping import STOPPED, Signals
 from slmkit.world import World
 
 if TYPE_CHECKING:
+    from slmkit.config.train import TrainConfig
     from slmkit.train.loop import Speak
 
-SUMMARY = "train from shards of codes, on one process or many"
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="run config (YAML)")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override an option of the config")
+def add_arguments(parser: Parser) -> None:
+    add_config_arguments(parser, "slmkit.config.train:TrainConfig", required=True)
+    parser.add_argument("--print-config", action="store_true", help="print the config with all its options, and end")
     parser.add_argument("--dry-run", action="store_true", help="check all that can be checked, print the run, and end")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="with --dry-run: processes of the run (default: as it was started)"
     )
     parser.add_argument("--verbose", action="store_true", help="more messages")
-    options = "\n".join(f"  {line}" for line in describe(TrainConfig))
-    parser.epilog = f"Options of the run config (default): meaning\n{options}"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,13 +59,30 @@ def run_noting(args: argparse.Namespace, signals: Signals) -> int:
         raise UserError(
             "--processes belongs to --dry-run", next_step="start training with that many processes: see launch/train.sh"
         )
+    from slmkit.assets import deepspeed_file
+    from slmkit.config.load import to_yaml
+    from slmkit.config.train import load_run
+
+    wrong = None
+    try:
+        config = load_run(args.config, args.overrides)
+        deepspeed_file(config.deepspeed)
+    except UserError as error:
+        if world.size == 1 or args.print_config:
+            raise
+        wrong = error  # shown below, by one of the processes
+    if args.print_config:
+        if world.is_first:
+            print(to_yaml(config), end="")
+        return 0
     from slmkit.train.peers import together
 
     with together(world, signals) as peers:
+        if wrong is not None:
+            raise wrong
         from slmkit.train.doctor import warn_at_start
         from slmkit.train.loop import train
 
-        config = load_config(TrainConfig, args.config, args.set)
         warn_at_start(world, config.run_dir)
         if args.dry_run:
             show(config, world.size if args.processes is None else args.processes, world)
@@ -74,7 +91,7 @@ def run_noting(args: argparse.Namespace, signals: Signals) -> int:
     return STOPPED if signals.is_obeyed else 0
 
 
-def speech_samples(config: TrainConfig, world: World) -> "Speak | None":
+def speech_samples(config: "TrainConfig", world: World) -> "Speak | None":
     """What makes speech samples, in the first process of a run that wants them."""
     from slmkit.infer.samples import SpeechSamples
     from slmkit.train.run import open_configured
@@ -86,7 +103,7 @@ def speech_samples(config: TrainConfig, world: World) -> "Speak | None":
     return SpeechSamples(codec=config.codec, tokenizer=config.base, source=source, task=spoken[0].task)
 
 
-def show(config: TrainConfig, num_processes: int, world: World) -> None:
+def show(config: "TrainConfig", num_processes: int, world: World) -> None:
     """Print the run as a table, from the first process."""
     from slmkit.train.dry_run import describe
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slmkit.assets import folder
 from slmkit.cluster.hosts import Host
 from slmkit.errors import UserError
 from slmkit.world import BatchSplit
@@ -31,7 +32,6 @@ STAYING = frozenset(("DS_ENV_FILE",))
 CHOSEN_LATER = "FREE_PORT"
 DEEPSPEED = ("-m", "deepspeed.launcher.runner")  # the `deepspeed` command of this Python
 NEEDS_ESCAPE = re.compile(r'([\\"$`])')
-SBATCH_SCRIPT = Path(__file__).resolve().parent.parent.parent / "launch" / "train.sbatch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Job:
     @property
     def train_words(self) -> list[str]:
         """The words after `slmkit`."""
-        return ["train", "--config", self.config, *(word for text in self.overrides for word in ("--set", text))]
+        return ["train", "--config", self.config, *self.overrides]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,13 +176,13 @@ class SlurmOptions:
     time: str | None = None
     partition: str | None = None
     gpus: int | None = None  # on each machine; None: as many as processes
-    script: str | None = None  # another than SBATCH_SCRIPT
+    script: str | None = None  # another than the train.sbatch that comes with slmkit
     more: tuple[str, ...] = ()  # further words for sbatch
 
 
 def plan_slurm(job: Job, options: SlurmOptions, batch: tuple[int, int], env: Mapping[str, str]) -> LaunchPlan:
     """A job of launch/train.sbatch. Raises UserError when the script is not there."""
-    script = Path(options.script or SBATCH_SCRIPT)
+    script = Path(options.script or folder("launch") / "train.sbatch")
     if not script.is_file():
         raise UserError("there is no sbatch script", got=script, next_step="name launch/train.sbatch with --script")
     nodes, count = job.nodes or 1, job.processes or 1

@@ -36,8 +36,7 @@ import webdataset
 
 from slmkit.data.index import Corpus, ShardIndex, index_path, shard_name
 from slmkit.data.ledger import Failure
-from slmkit.data.remote import DamagedTar, is_url, join
-from slmkit.data.shard_cache import ShardCache
+from slmkit.data.remote import DamagedTar, ShardCache, is_url, join
 from slmkit.errors import DamagedSample, UserError
 from slmkit.files import atomic_write
 

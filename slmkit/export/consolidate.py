@@ -18,6 +18,7 @@ Example:
 """
 
 import contextlib
+import hashlib
 import io
 import pickle
 from pathlib import Path
@@ -30,7 +31,7 @@ from slmkit.config.run_dir import MODEL, Checkpoint, newest, read
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.errors import UserError
 from slmkit.export.hf import from_causal_lm, save_hf
-from slmkit.files import new_directory, provenance, write_json
+from slmkit.files import new_directory, provenance, sha256_file, write_json
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, PROVENANCE_FILE, load, save
 from slmkit.model.published import save_published, to_published
@@ -62,6 +63,18 @@ def consolidate(
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
         _write(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
     return checkpoint
+
+
+def export_sha256(directory: str | Path) -> str:
+    """One hash of all files that make an export the model it is: weights, config, tokenizer, vocabulary, codec spec.
+
+    Raises UserError when it holds no weights.
+    """
+    files = sorted([*Path(directory).glob("*.safetensors"), *Path(directory).glob("*.json")])
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise UserError(f"{directory} holds no model", expected="a directory that `slmkit consolidate` wrote")
+    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files if file.name != PROVENANCE_FILE)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def is_export(directory: str | Path) -> bool:

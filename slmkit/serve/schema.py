@@ -16,8 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from slmkit.infer.request import MAX_SEED
+from slmkit.infer.sampling import LEAST_FACTOR
 
-SMALLEST = 1e-6  # of numbers that logits are divided by: far smaller ones make them infinite in float32
 SHOWN_CHARS = 60  # of a value in a message
 MAX_RETRY_SEC = 60
 
@@ -128,10 +128,12 @@ class SpokenBody(BaseModel):
     )
     speed: float = Field(1.0, ge=0.25, le=4.0, description="only 1.0 is served")
     instructions: str = Field("", description="must be empty: the model follows none")
-    temperature: float = Field(0.0, ge=0.0, le=100.0, description=f"0: the most probable; otherwise from {SMALLEST:g}")
+    temperature: float = Field(
+        0.0, ge=0.0, le=100.0, description=f"0: the most probable; otherwise from {LEAST_FACTOR:g}"
+    )
     top_k: int = Field(0, ge=0, le=10**6, description="sample among the k most probable; 0: among all")
-    top_p: float = Field(1.0, ge=SMALLEST, le=1.0, description="sample among those that hold this probability")
-    repetition_penalty: float = Field(1.0, ge=SMALLEST, le=100.0, description="above 1: fewer repetitions")
+    top_p: float = Field(1.0, ge=LEAST_FACTOR, le=1.0, description="sample among those that hold this probability")
+    repetition_penalty: float = Field(1.0, ge=LEAST_FACTOR, le=100.0, description="above 1: fewer repetitions")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of what is sampled: equal seeds give equal speech")
     max_sec: float | None = Field(None, gt=0.0, description="longest speech in seconds; the server has a limit, too")
 

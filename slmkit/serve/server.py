@@ -61,13 +61,15 @@ class Server:
         return self._thread.is_alive() and self.service.worker.is_alive
 
     def __enter__(self) -> "Server":
-        """Begin to answer. Raises UserError as `Worker.start`."""
+        """Begin to answer. Raises UserError as `Worker.start`, and where another process listens by now."""
         try:
+            self._listener.listen()
             self.service.worker.start()
-        except UserError:
+        except (UserError, OSError) as error:
             self._listener.close()
+            if isinstance(error, OSError):
+                raise UserError(f"cannot listen at {self.address}: {error}") from error
             raise
-        self._listener.listen()
         self._thread.start()
         return self
 

@@ -14,9 +14,9 @@ from typing import Any
 from slmkit.audio.encode import formats
 from slmkit.errors import UserError
 from slmkit.infer.request import Output
-from slmkit.infer.sampling import Sampling
+from slmkit.infer.sampling import LEAST_FACTOR, Sampling
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
-from slmkit.serve.schema import SMALLEST, ApiError, QuestionBody, SpokenBody, refused
+from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, refused
 from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker, from_user_error
 
 STREAMED_FORMATS = ("wav", "pcm")  # those that are a file at every moment
@@ -89,8 +89,8 @@ class Service:
             raise refused("speed", "only 1.0 is served", got=body.speed, code=UNSUPPORTED)
         if body.instructions.strip():
             raise refused("instructions", "this model follows no instructions", code=UNSUPPORTED)
-        if 0 < body.temperature < SMALLEST:
-            raise refused("temperature", "too small", got=body.temperature, expected=f"0, or {SMALLEST:g} to 100")
+        if 0 < body.temperature < LEAST_FACTOR:
+            raise refused("temperature", "too small", got=body.temperature, expected=f"0, or {LEAST_FACTOR:g} to 100")
         if body.max_sec is not None and body.max_sec > settings.max_sec:
             raise refused("max_sec", "too long", got=body.max_sec, expected=f"at most {settings.max_sec:g}")
 

@@ -25,8 +25,9 @@ from tqdm import tqdm
 from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
-from slmkit.corpora import published, read
-from slmkit.corpora.base import Part, with_sound_keys
+from slmkit.corpora import layouts, published
+from slmkit.corpora.base import SourcePart, with_sound_keys
+from slmkit.corpora.layouts import ReadOptions
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
@@ -122,11 +123,11 @@ def import_codes(config: ImportConfig) -> None:
     finalize(job, planned, max_failure_share=config.max_failure_share)
 
 
-def read_parts(config: TokenizeConfig) -> Iterator[Part]:
+def read_parts(config: TokenizeConfig) -> Iterator[SourcePart]:
     """The corpus in parts, in their fixed order."""
     source = Path(config.source).absolute()  # the tasks may run elsewhere
-    columns, language = config.columns, config.language
-    return read.read_parts(config.kind, source, columns=columns, language=language, max_sec=config.max_sec)
+    options = ReadOptions(columns=config.columns, language=config.language, max_sec=config.max_sec)
+    return layouts.read_parts(config.kind, source, options)
 
 
 def _encode_shards(

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
-from slmkit.corpora.base import Part, Utterance, text_file
+from slmkit.corpora.base import SourcePart, Utterance, text_file
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization.decode import start_worker
@@ -70,7 +70,7 @@ class Sifted(NamedTuple):
     refusals: list[Failure | None]  # why it is not kept
 
 
-def sift_parts(parts: Iterable[Part], rules: Rules, *, num_workers: int) -> Iterator[Sifted]:
+def sift_parts(parts: Iterable[SourcePart], rules: Rules, *, num_workers: int) -> Iterator[Sifted]:
     """What becomes of each item of the parts. Raises UserError where a reader does, or a process dies."""
     parts = iter(parts)
     for part in parts if num_workers < 2 else islice(parts, 1):
@@ -97,11 +97,11 @@ def sift_parts(parts: Iterable[Part], rules: Rules, *, num_workers: int) -> Iter
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _sift_in_worker(part: Part, rules: Rules) -> list[Sifted]:
+def _sift_in_worker(part: SourcePart, rules: Rules) -> list[Sifted]:
     return list(_sift(part, rules))
 
 
-def _sift(part: Part, rules: Rules) -> Iterator[Sifted]:
+def _sift(part: SourcePart, rules: Rules) -> Iterator[Sifted]:
     items = iter(part())
     while True:
         with _rare_garbage_collection():

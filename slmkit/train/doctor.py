@@ -27,6 +27,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from slmkit.assets import deepspeed_file
 from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
@@ -38,10 +39,10 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import disk_error, nearest_existing, read_json
 from slmkit.log import get_logger
-from slmkit.model import attention
+from slmkit.model import backbone
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train.engine import process_group, sum_over_ranks
-from slmkit.train.parity import ACCUMULATION, StepComparison, compare
+from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
 from slmkit.train.run import check_facts, known_facts, open_configured, open_sources, run_layout
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
@@ -150,7 +151,7 @@ def check_accelerator(world: World) -> CheckResult:
                 expected="a CUDA build of torch that the driver can run",
                 next_step="install torch for the CUDA version that nvidia-smi shows",
             )
-        return CheckResult(name=name, status="ok", what=f"cpu; attention: {attention.implementation(on_cuda=False)}")
+        return CheckResult(name=name, status="ok", what=f"cpu; attention: {backbone.attention_kernel(on_cuda=False)}")
     if world.local_rank >= torch.cuda.device_count():
         return CheckResult(
             name=name,
@@ -160,15 +161,15 @@ def check_accelerator(world: World) -> CheckResult:
             expected="one process per GPU",
             next_step="start fewer processes, or give the job more GPUs",
         )
-    kernel = attention.implementation(on_cuda=True)
+    kernel = backbone.attention_kernel(on_cuda=True)
     device = torch.cuda.get_device_name(world.local_rank)
-    if kernel != attention.FLASH_ATTN and _installed("flash-attn") is not None:
+    if kernel != backbone.FLASH_ATTN and _installed("flash-attn") is not None:
         return CheckResult(
             name=name,
             status="warn",
             what="flash-attn is installed but cannot be imported",
             got=f"attention in bf16: {kernel}, on {device}",
-            expected=attention.FLASH_ATTN,
+            expected=backbone.FLASH_ATTN,
             next_step="build flash-attn again for this torch",
         )
     return CheckResult(name=name, status="ok", what=f"{device}; attention in bf16: {kernel}")
@@ -252,7 +253,7 @@ def check_all_reduce(world: World, device: torch.device) -> CheckResult:
 
 def check_parity(world: World, device: torch.device, stage: int = DEFAULT_STAGE) -> CheckResult:
     """Gradients of the installed DeepSpeed with this ZeRO stage against plain ones. See `train.parity`."""
-    return judge_parity(compare(world, device, stage), world, stage)
+    return judge_parity(compare_steps(world, device, stage), world, stage)
 
 
 def stage_of(config: TrainConfig | None) -> int:
@@ -260,7 +261,7 @@ def stage_of(config: TrainConfig | None) -> int:
     if config is None:
         return DEFAULT_STAGE
     try:
-        stage = zero_stage(read_json(config.deepspeed))
+        stage = zero_stage(read_json(deepspeed_file(config.deepspeed)))
     except UserError:
         return DEFAULT_STAGE
     return stage if stage in ZERO_STAGES else DEFAULT_STAGE

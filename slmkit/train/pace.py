@@ -181,7 +181,7 @@ def pace_of(run: Run, model: Any, device: torch.device) -> Pace:
         device,
         accumulation=run.split.accumulation,
         frame_rate=run.codec.frame_rate,
-        costs=Flops(model.config),
+        costs=Flops(model),
         peak_tflops=peak,
     )
     pace.watch(model)

@@ -25,7 +25,7 @@ from slmkit.config.load import to_dict
 from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
 from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
-from slmkit.data.shard_cache import ShardCache
+from slmkit.data.remote import ShardCache
 from slmkit.data.sources import Source, common_codec, open_source
 from slmkit.data.steps import Cursor, PlannedStep, Steps
 from slmkit.data.text import TextTokenizer
@@ -34,8 +34,7 @@ from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
 from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.pretrained import base_layout, config_on_base
-from slmkit.model.stages import check_export, weights_sha256
+from slmkit.model.pretrained import base_layout, check_export, config_on_base, weights_sha256
 from slmkit.train.metrics import term_names
 from slmkit.train.settings import deepspeed_settings, precision
 from slmkit.world import BatchSplit, World

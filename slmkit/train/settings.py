@@ -9,6 +9,7 @@ Example:
 
 from typing import Any
 
+from slmkit.assets import deepspeed_file
 from slmkit.config.train import OptimizerConfig, TrainConfig
 from slmkit.errors import UserError
 from slmkit.files import read_json
@@ -20,7 +21,7 @@ AUTO = "auto"
 
 def deepspeed_settings(config: TrainConfig, split: BatchSplit) -> dict[str, Any]:
     """What `deepspeed.initialize` gets. Raises UserError naming every setting that clashes with the run config."""
-    settings = read_json(config.deepspeed)
+    settings = read_json(deepspeed_file(config.deepspeed))
     if not isinstance(settings, dict):
         raise UserError(f"{config.deepspeed} does not hold a mapping", expected="DeepSpeed settings by name")
     ours = {

@@ -10,18 +10,16 @@ Example:
 import shutil
 
 import torch
-import yaml
 
 from slmkit.checkpoints import checkpoint
 from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir
-from slmkit.config.load import to_dict
+from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
 from slmkit.files import atomic_write, new_directory, provenance, write_json
 from slmkit.log import get_logger
-from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base
+from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
 from slmkit.model.slm import SpeechLM
-from slmkit.model.stages import from_export
 from slmkit.train import elastic, engine
 from slmkit.train.engine import Engine
 from slmkit.train.metrics import MetricsLog
@@ -52,7 +50,7 @@ def record_start(run: Run, trainer: Engine, done_steps: int, log: MetricsLog) ->
     logger.info("%s: step %d of %d, %d processes", run.directory, done_steps, run.total_steps, run.world.size)
     config = to_dict(run.config)
     with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
-        file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+        file.write(to_yaml(run.config).encode())
     name = f"provenance-{done_steps}.json" if done_steps else "provenance.json"
     made = provenance(config)
     write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)

@@ -50,24 +50,37 @@ def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         main(["train", "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for line in ("run_dir (required):", "optimizer.lr (0.0005):", "data.row_tokens (2048):", "model.group (0):"):
-        assert line in shown
-    assert "local_rank N" not in shown
+    for option in ("run_dir", "optimizer.lr", "data.row_tokens", "model.group", "schedule.kind"):
+        assert f"\n  {option} " in shown
+    assert "local_rank" not in shown
 
 
 def test_a_wrong_config_is_reported_once_and_ends_every_process(place: Path) -> None:
     command = ["-m", "slmkit", "--local_rank=0", "train", "--config", str(place / "run.yaml")]
-    done = finish_ranks(start_ranks(2, [*command, "--set", "optimizer.lr=-1", "--set", "colour=red"]))
+    done = finish_ranks(start_ranks(2, [*command, "optimizer.lr=-1", "--set", "zebra=red"]))
     assert [code for code, _, _ in done] == [2, 2]
     shown = "".join(errors for _, _, errors in done)
     assert shown.count("2 problems") == 1
-    assert "colour: unknown key" in shown
-    assert "optimizer.lr: got -1.0" in shown
+    assert "zebra: unknown key" in shown
+    assert "optimizer.lr: got -1, expected" in shown
     assert "Traceback" not in shown
 
 
+def test_the_config_is_printed_and_can_be_used_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Overrides may stand before and after other options; the last one counts."""
+    words = ["steps=7", "--print-config", "optimizer.lr=1e-3", "--set", "model.group=12", "model.group=6"]
+    assert main(["train", *words, "--config", str(place / "run.yaml")]) == 0
+    shown = capsys.readouterr().out
+    config = yaml.safe_load(shown)
+    assert (config["steps"], config["optimizer"]["lr"], config["model"]["group"]) == (7, 1e-3, 6)
+    assert (config["seed"], config["data"]["row_tokens"]) == (0, 160)
+    (place / "again.yaml").write_text(shown)
+    assert main(["train", "--config", str(place / "again.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == shown
+
+
 def test_a_dry_run_tells_what_the_run_would_be(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--dry-run", "--processes", "4", "--set", f"run_dir={place / 'dry'}"]
+    words = ["--dry-run", "--processes", "4", f"run_dir={place / 'dry'}", "deepspeed=zero2_fp32"]
     assert main(["train", "--config", str(place / "run.yaml"), *words]) == 0
     shown = capsys.readouterr().out
     names = [line.split("  ")[0] for line in shown.splitlines() if not line.startswith(" ")]
@@ -84,7 +97,10 @@ def test_a_dry_run_tells_what_the_run_would_be(place: Path, capsys: pytest.Captu
     [
         (["--dry-run", "--processes", "3"], "must equal global_rows exactly"),
         (["--dry-run", "--processes", "0"], "must equal global_rows exactly"),
-        (["--dry-run", "--set", "optimizer.rate=1"], "optimizer.rate: unknown key"),
+        (["--dry-run", "optimizer.betas=1"], "optimizer.betas: got 1, expected a list of two numbers"),
+        (["--dry-run", "deepspeed=zero9"], "no file of this name comes with slmkit"),
+        (["--dry-run", "deepspeed=gone.json"], "there is no such DeepSpeed file"),
+        (["--dry-run", "--print-config", "steps=x"], "steps: got 'x'"),
         (["--dry-run", "--set", "codec=nowhere", "--set", "speak_every_steps=1"], "nowhere"),
         (["--processes", "2"], "--processes belongs to --dry-run"),
     ],
@@ -104,7 +120,7 @@ def test_alone_and_under_the_launcher(place: Path) -> None:
     assert (place / "run" / "checkpoints" / "step-3" / "complete.json").is_file()
     assert "saved" in alone.stderr
 
-    script = [str(ROOT / "launch" / "train.sh"), "--set", f"run_dir={place / 'two'}"]
+    script = [str(ROOT / "launch" / "train.sh"), f"run_dir={place / 'two'}"]
     words = ["env", "CONFIG=run.yaml", "PROCESSES=2", *script]
     together = launched(words, place)
     assert together.returncode == 0, together.stderr[-4000:]
@@ -114,7 +130,7 @@ def test_alone_and_under_the_launcher(place: Path) -> None:
 
     tar = max((place / "corpus").glob("*.tar"))
     os.truncate(tar, tar.stat().st_size // 2)
-    broken = launched([*words, "--set", "steps=30"], place)
+    broken = launched([*words, "steps=30"], place)
     shown = broken.stdout + broken.stderr
     assert broken.returncode == 2, shown[-4000:]
     assert f"{tar.name}: sample" in shown

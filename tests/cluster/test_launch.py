@@ -47,7 +47,7 @@ def test_this_machine_alone() -> None:
     command = plan.command_at(4321)
     assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
     assert shlex.join(command[3:]) == (
-        "--num_gpus 4 --master_port 4321 --module slmkit train --config run.yaml --set steps=3"
+        "--num_gpus 4 --master_port 4321 --module slmkit train --config run.yaml steps=3"
     )
     shown = describe(plan)
     assert shown[:5] == [
@@ -131,7 +131,7 @@ def test_a_slurm_job() -> None:
         "--account=me",
     ]
     assert words[7].endswith("launch/train.sbatch")
-    assert words[8:] == ["--config", "run.yaml", "--set", "steps=3"]
+    assert words[8:] == ["--config", "run.yaml", "steps=3"]
     assert describe(plan)[:4] == [
         "8 processes on the nodes of a Slurm job",
         "  node 0 of the job  ranks 0-3, devices 0-3",

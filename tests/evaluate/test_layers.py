@@ -14,7 +14,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample
 from slmkit.evaluate.layers import hidden_pairs, layer_states
-from slmkit.model.attention import Packing
+from slmkit.model.backbone import Packing
 
 TEXT = "  THE cat, it sat on Read this sentence. "
 
@@ -37,7 +37,7 @@ def test_pairs(tokenizer, group, num_speech, speaker_dim):
     model = small_model(tokenizer, codec_spec(), group, speaker_dim=speaker_dim).eval()
     sample = sample_of()
     pairs = hidden_pairs(model, tokenizer, sample)
-    assert len(pairs) == model.config.qwen2.num_hidden_layers + 1
+    assert len(pairs) == model.config.backbone_config.num_hidden_layers + 1
     batch = one_batch(model, tokenizer, [sample])
     with torch.no_grad():
         embedded = model.embed(batch.tokens, batch.speech_mask, batch.speaker, batch.speaker_positions)[None]

@@ -17,13 +17,14 @@ from tiny_codec import SPEC, TinyCodec
 
 from slmkit.data.index import Corpus, ShardIndex, index_path, write_manifest
 from slmkit.data.shards import Sample
-from slmkit.evaluate.generation import Settings, copy_synthesis
+from slmkit.evaluate.generation import copy_synthesis
 from slmkit.evaluate.listening import worst
 from slmkit.evaluate.report import score_outputs, write_page
 from slmkit.evaluate.scoring import Scorers
 from slmkit.evaluate.selection import select
 from slmkit.evaluate.truth import Truths
 from slmkit.evaluate.voices import CodecVoice
+from slmkit.infer.request import SpeakingSettings
 
 OWNED = "document.title='owned'"
 SCRIPT = f'</bdi></h3></title><script>{OWNED}</script><img src="x" onerror="{OWNED}"><svg onload="{OWNED}">'
@@ -59,7 +60,7 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
     rewrite(tmp_path / "c" / tar, b"lone ??????", b"lone \\ud800")
     write_manifest(tmp_path / "c", "c", SPEC, [ShardIndex.read(index_path(tmp_path / "c", tar)).summary], {})
     corpus, codec, out = Corpus.open(tmp_path / "c"), Buzz(), tmp_path / "out"
-    copy_synthesis(codec, corpus, select(corpus), Settings(task="qa"), out)
+    copy_synthesis(codec, corpus, select(corpus), SpeakingSettings(), out, task="qa")
     truths = Truths(corpus, codec)
     scorers = Scorers(codec_voice=CodecVoice(codec), recognizer=Echo())
     report = score_outputs(out, truths, scorers, measured_with={"asr": SCRIPT}, unseen=frozenset([SCRIPT]))

@@ -101,7 +101,7 @@ def test_a_next_token_model_loads_without_slmkit(place: Path, tmp_path: Path) ->
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         hidden = ours.hidden(ours.embed(tokens[..., None]), torch.arange(12)[None])
-        assert torch.allclose(foreign(tokens).logits, ours.lm_logits(hidden), atol=1e-5)
+        assert torch.allclose(foreign(tokens).logits, ours.lm_model.lm_head(hidden), atol=1e-5)
 
 
 def test_hf_refuses_what_it_could_not_load(place: Path, tmp_path: Path) -> None:

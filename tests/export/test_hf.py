@@ -67,7 +67,7 @@ def parrot(tokenizer: TextTokenizer) -> tuple[SpeechLM, list[Sample]]:
     codes = [rng.integers(0, 16, (3, frames)).astype(np.int16) for frames in (9, 14)]
     samples = [Sample(f"u{i}", codes[i], None, {"text": text}) for i, text in enumerate(TEXTS)]
     model = small_model(tokenizer, spec, 0, like=BASE)
-    assert model.config.qwen2.rope_parameters["rope_theta"] == 1e6
+    assert model.config.backbone_config.rope_parameters["rope_theta"] == 1e6
     memorise(model, one_batch(model, tokenizer, samples))
     return model, samples
 
@@ -201,7 +201,7 @@ def test_a_model_trained_on_elsewhere_comes_back(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert back.dtype == torch.bfloat16
-    assert back.config.qwen2.vocab_size == model.layout.size + 30
+    assert back.config.backbone_config.vocab_size == model.layout.size + 30
     assert back.config.codec_spec == model.config.codec_spec
     assert AutoTokenizer.from_pretrained(tmp_path / "ours").convert_tokens_to_ids("<c7>") == model.layout.code_id(2, 7)
 

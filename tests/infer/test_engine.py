@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import BASE_SIZE, talkative_model, tiny_model
+from transformers import DynamicCache
+from twins.generate import Limits, generate, head_logits
 
 from slmkit.errors import UserError
-from slmkit.infer.decoder import Decoder, rows_needed
+from slmkit.infer.decoder import SlotDecoder, rows_needed
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
-from slmkit.infer.generate import Limits, generate
 from slmkit.infer.grammar import make_grammar
 from slmkit.infer.request import MAX_SEED, Output, Request, from_ids
 from slmkit.infer.sampling import Sampling
@@ -110,10 +111,10 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
         with torch.inference_mode():
             embedded = model.embed(tokens, mask, speaker, places)[None]
             where = torch.arange(len(tokens))[None]
-            cache = model.new_cache()
+            cache = DynamicCache()
             hidden = model.hidden(embedded, where, cache=cache)
-            heads = model.head_logits(hidden, where, cache=cache, keep=len(tokens))
-            vocabulary = model.lm_logits(hidden)[0]
+            heads = head_logits(model, hidden, where, cache=cache)
+            vocabulary = model.lm_model.lm_head(hidden)[0]
         grammar = make_grammar(model.layout, model.group, model.lm_model.lm_head.out_features)
         for step, (ids, spoken) in enumerate(steps):
             at = len(start.tokens) - 1 + step
@@ -146,7 +147,7 @@ def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest
     """The way of a GPU, without its graph: all slots at once, over memory that earlier answers have used."""
     model, rng = talkative(kind), np.random.default_rng(kind + 200)
     requests = [random_request(model, rng) for _ in range(12)]
-    monkeypatch.setattr("slmkit.infer.engine.Decoder", functools.partial(Decoder, together=True))
+    monkeypatch.setattr("slmkit.infer.engine.SlotDecoder", functools.partial(SlotDecoder, together=True))
     masked = Engine(model, num_slots=NUM_SLOTS, num_positions=128)
     apart = [told(output) for output in engine(kind).generate(requests)]
     assert [told(output) for output in masked.generate(requests)] == apart

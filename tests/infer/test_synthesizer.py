@@ -112,7 +112,7 @@ def test_a_question_is_answered_in_text_and_speech(synthesizer: Synthesizer) -> 
     assert ids[0] == synthesizer.model.layout.bos_id
     assert encode(": Who wrote it? You should speak like: ")[:5] == ids[2:7]
     assert len(request.prompt.speaker_positions) == 1
-    ((number, output),) = synthesizer.run([request])
+    ((number, output),) = synthesizer.engine.run([request])
     assert (number, output.limit) in [(0, "text_tokens"), (0, "seconds"), (0, None)]
     assert synthesizer.words_of(output).text == synthesizer.tokenizer.decode(output.text_ids).strip()
     with pytest.raises(UserError, match="there is no question to answer"):

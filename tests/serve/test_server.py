@@ -165,6 +165,19 @@ def test_an_engine_that_cannot_be_made_leaves_the_port_free(synthesizer: Synthes
     assert listener.fileno() == -1
 
 
+def test_a_port_that_was_taken_while_the_model_loaded_is_named(synthesizer: Synthesizer, chain: Path) -> None:
+    with socket.socket() as ours, socket.socket() as other:
+        for sock in (ours, other):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", ours.getsockname()[1]))
+        other.listen()
+        with (
+            pytest.raises(UserError, match=r"cannot listen at http://127.0.0.1:\d+: "),
+            Server(make_service(synthesizer, chain), ours),
+        ):
+            pass
+
+
 def test_a_defect_of_the_worker_is_raised_when_the_server_closes(
     synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

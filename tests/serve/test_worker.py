@@ -134,7 +134,7 @@ def fail_for(synthesizer: Synthesizer, seed: int, monkeypatch: pytest.MonkeyPatc
     engine, step = synthesizer.engine, synthesizer.engine.step
 
     def failing_step() -> list:
-        if any(a.request.seed == seed and len(a.grammar.frames) > 60 for a in engine._answers.values()):
+        if any(a.request.seed == seed and len(a.grammar.frames) > 60 for a in engine._active.values()):
             raise torch.OutOfMemoryError("a detail")
         return step()
 

@@ -160,7 +160,7 @@ def alone(trainer: Trainer) -> dict[str, bool] | None:
 
 def parity_of_stages() -> dict[int, float]:
     """The worst relative difference to plain steps, of the norm and of any parameter's update."""
-    compared = {stage: parity.compare(WORLD, device, stage) for stage in ZERO_STAGES}
+    compared = {stage: parity.compare_steps(WORLD, device, stage) for stage in ZERO_STAGES}
     return {stage: max(max(s.norm_difference, s.worst()[1]) for s in steps) for stage, steps in compared.items()}
 
 

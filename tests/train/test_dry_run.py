@@ -1,7 +1,6 @@
 """What `slmkit train --dry-run` tells of a run, against the run itself."""
 
 import itertools
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
-from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, save
-from slmkit.model.stages import weights_sha256
+from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, save, weights_sha256
 from slmkit.train import dry_run
 from slmkit.train.run import prepare
 from slmkit.world import World
@@ -106,7 +104,7 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
     checkpoint.finish(tmp_path / "run", 4, {"facts": prepare(config, World()).facts})
     assert shown(config)["run_dir"] == f"{tmp_path / 'run'}, continues at step 4"
     with pytest.raises(UserError, match="seed has changed"):
-        dry_run.describe(replace(config, seed=1), 1)
+        dry_run.describe(config.model_copy(update={"seed": 1}), 1)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
-from slmkit.model.pretrained import from_base, load
-from slmkit.model.stages import weights_sha256
+from slmkit.model.pretrained import from_base, load, weights_sha256
 from slmkit.train import dry_run
 from slmkit.train.run import prepare
 from slmkit.world import World

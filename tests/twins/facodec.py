@@ -1,8 +1,8 @@
 """FACodec V2 as published, module by module: one module per published key, weight norm unfolded, one utterance.
 
-Its state dicts are the layout of the published files, key by key and shape by shape, so this file is what a checkpoint
-is checked against. It is the slow, obvious twin of the network in `network.py`: the tests compare the two and
-`slmkit bench codec` times them. It knows nothing of batches, devices or files.
+Its state dicts are the layout of the published files, key by key and shape by shape. It is the slow, obvious twin of
+`slmkit/codec/facodec/network.py`: the tests compare the two and `slmkit bench codec` times them. It knows nothing of
+batches, devices or files.
 
 Shapes: C channels, N samples (or positions), T frames, D = 256 the width of the latents.
 

@@ -12,9 +12,17 @@ from synthetic import WORDS, codec_spec
 from slmkit.errors import UserError
 from slmkit.files import sha256_file
 from slmkit.model.init_base import init_base
-from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, load, save
+from slmkit.model.pretrained import (
+    check_export,
+    config_on_base,
+    extended_tokenizer,
+    from_base,
+    from_export,
+    load,
+    save,
+    weights_sha256,
+)
 from slmkit.model.published import save_published
-from slmkit.model.stages import check_export, from_export, weights_sha256
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "vocab_size": 280}
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slmkit.model import attention
-from slmkit.model.attention import NAME, Packing, attend, register
+from slmkit.model import backbone
+from slmkit.model.backbone import ATTENTION, Packing, new_causal_lm, packed_attention
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 VARLEN = "torch.nn.attention.varlen"  # torch 2.10 and later
@@ -42,7 +42,7 @@ def naive(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5))
 def test_packed_equals_the_masked_twin(lengths: list[int]) -> None:
     inputs = qkv(sum(lengths))
-    got, weights = attend(torch.nn.Module(), *inputs, None, scaling=SCALE, packing=packing_of(lengths))
+    got, weights = packed_attention(torch.nn.Module(), *inputs, None, scaling=SCALE, packing=packing_of(lengths))
     expected = naive(*inputs, lengths)
     assert weights is None
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_torch_kernel_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch
 
     kernel.__signature__ = real
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    check_kernel(attention._torch_varlen())
+    check_kernel(backbone._torch_varlen())
 
 
 def test_flash_attn_is_preferred_and_called_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_flash_attn_is_preferred_and_called_by_its_signature(monkeypatch: pytest
     module = types.ModuleType("flash_attn")
     module.flash_attn_varlen_func = kernel
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    check_kernel(attention._varlen_kernel.__wrapped__())
+    check_kernel(backbone._varlen_kernel.__wrapped__())
 
 
 def check_kernel(kernel) -> None:
@@ -102,7 +102,7 @@ def check_kernel(kernel) -> None:
 
 def test_old_torch_kernels_that_know_no_scale_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest.importorskip(VARLEN), "varlen_attn", lambda query, key, value, is_causal=False: None)
-    assert attention._torch_varlen() is None
+    assert backbone._torch_varlen() is None
 
 
 def test_an_utterance_does_not_see_its_neighbours() -> None:
@@ -111,7 +111,8 @@ def test_an_utterance_does_not_see_its_neighbours() -> None:
     for x in changed:
         x[:, :, :4] += 1
     outputs = [
-        attend(torch.nn.Module(), *x, None, scaling=SCALE, packing=packing_of([4, 5]))[0] for x in (inputs, changed)
+        packed_attention(torch.nn.Module(), *x, None, scaling=SCALE, packing=packing_of([4, 5]))[0]
+        for x in (inputs, changed)
     ]
     assert torch.equal(outputs[0][:, 4:], outputs[1][:, 4:])
     assert not torch.equal(outputs[0][:, :4], outputs[1][:, :4])
@@ -121,7 +122,7 @@ def test_an_utterance_does_not_see_its_neighbours() -> None:
 def test_cached_queries_are_the_last_of_the_keys(num_queries: int) -> None:
     query, key, value = qkv(7, batch=2)
     whole = torch.cat([naive(*(x[i : i + 1] for x in (query, key, value)), [7]) for i in range(2)])
-    got, _ = attend(torch.nn.Module(), query[:, :, -num_queries:], key, value, None, scaling=SCALE)
+    got, _ = packed_attention(torch.nn.Module(), query[:, :, -num_queries:], key, value, None, scaling=SCALE)
     torch.testing.assert_close(got, whole[:, -num_queries:], atol=1e-6, rtol=1e-5)
 
 
@@ -130,8 +131,8 @@ def test_a_mask_hides_keys(num_queries: int) -> None:
     query, key, value = qkv(6)
     mask = torch.ones(1, 1, num_queries, 6, dtype=torch.bool).tril(6 - num_queries)
     mask[..., :2] = False
-    got, _ = attend(torch.nn.Module(), query[:, :, -num_queries:], key, value, mask, scaling=SCALE)
-    expected, _ = attend(
+    got, _ = packed_attention(torch.nn.Module(), query[:, :, -num_queries:], key, value, mask, scaling=SCALE)
+    expected, _ = packed_attention(
         torch.nn.Module(), query[:, :, -num_queries:], key[:, :, 2:], value[:, :, 2:], None, scaling=SCALE
     )
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
@@ -141,7 +142,7 @@ def test_dropout_reaches_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: seen.append(k["dropout_p"]) or real(*a, **k))
-    attend(torch.nn.Module(), *qkv(5), None, scaling=SCALE, dropout=0.25, packing=packing_of([2, 3]))
+    packed_attention(torch.nn.Module(), *qkv(5), None, scaling=SCALE, dropout=0.25, packing=packing_of([2, 3]))
     assert seen == [0.25, 0.25]
 
 
@@ -150,8 +151,10 @@ def test_transformers_builds_no_mask_for_it() -> None:
     from transformers import Qwen2Config
     from transformers.masking_utils import create_causal_mask
 
-    register()
-    config = Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, attn_implementation=NAME)
+    config = Qwen2Config(
+        vocab_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, attn_implementation=ATTENTION
+    )
+    new_causal_lm(config)
     mask = create_causal_mask(
         config=config, inputs_embeds=torch.zeros(1, 5, 32), attention_mask=None, past_key_values=None
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from train.saving import STATE, Weights, check_complete, saver_of
+from checkpoints.saving import STATE, Weights, check_complete, saver_of
 
 from slmkit.checkpoints import checkpoint, saver
 from slmkit.config import run_dir as runs

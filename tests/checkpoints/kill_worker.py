@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from train.saving import STATE, Weights, check_complete, saver_of
+from checkpoints.saving import STATE, Weights, check_complete, saver_of
 
 from slmkit.checkpoints import checkpoint
 from slmkit.config import run_dir as runs
