@@ -1,6 +1,7 @@
 """A model that speaks without end, servers of it, and clients, for the tests of the server."""
 
 import contextlib
+import itertools
 import json
 import re
 import socket
@@ -166,14 +167,14 @@ def serving(
 
 
 class Gate:
-    """Holds the engine's steps back while it is shut; the test ends with it open."""
+    """Lets so many steps of the engine pass, and holds back the next until it is opened."""
 
-    def __init__(self, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._open = threading.Event()
+    def __init__(self, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, num_steps: int = 0) -> None:
+        self._open, steps = threading.Event(), itertools.count()
         step = synthesizer.engine.step
 
         def gated_step() -> list:
-            assert self._open.wait(WAIT_SEC)
+            assert next(steps) < num_steps or self._open.wait(WAIT_SEC)
             return step()
 
         monkeypatch.setattr(synthesizer.engine, "step", gated_step)

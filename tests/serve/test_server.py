@@ -26,15 +26,17 @@ from slmkit.audio.encode import wav_header
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.serve.server import GRACE_SEC, LEAVE_SEC, Server
+from slmkit.serve.worker import Call
 
 NUM_CLIENTS = 200
+SOME_STEPS = 250  # enough for the first sound of a stream, and not for its end
 ENDING = b"0\r\n\r\n"  # of an answer in chunks
 
 
 def test_two_hundred_at_once_get_what_each_gets_alone(synthesizer: Synthesizer, chain: Path) -> None:
     with serving(synthesizer, chain, max_waiting=NUM_CLIENTS) as (_, client):
         kinds = [
-            {"voice": voice, "seed": seed, "temperature": 0.8, "stream": stream, "input": text, "max_sec": 0.1}
+            {"voice": voice, "seed": seed, "temperature": 0.8, "stream": stream, "input": text, "max_sec": 0.05}
             for voice in ("anna", "bert")
             for seed, stream in ((1, True), (2, False))
             for text in (TEXT, "Hello.")
@@ -69,37 +71,45 @@ def test_beyond_the_queue_requests_are_refused_and_the_rest_answers(
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"stream_format": "sse"}])
-def test_a_client_that_leaves_frees_its_slot(fields: dict, synthesizer: Synthesizer, chain: Path) -> None:
+def test_a_client_that_leaves_frees_its_slot(
+    fields: dict, synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream: in the middle of it."""
+    left: list[Call] = []
+    give_up = Call.give_up
+    monkeypatch.setattr(Call, "give_up", lambda call: (left.append(call), give_up(call)))
+    gate = Gate(synthesizer, monkeypatch, SOME_STEPS if fields else 0)
     with serving(synthesizer, chain, max_waiting=1) as (_, client):
         leaving = [client.begin(**fields) for _ in range(3)]
-        until(lambda: (client.figure("running_requests"), client.figure("waiting_requests")) == (2, 1))
         if fields:
             assert leaving[0].recv(12) == b"HTTP/1.1 200"
+        until(lambda: client.figure("running_requests") + client.figure("waiting_requests") == 3)
         for sock in leaving:
             sock.close()
+        until(lambda: len(left) == 3)
+        gate.open()
         until(lambda: client.figure('requests_total{outcome="given_up"}') == 3)
         assert client.speech().status_code == 200
-        assert (client.figure("running_requests"), client.figure('requests_total{outcome="failed"}')) == (0, 0)
+        counts = [client.figure(f'requests_total{{outcome="{name}"}}') for name in ("given_up", "done", "failed")]
+        assert (counts, client.figure("running_requests")) == ([3, 1, 0], 0)
 
 
-def test_a_stop_ends_answers_and_cuts_what_does_not_end(
-    synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The engine stands still until the server is told to stop, so that no answer is over before."""
-    gate = Gate(synthesizer, monkeypatch)
-    with serving(synthesizer, chain, grace_sec=2.0) as (server, client):
+def test_a_stop_cuts_what_does_not_end(synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(synthesizer, monkeypatch, SOME_STEPS)
+    with serving(synthesizer, chain) as (server, client):
         idle = socket.create_connection(("127.0.0.1", client.port), timeout=WAIT_SEC)
-        waiting = client.begin()
-        short, endless = client.begin(max_sec=0.2), client.begin(stream=True)
-        until(lambda: client.figure("running_requests") + client.figure("waiting_requests") == 3)
-        del waiting, short
+        sound = client.begin(stream=True)
+        assert sound.recv(12) == b"HTTP/1.1 200"
+        events = client.begin(stream_format="sse")
+        until(lambda: client.figure("running_requests") + client.figure("waiting_requests") == 2)
         closing = threading.Thread(target=server.close)
         closing.start()
         until(lambda: not server.service.worker.is_open)
         gate.open()
         closing.join(WAIT_SEC)
         assert not server.is_alive
-        assert not read_all(endless).endswith(ENDING)
+        assert not read_all(sound).endswith(ENDING)
+        assert b"shutting_down" in read_all(events)
         assert read_all(idle) == b""
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", client.port), timeout=WAIT_SEC)
