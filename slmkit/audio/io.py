@@ -27,7 +27,7 @@ import numpy as np
 import soxr
 
 from slmkit.audio import quality, units
-from slmkit.audio.decoder import Decoder
+from slmkit.audio.decoding import Decoder, open_decoder
 from slmkit.audio.encode import encoded
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
@@ -114,17 +114,19 @@ class _Piece:
         self.gaps: tuple[int, int] | None = None  # of a cut: where speech starts and ends
         self._mono: list[np.ndarray] = []
         self._clipped: list[np.ndarray] = []
-        # Of each channel and of their mean: sum and sum of squares.
+        # Of each channel and of their mean: sum and sum of squares. Of one channel there is nothing to tell.
         self._sums, self._squares = np.zeros(decoder.channels + 1), np.zeros(decoder.channels + 1)
 
     def add(self, block: np.ndarray) -> None:
         """Take float32 [samples, channels]."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = block.mean(axis=1, dtype=np.float32)
-            self.finite = self.finite and bool(np.isfinite(mean).all())
-            both = np.column_stack([block, mean]).astype(np.float64)
-            self._sums += both.sum(axis=0)
-            self._squares += np.square(both).sum(axis=0)
+        mean = block[:, 0].copy()
+        if block.shape[1] > 1:
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean = block.mean(axis=1, dtype=np.float32)
+                both = np.column_stack([block, mean]).astype(np.float64)
+                self._sums += both.sum(axis=0)
+                self._squares += np.square(both).sum(axis=0)
+        self.finite = self.finite and bool(np.isfinite(mean).all())
         self.num_samples += len(block)
         self._mono.append(mean if self.channel is None else block[:, self.channel].copy())
         self._clipped.append(quality.clipped(block, self.subtype))
@@ -156,7 +158,7 @@ def _read(
     channel: int | None,
 ) -> _Piece:
     """All samples of the file, or those between the earliest and the latest of a cut. `channel` None: the mean."""
-    with contextlib.closing(Decoder(source, name)) as decoder:
+    with contextlib.closing(open_decoder(source, name)) as decoder:
         rate = decoder.sample_rate
         if not RATES[0] <= rate <= RATES[1]:
             raise _bad("unreadable", name, "has an impossible sample rate", got=rate, expected=f"{RATES} Hz")
@@ -168,7 +170,7 @@ def _read(
         for block in decoder.blocks(0, None):
             piece.add(block)
             _check_too_long(piece.num_samples, rate, name, max_sec)
-        promised = decoder.promised_samples()
+        promised = decoder.promised_samples
         if piece.num_samples < promised or decoder.error:
             got = f"{piece.num_samples} samples{decoder.error}"
             raise _bad("truncated", name, "is cut short or damaged", got=got, expected=f"{promised} by its header")

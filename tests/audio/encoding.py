@@ -3,11 +3,11 @@
 import io
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 
 from slmkit.audio.io import read_audio
-from slmkit.audio.mp3 import _parsed
 
 RATE = 16000
 CORPUS = Path(__file__).parents[2] / "tokenize_jobs" / "sample_corpus"
@@ -44,7 +44,8 @@ def variable_mp3(wave, rate=RATE):
 
 def without_tag(mp3):
     """An MP3 file as old encoders and recorders of streams leave it: without the frame that says how long it is."""
-    return mp3[_parsed(mp3[:4]).num_bytes :]
+    with av.open(io.BytesIO(mp3), format="mp3") as file:
+        return mp3[next(file.demux()).pos :]
 
 
 def unknown_flac(wave, rate=RATE):
