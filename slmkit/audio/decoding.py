@@ -52,7 +52,11 @@ SHORTENED = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)
 SHORTENED_RF64 = re.compile(r"Calculated frame count (\d+) does not match value from 'ds64' chunk of (\d+)")
 # A WAV file of no samples that are followed by something other than the next chunk: it was written to a pipe.
 PIPED_WAV = re.compile(rb"(?s)(RIFF....WAVE.*?data)\0\0\0\0(?![A-Za-z0-9 ]{4}).")
-PIPED_HEADER_BYTES = 2**12
+# What ADPCM and GSM fill their last block with is not sound; a WAV file says the length without it.
+WAV_LENGTH = re.compile(rb"(?s)RIFF....WAVE.*?fact\x04\0\0\0(....)")
+BLOCK_SUBTYPES = {"IMA_ADPCM", "MS_ADPCM", "GSM610"}
+MAX_BLOCK_SAMPLES = 2**12
+HEADER_BYTES = 2**12  # where the chunks before the samples of a WAV file are looked for
 MAX_PIPED_BYTES = 2**30  # of such a file, which is read into memory
 
 
@@ -115,7 +119,6 @@ def _decoder_of(stream: BinaryIO, path: str | Path | None) -> Decoder:
     refused: Exception | None = None
     if not found:
         try:
-            stream.seek(0)
             return Libsndfile(path or stream, stream)
         except (soundfile.SoundFileError, TypeError, ValueError) as error:
             refused = error  # TypeError and ValueError for example for a headerless .raw file
@@ -150,8 +153,11 @@ class Libsndfile(Decoder):
     """`source` is the name of the file, if it has one, since libsndfile reads a file faster than through Python."""
 
     def __init__(self, source: str | Path | BinaryIO, stream: BinaryIO) -> None:
+        stream.seek(0)
+        head = stream.read(HEADER_BYTES)
+        stream.seek(0)  # libsndfile begins where the stream stands, and goes on from there
         self.file = _ForwardFile(source)
-        if self.file.frames == 0 and (mended := _of_unknown_length(stream)):
+        if self.file.frames == 0 and (mended := _of_unknown_length(stream, head)):
             self.file.close()
             self.file = _ForwardFile(mended)
         if self.file.format in ("MP3", "OGG"):  # found behind something else
@@ -161,6 +167,11 @@ class Libsndfile(Decoder):
         self.subtype = self.file.subtype
         if self.file.frames < UNKNOWN_SAMPLES:
             self.num_samples = self.promised_samples = self.file.frames
+        if self.subtype in BLOCK_SUBTYPES:
+            said = WAV_LENGTH.match(head)
+            length = int.from_bytes(said[1], "little") if said else 0
+            if 0 <= (self.num_samples or 0) - length < MAX_BLOCK_SAMPLES:
+                self.num_samples = self.promised_samples = length
         for found in SHORTENED.finditer(self.file.extra_info):
             promised, present = (int(number) for number in found.groups())
             if present < promised < UNKNOWN_BYTES:
@@ -189,10 +200,9 @@ class Libsndfile(Decoder):
         return block if len(block) else None
 
 
-def _of_unknown_length(stream: BinaryIO) -> io.BytesIO | None:
+def _of_unknown_length(stream: BinaryIO, head: bytes) -> io.BytesIO | None:
     """A WAV file whose header says that it holds nothing, with one that leaves it open; None where nothing follows."""
-    stream.seek(0)
-    found = PIPED_WAV.match(stream.read(PIPED_HEADER_BYTES))
+    found = PIPED_WAV.match(head)
     if found is None or stream.seek(0, io.SEEK_END) > MAX_PIPED_BYTES:
         return None
     stream.seek(0)

@@ -69,24 +69,31 @@ class FFmpeg(Decoder):
             self.file = av.open(self._stream, format=self._format, metadata_errors="replace", options=self._options)
         except av.FFmpegError as error:
             raise ValueError(error.strerror) from error
-        if not self.file.streams.audio:
+        self._track: Any = next(iter(self.file.streams.audio), None)
+        context = None if self._track is None else self._track.codec_context
+        if context is None:
             self.file.close()
-            raise ValueError("it holds no audio")
-        self._track: Any = self.file.streams.audio[0]
-        context = self._track.codec_context
+            raise ValueError("it holds no audio that FFmpeg knows")
         context.thread_count = 1
+        if self._format == "asf":
+            context.options = {"flags2": "+skip_manual"}
         delay = context.delay  # in samples by the header of the file; the decoder sets its own
-        self.sample_rate, self.channels = context.sample_rate, max(1, context.channels)
+        self.sample_rate, self.channels = 0, 0
         self._origin = 0  # where the first sample lies by the file's time stamps, in samples
         self._frames = self._decoded()
         for frame, values in itertools.islice(self._frames, 1):
-            self.sample_rate, self.channels = frame.sample_rate, values.shape[1]
             self.subtype = "PCM_16" if frame.format.name.startswith("s16") else ""
             place = self._samples(frame.pts)
-            before = max(0, -place)  # FFmpeg leaves in what Speex has before the sound,
-            if self._format == "matroska":  # and believes WebM, which older FFmpegs wrote wrong, more than Opus itself
+            self._origin = max(0, place)
+            # What is before the sound, where FFmpeg does not leave out the right number of samples:
+            before = max(0, -place)  # Speex: none
+            if self._format == "asf":  # WMA: two frames, one of which holds sound in files that FFmpeg itself wrote
+                before = len(values)
+            elif self._format == "matroska":  # Opus: as WebM says, which older FFmpegs wrote wrong for other rates
                 before = max(before, self._opus_delay() - delay)
-            self._held, self._origin = [values[before:]], max(0, place)
+            self._held = [values[before:]]
+        if not self.channels:  # it holds no frame
+            self.sample_rate, self.channels = context.sample_rate, 1
 
     def _opus_delay(self) -> int:
         """Samples before the sound by the header of Opus, 0 for other codecs."""
@@ -105,8 +112,8 @@ class FFmpeg(Decoder):
             # The last page has the time of its end, which for Opus counts what is before the sound. Where the first
             # does not begin at 0, the file is a part of a stream.
             self.num_samples = self.promised_samples = said + start - self._opus_delay()
-        elif self._format == "mov" and said:
-            self.num_samples, self.promised_samples = said, said - slack
+        elif self._format == "mov":
+            self.promised_samples = said - slack
         elif self._format == "matroska" and not said:  # else it is a guess by the bit rate
             self.promised_samples = units.nearest(Fraction(self.file.duration or 0, AV_TIME_BASE) * rate) - slack
         elif self._format == "asf":
@@ -133,20 +140,31 @@ class FFmpeg(Decoder):
                 last = packet if packet.size else last
                 for frame in frames:
                     values = _values(frame)
-                    if num_good and (frame.sample_rate, values.shape[1]) != (self.sample_rate, self.channels):
+                    if not self.channels:
+                        self.sample_rate, self.channels = frame.sample_rate, values.shape[1]
+                    if (frame.sample_rate, values.shape[1]) != (self.sample_rate, self.channels):
                         raise ValueError("the sample rate or the number of channels changes")
                     num_good += 1
-                    yield frame, values
+                    yield frame, values[: self._kept(packet, frame)] if self._format == "mov" else values
             if num_junk > num_good:
                 raise ValueError("most of it cannot be decoded")
             # The decoder of MP3 makes up what is missing of a frame; the parser gives out none that is not whole.
-            parser = av.CodecContext.create(self._track.codec_context.name, "r")
-            if self._format == "mp3" and last is not None and not parser.parse(bytes(last)):
-                raise ValueError("the last frame is cut short")
+            if self._format == "mp3" and last is not None:
+                parser = av.CodecContext.create(self._track.codec_context.name, "r")
+                if not parser.parse(bytes(last)):
+                    raise ValueError("the last frame is cut short")
         except av.FFmpegError as error:
             self.error = f"{DECODER_SAYS}{error.strerror}"
         except ValueError as error:
             self.error = f"{DECODER_SAYS}{error}"
+
+    def _kept(self, packet: Any, frame: Any) -> int:
+        """Samples of a frame of MP4 that are sound: to the end of the track, which is rounded to milliseconds, but the
+        last packet may be marked as shorter, exactly."""
+        marked, end = self._samples(packet.duration), self._samples(self._track.duration)
+        if 0 < marked < frame.samples or not end:
+            return marked or frame.samples
+        return max(0, end - self._samples(frame.pts) + self._origin)
 
     def _samples(self, time: int | None) -> int:
         """A time stamp of the track in samples, 0 for none."""
@@ -192,6 +210,8 @@ class FFmpeg(Decoder):
 
 def _values(frame: Any) -> np.ndarray:
     """The samples of a frame, float32 [samples, channels]. Raises ValueError for formats that numpy has not."""
+    if frame.format.name == "fltp" and len(frame.planes) == 1:  # most speech; to_ndarray takes thrice the time
+        return np.frombuffer(frame.planes[0], np.float32, frame.samples)[:, None]
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(frame.samples, -1)
     if values.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Audio files in and out: any file libsndfile reads becomes mono float32 at the wanted rate.
+"""Audio files in and out: any file that libsndfile or FFmpeg reads becomes mono float32 at the wanted rate.
 
 Files are hostile: every way in which one cannot be used is a `BadSample` whose reason is a stable word (`REASONS`).
 Memory is bounded by the samples asked for, mono at the file's own rate, and a time limit stops the decoder even when
@@ -8,9 +8,6 @@ Channels become their mean. Where they cancel each other in it (a microphone wir
 channel is taken. A number that is not finite in any channel refuses the file: it is damaged, and not only there.
 
 Invariant: equal bytes give equal samples, and the number of samples is `units.resampled_samples` of the file's.
-
-Not noticed: an Ogg file, or an MP3 file without a length, cut between two pages or frames is a shorter valid file.
-Not done: a WAV file whose header says that it holds nothing is taken at its word ("empty").
 
 Example:
     wave = read_audio("a.flac", 16000, max_sec=30.0)
@@ -88,7 +85,7 @@ def read_recording(
     offset = float(mono.mean(dtype=np.float64))
     if abs(offset) > quality.OFFSET_LIMIT:
         mono = mono - np.float32(offset)
-    wave = mono if piece.rate == sample_rate else soxr.resample(mono, piece.rate, sample_rate, quality="HQ")
+    wave = resampled(mono, piece.rate, sample_rate)
     if len(wave) == 0:
         raise _bad("too_short", name, "is less than half a sample at the wanted rate")
     return Recording(wave, float(clipped.mean()), offset, quality.silence_share(mono, piece.rate))
@@ -102,6 +99,13 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
     content = encoded(wave, sample_rate, "wav")
     with atomic_write(path, replace=replace) as file:
         file.write(content)
+
+
+def resampled(wave: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """`wave`, float [samples] at `source_rate` Hz, as float32 at `target_rate` Hz (soxr HQ): `units.resampled_samples`
+    of them. At the wanted rate it is left as it is."""
+    wave = np.asarray(wave, dtype=np.float32)
+    return wave if source_rate == target_rate else soxr.resample(wave, source_rate, target_rate, quality="HQ")
 
 
 class _Piece:
@@ -123,9 +127,9 @@ class _Piece:
         if block.shape[1] > 1:
             with np.errstate(over="ignore", invalid="ignore"):
                 mean = block.mean(axis=1, dtype=np.float32)
-                both = np.column_stack([block, mean]).astype(np.float64)
-                self._sums += both.sum(axis=0)
-                self._squares += np.square(both).sum(axis=0)
+                for values, place in ((block, slice(0, -1)), (mean[:, None], slice(-1, None))):
+                    self._sums[place] += values.sum(axis=0, dtype=np.float64)
+                    self._squares[place] += np.einsum("sc,sc->c", values, values, dtype=np.float64)
         self.finite = self.finite and bool(np.isfinite(mean).all())
         self.num_samples += len(block)
         self._mono.append(mean if self.channel is None else block[:, self.channel].copy())

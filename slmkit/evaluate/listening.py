@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from slmkit import plot
 from slmkit.audio.io import write_wav
-from slmkit.audio.log_mel import HOP_SEC, log_mel
+from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.evaluate.metrics import TIMED, in_order, metric
 from slmkit.evaluate.outputs import read_wave, wav_path
 from slmkit.evaluate.truth import Truths

@@ -22,7 +22,7 @@ import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from slmkit.audio import quality
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.errors import UserError
 from slmkit.evaluate.local_model import load_model, load_part
 from slmkit.files import read_json

@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.audio.log_mel import log_mel_distance
+from slmkit.audio.mel import log_mel_distance
 from slmkit.data.shards import Sample
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.alignment import Alignment

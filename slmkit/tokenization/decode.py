@@ -4,7 +4,7 @@ Files are hostile: a worker that a file crashes, or that takes too long, is repl
 line. Workers are started afresh (not forked, so that no thread or device of the main process is copied), ignore the
 signals that are for the main process, and end when it does. torch is not imported here, to keep their start quick.
 
-A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoder.py).
+A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoding.py).
 
 Invariant: as many results as items, in the same order, the same for any number of workers.
 

@@ -1,6 +1,7 @@
 """Waves and encoded files for the tests of audio."""
 
 import io
+import tempfile
 from pathlib import Path
 
 import av
@@ -36,6 +37,24 @@ def encoded(wave, rate=RATE, kind="WAV", subtype=None, **options):
         for start in range(0, len(wave), rate):
             file.write(wave[start : start + rate])
     return buffer.getvalue()
+
+
+def by_ffmpeg(wave, container, codec, rate=RATE, bit_rate=48_000, **options):
+    """The bytes of a mono file that FFmpeg writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a")
+        _write_by_ffmpeg(path, wave, container, codec, rate, bit_rate, options)
+        return path.read_bytes()
+
+
+def _write_by_ffmpeg(path, wave, container, codec, rate, bit_rate, options):
+    with av.open(str(path), "w", format=container, options=options) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = bit_rate
+        frame = av.AudioFrame.from_ndarray(np.asarray(wave, np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            file.mux(packet)
 
 
 def variable_mp3(wave, rate=RATE):

@@ -13,7 +13,7 @@ from audio.encoding import RATE, encoded, tone, unknown_flac
 from slmkit.audio import units
 from slmkit.audio.decoding import UNKNOWN_SAMPLES
 from slmkit.audio.ffmpeg import SEARCHED_BYTES
-from slmkit.audio.io import REASONS, read_audio, write_wav
+from slmkit.audio.io import REASONS, read_audio, resampled, write_wav
 from slmkit.errors import BadSample, UserError
 
 HOUR_SEC = 3600
@@ -288,3 +288,19 @@ def test_writing_refuses_what_is_no_wave(tmp_path, wave):
     with pytest.raises(ValueError, match="expected a finite wave"):
         write_wav(tmp_path / "a.wav", wave, RATE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("source", "target"), [(16000, 10000), (24000, 16000), (16000, 44100)])
+def test_a_tone_stays_a_tone(source, target):
+    num_samples = source // 2 + 1
+    wave = np.sin(2 * np.pi * 440 * np.arange(num_samples) / source)
+    found = resampled(wave, source, target)
+    expected = np.sin(2 * np.pi * 440 * np.arange(len(found)) / target)
+    assert found.dtype == np.float32
+    assert len(found) == units.resampled_samples(num_samples, source, target)
+    assert np.abs(found - expected)[200:-200].max() < 1e-3
+
+
+def test_the_same_rate_leaves_the_wave():
+    wave = np.random.default_rng(0).standard_normal(99).astype(np.float32)
+    assert resampled(wave, 16000, 16000) is wave
