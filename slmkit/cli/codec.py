@@ -77,7 +77,7 @@ def _copy(args: argparse.Namespace) -> int:
     import torch
 
     from slmkit.audio.io import read_audio, write_wav
-    from slmkit.audio.log_mel import log_mel_distance
+    from slmkit.audio.mel import log_mel_distance
     from slmkit.codec.open import open_codec
 
     if args.out.exists() and not args.replace:

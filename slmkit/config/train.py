@@ -133,9 +133,7 @@ class ModelConfig(Config):
     group: Natural = Field(
         default=0, description="speech tokens predicted a step: 0 next-token, 3, 6, 12, ... (a multiple of the streams)"
     )
-    head: str = Field(
-        default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer"
-    )
+    head: str = Field(default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer")
     fusion: Literal["mean", "mlp"] = Field(
         default="mean", description="how the embeddings of a group become one (group > 0)"
     )
