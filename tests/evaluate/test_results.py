@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from slmkit.evaluate.intervals import bootstrap, difference
+from slmkit.evaluate.results import bootstrap, difference
 
 
 def test_two_utterances_have_three_resampled_means() -> None:
@@ -46,14 +46,19 @@ def test_nothing_has_no_interval() -> None:
     assert bootstrap([(1, 0), (2, 0)]) is None
 
 
-def test_resamples_without_weight_do_not_count() -> None:
-    assert bootstrap([(1, 0), (2, 4)]) is not None
+def test_resamples_without_weight_take_the_mean() -> None:
+    """Of (1, 0) and (2, 4): a quarter of the resamples has no weight, the others are 2/4 or 3/4."""
+    assert bootstrap([(1, 0), (2, 4)]) == (0.75, 0.5, 0.75)
 
 
-def test_a_seed_gives_one_interval() -> None:
+def test_one_score_is_its_own_interval() -> None:
+    assert bootstrap([(3, 4)]) == (0.75, 0.75, 0.75)
+    assert difference([(1, 4)], [(2, 4)]) == (0.25, 0.25, 0.25)
+
+
+def test_equal_scores_give_equal_intervals() -> None:
     scores = [(float(amount), 1.0) for amount in np.random.default_rng(0).standard_normal(40)]
-    assert bootstrap(scores, seed=1) == bootstrap(scores, seed=1)
-    assert bootstrap(scores, seed=1) != bootstrap(scores, seed=2)
+    assert bootstrap(scores) == bootstrap(scores)
 
 
 def test_pairs_are_drawn_together() -> None:

@@ -1,4 +1,4 @@
-"""The recogniser: a tiny Whisper that was trained to hear tones, and one with random weights."""
+"""The recognizer: a tiny Whisper that was trained to hear tones, and one with random weights."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_whisper import RATE, SENTENCES, WINDOW_SEC, save_tiny_whisper, tones
 
 from slmkit.errors import UserError
-from slmkit.evaluate.recognize import Recognizer, windows
+from slmkit.evaluate.recognizer import Recognizer, windows
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,10 @@ def test_windows_are_cut_where_it_is_quiet():
 def test_naive_twin(kind, request):
     """The most likely token after token, asked in English, though the model's own settings say two beams."""
     recognizer = Recognizer.load(request.getfixturevalue(kind))
-    model, tokenizer = recognizer.model, recognizer.tokenizer
+    model, tokenizer = recognizer.pipeline.model, recognizer.pipeline.tokenizer
     asked = ["<|startoftranscript|>", *(["<|en|>", "<|transcribe|>"] if kind == "trained" else []), "<|notimestamps|>"]
     wave = np.random.default_rng(3).normal(0, 0.3, RATE).astype(np.float32)
-    features = recognizer.extractor(wave, sampling_rate=RATE, return_tensors="pt").input_features
+    features = recognizer.pipeline.feature_extractor(wave, sampling_rate=RATE, return_tensors="pt").input_features
     ids = prompt = tokenizer.convert_tokens_to_ids(asked)
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_naive_twin(kind, request):
 
 def test_another_model_is_refused(damaged):
     (damaged / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    with pytest.raises(UserError, match=r"(?s)is not a Whisper recogniser.*model_type qwen2.*model_type whisper"):
+    with pytest.raises(UserError, match=r"(?s)is not a Whisper recognizer.*model_type qwen2.*model_type whisper"):
         Recognizer.load(damaged)
 
 
@@ -110,7 +110,7 @@ def test_weights_of_another_model_are_refused(damaged):
     weights = load_file(damaged / "model.safetensors")
     del weights["model.encoder.conv1.weight"]
     save_file(weights, damaged / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"(?s)not those of a Whisper recogniser.*model\.encoder\.conv1\.weight"):
+    with pytest.raises(UserError, match=r"(?s)not those of a Whisper recognizer.*model\.encoder\.conv1\.weight"):
         Recognizer.load(damaged)
 
 

@@ -25,11 +25,13 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from slmkit.audio.resample import resampled
 from slmkit.errors import BadSample, UserError
+from slmkit.evaluate.metrics import Metric, Scores, measures, single
+from slmkit.evaluate.spoken import Spoken
 
-SAMPLE_RATE = 16_000  # Hz
+UTMOS_RATE = 16_000  # Hz
 STRIDES = (5, 2, 2, 2, 2, 2, 2)  # of wav2vec 2.0's convolutions, as in every published one
 SHORTEST_SAMPLES = 400  # what one of its frames spans
-HEAD_WIDTH = 64  # of its attention
+ATTENTION_HEAD_WIDTH = 64  # of its attention
 CENTRE, HALF_RANGE = 3.0, 2.0  # of the scores that the network gives as -1 to 1
 WEIGHT_NORM = "encoder.pos_conv_embed.conv.parametrizations.weight.original"
 RENAMED = (  # names in the file, as fairseq has them, to those of transformers
@@ -47,7 +49,22 @@ RENAMED = (  # names in the file, as fairseq has them, to those of transformers
 )
 SSL, UNUSED = "wav2vec2.", "wav2vec2.mask_emb"  # the latter serves training only
 
-State = dict[str, torch.Tensor]
+
+@measures(
+    Metric(
+        name="utmos",
+        label="UTMOS",
+        better="higher",
+        digits=2,
+        order=50,
+        note="Predicted naturalness, 1 to 5; no speech: left out.",
+    ),
+    needs=["utmos"],
+)
+def naturalness(spoken: Spoken) -> Scores:
+    utmos = spoken.tools.utmos
+    assert utmos is not None, "the registry asks for it"
+    return {"utmos": single(spoken.measured(utmos.score))}
 
 
 class Utmos:
@@ -59,17 +76,22 @@ class Utmos:
     @staticmethod
     def load(path: str | Path, device: str | torch.device = "cpu") -> "Utmos":
         """The model whose state dict is the file `path`. Raises UserError when it is another file."""
-        state = _read(Path(path))
         try:
-            network = network_of(state)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise _not_utmos(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        if not isinstance(state, dict) or not all(isinstance(weight, torch.Tensor) for weight in state.values()):
+            raise _not_utmos(path, "not a state dict")
+        try:
+            network = network_of({str(name): weight.float() for name, weight in state.items()})
         except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-            raise _refused(path, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise _not_utmos(path, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         return Utmos(network, device)
 
     @torch.inference_mode()
     def score(self, wave: np.ndarray, sample_rate: int) -> float:
         """How natural `wave` sounds, float [samples] at `sample_rate` Hz. Raises BadSample "too_short" below 25 ms."""
-        heard = resampled(wave, sample_rate, SAMPLE_RATE)
+        heard = resampled(wave, sample_rate, UTMOS_RATE)
         if len(heard) < SHORTEST_SAMPLES:
             seconds = len(wave) / sample_rate
             raise BadSample("too_short", "the wave is too short for UTMOS", got=f"{seconds:.3f} s")
@@ -94,23 +116,15 @@ class _Network(nn.Module):
         return CENTRE + HALF_RANGE * scores.mean(dim=(1, 2))
 
 
-def network_of(state: State) -> nn.Module:
+def network_of(state: dict[str, torch.Tensor]) -> nn.Module:
     """The network with the weights of `state`, sizes read from their shapes."""
-    config, sizes = _sizes(state)
-    with torch.device("meta"):
-        network = _Network(config, **sizes)
-    network.load_state_dict({_renamed(name): weight for name, weight in state.items() if name != UNUSED}, assign=True)
-    return network
-
-
-def _sizes(state: State) -> tuple[Wav2Vec2Config, dict[str, int]]:
     convolutions = [state[f"{SSL}feature_extractor.conv_layers.{i}.0.weight"] for i in range(len(STRIDES))]
     position = state[f"{SSL}encoder.pos_conv.0.weight_v"]
     hidden, num_layers = position.shape[0], sum(name.endswith(".fc1.weight") for name in state)
     config = Wav2Vec2Config(
         hidden_size=hidden,
         num_hidden_layers=num_layers,
-        num_attention_heads=hidden // HEAD_WIDTH,
+        num_attention_heads=hidden // ATTENTION_HEAD_WIDTH,
         intermediate_size=state[f"{SSL}encoder.layers.0.fc1.weight"].shape[0],
         conv_dim=tuple(weight.shape[0] for weight in convolutions),
         conv_kernel=tuple(weight.shape[2] for weight in convolutions),
@@ -119,34 +133,29 @@ def _sizes(state: State) -> tuple[Wav2Vec2Config, dict[str, int]]:
         num_conv_pos_embedding_groups=hidden // position.shape[1],
         mask_time_prob=0.0,
     )
-    return config, {
-        "domain": state["domain_emb"].shape[1],
-        "judge": state["judge_emb"].shape[1],
-        "memory": state["blstm.weight_hh_l0"].shape[1],
-        "inner": state["projection.0.weight"].shape[0],
-    }
+    with torch.device("meta"):
+        network = _Network(
+            config,
+            domain=state["domain_emb"].shape[1],
+            judge=state["judge_emb"].shape[1],
+            memory=state["blstm.weight_hh_l0"].shape[1],
+            inner=state["projection.0.weight"].shape[0],
+        )
+    renamed = {}
+    for name, weight in state.items():
+        if name.startswith(SSL):
+            inner = name.removeprefix(SSL)
+            for pattern, replacement in RENAMED:
+                inner = re.sub(pattern, replacement, inner)
+            renamed[SSL + inner] = weight
+        else:
+            renamed[name] = weight
+    del renamed[UNUSED]
+    network.load_state_dict(renamed, assign=True)
+    return network
 
 
-def _renamed(name: str) -> str:
-    if not name.startswith(SSL):
-        return name
-    inner = name.removeprefix(SSL)
-    for pattern, replacement in RENAMED:
-        inner = re.sub(pattern, replacement, inner)
-    return SSL + inner
-
-
-def _read(path: Path) -> State:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise _refused(path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
-    if not isinstance(state, dict) or not all(isinstance(weight, torch.Tensor) for weight in state.values()):
-        raise _refused(path, "not a state dict")
-    return {str(name): weight.float() for name, weight in state.items()}
-
-
-def _refused(path: str | Path, reason: str) -> UserError:
+def _not_utmos(path: str | Path, reason: str) -> UserError:
     return UserError(
         f"{path} does not hold the weights of UTMOS22-strong",
         got=reason,

@@ -1,4 +1,4 @@
-"""How good a copy of a recording is: STOI and PESQ. The only file that knows pystoi and pesq.
+"""How good a copy of a recording is: log-mel distance, STOI and PESQ. The only file that knows pystoi and pesq.
 
 STOI (Taal et al. 2011) is the intelligibility of the copy, about 0 to 1. PESQ is its quality on the scale of opinion
 scores, 1.04 to 4.64, wide-band (ITU-T P.862.2, 16 kHz). Both compare a copy with its source moment by moment: they suit
@@ -24,12 +24,65 @@ import numpy.typing as npt
 
 from slmkit.audio.resample import resampled
 from slmkit.audio.units import seconds_to_samples
-from slmkit.extras import missing
+from slmkit.evaluate.metrics import Metric, Scores, measures, missing, single
+from slmkit.evaluate.selection import OWN
+from slmkit.evaluate.spoken import Spoken
 
 Wave = npt.NDArray[Any]
 STOI_SHORTEST_SEC = 0.4  # 30 frames of 25.6 ms, half overlapping
 PESQ_SHORTEST_SEC, PESQ_LONGEST_SEC = 0.25, 20.0
 PESQ_RATE = 16_000  # Hz
+
+
+@measures(
+    Metric(
+        name="source_distance_db",
+        label="mel to source",
+        unit="dB",
+        better="lower",
+        digits=2,
+        order=70,
+        note="Of copy synthesis: log-mel distance to the recording.",
+    )
+)
+def source_distance(spoken: Spoken) -> Scores:
+    if not _is_copy(spoken):
+        return {}
+    source = spoken.truths.source(spoken.record.number)
+    return {"source_distance_db": None if source is None else spoken.distance_db(source)}
+
+
+@measures(
+    Metric(
+        name="stoi",
+        label="STOI",
+        better="higher",
+        order=71,
+        note="Of copy synthesis: intelligibility against the recording.",
+    ),
+    Metric(
+        name="pesq",
+        label="PESQ",
+        better="higher",
+        digits=2,
+        order=72,
+        note="Of copy synthesis: quality against the recording.",
+    ),
+    needs=["copy_quality"],
+)
+def copy_quality(spoken: Spoken) -> Scores:
+    if not _is_copy(spoken):
+        return {}
+    source = spoken.truths.source(spoken.record.number)
+    if source is None:
+        return {"stoi": None, "pesq": None}
+    wave, rate = spoken.wave, spoken.rate
+    return {"stoi": single(stoi(source, wave, rate)), "pesq": single(pesq(source, wave, rate))}
+
+
+def _is_copy(spoken: Spoken) -> bool:
+    """Whether it is the codec's copy of a recording, in its own voice."""
+    return spoken.is_copy and spoken.record.voice == OWN
 
 
 def stoi(reference: Wave, degraded: Wave, sample_rate: int) -> float | None:
