@@ -37,11 +37,11 @@ from slmkit.errors import UserError
 if TYPE_CHECKING:
     from slmkit.config.tokenize import TokenizeConfig
     from slmkit.tokenization.plan import TokenizationPlan
-    from slmkit.tokenization.progress import Display
 
 PATHS = ("source", "codec", "out")
 SHARE = ("devices", "task", "num_tasks")  # which differ for each process
 FLAGS = (*PATHS, "num_workers", *SHARE)
+logger = log.get_logger(__name__)
 POLL_SEC = 0.5  # between two looks at the processes of several devices
 SUBMIT = """\
 Tokenize as a Slurm array.
@@ -203,9 +203,15 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
     Device i of n does what task `task * n + i` of `num_tasks * n` would. When one fails, the others go on: what they
     finish is not lost. Raises Stopped when this process is told to stop, after all of them have ended.
     """
+    from slmkit.jobs import ProgressBar
     from slmkit.stopping import Stopped
-    from slmkit.tokenization.progress import Display, done_by
+    from slmkit.tokenization.corpus_job import CorpusJob
+    from slmkit.tokenization.plan import TokenizationPlan
+    from slmkit.tokenization.progress import LINE_EVERY_SEC, done_by
 
+    plan = TokenizationPlan.open(config.out)
+    missing = CorpusJob.open(config.out).missing(len(plan.shards))
+    num_items = sum(plan.shards[shard].items for shard in missing if shard % config.num_tasks == config.task)
     count = len(config.devices)
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))  # else each would take all CPUs
     environment = {"OMP_NUM_THREADS": threads, **os.environ}
@@ -224,15 +230,17 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
     ]
     try:
         with contextlib.ExitStack() as stack:
-            display = stack.enter_context(Display(config.corpus)) if show else None
-            readers = [threading.Thread(target=_pass_on, args=(process.stderr, display)) for process in processes]
+            bar = None
+            if show and num_items:
+                bar = stack.enter_context(ProgressBar(num_items, "utterances", logger, line_every_sec=LINE_EVERY_SEC))
+            readers = [threading.Thread(target=_pass_on, args=(process.stderr,)) for process in processes]
             for reader in readers:
                 reader.start()
             while any(process.poll() is None for process in processes):
                 time.sleep(POLL_SEC)
                 done = done_by(config.out, {process.pid for process in processes})
-                if display is not None and done is not None:
-                    display.show(done)
+                if bar is not None and done is not None:
+                    bar.show(done.items, done.figures)
             for reader in readers:
                 reader.join()
     except Stopped:
@@ -244,13 +252,12 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
     return next((process.returncode for process in processes if process.returncode), 0)
 
 
-def _pass_on(lines: IO[str], display: "Display | None") -> None:
-    """What a process says, line by line."""
+def _pass_on(lines: IO[str]) -> None:
+    """What a process says, line by line, above the bar."""
+    from tqdm import tqdm
+
     for line in lines:
-        if display is None:
-            sys.stderr.write(line)
-        else:
-            display.write(line)
+        tqdm.write(line, file=sys.stderr, end="")
 
 
 def _submit(args: argparse.Namespace) -> int:

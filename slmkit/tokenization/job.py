@@ -32,12 +32,13 @@ from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
 from slmkit.errors import UserError
+from slmkit.jobs import ProgressBar
 from slmkit.log import get_logger
 from slmkit.tokenization.corpus_job import CorpusJob, finalize
 from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
 from slmkit.tokenization.plan import Rules, ShardPlan, Sifted, TokenizationPlan, make_plan, sift_parts
-from slmkit.tokenization.progress import Display, Progress
+from slmkit.tokenization.progress import LINE_EVERY_SEC, Progress
 
 log = get_logger(__name__)
 
@@ -92,11 +93,12 @@ def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> 
     )
     batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
     with contextlib.ExitStack() as stack:
-        display = None
+        bar = None
         if show and mine:
-            display = stack.enter_context(Display(config.corpus))
+            num_items = sum(plan.shards[shard].items for shard in mine)
+            bar = stack.enter_context(ProgressBar(num_items, "utterances", log, line_every_sec=LINE_EVERY_SEC))
         progress = stack.enter_context(
-            Progress(config.out, plan, mine, task=config.task, num_tasks=config.num_tasks, display=display)
+            Progress(config.out, plan, mine, task=config.task, num_tasks=config.num_tasks, bar=bar)
         )
         # Decoding runs ahead across the borders of shards, and a shard is written while the next one is encoded.
         items = ((shard, item) for shard in mine for item in plan.items(shard))

@@ -5,36 +5,30 @@ Each task keeps a small file in `OUT/tasks/`, and `look` reads them all beside t
 Invariant: a task's file never decides what is done; the shards do.
 
 Example:
-    with Progress("out", plan, shards, task=3, num_tasks=8, display=Display("libritts")) as progress:
+    with Progress("out", plan, shards, task=3, num_tasks=8) as progress:
         progress.advance(items=8, seconds=12.5)
     print("\\n".join(look(job, plan).lines()))
 """
 
-import contextlib
 import math
 import os
 import socket
-import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from slmkit.data.index import MANIFEST
 from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
-from slmkit.log import get_logger
+from slmkit.jobs import ProgressBar
 from slmkit.tokenization.corpus_job import CorpusJob, ranges
 from slmkit.tokenization.plan import TokenizationPlan
 
 TASKS = "tasks"
 EVERY_SEC = 5.0  # how often a task writes its file
-LOG_EVERY_SEC = 60.0  # how often a line says how far it is, where there is no terminal
+LINE_EVERY_SEC = 60.0  # how often a line of the log says how far it is, where there is no terminal
 LOST_SEC = 120.0  # a task that has not written for so long is not running any more
-log = get_logger(__name__)
 
 
 class Done(NamedTuple):
@@ -46,52 +40,17 @@ class Done(NamedTuple):
     num_seconds: float | None  # None where the source does not tell: then it is guessed from what is done
     elapsed_sec: float
 
-    def __str__(self) -> str:
-        """Such as "37 %, 1.2 of about 3.3 h audio, 41x real time, 3 min left"."""
-        words = [f"{100 * self.items / max(1, self.num_items):.0f} %"]
-        if self.items == 0:
-            return words[0]
+    @property
+    def figures(self) -> str:
+        """Such as "1.2 of about 3.3 h audio, 41x real time"."""
+        if not self.seconds:
+            return "starting"
         total, about = self.num_seconds, ""
         if total is None:
             total, about = self.seconds * self.num_items / self.items, "about "
         unit, unit_sec = ("min", 60) if total < 7200 else ("h", 3600)
-        words.append(f"{self.seconds / unit_sec:.1f} of {about}{total / unit_sec:.1f} {unit} audio")
-        if self.elapsed_sec > 0:
-            words.append(f"{self.seconds / self.elapsed_sec:.3g}x real time")
-        left_sec = self.elapsed_sec * (self.num_items - self.items) / self.items
-        return ", ".join([*words, f"{_duration(left_sec)} left"])
-
-
-class Display:
-    """Shows `Done`: on a terminal as a bar, lines of the log above it, else as a line in the log each minute."""
-
-    def __init__(self, name: str) -> None:
-        self._name, self._shown = name, time.monotonic()
-        self._bar: tqdm | None = None
-        self._closing = contextlib.ExitStack()
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=1, desc=name, bar_format="|{bar}| {desc}", dynamic_ncols=True)
-            self._closing.enter_context(logging_redirect_tqdm([get_logger("slmkit")]))
-            self._closing.callback(self._bar.close)
-
-    def show(self, done: Done) -> None:
-        """To be called often."""
-        if self._bar is not None:
-            self._bar.total, self._bar.n = done.num_items, done.items
-            self._bar.set_description_str(f"{self._name}: {done}")
-        elif time.monotonic() - self._shown > LOG_EVERY_SEC:
-            self._shown = time.monotonic()
-            log.info("%s: %s", self._name, done)
-
-    def write(self, line: str) -> None:
-        """A whole line from elsewhere, on standard error."""
-        tqdm.write(line, file=sys.stderr, end="")
-
-    def __enter__(self) -> "Display":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closing.close()  # the bar stays where it is
+        speed = self.seconds / max(1e-3, self.elapsed_sec)
+        return f"{self.seconds / unit_sec:.1f} of {about}{total / unit_sec:.1f} {unit} audio, {speed:.3g}x real time"
 
 
 class Progress:
@@ -108,11 +67,11 @@ class Progress:
         *,
         task: int = 0,
         num_tasks: int = 1,
-        display: Display | None = None,
+        bar: ProgressBar | None = None,
     ) -> None:
         """`shards` are those of this task that are not done yet."""
         self._path = Path(out) / TASKS / f"{task}-of-{num_tasks}.json"
-        self._started, self._written, self._display = time.time(), 0.0, display
+        self._started, self._written, self._bar = time.time(), 0.0, bar
         planned = [plan.shards[shard] for shard in shards]
         known = all(shard.seconds > 0 for shard in planned)
         self._values: dict[str, Any] = {
@@ -144,8 +103,9 @@ class Progress:
         """So many more utterances are encoded or have failed, with so much audio (seconds)."""
         self._values["items_done"] += items
         self._values["seconds_done"] += seconds
-        if self._display is not None:
-            self._display.show(_done([self._values], time.time() - self._started))
+        if self._bar is not None:
+            done = _done([self._values], time.time() - self._started)
+            self._bar.show(done.items, done.figures)
         if time.time() - self._written > EVERY_SEC:
             self._write()
 
@@ -163,7 +123,9 @@ class Progress:
 def done_by(out: str | Path, processes: Collection[int]) -> Done | None:
     """What the tasks that run in these processes have done together; None when one has not begun."""
     found = [read_json(path) for path in (Path(out) / TASKS).glob("*-of-*.json")]
-    tasks = [values for values in found if values["process"] in processes and values["host"] == socket.gethostname()]
+    tasks = [
+        values for values in found if values.get("process") in processes and values["host"] == socket.gethostname()
+    ]
     if len(tasks) < len(processes):
         return None
     started, updated = min(values["started"] for values in tasks), max(values["updated"] for values in tasks)

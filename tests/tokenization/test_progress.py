@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -11,10 +12,11 @@ from tiny_codec import SPEC
 from slmkit import log
 from slmkit.corpora.base import Audio, Utterance
 from slmkit.errors import UserError
+from slmkit.jobs import ProgressBar
 from slmkit.tokenization import progress
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.plan import Rules, make_plan, sift_parts
-from slmkit.tokenization.progress import Display, Done, Progress, look
+from slmkit.tokenization.progress import Done, Progress, look
 
 
 def begin(out, seconds=10.0, shards=10):
@@ -87,12 +89,12 @@ def test_a_task_reports_what_it_has_done(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "tasks/3-of-4.json").read_text())["state"] == "stopped"
 
 
-def test_what_is_done_is_said_in_a_line():
-    assert str(Done(0, 10, 0.0, None, 1.0)) == "0 %"
+def test_figures_of_what_is_done():
     known = Done(items=3, num_items=12, seconds=3600.0, num_seconds=14400.0, elapsed_sec=60.0)
-    assert str(known) == "25 %, 1.0 of 4.0 h audio, 60x real time, 3 min left"
-    assert "1.0 of about 4.0 h audio" in str(known._replace(num_seconds=None))
-    assert "1.0 of 1.5 min audio" in str(known._replace(seconds=60.0, num_seconds=90.0))
+    assert known.figures == "1.0 of 4.0 h audio, 60x real time"
+    assert known._replace(num_seconds=None).figures == "1.0 of about 4.0 h audio, 60x real time"
+    assert known._replace(seconds=60.0, num_seconds=90.0).figures == "1.0 of 1.5 min audio, 1x real time"
+    assert "starting" in Done(0, 10, 0.0, None, 0.0).figures
 
 
 class Terminal(io.StringIO):
@@ -100,24 +102,18 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_and_the_log_never_share_a_line(monkeypatch):
+def test_the_bar_and_the_log_never_share_a_line(tmp_path, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     log.set_up()
-    with Display("libritts") as display:
-        display.show(Done(1, 4, 30.0, 120.0, 2.0))
-        log.get_logger("slmkit.tokenization").info("a shard")
-        display.write("from elsewhere\n")
-        display.show(Done(4, 4, 120.0, 120.0, 8.0))
+    logger = log.get_logger("slmkit.tokenization")
+    _, plan = begin(tmp_path)
+    with ProgressBar(2, "utterances", logger) as bar, Progress(tmp_path, plan, [3, 7], bar=bar) as task:
+        task.advance(1, 10.0)
+        logger.info("a shard")
+        task.advance(1, 10.0)
     lines = [line.rpartition("\r")[2].strip() for line in terminal.getvalue().split("\n")]  # what is left of each
-    assert [line[9:] if line[2:3] == ":" else line for line in lines[:2]] == ["I a shard", "from elsewhere"]
-    assert lines[2].endswith("| libritts: 100 %, 2.0 of 2.0 min audio, 15x real time, 0 s left")
-
-
-def test_without_a_terminal_a_line_of_the_log_comes_now_and_then(monkeypatch, capsys):
-    log.set_up()
-    with Display("libritts") as display:
-        display.show(Done(1, 4, 30.0, 120.0, 2.0))
-        monkeypatch.setattr(progress, "LOG_EVERY_SEC", 0.0)
-        display.show(Done(2, 4, 60.0, 120.0, 4.0))
-    assert capsys.readouterr().err.endswith("I libritts: 50 %, 1.0 of 2.0 min audio, 15x real time, 4 s left\n")
+    assert lines[0].endswith("I a shard")
+    assert "%|" not in lines[0]
+    assert lines[1].startswith("100%|")
+    assert re.search(r"2/2 \[00:00<00:00, 0\.3 of 0\.3 min audio, [0-9.e+]+x real time\]$", lines[1])
