@@ -31,7 +31,7 @@ from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
-from slmkit.train.records import read_records
+from slmkit.train.metrics import read_records
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.arguments import natural, positive
-from slmkit.cli.speaking import add_sampling_arguments, check_directories, open_synthesizer, settings_of
+from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,9 +106,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_paths(args: argparse.Namespace) -> None:
     """Refuse what is not there, or holds something else, before torch is imported."""
+    from slmkit.files import check_directory
     from slmkit.jobs import JOB, check_empty
 
-    check_directories(args.model, args.codec)
+    check_directory("the codec", args.codec)
+    if args.model:
+        check_directory("the model", args.model)
     for path, file, what in (
         (args.corpus, "manifest.json", "a tokenized corpus"),
         (args.model, "config.json", "a model that `slmkit consolidate` wrote"),
@@ -133,7 +136,7 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     from slmkit import log
     from slmkit.evaluate.generation import copy_synthesis, generate
     from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
-    from slmkit.export.consolidate import export_sha256
+    from slmkit.model.pretrained import export_sha256
 
     log.set_up()
     settings = settings_of(args)
@@ -186,8 +189,7 @@ def _tools(args: argparse.Namespace) -> "Tools":
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
     from slmkit.evaluate.spoken import Tools
-    from slmkit.export.consolidate import export_sha256
-    from slmkit.model.pretrained import load
+    from slmkit.model.pretrained import export_sha256, load
 
     model = None
     if args.alignment:

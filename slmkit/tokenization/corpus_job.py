@@ -22,6 +22,7 @@ from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample, ShardWriter
 from slmkit.errors import UserError
 from slmkit.files import provenance, read_json, write_json
+from slmkit.jobs import check_same
 from slmkit.log import get_logger
 
 JOB = "job.json"
@@ -38,7 +39,7 @@ class CorpusJob:
         path = self.directory / JOB
         foreign = self.directory.exists() and _holds_more_than_parts(self.directory)  # looked at before job.json
         if path.exists():
-            _check_same_work(self.directory, read_json(path), work)
+            check_same(self.directory, _flat(read_json(path)), _flat(work))
             return
         if foreign:
             raise UserError(
@@ -92,18 +93,6 @@ class CorpusJob:
 def _holds_more_than_parts(path: Path) -> bool:
     """Whether `path` is not a directory, or has anything in it but unfinished writes and the job file of a sibling."""
     return not path.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in path.iterdir())
-
-
-def _check_same_work(directory: Path, stored: Any, work: dict[str, Any]) -> None:
-    before, now = (_flat(side) for side in (stored, work))
-    for name in now:
-        if before.get(name) != now[name]:
-            raise UserError(
-                f"{directory} holds another job: {name} differs",
-                got=now[name],
-                expected=before.get(name, "absent"),
-                next_step="give a new directory for the shards, or the settings that this one was begun with",
-            )
 
 
 def _flat(work: Any) -> dict[str, Any]:

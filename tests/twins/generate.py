@@ -68,7 +68,7 @@ def generate(
     """Answer a prompt. `speaker` float32 [D] fills the prompt's speaker slot; `seed` draws what is sampled."""
     limits = limits or Limits()
     generator = torch.Generator().manual_seed(seed)
-    grammar = make_grammar(model.layout, model.group, model.lm_model.lm_head.out_features)
+    grammar = make_grammar(model.layout, model.group)
     decoder = PlainDecoder(model)
     decoder.append(model.embed_prompt(start, speaker))
     num_steps = num_text_steps = 0

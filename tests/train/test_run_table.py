@@ -13,9 +13,8 @@ from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
-from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, save, weights_sha256
-from slmkit.train import dry_run
-from slmkit.train.run import prepare
+from slmkit.model.pretrained import config_on_base, export_sha256, extended_tokenizer, from_base, save
+from slmkit.train.run import parameters, prepare, run_table
 from slmkit.world import World
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -32,13 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(config: TrainConfig, num_processes: int = 2) -> dict[str, str]:
-    return {name.strip(): value for name, value in dry_run.describe(config, num_processes)}
+    return {name.strip(): value for name, value in run_table(prepare(config, World(size=num_processes)))}
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parameters_are_those_of_the_model(place: Path, name: str) -> None:
     run = prepare(tiny_config(place, model=PARTS[name]), World())
-    counts = dry_run.parameters(run.model)
+    counts = parameters(run.model)
     model = from_base(place / "base", codec=run.codec, **PARTS[name])
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     assert counts["embeddings"] == model.lm_model.lm_head.weight.numel()
@@ -82,7 +81,7 @@ def test_the_batch_and_the_data_are_shown(place: Path) -> None:
 
 
 def test_only_length_tables_are_written(place: Path, tmp_path: Path) -> None:
-    dry_run.describe(tiny_config(place, tmp_path / "run"), 1)
+    run_table(prepare(tiny_config(place, tmp_path / "run"), World(size=1)))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {runs.CACHE}
 
 
@@ -92,10 +91,10 @@ def test_a_run_from_an_export_is_shown_and_checked(place: Path, tmp_path: Path) 
     save(model, tmp_path / "out", tokenizer=extended_tokenizer(place / "base", model.layout))
     config = tiny_config(place, init_from=str(tmp_path / "out"), model={"speaker": True})
     lines = shown(config)
-    assert lines["init_from"] == f"{tmp_path / 'out'}, sha256 {weights_sha256(tmp_path / 'out')[:12]}"
+    assert lines["init_from"] == f"{tmp_path / 'out'}, sha256 {export_sha256(tmp_path / 'out')[:12]}"
     assert "had no speaker input" in lines[""]
     with pytest.raises(UserError, match=r"is not the model of this run: model\.group differs"):
-        dry_run.describe(tiny_config(place, init_from=str(tmp_path / "out"), model={"group": 3}), 1)
+        run_table(prepare(tiny_config(place, init_from=str(tmp_path / "out"), model={"group": 3}), World(size=1)))
 
 
 def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_path: Path) -> None:
@@ -104,7 +103,7 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
     checkpoint.finish(tmp_path / "run", 4, {"facts": prepare(config, World()).facts})
     assert shown(config)["run_dir"] == f"{tmp_path / 'run'}, continues at step 4"
     with pytest.raises(UserError, match="seed has changed"):
-        dry_run.describe(config.model_copy(update={"seed": 1}), 1)
+        run_table(prepare(config.model_copy(update={"seed": 1}), World(size=1)))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
 )
 def test_what_training_refuses_is_refused(place: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        dry_run.describe(tiny_config(place, **change), 2)
+        run_table(prepare(tiny_config(place, **change), World(size=2)))
 
 
 def test_the_model_of_qwen_is_counted_without_its_weights(place: Path) -> None:
@@ -135,6 +134,6 @@ def test_the_model_of_qwen_is_counted_without_its_weights(place: Path) -> None:
         "layer_types": ["full_attention"] * 24,
     }
     config.backbone = {**(config.backbone or {}), **sizes}
-    counts = dry_run.parameters(config)
+    counts = parameters(config)
     assert counts["embeddings"] == 151936 * 896
     assert sum(counts.values()) == 494_032_768
