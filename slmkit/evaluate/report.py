@@ -72,12 +72,14 @@ def worst(report: Json, per_metric: int = PER_METRIC) -> list[tuple[Json, list[s
             continue
         goodness = {}
         for place, row in enumerate(rows):
-            if name in row["scores"]:
-                amount, weight = row["scores"][name] or (0, 0)
+            if name not in row["scores"]:
+                continue
+            if row["scores"][name] is None:
+                goodness[place] = float("-inf")
+            else:
+                amount, weight = row["scores"][name]
                 value = amount / weight if weight else amount
                 goodness[place] = value if metric.better == "higher" else -value
-                if row["scores"][name] is None:
-                    goodness[place] = float("-inf")
         best = max(goodness.values(), default=0.0)
         ranked = sorted((value, place) for place, value in goodness.items() if value < best)
         for _, place in ranked[:per_metric]:
