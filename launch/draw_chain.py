@@ -1,6 +1,6 @@
 """Draws `chain.svg`, the picture of the README: from audio files to speech, with the command of each step.
 
-    python launch/draw_chain.py
+python launch/draw_chain.py
 """
 
 from html import escape

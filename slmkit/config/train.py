@@ -8,6 +8,7 @@ Example:
 """
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -248,7 +249,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     too. Raises UserError or ConfigError as `load_config` does.
     """
     config = load_config(TrainConfig, path, overrides)
-    beside = Path(path).parent / config.deepspeed
-    if Path(config.deepspeed).exists() or not beside.is_file():
+    beside = os.path.join(os.path.dirname(path), config.deepspeed)
+    if os.path.isfile(config.deepspeed) or not os.path.isfile(beside):
         return config
-    return config.model_copy(update={"deepspeed": str(beside)})
+    return config.model_copy(update={"deepspeed": beside})
