@@ -57,7 +57,7 @@ class ResumableJob:
         """
         directory, settings = Path(directory), json.loads(json.dumps(settings))
         if not (directory / JOB).exists():
-            _check_empty(directory)
+            check_empty(directory)
         with _locked(directory / NOTES) as notes:
             if (directory / JOB).exists():
                 description = read_description(directory)
@@ -134,8 +134,9 @@ def _read_records(directory: Path) -> dict[str, Record]:
     return {record["id"]: record for path in paths for record in read_records(path)}
 
 
-def _check_empty(directory: Path) -> None:
+def check_empty(directory: str | Path) -> None:
     """Raise UserError where a job would begin among other things. What killed processes left does not count."""
+    directory = Path(directory)
     is_free = directory.is_dir() and all(path.name.endswith(".part") for path in directory.iterdir())
     if directory.exists() and not is_free:
         raise UserError(

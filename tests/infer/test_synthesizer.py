@@ -152,10 +152,14 @@ class Writer:
     def __init__(self) -> None:
         self.sounds: dict[str, np.ndarray] = {}
         self.pictures: dict[str, np.ndarray] = {}
+        self.texts: dict[str, str] = {}
 
     def add_audio(self, tag: str, wave: np.ndarray, step: int, sample_rate: int) -> None:
         assert (step, sample_rate) == (7, 16_000)
         self.sounds[tag] = wave
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        self.texts[tag] = text
 
     def add_image(self, tag: str, image: np.ndarray, step: int, dataformats: str) -> None:
         assert (step, dataformats) == (7, "HWC")
@@ -169,6 +173,7 @@ def test_samples_for_tensorboard_leave_training_as_it_was(chain: Path, synthesiz
     assert model.training
     assert len(writer.sounds) == 4
     for path in FLACS[:2]:
+        assert writer.texts[f"speech/{path.stem}/text"] == speak.samples[FLACS.index(path)].meta["text"]
         generated, reference = (writer.sounds[f"speech/{path.stem}/{name}"] for name in ("generated", "reference"))
         assert np.array_equal(generated, reference)
         image = writer.pictures[f"speech/{path.stem}/mel"]
