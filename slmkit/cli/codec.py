@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.corpora.folders import AUDIO_SUFFIXES, files_under
 from slmkit.errors import BadSample, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_MAX_HOURS = 2.0
 DEFAULT_MAX_SEC = 60.0
@@ -115,7 +117,7 @@ class _Corpus:
         self.used, self.seconds = 0, 0.0
         self.skipped: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> "Iterator[np.ndarray]":
         from slmkit.audio.io import read_audio
         from slmkit.codec.melvq import SAMPLE_RATE
 
