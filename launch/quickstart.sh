@@ -44,8 +44,8 @@ slmkit tokenize run "$AUDIO" "$OUT/codec" "$OUT/shards"
 step "a tiny base model with a tokenizer of the corpus text"
 slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4
 step "train with two processes"
-CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh --set "run_dir=$OUT/run" --set "base=$OUT/base" \
-    --set "data.corpus=$OUT/shards" --set "codec=$OUT/codec" --set "model.group=$MTP"
+CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh "run_dir=$OUT/run" "base=$OUT/base" \
+    "data.corpus=$OUT/shards" "codec=$OUT/codec" "model.group=$MTP"
 step "checkpoint to safetensors"
 slmkit consolidate "$OUT/run" "$OUT/model"
 step "speak a sentence it was trained on, and score it"

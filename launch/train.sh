@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains with DeepSpeed's launcher on this machine, or on the machines of a hostfile.
 #
-#   CONFIG=launch/quickstart.yaml PROCESSES=2 launch/train.sh [--set a.b=c ...]
+#   CONFIG=launch/quickstart.yaml PROCESSES=2 launch/train.sh [KEY=VALUE ...]
 #
 # CONFIG      run config (YAML); required
 # PROCESSES   processes on each machine, one per GPU (without GPUs: any number); default 1, or the hostfile's slots

@@ -40,9 +40,12 @@ def _rebuild(kind: type[UserError], message: str, fields: dict[str, Any]) -> Use
 class ConfigError(UserError):
     """One or more problems in a configuration, all reported at once."""
 
+    MAX_SHOWN = 30
+
     def __init__(self, source: str, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(problems[: self.MAX_SHOWN])
         count = f"{len(self.problems)} problem" + ("s" if len(self.problems) != 1 else "")
+        count = count if len(problems) <= self.MAX_SHOWN else f"more than {count}"
         listed = "".join(f"\n  - {problem}" for problem in self.problems)
         super().__init__(f"{source}: {count}{listed}")
 

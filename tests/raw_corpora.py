@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from slmkit.corpora.base import Utterance
-from slmkit.corpora.read import read_parts
+from slmkit.corpora.layouts import ReadOptions, read_parts
 from slmkit.data.ledger import Failure
 
 VOICES = ("en-us", "en-gb+f2", "en-us+m3", "en-gb-scotland+f4")
@@ -360,7 +360,7 @@ WRITERS: dict[str, Callable[[Path, list[Spoken]], Expected]] = {
 
 def read_source(kind: str, source: Path, **options: Any) -> list[Utterance | Failure]:
     """All items of a corpus, in their order."""
-    return [item for part in read_parts(kind, source, **options) for item in part()]
+    return [item for part in read_parts(kind, source, ReadOptions(**options)) for item in part()]
 
 
 def main() -> None:

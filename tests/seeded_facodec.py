@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from seeded_weights import seed_state
+from twins.facodec import PlainDecoder, PlainEncoder, PlainFACodec
 
 from slmkit.codec.facodec.checkpoint import FILES, Weights, fold
 from slmkit.codec.facodec.codec import FACodec
-from slmkit.codec.facodec.plain import PlainDecoder, PlainEncoder, PlainFACodec
 
 
 @functools.cache

@@ -8,7 +8,6 @@ import argparse
 import json
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,12 +17,13 @@ from typing import Any
 
 import torch
 import yaml
+from forked import Process
 from synthetic import write_corpus
 from train.place import FRAMES, Place
 from train.ranks import start_ranks
 
 from slmkit.config import run_dir
-from slmkit.export.consolidate import consolidate
+from slmkit.export import consolidate
 from slmkit.model.pretrained import load
 from slmkit.stopping import STOPPED
 
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"{done.total()} kills {dict(done)} in {time.monotonic() - begin:.0f} s; {report}")
 
 
-def started(place: Place, name: str, processes: int) -> list[subprocess.Popen[str]]:
+def started(place: Place, name: str, processes: int) -> list[Process]:
     options = {"data": {"corpus": str(place.directory / "many")}, "optimizer": {"lr": 1e-3, "clip_norm": 0.3}}
     sizes = {"steps": STEPS, "global_rows": GLOBAL_ROWS, "save_every_steps": 4, "keep_every_steps": 100}
     file = place.directory / f"{name}.yaml"
@@ -97,7 +97,7 @@ def disaster(place: Place, rng: random.Random) -> str:
     return f"{number.name} to rank {victim} of {processes}{' in save' if kind == 'kill in save' else ''}"
 
 
-def wait_for(ranks: list[subprocess.Popen[str]], is_time: Any) -> None:
+def wait_for(ranks: list[Process], is_time: Any) -> None:
     """Until it is time. The run must not end before."""
     while not is_time():
         for rank in ranks:

@@ -25,13 +25,13 @@ from slmkit.data.prompt import normalize_text
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import open_source
 from slmkit.errors import UserError
-from slmkit.evaluate.answers import exact_match
-from slmkit.infer.answer import Words
+from slmkit.evaluate.metrics.answers import exact_match
+from slmkit.infer.request import Words
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
-from slmkit.train.records import read_records
+from slmkit.train.metrics import read_records
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,10 +137,10 @@ def test_voices_are_kept_apart(place: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_fine_tuned_model_answers_in_the_voices_it_was_trained_on(place: Path, samples: list[Sample]) -> None:
-    synthesizer = Synthesizer.load(place / "model", place / "codec", num_slots=4, num_positions=256)
+    synthesizer = Synthesizer.load(place / "model", place / "codec", num_slots=4, max_sec=2)
     trained = [sample for sample in samples if sample.meta["speaker"] in SEEN]
     requests = [synthesizer.answering(s.meta["question"], s.speaker, max_sec=2) for s in trained]
-    outputs = dict(synthesizer.run(requests))
+    outputs = dict(synthesizer.engine.run(requests))
     assert len(trained) == len(outputs) == len(SEEN) * len(FACTS)
     for number, sample in enumerate(trained):
         words = synthesizer.words_of(outputs[number])

@@ -14,17 +14,9 @@ from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.slm import SpeechLM
+from slmkit.train.parity import BACKBONE, BASE_SIZE
 
-BASE_SIZE = 40
 SPARE_ROWS = 5  # rows of the embedding beyond the layout, as in Qwen2.5
-BACKBONE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
 
 
 def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayout:

@@ -1,9 +1,7 @@
 """Times FACodec against its plain twin: the same network, module by module, weight norm unfolded, batch 1.
 
-A third takes part: the network's convolutions alone, with the same calls, which is the floor of what its arithmetic
-needs. All run in one process on the same utterances, in turns, and the best round of each counts, so that a busy
-machine weighs on all alike. Clocks on the parts say in a run of their own where the time goes. Without the published
-files it uses random weights of the same shapes; speed does not depend on what the weights are.
+Both run in one process on the same utterances. Without the published files it uses random weights of the same shapes;
+speed does not depend on what the weights are.
 
 Invariant: a result is printed with the share of equal codes beside the speed, for a fast wrong codec is worth nothing.
 
@@ -14,26 +12,16 @@ Example:
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from slmkit.bench.codec_parts import (
-    bare,
-    clock,
-    clocked,
-    convolve_latents,
-    convolve_waves,
-    count_gflop,
-    shares,
-)
-from slmkit.codec.facodec.checkpoint import FILES, Weights, check_state, fold, published_layout, read_state
+from slmkit.bench.race import race, twin
+from slmkit.codec.facodec import FILES
+from slmkit.codec.facodec.checkpoint import Weights, check_state, fold, published_layout, read_state
 from slmkit.codec.facodec.codec import FACodec, exact_float32
-from slmkit.codec.facodec.dimensions import LATENT
-from slmkit.codec.facodec.plain import PlainDecoder, PlainEncoder, PlainFACodec
 from slmkit.errors import UserError
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"
@@ -41,7 +29,7 @@ PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain
 LM_STREAMS = 3
 REQUIRED_RATIO = 1.5
 SHORTER = 0.9  # each utterance of a batch is this much of the one before
-States = Mapping[str, Mapping[str, torch.Tensor]]
+States = Mapping[str, Mapping[str, torch.Tensor]]  # "encoder" and "decoder" state dicts as published
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,62 +43,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     states = read_states(args.codec) if args.codec else random_states()
-    result = bench_codec(states, torch.device(args.device), args.seconds, batch=args.batch, repeats=args.repeats)
+    result = bench_codec(states, torch.device(args.device), args.seconds, batch=args.batch, rounds=args.repeats)
     result["weights"] = args.codec or "random"
     print(json.dumps(result, indent=2) if args.json else describe(result))
     return 0
 
 
 def bench_codec(
-    states: States, device: torch.device, seconds: float, *, batch: int = 1, repeats: int = 3
+    states: States, device: torch.device, seconds: float, *, batch: int = 1, rounds: int = 3
 ) -> dict[str, Any]:
     """Speed of codec and plain twin with the same weights, and whether they agree.
 
-    states: "encoder" and "decoder" state dicts as published. seconds: of the longest of `batch` utterances.
-    Raises UserError when the utterances are too short to encode or nothing would be timed.
+    seconds: of the longest of `batch` utterances. Raises UserError when the utterances are too short to encode or
+    nothing would be timed.
     """
-    codec, plain = make_codec(states, device), make_plain(states, device)
+    codec, plain = make_codec(states, device), twin("facodec").PlainFACodec()
+    for part, state in states.items():
+        getattr(plain, part).load_state_dict(state)
+    plain.to(device)
     waves, num_samples = make_waves(codec, seconds, batch)
-    if repeats < 1:
-        raise UserError("nothing would be timed", got=f"{repeats} repeats", expected="1 or more")
     waves, rows = waves.to(device), [row[:count] for row, count in zip(waves.to(device), num_samples, strict=True)]
     with exact_float32(device):
-        encoded, plain_encoded = codec.encode(waves, num_samples), [plain.encode(row) for row in rows]
-        codes, speaker = encoded.codes[:, :LM_STREAMS], encoded.speaker
+        encoded, plain_encoded = race(
+            [lambda: codec.encode(waves, num_samples), lambda: [plain.encode(row) for row in rows]],
+            rounds=rounds,
+            device=device,
+        )
+        codes, speaker = encoded.result.codes[:, :LM_STREAMS], encoded.result.speaker
         pairs = list(zip(codes[:, list(PLAIN_ORDER[:LM_STREAMS])].long(), speaker, strict=True))
-        difference = (codec.decode(codes, speaker) - torch.stack([plain.decode(*pair) for pair in pairs])).abs().max()
-    floor = bare(make_codec(states, device))
-    latents = torch.randn(batch, LATENT, codes.shape[2], device=device)
-    sides = {
-        "encode": (
-            lambda codec: codec.encode(waves, num_samples),
-            lambda: [plain.encode(row) for row in rows],
-            lambda: convolve_waves(floor, waves, num_samples),
-            float(num_samples.sum()) / codec.spec.sample_rate,
-        ),
-        "decode": (
-            lambda codec: codec.decode(codes, speaker),
-            lambda: [plain.decode(*pair) for pair in pairs],
-            lambda: convolve_latents(floor, latents),
-            batch * codes.shape[2] / codec.spec.frame_rate,
-        ),
-    }
-    result: dict[str, Any] = {
+        decoded, plain_decoded = race(
+            [lambda: codec.decode(codes, speaker), lambda: [plain.decode(*pair) for pair in pairs]],
+            rounds=rounds,
+            device=device,
+        )
+
+    def speeds(audio_sec: float, fast_sec: float, plain_sec: float) -> dict[str, float]:
+        return {
+            "audio_sec_per_sec": audio_sec / fast_sec,
+            "plain_audio_sec_per_sec": audio_sec / plain_sec,
+            "ratio": plain_sec / fast_sec,
+        }
+
+    audio_sec = float(num_samples.sum()) / codec.spec.sample_rate
+    return {
         "device": str(device),
         "threads": torch.get_num_threads(),
         "batch": batch,
-        "audio_sec": sides["encode"][-1],
-        "equal_codes": equal_share(encoded.codes, [codes for codes, _ in plain_encoded]),
-        "wave_difference": float(difference),
+        "audio_sec": audio_sec,
+        "equal_codes": equal_share(encoded.result.codes, [codes for codes, _ in plain_encoded.result]),
+        "wave_difference": float((decoded.result - torch.stack(plain_decoded.result)).abs().max()),
+        "encode": speeds(audio_sec, encoded.seconds, plain_encoded.seconds),
+        "decode": speeds(batch * codes.shape[2] / codec.spec.frame_rate, decoded.seconds, plain_decoded.seconds),
     }
-    observed = make_codec(states, device)
-    spent = clocked(observed)
-    for task, (fast, slow, alone, audio_sec) in sides.items():
-        with exact_float32(device):
-            seconds_of = race([partial(fast, codec), slow, alone], repeats, device)
-        result[task] = speeds(seconds_of, audio_sec, count_gflop(alone))
-        result[task]["shares"] = shares(partial(fast, observed), spent, repeats, device)
-    return result
 
 
 def describe(result: Mapping[str, Any]) -> str:
@@ -120,14 +104,10 @@ def describe(result: Mapping[str, Any]) -> str:
     ]
     for task in ("encode", "decode"):
         speed = result[task]
-        fast, plain, floor = (speed[f"{side}audio_sec_per_sec"] for side in ("", "plain_", "floor_"))
-        lines += [
-            f"{task}: {fast:.2f} s of audio per second, plain {plain:.2f}, ratio {speed['ratio']:.2f} "
-            f"(required: {REQUIRED_RATIO})",
-            f"  the convolutions alone: {floor:.2f} ({speed['gflop_per_audio_sec']:.1f} GFLOP per second of audio, at "
-            f"{speed['floor_gflop_per_sec']:.0f} GFLOP/s); {task} takes {speed['times_floor']:.2f} times as long",
-            "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in speed["shares"].items()),
-        ]
+        lines.append(
+            f"{task}: {speed['audio_sec_per_sec']:.2f} s of audio per second, plain "
+            f"{speed['plain_audio_sec_per_sec']:.2f}, ratio {speed['ratio']:.2f} (required: {REQUIRED_RATIO})"
+        )
     lines.append(f"equal codes: {100 * result['equal_codes']:.3f} %, waves within {result['wave_difference']:.1e}")
     return "\n".join(lines)
 
@@ -144,7 +124,8 @@ def random_states(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     """State dicts as published in keys and shapes, with random weights that keep the activations of order one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        states = {"encoder": PlainEncoder().state_dict(), "decoder": PlainDecoder().state_dict()}
+        plain = twin("facodec")
+        states = {"encoder": plain.PlainEncoder().state_dict(), "decoder": plain.PlainDecoder().state_dict()}
         for state in states.values():
             for key, value in state.items():
                 if key.endswith(("weight_v", "in_proj_weight", "bias")):
@@ -161,14 +142,6 @@ def make_codec(states: States, device: torch.device) -> FACodec:
     return FACodec(weights["encoder"], weights["decoder"], device, detail=True)
 
 
-def make_plain(states: States, device: torch.device) -> PlainFACodec:
-    """The plain twin with the same weights."""
-    plain = PlainFACodec()
-    plain.encoder.load_state_dict(states["encoder"])
-    plain.decoder.load_state_dict(states["decoder"])
-    return plain.to(device)
-
-
 def make_waves(codec: FACodec, seconds: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`batch` noisy hums of falling length, float32 [B, N], and their lengths int64 [B]."""
     counts = [int(seconds * SHORTER**i * codec.spec.sample_rate) for i in range(batch)]
@@ -183,31 +156,6 @@ def make_waves(codec: FACodec, seconds: float, batch: int) -> tuple[torch.Tensor
     pitch = 100 * 2 ** torch.rand(batch, 1, generator=generator)  # Hz
     hum = sum(torch.sin(2 * math.pi * k * pitch * time_sec) / k for k in range(1, 8))
     return 0.1 * hum + 0.01 * torch.randn(batch, counts[0], generator=generator), torch.tensor(counts)
-
-
-def race(works: Sequence[Callable[[], Any]], repeats: int, device: torch.device) -> list[float]:
-    """The least seconds each needs, taken in turns after one untimed round."""
-    best = [math.inf] * len(works)
-    for timed in range(repeats + 1):
-        for i, work in enumerate(works):
-            start = clock(device)
-            work()
-            best[i] = min(best[i], clock(device) - start) if timed else math.inf
-    return best
-
-
-def speeds(seconds: Sequence[float], audio_sec: float, gflop: float) -> dict[str, Any]:
-    """Figures of `audio_sec` seconds of audio, for which codec, plain twin and floor needed so many `seconds`."""
-    fast, plain, floor = seconds
-    return {
-        "audio_sec_per_sec": audio_sec / fast,
-        "plain_audio_sec_per_sec": audio_sec / plain,
-        "ratio": plain / fast,
-        "floor_audio_sec_per_sec": audio_sec / floor,
-        "times_floor": fast / floor,
-        "gflop_per_audio_sec": gflop / audio_sec,
-        "floor_gflop_per_sec": gflop / floor,
-    }
 
 
 def equal_share(codes: torch.Tensor, plain: Sequence[torch.Tensor]) -> float:

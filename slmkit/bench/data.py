@@ -11,7 +11,7 @@ Three parts, each in a process of its own, so that start-up and memory are its a
   model in one process with one thread, times two. Real training also waits for DeepSpeed and the other rank, so it
   needs less than what is compared here.
 
-Utterances: seconds log-normal around 5.5 (sigma 0.7, limited to 0.5 to 20), 80 frames and 15 text tokens a second.
+Lengths of utterances are those of synthetic.py.
 
 Example:
     slmkit bench data --part loader
@@ -19,12 +19,9 @@ Example:
 
 import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -34,7 +31,18 @@ import numpy as np
 import tokenizers
 import torch
 
-from slmkit.codec.base import CodecSpec, Stream
+from slmkit.bench.race import alone, peak_gib
+from slmkit.bench.synthetic import (
+    ANSWER_TOKENS,
+    FRAME_RATE,
+    LONGEST_SEC,
+    MEDIAN_SEC,
+    PROMPT_TOKENS,
+    SHORTEST_SEC,
+    SIGMA,
+    TEXT_RATE,
+    codec_spec,
+)
 from slmkit.data.batch import Batch
 from slmkit.data.examples import ExampleFormat, TrainingData
 from slmkit.data.index import MANIFEST, Corpus, shard_name, write_manifest
@@ -54,8 +62,6 @@ SUMMARY = "finding and planning steps of large corpora, and the loader's speed"
 PARTS = ("resume", "plan", "loader")
 SHARD_SAMPLES = 1000
 CHUNK = 1_000_000  # simulated samples written at once
-MEDIAN_SEC, SIGMA, SHORTEST_SEC, LONGEST_SEC = 5.5, 0.7, 0.5, 20.0
-FRAME_RATE, TEXT_RATE, PROMPT_TOKENS, ANSWER_TOKENS = 80, 15, 18, 7
 ROW_TOKENS, GLOBAL_ROWS, EVAL_SHARE = 2048, 64, 0.001  # of the simulated runs
 QUICKSTART = {"row_tokens": 768, "global_rows": 4, "micro_rows": 2, "group": 3, "hidden_size": 128, "num_layers": 4}
 WORLD_SIZE = 2
@@ -110,14 +116,8 @@ def bench_part(part: str, directory: Path, sizes: Sizes) -> dict[str, Any]:
         return {"resume_samples": sizes.resume_samples, **alone(time_resume, directory, cursors)}
     if part == "plan":
         alone(make_simulated, directory, sizes.plan_samples, False)
-        return {"plan_samples": sizes.plan_samples, **alone(time_plan, directory)}
+        return {"plan_samples": sizes.plan_samples, **alone(time_epoch_plan, directory)}
     return alone(time_loader, directory, sizes)
-
-
-def alone(work: Any, *arguments: Any) -> Any:
-    """`work` in a new process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
 
 
 def make_simulated(directory: Path, num_samples: int, with_cursors: bool) -> list[tuple[float, int, Cursor]]:
@@ -181,14 +181,13 @@ def time_resume(directory: Path, cursors: list[tuple[float, int, Cursor]]) -> di
     return {"resume_sec": seconds[0], "resume_held_out_sec": seconds[1]}
 
 
-def time_plan(directory: Path) -> dict[str, Any]:
+def time_epoch_plan(directory: Path) -> dict[str, Any]:
     """Seconds and peak memory of planning an epoch."""
     start = time.perf_counter()
     steps = open_steps(directory, 0.0)
     rows = steps.plan.num_rows(0)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"plan_sec": seconds, "plan_rows": rows, "plan_peak_gib": peak / 2**30}
+    return {"plan_sec": seconds, "plan_rows": rows, "plan_peak_gib": peak_gib()}
 
 
 def time_loader(directory: Path, sizes: Sizes) -> dict[str, Any]:
@@ -251,13 +250,6 @@ def make_corpus(directory: Path, utterances: int) -> Corpus:
         indexes.append(writer.commit())
     write_manifest(directory, "bench", spec, [index.summary for index in indexes], {})
     return Corpus.open(directory)
-
-
-def codec_spec(speaker_dim: int = 0) -> CodecSpec:
-    streams = tuple(Stream(f"stream_{i}", 1024, "coupled") for i in range(3))
-    return CodecSpec(
-        name="bench", sample_rate=16_000, hop_samples=200, streams=streams, speaker_dim=speaker_dim, weights_sha256=""
-    )
 
 
 def wording() -> Wording:

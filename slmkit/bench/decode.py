@@ -1,12 +1,12 @@
 """Times the generation engine against the plain loop: NTP and MTP of three sizes, one answer and several at a time.
 
-The plain loop (`infer/generate.py`) reads one prompt after the other, keeps its cache by joining tensors, takes logits
-over the whole vocabulary and reads each choice from the device by itself. Both sides have the same weights, answer the
-same prompts greedily, take turns, and the best round of each counts; the plain loop gets no more than --plain of the
-prompts, since it takes as long for one as for another. The weights are random, changed in the few rows that begin and
-end speech, so that every answer begins at once and does not end: a step is a speech step, as nearly all are. Steps,
-tokens and frames per second are those of all answers together; the real-time factor (rtf) is the seconds that a second
-of their speech takes, without the codec.
+The plain loop (`tests/twins/generate.py`, so a checkout is needed) reads one prompt after the other, keeps its cache by
+joining tensors, takes logits over the whole vocabulary and reads each choice from the device by itself. Both sides have
+the same weights, answer the same prompts greedily, take turns, and the best round of each counts; the plain loop gets
+no more than --plain of the prompts, since it takes as long for one as for another. The weights are random, changed in
+the few rows that begin and end speech, so that every answer begins at once and does not end: a step is a speech step,
+as nearly all are. Steps, tokens and frames per second are those of all answers together; the real-time factor (rtf) is
+the seconds that a second of their speech takes, without the codec.
 
 First audio: all answers are asked for at once, and heard as `infer/stream.py` does it. What counts are the seconds
 until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
@@ -23,33 +23,26 @@ Example:
 
 import argparse
 import json
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from slmkit.bench import codec as facodec
-from slmkit.bench.codec_parts import clock
-from slmkit.codec.base import Codec, CodecSpec, Stream
+from slmkit.bench.race import race, twin
+from slmkit.bench.synthetic import FRAME_RATE, NUM_STREAMS, QWEN, ModelShape, model_config
+from slmkit.codec.base import Codec
 from slmkit.codec.open import open_codec
 from slmkit.codec.stream import FIRST_FRAMES
-from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
-from slmkit.infer.generate import Generation, Limits, generate
 from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.stream import SpeechStream
-from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 
 SUMMARY = "steps, tokens and frames per second of generation, the engine against the plain loop"
 GROUPS = (0, 3, 6, 12)
-FRAME_RATE = 80  # per second of speech
-NUM_STREAMS = 3
 PROMPT_TOKENS = 16  # of the shortest prompt; each further one has one more
 SOSP_LOGIT = 30.0  # behind a prompt: far above all others, which are near 0
 DEFAULT_STEPS = {"cpu": 24, "cuda": 240}  # of an answer: so many that reading the prompt counts for little
@@ -57,20 +50,9 @@ STREAMED_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of the tensor whose sum tells 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Size of the backbone: Qwen2.5-0.5B."""
-
-    base_tokens: int = 151_665
-    codebook: int = 1024
-    hidden_size: int = 896
-    intermediate_size: int = 4864
-    num_layers: int = 24
-    num_heads: int = 14
-    num_shared: int = 2  # key-value heads
-
-
-QUICK = Shape(base_tokens=500, codebook=32, hidden_size=96, intermediate_size=64, num_layers=2, num_heads=2)
+QUICK = ModelShape(
+    base_tokens=500, codebook=32, hidden_size=96, intermediate_size=64, num_layers=2, num_heads=2, num_shared=2
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    shape, device, dtype = QUICK if args.quick else Shape(), usable_device(args.device), DTYPES[args.dtype]
+    shape, device, dtype = QUICK if args.quick else QWEN, usable_device(args.device), DTYPES[args.dtype]
     codec = make_codec(args.codec, device, shape)
     result: dict[str, Any] = {
         "device": args.device,
@@ -132,7 +114,7 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_codec(directory: str | None, device: torch.device, shape: Shape) -> Codec:
+def make_codec(directory: str | None, device: torch.device, shape: ModelShape) -> Codec:
     """The codec in `directory`, or FACodec of random weights. Raises UserError for one that knows too few codes."""
     if directory is None:
         return facodec.make_codec(facodec.random_states(), device)
@@ -146,15 +128,16 @@ def make_codec(directory: str | None, device: torch.device, shape: Shape) -> Cod
 
 def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) -> dict[str, Any]:
     """Speeds of answers of `num_steps` speech steps: the engine full of them, and `num_plain` by the plain loop."""
-    model, batch = engine.model, engine.num_slots
+    model, batch, plain_loop = engine.model, engine.num_slots, twin("generate")
     num_frames = num_steps * model.group // NUM_STREAMS if model.group else -(-num_steps // NUM_STREAMS)
     requests = make_requests(batch, num_frames)
 
-    def plain() -> list[Generation]:
+    def plain() -> list[Any]:
         starts = [from_ids(prompt, model.layout, model.group) for prompt in make_prompts(num_plain)]
-        return [generate(model, start, limits=Limits(max_frames=num_frames)) for start in starts]
+        return [plain_loop.generate(model, start, limits=plain_loop.Limits(max_frames=num_frames)) for start in starts]
 
-    (ours, fast_sec), (theirs, slow_sec) = race([lambda: engine.generate(requests), plain], repeats, model.device)
+    works = [lambda: engine.generate(requests), plain]
+    (ours, fast_sec), (theirs, slow_sec) = race(works, rounds=repeats, device=model.device, warm_up=False)
     case: dict[str, Any] = {"group": model.group, "batch": batch, "plain_answers": num_plain}
     case["equal_answers"] = sum(np.array_equal(a.codes, b.codes) for a, b in zip(ours, theirs, strict=False))
     for side, answers, seconds in (("", ours, fast_sec), ("plain_", theirs, slow_sec)):
@@ -192,43 +175,11 @@ def first_audio_sec(engine: Engine, codec: Codec) -> float:
     return max(heard)
 
 
-def race(works: list[Callable[[], Any]], repeats: int, device: torch.device) -> list[tuple[Any, float]]:
-    """What each gives, and the least seconds it took, taken in turns."""
-    best: list[tuple[Any, float]] = [(None, math.inf)] * len(works)
-    for _ in range(max(1, repeats)):
-        for i, work in enumerate(works):
-            start = clock(device)
-            result = work()
-            best[i] = result, min(best[i][1], clock(device) - start)
-    return best
-
-
-def make_model(shape: Shape, group: int, num_prompts: int) -> SpeechLM:
+def make_model(shape: ModelShape, group: int, num_prompts: int) -> SpeechLM:
     """Random weights that begin to speak behind each prompt of `make_prompts`, and do not stop."""
-    layout = VocabLayout.published(
-        "mtp" if group else "ntp",
-        base_size=shape.base_tokens,
-        bos_id=0,
-        eos_id=1,
-        codebook_sizes=(shape.codebook,) * NUM_STREAMS,
-    )
-    streams = tuple(Stream(f"stream_{i}", shape.codebook, "coupled") for i in range(NUM_STREAMS))
-    spec = CodecSpec(
-        name="bench", sample_rate=16_000, hop_samples=200, streams=streams, speaker_dim=0, weights_sha256=""
-    )
-    backbone = {
-        "vocab_size": layout.size,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_shared,
-        "tie_word_embeddings": True,
-    }
     with seeded(0):
-        model = SpeechLM(
-            SpeechLMConfig(backbone=backbone, layout=layout.to_dict(), codec=spec.to_dict(), group=group)
-        ).eval()
+        model = SpeechLM(model_config(shape, group)).eval()
+    layout = model.layout
     with torch.inference_mode():
         ends = [_last_hidden(model, prompt) for prompt in make_prompts(num_prompts)]
     with torch.no_grad():
@@ -253,9 +204,7 @@ def make_prompts(count: int) -> list[tuple[int, ...]]:
 
 def _last_hidden(model: SpeechLM, prompt: tuple[int, ...]) -> torch.Tensor:
     start = from_ids(prompt, model.layout, model.group)
-    embedded = model.embed(torch.from_numpy(start.tokens), torch.from_numpy(start.speech_mask))[None]
-    positions = torch.arange(len(prompt))[None]
-    return model.hidden(embedded, positions, cache=model.new_cache())[0, -1].clone()
+    return model.hidden(model.embed_prompt(start), torch.arange(len(prompt))[None])[0, -1].clone()
 
 
 def weight_bytes(model: SpeechLM) -> int:
@@ -270,7 +219,7 @@ def read_speed(device: torch.device) -> float:
     """Bytes per second at which a large tensor is summed; the best of three."""
     num_bytes = STREAMED_BYTES[device.type]
     data = torch.ones(num_bytes // 4, device=device)
-    return num_bytes / race([data.sum], 3, device)[0][1]
+    return num_bytes / race([data.sum], rounds=3, device=device)[0].seconds
 
 
 def heading(result: dict[str, Any]) -> str:

@@ -13,7 +13,6 @@ Example:
 
 import argparse
 import json
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -22,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from slmkit.bench.data import alone, codec_spec
+from slmkit.bench.race import alone, peak_gib
+from slmkit.bench.synthetic import codec_spec
 from slmkit.config.tokenize import FilterConfig, TokenizeConfig
 from slmkit.data.index import ShardIndex, index_path, shard_name
 from slmkit.data.ledger import Failure
-from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.finalize import finalize
+from slmkit.tokenization.corpus_job import CorpusJob, finalize
 from slmkit.tokenization.job import plan_corpus
 from slmkit.tokenization.plan import ShardPlan
 
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     for part in args.part or PARTS:
         with tempfile.TemporaryDirectory(prefix="slmkit-bench-") as directory:
             if part == "plan":
-                result |= {"plan_items": items, **alone(time_plan, Path(directory), items)}
+                result |= {"plan_items": items, **alone(time_corpus_plan, Path(directory), items)}
             else:
                 make_shards(Path(directory), shards)
                 result |= {"finalize_shards": shards, **alone(time_finalize, Path(directory), shards)}
@@ -68,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def time_plan(directory: Path, items: int) -> dict[str, Any]:
+def time_corpus_plan(directory: Path, items: int) -> dict[str, Any]:
     """Plan a manifest of `items` lines. Writing the manifest is not timed and keeps one line in memory."""
     with open(directory / "manifest.jsonl", "w") as file:
         for i in range(items):
@@ -129,11 +128,6 @@ def time_finalize(directory: Path, shards: int) -> dict[str, Any]:
     started = time.perf_counter()
     finalize(CorpusJob.open(directory), planned, max_failure_share=0.05)
     return {"finalize_sec": time.perf_counter() - started, "finalize_peak_gib": peak_gib()}
-
-
-def peak_gib() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def describe(result: dict[str, Any]) -> str:

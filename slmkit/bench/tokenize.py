@@ -2,7 +2,7 @@
 
 Three parts:
 
-- codec: FACodec against its plain twin and against the floor of its convolutions, as `slmkit bench codec`.
+- codec: FACodec against its plain twin, as `slmkit bench codec`.
 - melvq: how fast the built-in codec encodes.
 - stage: `slmkit tokenize run` as users start it, with one process and with two, each with one thread, on a corpus made
   of copies of the audio in --audio (links to a file each of FLAC and WAV, so the disk's own speed does not count). The
@@ -39,6 +39,7 @@ import slmkit
 from slmkit.audio.io import read_audio, write_wav
 from slmkit.audio.units import seconds_to_samples
 from slmkit.bench import codec as facodec
+from slmkit.bench.race import race
 from slmkit.codec.base import Codec
 from slmkit.codec.melvq import NUM_BANDS, NUM_ENTRIES, SAMPLE_RATE, STREAM_NAMES, MelVQ
 from slmkit.codec.open import open_codec
@@ -49,7 +50,7 @@ from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
 from slmkit.tokenization.job import plan_corpus
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan
 
 SUMMARY = "the offline stage: the codecs' speed, and audio files to shards with one process and two"
 PARTS = ("codec", "melvq", "stage")
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         if part == "codec":
             states = facodec.read_states(args.codec) if args.codec else facodec.random_states()
             device = torch.device(args.device)
-            result[part] = facodec.bench_codec(states, device, sizes.codec_sec, repeats=sizes.repeats)
+            result[part] = facodec.bench_codec(states, device, sizes.codec_sec, rounds=sizes.repeats)
         elif part == "melvq":
             result[part] = bench_melvq(find_audio(args.audio), MELVQ_ROUNDS * sizes.repeats)
         else:
@@ -138,11 +139,11 @@ def bench_melvq(audio: list[Path], repeats: int) -> dict[str, Any]:
 
     together = codec.encode(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
     equal = [torch.equal(row[:, : codes.shape[1]], codes) for row, codes in zip(together.codes, encode(), strict=True)]
-    (seconds,) = facodec.race([encode], repeats, codec.device)
+    (lap,) = race([encode], rounds=repeats, device=codec.device)
     return {
         "threads": torch.get_num_threads(),
         "audio_sec": audio_sec,
-        "audio_sec_per_sec": audio_sec / seconds,
+        "audio_sec_per_sec": audio_sec / lap.seconds,
         "equal_codes": sum(equal) / len(equal),
     }
 
@@ -260,7 +261,7 @@ def time_shares(source: Path, codec_dir: str, out: Path, sizes: Sizes) -> dict[s
     )
     codec: Codec = open_codec(config.codec)
     plan_corpus(codec.spec, config)
-    plan, job = Plan.open(out), CorpusJob.open(out)
+    plan, job = TokenizationPlan.open(out), CorpusJob.open(out)
     decoding = Decoding(sample_rate=codec.spec.sample_rate, min_sec=config.min_sec, max_sec=config.max_sec)
     batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
     spent = dict.fromkeys(("reading and decoding", "encoding", "writing"), 0.0)

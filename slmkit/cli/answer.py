@@ -1,77 +1,56 @@
-"""Ask an exported model a question, or a file of questions: it answers in words, then aloud.
+"""Ask an exported model a question, or every question of a file: it answers in text and in speech.
 
   slmkit answer MODEL "Who wrote it?" --codec CODEC --speaker voice.wav --out answer.wav
   slmkit answer MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
-The model must have been trained with the task qa. It answers in the voice of --speaker: an audio file, a .npy vector,
-or CORPUS:KEY (a sample of a tokenized corpus). A model trained with speaker input follows it; any other model needs it
-all the same, because the codec does. The words of the answer are printed first, on a line of their own.
+The model must have been trained for the task qa. --speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY
+(a sample of a tokenized corpus). A model trained with speaker input follows it. Other models need it too, because the
+codec does. The text of the answer is printed first, on a line of its own.
 
-A line of FILE is {"question": "Who wrote it?"}; all else is as for `slmkit synthesize --jsonl`. The words of each
-answer stand in outputs.jsonl as "text".
+Each line of FILE is an object such as {"question": "Who wrote it?"}; everything else is as for `slmkit synthesize
+--jsonl`. The text of each answer is "answer" in outputs.jsonl.
 
-Exit codes: 0 done; 2 an error to mend, or more failures than --max-failure-share; 75 told to stop (SIGTERM, SIGINT,
-SIGUSR1).
+Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 told to stop (SIGTERM,
+SIGINT, SIGUSR1).
 """
 
 import argparse
 import sys
 import time
 
-from slmkit.cli.speaking import add_file_arguments, add_speaking_arguments, prepare, speak_file
+from slmkit.cli.speaking import add_speaking_arguments, prepare, speak_file
+from slmkit.errors import UserError
 
-SUMMARY = "questions to words and WAV files with an exported model"
 DEFAULT_OUT = "answer.wav"
-UNMARKED = "the model did not write [ta] and [ua] around its words, as the task qa teaches; these are all of them"
+UNMARKED = "the model did not mark its answer with [ta] and [ua], as the task qa teaches; this is all that it wrote"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    question = parser.add_argument("question", help="what to ask; not with --jsonl")
+    question = parser.add_argument("question", help="question to answer; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
-    add_file_arguments(parser, question)
-    add_speaking_arguments(parser)
+    add_speaking_arguments(parser, question)
 
 
 def run(args: argparse.Namespace) -> int:
-    from slmkit.errors import UserError
-
-    if args.jsonl is None:
-        return _answer(args)
-    if args.question is not None:
-        raise UserError("what to ask?", got=f"{args.question!r} and --jsonl", expected="one of them")
-    if args.out is None or args.overwrite:
-        raise UserError("a file of questions needs a directory of its own", expected="--out DIR, no --overwrite")
-    return speak_file(args, "answer")
-
-
-def _answer(args: argparse.Namespace) -> int:
-    import torch
-
-    from slmkit.audio.io import write_wav
-    from slmkit.errors import UserError
-
+    if args.jsonl is not None:
+        if args.question is not None:
+            got = f"{args.question!r} and --jsonl"
+            raise UserError("a question and a file of questions were given", got=got, expected="one of them")
+        if args.out is None or args.overwrite:
+            raise UserError("a file of questions needs a directory of its own", expected="--out DIR, no --overwrite")
+        return speak_file(args, "qa")
     out = args.out or DEFAULT_OUT
     synthesizer, speaker, options = prepare(args, out)
+    from slmkit.audio.io import write_wav
+
     began = time.perf_counter()
-    (said,) = synthesizer.engine.generate([synthesizer.answering(args.question, speaker, **options)])
-    words = synthesizer.words_of(said)
-    stopped = said.limit or said.reason
-    if not said.codes.shape[1]:
-        raise UserError(
-            f"the model gave no speech (it stopped by: {stopped})",
-            got=f"the words {words.text!r}",
-            next_step="use a model trained with the task qa, or train it longer",
-        )
-    wave, rate = synthesizer.decode(said.codes, torch.from_numpy(speaker)), synthesizer.codec.spec.sample_rate
-    took = time.perf_counter() - began
-    write_wav(out, wave, rate, replace=args.overwrite)
-    if not words.is_marked:
+    speech = synthesizer.answer(args.question, speaker, **options)
+    took_sec = time.perf_counter() - began
+    write_wav(out, speech.wave, speech.sample_rate, replace=args.overwrite)
+    if not speech.words.is_marked:
         print(UNMARKED, file=sys.stderr)
-    print(" ".join(words.text.split()))
-    print(
-        f"{out}: {len(wave) / rate:.2f} s of speech in {took:.2f} s, {said.num_steps} steps, "
-        f"{said.codes.shape[1]} frames, stopped by: {stopped}"
-    )
+    print(" ".join(speech.words.text.split()))
+    print(f"{out}: {speech.line(took_sec)}")
     return 0

@@ -14,7 +14,8 @@
 import argparse
 import importlib
 
-SUMMARY = "measure the speed of codec, tokenization, training, its data, checkpoints or generation on this machine"
+from slmkit.cli.arguments import Parser
+
 # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
 BENCHES = ("codec", "tokenize", "train", "decode", "data", "plan", "checkpoint")
 
@@ -27,6 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Import only the chosen benchmark, parse its options and run it."""
     module = importlib.import_module(f"slmkit.bench.{args.bench}")
-    parser = argparse.ArgumentParser(prog=f"slmkit bench {args.bench}", description=module.SUMMARY)
+    parser = Parser(prog=f"slmkit bench {args.bench}", description=module.SUMMARY)
     module.add_arguments(parser)
     return int(module.run(parser.parse_args(args.options)) or 0)

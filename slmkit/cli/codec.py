@@ -9,14 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from slmkit import log
+from slmkit.corpora.folders import AUDIO_SUFFIXES, files_under
 from slmkit.errors import BadSample, UserError
 
-SUMMARY = "fit the built-in codec, or copy a recording through a codec"
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au")
+if TYPE_CHECKING:
+    import numpy as np
+
 DEFAULT_MAX_HOURS = 2.0
 DEFAULT_MAX_SEC = 60.0
 SECONDS_PER_HOUR = 3600.0
@@ -112,11 +113,11 @@ class _Corpus:
         if not folder.is_dir():
             raise UserError("the audio folder is not there", got=folder, next_step="give a folder of audio files")
         self.folder, self.max_sec, self.budget_sec = folder, max_sec, budget_sec
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        self.paths = [path for path, _ in files_under(folder, AUDIO_SUFFIXES)]
         self.used, self.seconds = 0, 0.0
         self.skipped: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> "Iterator[np.ndarray]":
         from slmkit.audio.io import read_audio
         from slmkit.codec.melvq import SAMPLE_RATE
 

@@ -8,10 +8,6 @@ Records that cannot be used are counted in OUT/failures.jsonl.
 import argparse
 
 from slmkit import log
-from slmkit.config.load import from_dict
-from slmkit.config.tokenize import ImportConfig
-
-SUMMARY = "published JSONL codes to shards"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from slmkit.config.load import from_dict
+    from slmkit.config.tokenize import ImportConfig
+
     names = ("out", "source", "corpus", "shard_samples", "max_failure_share")
     config = from_dict(ImportConfig, {name: getattr(args, name) for name in names}, "slmkit import")
     log.set_up()

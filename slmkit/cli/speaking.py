@@ -3,7 +3,7 @@
 Example:
     add_speaking_arguments(parser)
     settings = settings_of(args)
-    return speak_file(args, "read")
+    return speak_file(args, "tts")
 """
 
 import argparse
@@ -11,45 +11,72 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slmkit.cli.numbers import positive
+from slmkit.cli.arguments import positive
+from slmkit.errors import UserError
+from slmkit.files import check_directory
 
 if TYPE_CHECKING:
-    from slmkit.infer.lines import Settings, Task
+    from slmkit.codec.base import Codec
+    from slmkit.infer.batch import Task
+    from slmkit.infer.request import SpeakingSettings
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-UNAWARE = "the model has no speaker input: the voice is what the codec makes of it"
+UNAWARE = "the model has no speaker input: only the codec follows the voice"
 STDOUT = "-"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
-LIMITS = ("seed", "max_sec", "max_text_tokens")
-CHOICES = ("temperature", "text_temperature", "top_k", "top_p", "repetition_penalty", "repetition_window")
+VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
+SETTINGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
+    "temperature": (float, 0.0, "0 takes the most probable class, 1 draws as the model says (default: 0)"),
+    "text_temperature": (float, None, "the same for the words around the speech (default: as --temperature)"),
+    "top_k": (int, 0, "draw among the K most probable classes only, 0 for all (default: 0)"),
+    "top_p": (float, 1.0, "draw among the fewest classes that together are as probable as this (default: 1, all)"),
+    "repetition_penalty": (float, 1.0, "above 1: what was chosen recently becomes less probable (default: 1, off)"),
+    "repetition_window": (int, 50, "how many frames, or tokens of text, are recent (default: %(default)s)"),
+    "seed": (int, 0, "for what is drawn at random (default: %(default)s)"),
+    "max_sec": (float, 30.0, "longest speech in seconds (default: %(default)s)"),
+    "max_text_tokens": (int, 256, "longest text of an answer, in tokens (default: %(default)s)"),
+}
 
 
-def add_speaking_arguments(parser: argparse.ArgumentParser) -> None:
-    """Codec, voice, device and sampling."""
-    parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
-    parser.add_argument("--speaker", help="voice: an audio file, a .npy vector, or CORPUS:KEY")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--text-temperature", type=float, help="of the words around the speech (default: the same)")
-    parser.add_argument("--top-k", type=int, default=0, help="keep the k most probable classes, 0 all (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="keep this share of the probability (default: all)")
+def add_sampling_arguments(parser: Any) -> None:
+    """How the next class is chosen, and when an answer is stopped; `settings_of` reads them."""
+    for name, (kind, default, meaning) in SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=meaning)
+
+
+def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
+    """The flags as settings. Raises UserError for numbers out of range."""
+    from slmkit.infer.request import SpeakingSettings
+
+    try:
+        return SpeakingSettings(**{name: getattr(args, name) for name in SETTINGS})
+    except (ValueError, OverflowError) as error:
+        raise UserError(str(error)) from error
+
+
+def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
+    """Codec, voice, sampling and device; and a file of lines instead of the argument `text`."""
+    parser.add_argument("--codec", required=True, help="directory of the codec that the model was trained with")
+    parser.add_argument("--speaker", metavar="VOICE", help=VOICE)
+    parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="speak every line of this file")
     parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, help="above 1, what came lately comes less (default: 1, none)"
+        "--slots", type=positive, metavar="N", help=f"with --jsonl: answers at a time (default: {NUM_SLOTS})"
     )
     parser.add_argument(
-        "--repetition-window", type=int, default=50, help="frames or words that count as lately (default: %(default)s)"
+        "--max-failure-share",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="with --jsonl: largest share of lines without speech that is no error (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is sampled (default: %(default)s)")
-    parser.add_argument("--max-sec", type=float, default=30.0, help="longest speech, seconds (default: %(default)s)")
-    parser.add_argument(
-        "--max-text-tokens", type=int, default=256, help="longest text of an answer (default: %(default)s)"
-    )
+    add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
 class _Instead(argparse.Action):
-    """An option that stands for an argument, which is then not asked for any more.
+    """An option in place of an argument, which is then not required any more.
 
-    An argument with nargs "?" would not do: before Python 3.12 it is only found right behind the one before it.
+    An argument with nargs "?" would not do: before Python 3.12 it is found only directly after the one before it.
     """
 
     def __init__(self, *args: Any, of: argparse.Action, **options: Any) -> None:
@@ -61,30 +88,13 @@ class _Instead(argparse.Action):
         self._of.nargs, self._of.required = "?", False
 
 
-def add_file_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
-    """A file of lines instead of the argument `text`."""
-    parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="speak every line of this file")
-    parser.add_argument(
-        "--slots", type=positive, metavar="N", help=f"with --jsonl: answers at a time (default: {NUM_SLOTS})"
-    )
-    parser.add_argument(
-        "--max-failure-share",
-        type=float,
-        default=0.05,
-        metavar="SHARE",
-        help="with --jsonl: share of lines that may give no speech (default: %(default)s)",
-    )
-
-
-def settings_of(args: argparse.Namespace) -> "Settings":
-    """The flags as settings. Raises UserError for numbers out of range."""
-    from slmkit.errors import UserError
-    from slmkit.infer.lines import Settings
-
-    try:
-        return Settings(speaker=args.speaker or "", **{name: getattr(args, name) for name in LIMITS + CHOICES})
-    except (ValueError, OverflowError) as error:
-        raise UserError(str(error)) from error
+def check_voice(source: str) -> None:
+    """Raise UserError where a voice is a file that does not exist."""
+    directory, colon, _ = source.rpartition(":")
+    if not source:
+        raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
+    if not Path(source).is_file() and not (colon and Path(directory).is_dir()):
+        raise UserError(f"cannot take the voice of {source}: there is no such file", expected=VOICE)
 
 
 def prepare(
@@ -94,29 +104,34 @@ def prepare(
 
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
-    from slmkit.errors import UserError
-
-    settings, path = settings_of(args), Path(out)
-    if not settings.speaker:
-        raise UserError("whose voice?", expected="--speaker with an audio file, a .npy vector, or CORPUS:KEY")
+    path = Path(out)
+    check_directory("the model", args.model)
+    check_directory("the codec", args.codec)
+    check_voice(args.speaker or "")
     if not (is_stream and out == STDOUT):
         if path.exists() and not args.overwrite:
             raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
         if not is_stream and (out == STDOUT or (path.exists() and not path.is_file())):
-            raise UserError("only --stream writes to what is no file", got=out)
+            raise UserError("only --stream writes to standard output, a device or a pipe", got=out)
+    settings = settings_of(args)
     synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
     if not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
-    return synthesizer, synthesizer.read_speaker(settings.speaker), settings.options
+    return synthesizer, synthesizer.read_speaker(args.speaker), settings.options
 
 
-def open_synthesizer(args: argparse.Namespace, *, num_slots: int, longest_sec: float) -> "Synthesizer":
-    """Model and codec of the flags, with room for speech of `longest_sec` seconds, and no less than usual."""
+def open_synthesizer(
+    args: argparse.Namespace, *, num_slots: int, longest_sec: float, codec: "Codec | None" = None
+) -> "Synthesizer":
+    """Model and codec of the flags, with room for speech of `longest_sec` seconds, and no less than usual.
+
+    `codec` is the one of the flags where it is open already.
+    """
     from slmkit.infer.engine import DEFAULT_SEC
     from slmkit.infer.synthesizer import Synthesizer
 
     room_sec = max(DEFAULT_SEC, longest_sec)
-    return Synthesizer.load(args.model, args.codec, args.device, num_slots=num_slots, max_sec=room_sec)
+    return Synthesizer.load(args.model, codec or args.codec, args.device, num_slots=num_slots, max_sec=room_sec)
 
 
 def speak_file(args: argparse.Namespace, task: "Task") -> int:
@@ -124,16 +139,22 @@ def speak_file(args: argparse.Namespace, task: "Task") -> int:
     from slmkit import log
     from slmkit.stopping import STOPPED, Stopped, stopping
 
+    if not Path(args.jsonl).exists():
+        raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
+    check_directory("the model", args.model)
+    check_directory("the codec", args.codec)
+    if args.speaker:
+        check_voice(args.speaker)
     log.set_up()
     try:
         with stopping():
-            from slmkit.infer.batch import fingerprint, speak_all  # these take seconds
-            from slmkit.infer.lines import read_items
+            from slmkit.infer.batch import read_items, speak_all
+            from slmkit.model.pretrained import export_sha256  # these take seconds
 
-            listed = read_items(args.jsonl, task, settings_of(args))
+            listed = read_items(args.jsonl, task, settings_of(args), speaker=args.speaker or "")
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
             synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
-            model, share = fingerprint(args.model), args.max_failure_share
+            model, share = export_sha256(args.model), args.max_failure_share
             summary = speak_all(synthesizer, listed, args.out, task=task, model=model, max_failure_share=share)
     except Stopped as signal:
         print(f"stopped by {signal}; the same command goes on", file=sys.stderr)

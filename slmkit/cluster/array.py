@@ -13,13 +13,13 @@ Example:
 import math
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from slmkit.assets import folder
 from slmkit.errors import UserError
 
-SCRIPTS = Path(__file__).resolve().parent.parent.parent / "tokenize_jobs"
 ARRAY, FINALIZE = "array.sbatch", "finalize.sbatch"
 AFTER, UNKNOWN_ID = "--dependency=afterok:", "ID_OF_THE_ARRAY"
 SEC_PER_HOUR = 3600.0
@@ -36,7 +36,7 @@ class ArrayOptions:
     time: str | None = None
     partition: str | None = None
     more: tuple[str, ...] = ()  # further words for sbatch, of both jobs
-    scripts: Path = SCRIPTS
+    scripts: Path = field(default_factory=lambda: folder("tokenize_jobs"))
 
 
 class Share(NamedTuple):

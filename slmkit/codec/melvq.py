@@ -31,6 +31,7 @@ import torch
 from slmkit.audio import units
 from slmkit.audio.mel import Grid, LogMel, griffin_lim, griffin_lim_reach, invert_mel, mel_filterbank
 from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
+from slmkit.codec.open import register_codec
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, read_json, write_json
 
@@ -261,3 +262,6 @@ def _read_weights(path: Path, spec: CodecSpec) -> dict[str, torch.Tensor]:
     if shapes != expected or not all(t.dtype == torch.float32 and t.isfinite().all() for t in weights.values()):
         raise UserError(f"{path} does not hold a {NAME} codec", got=shapes, expected=f"finite float32 {expected}")
     return weights
+
+
+register_codec(NAME, (WEIGHTS_FILE, SPEC_FILE), MelVQ.load)

@@ -1,60 +1,69 @@
-"""Open whatever codec a directory holds.
+"""Opens whatever codec a directory holds.
 
-Knows the codecs by their file names only; each checks its own files.
+A codec family is a module of `slmkit.codec` that calls `register_codec` when it is imported. A directory holds the
+family whose files are all there; the family checks their content.
 
 Example:
+    register_codec("mine", ("mine.safetensors",), lambda path, device: MyCodec.load(path, device))
     codec = open_codec("my_codec", "cuda")
 """
 
+import importlib
+import pkgutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+import slmkit.codec
 from slmkit.codec.base import Codec
 from slmkit.errors import UserError
 
-FACODEC_FILES = ("ns3_facodec_encoder_v2.bin", "ns3_facodec_decoder_v2.bin")
-MELVQ_FILES = ("melvq.safetensors", "codec_spec.json")
+
+class CodecFamily(NamedTuple):
+    """How a kind of codec lies in a directory."""
+
+    files: tuple[str, ...]  # names; the directory is of this family when all of them are there
+    load: Callable[[Path, torch.device], Codec]  # raises UserError where a file is damaged
+
+
+_families: dict[str, CodecFamily] = {}
+
+
+def register_codec(name: str, files: tuple[str, ...], load: Callable[[Path, torch.device], Codec]) -> None:
+    """Let `open_codec` find a family by the names of its files."""
+    _families[name] = CodecFamily(files, load)
+
+
+def codec_families() -> dict[str, CodecFamily]:
+    """All families, in the order of the module names of `slmkit.codec`, then those that others registered."""
+    for module in pkgutil.iter_modules(slmkit.codec.__path__, "slmkit.codec."):
+        importlib.import_module(module.name)
+    return dict(_families)
 
 
 def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
-    """The codec in directory `path`, ready on `device`: FACodec's published files or a fitted codec.
+    """The codec in directory `path`, ready on `device`.
 
-    Raises UserError when the directory holds neither or only a part of one, a file is damaged, or the device is not
-    there.
+    Raises UserError when the directory holds none or only a part of one, a file is damaged, or the device is not there.
     """
-    path, device = Path(path), _usable_device(device)
-    present = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    for files, load in ((MELVQ_FILES, _load_melvq), (FACODEC_FILES, _load_facodec)):
-        if present.issuperset(files):
-            return load(path, device)
-    raise UserError(
-        f"{path} is not a codec directory",
-        got=f"{', '.join(sorted(present)[:8]) or 'no files'}" if path.is_dir() else "no such directory",
-        expected=f"{' and '.join(FACODEC_FILES)}, or {' and '.join(MELVQ_FILES)}",
-        next_step="make one with `slmkit codec fit AUDIO_DIR OUT`, or fetch the FACodec V2 files",
-    )
-
-
-def _load_melvq(path: Path, device: torch.device) -> Codec:
-    from slmkit.codec.melvq import MelVQ
-
-    return MelVQ.load(path, device)
-
-
-def _load_facodec(path: Path, device: torch.device) -> Codec:
-    from slmkit.codec.facodec.codec import FACodec
-
-    return FACodec.from_directory(path, device, detail=False)
-
-
-def _usable_device(name: str | torch.device) -> torch.device:
-    """The device called `name`, tried out. Raises UserError when torch does not know it or cannot reach it."""
+    path = Path(path)
     try:
-        device = torch.device(name)
+        device = torch.device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"cannot use device {name}: {str(error).splitlines()[0]}", expected="cpu, or cuda where there is a GPU"
+            f"cannot use device {device}: {str(error).splitlines()[0]}", expected="cpu, or cuda where there is a GPU"
         ) from error
-    return device
+    present = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    families = codec_families()
+    for family in families.values():
+        if present.issuperset(family.files):
+            return family.load(path, device)
+    raise UserError(
+        f"{path} is not a codec directory",
+        got=f"{', '.join(sorted(present)[:8]) or 'no files'}" if path.is_dir() else "no such directory",
+        expected=", or ".join(f"{' and '.join(family.files)} ({name})" for name, family in families.items()),
+        next_step="make one with `slmkit codec fit AUDIO_DIR OUT`, or fetch the FACodec V2 files",
+    )

@@ -1,1 +1,1 @@
-"""Run and job configuration: frozen dataclasses read from YAML and overrides."""
+"""Run and job configuration: frozen pydantic models read from YAML and overrides."""

@@ -1,32 +1,53 @@
-"""Frozen dataclasses from YAML files and `--set a.b=c` overrides.
+"""Configurations from YAML files and overrides such as `optimizer.lr=1e-4`.
 
-A configuration is a tree of frozen keyword-only dataclasses. Unknown keys, missing keys, values of the wrong type and
-values a class refuses (a `ValueError` from its `__post_init__`) are collected and reported all at once. A line of
-meaning and unit stands in `field(metadata={"help": ...})` of every field; `describe` prints them.
+A configuration is a tree of frozen pydantic models (`Config`). Unknown keys, missing keys, values of the wrong type or
+out of range, and values that do not fit together are reported all at once, as lines of one ConfigError. Files of
+strangers cost little time and memory: they are limited in size, depth, and in what their aliases expand to.
 
 Example:
-    config = load_config(TokenizeConfig, "job.yaml", ["batch_sec=60", "codec.device=cuda"])
+    config = load_config(TokenizeConfig, "job.yaml", ["batch_sec=60", "codec=models/facodec"])
 """
 
-import dataclasses
+import copy
+import difflib
+import itertools
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
+from slmkit.config.values import OR_NULL, expected, group_of
 from slmkit.errors import ConfigError, UserError
 
-C = TypeVar("C")
+MAX_BYTES = 128 * 1024
+MAX_DEPTH = 40
+MAX_VALUES = 100_000  # of a file, aliases written out
+SHOWN_CHARS = 100  # of a wrong value
+# The one written in C is ten times as fast and comes with every wheel of PyYAML.
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, factory: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field with its line of meaning and unit."""
-    if factory is not dataclasses.MISSING:
-        return dataclasses.field(default_factory=factory, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+class Config(BaseModel):
+    """A group of options: frozen, no other keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def clashes(self) -> Iterable[tuple[bool, str]]:
+        """(is wrong, line) for values that each are fine but do not fit together.
+
+        A line begins with the options it is about: "steps, epochs: got both, expected one of the two". `load_config`
+        and `from_dict` report them; the constructor looks at each value alone.
+        """
+        return ()
+
+
+C = TypeVar("C", bound=Config)
 
 
 def load_config(kind: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -35,28 +56,33 @@ def load_config(kind: type[C], path: str | Path | None, overrides: Sequence[str]
     Raises UserError when the file cannot be read, ConfigError with every problem found.
     """
     values = read_yaml(path) if path is not None else {}
-    problems: list[str] = []
-    for text in overrides:
-        _override(values, text, problems)
-    config = _build(kind, values, "", problems)
-    if problems:
-        raise ConfigError(str(path or "configuration"), problems)
-    return config
+    problems = [problem for text in overrides for problem in _override(values, text)]
+    return _build(kind, values, str(path or "configuration"), problems)
 
 
 def from_dict(kind: type[C], values: dict[str, Any], source: str = "configuration") -> C:
     """Build a `kind` from plain values, with the same checks as `load_config`."""
-    problems: list[str] = []
-    config = _build(kind, values, "", problems)
-    if problems:
-        raise ConfigError(source, problems)
-    return config
+    return _build(kind, values, source, [])
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain values of a configuration, ready for YAML or JSON."""
+    return config.model_dump()
+
+
+def to_yaml(config: Config) -> str:
+    """A configuration with all its options as a YAML file."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file (safe loader). Raises UserError naming the file otherwise."""
+    """The mapping in a YAML file. Raises UserError naming the file when it cannot be read, is none or is too large."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise UserError(f"{path} is too large for a configuration", expected=f"at most {MAX_BYTES // 1024} KiB")
+        values = parse_yaml(text.decode())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"cannot read {path} as YAML: {error}", expected="a UTF-8 YAML file") from error
     if values is None:
@@ -66,109 +92,232 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values of a configuration, ready for YAML or JSON."""
-    return dataclasses.asdict(config)
+def parse_yaml(text: str) -> Any:
+    """The plain value that YAML text holds.
+
+    Raises yaml.YAMLError or ValueError when it is not YAML, a key stands twice, it is nested too deeply, or its aliases
+    would expand to a huge value.
+    """
+    loader = LOADER(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _num_values(node, {}, 0)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
-def describe(kind: type, prefix: str = "") -> list[str]:
-    """One line per option of `kind`: dotted key, default, meaning."""
-    hints = typing.get_type_hints(kind)
-    lines = []
-    for field in dataclasses.fields(kind):
-        nested = _dataclass_of(hints[field.name])
-        if nested is not None:
-            lines += describe(nested, f"{prefix}{field.name}.")
-            continue
-        default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-        if field.default_factory is not dataclasses.MISSING:
-            default = repr(field.default_factory())
-        lines.append(f"{prefix}{field.name} ({default}): {field.metadata.get('help', '')}")
+def _num_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values `node` stands for, aliases written out. Each node is counted once, however often it is named."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested more than {MAX_DEPTH} deep")
+    if id(node) in known:
+        return known[id(node)]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = node.value
+    elif isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(keys) != len(set(keys)):
+            twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+            raise ValueError(f"the key {_shown(twice)} stands twice{node.start_mark}")
+        children = [child for pair in node.value for child in pair]
+    total = 1 + sum(_num_values(child, known, depth + 1) for child in children)
+    if total > MAX_VALUES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values, aliases written out")
+    known[id(node)] = total
+    return total
+
+
+def describe(kind: type[Config]) -> list[str]:
+    """Every option of `kind`, a line each: key, two or more spaces, meaning, what it takes, default.
+
+    Options come in groups, each after an empty line and a line that names it.
+    """
+    lines: list[str] = []
+    for prefix, group in [("", kind), *_groups(kind)]:
+        if prefix:
+            lines += ["", f"{prefix.rstrip('.')}: {(group.__doc__ or '').splitlines()[0]}"]
+        hints = typing.get_type_hints(group, include_extras=True)
+        options = {name: field for name, field in group.model_fields.items() if not _is_group(hints[name])}
+        width = max(len(prefix + name) for name in options)
+        for name, field in options.items():
+            takes, default = expected(hints[name]), "required"
+            if not field.is_required():
+                default = f"default: {_as_yaml(field.default)}"
+            if field.default is None:
+                takes = takes.removesuffix(OR_NULL)
+            lines.append(f"  {prefix + name:{width}}  {field.description} [{takes}; {default}]")
     return lines
 
 
-def _override(values: dict[str, Any], text: str, problems: list[str]) -> None:
+def _is_group(annotation: Any) -> bool:
+    group, is_list = group_of(annotation)
+    return group is not None and not is_list
+
+
+def _groups(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """(prefix of its keys, group) of every group of options inside `kind`; `key[].` for those of a list."""
+    for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
+        group, is_list = group_of(annotation)
+        if group is not None:
+            inside = f"{prefix}{name}{'[]' if is_list else ''}."
+            yield inside, group
+            yield from _groups(group, inside)
+
+
+def _as_yaml(value: Any) -> str:
+    """A default on one line."""
+    return str(yaml.safe_dump(value, default_flow_style=True)).split("\n")[0]
+
+
+def _override(values: dict[str, Any], text: str) -> Iterator[str]:
+    """Put `key=value` into `values`; yields what is wrong with it. `sources[0].weight` reaches into a list."""
     key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        problems.append(f"override {text!r}: expected key=value")
+    parts = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key.strip())]
+    if not equals or not parts:
+        yield f"override {_shown(text)}: expected key=value"
         return
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        problems.append(f"override {text!r}: the value is not YAML")
+        value = parse_yaml(raw)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        yield f"override {_shown(text)}: the value is not YAML"
         return
-    *parents, leaf = key.strip().split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            problems.append(f"override {text!r}: {parent} is not a group of options")
+    group: Any = values
+    for index, part in enumerate(parts):
+        is_there = part < len(group) if isinstance(part, int) and isinstance(group, list) else isinstance(part, str)
+        if not is_there or not isinstance(group, dict if isinstance(part, str) else list):
+            yield f"override {_shown(text)}: {_dotted(parts[:index])} has no {_dotted([part])}"
             return
-    values[leaf] = value
+        if index == len(parts) - 1:
+            group[part] = value
+        elif isinstance(group, dict) and group.get(part) is None:
+            group[part] = {}
+        group = group[part]
 
 
-def _build(kind: Any, values: Any, prefix: str, problems: list[str]) -> Any:
-    if not isinstance(values, dict):
-        problems.append(f"{prefix.rstrip('.') or 'configuration'}: got {values!r}, expected a group of options")
-        return None
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in values:
-        if name not in fields:
-            problems.append(f"{prefix}{name}: unknown key; known: {', '.join(fields)}")
-    before = len(problems)
-    arguments = {}
-    for name, field in fields.items():
-        if name in values:
-            arguments[name] = _convert(hints[name], values[name], f"{prefix}{name}", problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"{prefix}{name}: missing; {field.metadata.get('help', 'required')}")
-    if len(problems) > before:
-        return None
-    try:
-        return kind(**arguments)
-    except ValueError as error:
-        problems.extend(f"{prefix}{line}" for line in str(error).split("\n"))
-        return None
+def _build(kind: type[C], values: dict[str, Any], source: str, problems: list[str]) -> C:
+    """A `kind`, or ConfigError with the given problems and all others.
 
-
-def _dataclass_of(hint: Any) -> type | None:
-    for choice in typing.get_args(hint) or (hint,):
-        if dataclasses.is_dataclass(choice) and isinstance(choice, type):
-            return choice
-    return None
-
-
-def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """`value` as the annotated type, or a problem. Whole numbers become floats, numbers in strings like 1e-4 too."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where, problems)
-    if origin is typing.Literal:
-        if value not in arguments:
-            problems.append(f"{where}: got {value!r}, expected one of {', '.join(map(repr, arguments))}")
-        return value
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{where}.", problems)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            problems.append(f"{where}: got {value!r}, expected a list")
-            return ()
-        return tuple(_convert(arguments[0], item, f"{where}[{i}]", problems) for i, item in enumerate(value))
-    if origin is dict or hint is dict:
-        if not isinstance(value, dict):
-            problems.append(f"{where}: got {value!r}, expected a mapping")
-        return value
-    if hint is float and not isinstance(value, bool):
+    Wrong values are taken out and the rest is built without them, so that clashes between right ones are found too.
+    """
+    left, taken_out = copy.deepcopy(values), list[str]()
+    config = None
+    while config is None:
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            problems.append(f"{where}: got {value!r}, expected a number")
-            return value
-    if hint is not Any and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        problems.append(f"{where}: got {value!r}, expected {_NAMES.get(hint, hint)}")
-    return value
+            config = kind.model_validate(left)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            problems += itertools.islice(_lines(kind, found, values, taken_out), ConfigError.MAX_SHOWN + 1)
+            taken = {_take_out(kind, left, line["loc"]) for line in found} - {"", *taken_out}
+            if not taken:
+                break
+            taken_out += taken
+    if config is not None:
+        problems += _clashes(config, taken_out)
+    if config is None or problems:
+        raise ConfigError(source, list(dict.fromkeys(problems)))
+    return config
 
 
-_NAMES = {str: "text", int: "a whole number", bool: "true or false"}
+def _clashes(config: Config, taken_out: Sequence[str], path: tuple[int | str, ...] = ()) -> Iterator[str]:
+    """What does not fit together in a configuration, but for options that have been taken out."""
+    for is_wrong, line in config.clashes():
+        names = [_dotted((*path, name)) for name in line.split(":")[0].split(", ")]
+        if is_wrong and not any(_is_inside(name, taken_out) for name in names):
+            yield f"{_dotted(path)}.{line}".removeprefix(".")
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        items = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+        for index, item in items:
+            if isinstance(item, Config):
+                yield from _clashes(item, taken_out, (*path, name) if index is None else (*path, name, index))
+
+
+def _lines(kind: type[Config], errors: Sequence[Any], values: Any, taken_out: Sequence[str]) -> Iterator[str]:
+    """What pydantic's errors say, in our words, but for options that have been taken out."""
+    for error in errors:
+        if not _is_inside(_dotted(error["loc"]), taken_out):
+            yield _line(kind, error, values)
+
+
+def _line(kind: type[Config], error: Any, value: Any) -> str:
+    path, key = error["loc"], _dotted(error["loc"])
+    if error["type"] == "invalid_key" or path[-1] == "[key]":
+        bad = path[:-1] if path[-1] == "[key]" else path
+        return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected text"
+    if error["type"] == "extra_forbidden":
+        return f"{_cut(key)}: unknown key; {_near(kind, path)}"
+    if error["type"] == "missing":
+        return f"{key}: missing; {_field_at(kind, path).description}"
+    for step in path:  # to what was given: pydantic may have converted it
+        value = value[step]
+    words = expected(_type_at(kind, path), with_limit=error["type"] == "less_than_equal")
+    return f"{_cut(key)}: got {_shown(value)}, expected {words}"
+
+
+def _near(kind: type[Config], path: tuple[int | str, ...]) -> str:
+    """What a key that nobody knows may have meant, or what is known beside it."""
+    siblings = list(typing.cast(Any, group_of(_type_at(kind, path[:-1]))[0]).model_fields)
+    leaf, beside = str(path[-1])[:SHOWN_CHARS], _dotted(path[:-1])
+    near = [_dotted((beside, name)) if beside else name for name in difflib.get_close_matches(leaf, siblings, 1)]
+    everywhere = [f"{prefix}{name}" for prefix, group in [("", kind), *_groups(kind)] for name in group.model_fields]
+    near += [name for name in everywhere if name.split(".")[-1] == leaf]
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(siblings)}"
+
+
+def _type_at(kind: Any, path: Sequence[int | str]) -> Any:
+    """The annotation of the option at a path of keys and places in lists."""
+    for step in path:
+        while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
+            kind = next(argument for argument in typing.get_args(kind) if argument is not type(None))
+        arguments = typing.get_args(kind)
+        if arguments:  # tuple[item, ...] or dict[key, value]
+            kind = arguments[0 if isinstance(step, int) else -1]
+        else:
+            kind = typing.get_type_hints(kind, include_extras=True)[str(step)]
+    return kind
+
+
+def _field_at(kind: type[Config], path: Sequence[int | str]) -> FieldInfo:
+    """The option at a path; for a place in a list the list."""
+    group = group_of(_type_at(kind, path[:-1]))[0]
+    return group.model_fields[str(path[-1])] if group else _field_at(kind, path[:-1])
+
+
+def _take_out(kind: type[Config], values: Any, path: Sequence[int | str]) -> str:
+    """Remove the option at a path, the whole list for a place in one; a required one gets a stand-in.
+
+    Gives its dotted key, "" where there is nothing to do.
+    """
+    path = path[:-2] if path[-1] == "[key]" else path
+    while isinstance(path[-1], int) and len(path) > 1:
+        path = path[:-1]
+    try:
+        for step in path[:-1]:
+            values = values[step]
+        values.pop(path[-1], None)
+        if _field_at(kind, path).is_required():
+            values[path[-1]] = {} if _is_group(_type_at(kind, path)) else "stand-in"
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return ""
+    return _dotted(path)
+
+
+def _is_inside(key: str, taken_out: Sequence[str]) -> bool:
+    return any(key == taken or key.startswith((f"{taken}.", f"{taken}[")) for taken in taken_out)
+
+
+def _dotted(path: Sequence[int | str]) -> str:
+    """A path of keys and places in lists, as overrides have it: data.sources[0].path."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

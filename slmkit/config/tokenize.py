@@ -5,12 +5,35 @@
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-from slmkit.config.load import option, to_dict
+from annotated_types import Ge, Le, MinLen
+from pydantic import Field, StringConstraints
+
+from slmkit.config.load import Config, to_dict
+from slmkit.config.values import (
+    Count,
+    Name,
+    Natural,
+    Number,
+    PathText,
+    Seconds,
+    SecondsOrZero,
+    Share,
+    Takes,
+    Text,
+    Workers,
+)
 
 CORPUS_NAME = re.compile(r"[A-Za-z0-9_-]+")
+CorpusName = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=rf"^{CORPUS_NAME.pattern}$", max_length=200),
+    Takes("letters, digits, _ and -"),
+]
+Devices = Annotated[tuple[Name, ...], MinLen(1), Takes("a list of at least one device, such as [cpu]")]
+Dnsmos = Annotated[Number, Ge(1), Le(5)]
 RUNTIME = (
     "codec",
     "out",
@@ -25,76 +48,74 @@ RUNTIME = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FilterConfig:
-    """Which utterances of the source are left out, by what the source says of them; each reason is counted."""
+class FilterConfig(Config):
+    """Which utterances are left out, by what the source says about them; each reason is counted."""
 
-    min_dnsmos: float | None = option(
-        None, help="utterances with a lower DNSMOS, or none, are left out (1 to 5); null keeps all"
+    min_dnsmos: Dnsmos | None = Field(
+        default=None, description="utterances with a lower DNSMOS, or none, are left out; null keeps all"
     )
-    languages: tuple[str, ...] = option((), help="utterances in other languages are left out; [] keeps all")
-
-    def __post_init__(self) -> None:
-        wrong = self.min_dnsmos is not None and not 1 <= self.min_dnsmos <= 5
-        _refuse({f"min_dnsmos: got {self.min_dnsmos}, expected 1 to 5": wrong})
+    languages: tuple[Name, ...] = Field(
+        default=(), description="utterances in other languages are left out; [] keeps all"
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizeConfig:
+class TokenizeConfig(Config):
     """Audio to shards of codes."""
 
-    corpus: str = option(
-        "speech", help="name of the corpus; shards are called {corpus}-000000.tar; letters, digits, _ -"
+    corpus: CorpusName = Field(
+        default="speech", description="name of the corpus; shards are called {corpus}-000000.tar"
     )
-    kind: Literal["libritts", "librispeech", "emilia", "parquet", "kaldi", "manifest"] = option(
-        "libritts",
-        help="layout of the source: folders of LibriTTS or LibriSpeech; Emilia's tars, or its .jsonl files and mp3; "
-        "Hugging Face .parquet files with audio; a Kaldi directory (wav.scp, text, utt2spk); a .jsonl or .tsv manifest",
+    kind: Name = Field(
+        default="libritts",
+        description="layout of the source, such as libritts, manifest or parquet; see the list of layouts",
     )
-    source: str = option(help="the folder or the file")
-    codec: str = option(help="directory of the codec")
-    out: str = option(help="directory for the shards; new, empty, or of this same job")
-    columns: dict[str, str] = option(
-        factory=dict,
-        help="manifest and parquet: our column -> theirs where they differ, such as path, audio, text, speaker, key",
+    source: PathText = Field(description="the folder or the file")
+    codec: PathText = Field(description="directory of the codec")
+    out: PathText = Field(description="directory for the shards; new, empty, or of this same job")
+    columns: dict[str, Name] = Field(
+        default={},
+        description="manifest and parquet: our column -> theirs where they differ, such as path, audio, text, speaker, "
+        "key",
     )
-    language: str = option("", help="language of utterances for which the source gives none")
-    filters: FilterConfig = option(factory=FilterConfig, help="what is left out")
-    min_sec: float = option(0.1, help="shorter utterances go to the ledger (seconds)")
-    max_sec: float = option(
-        60.0, help="longer utterances go to the ledger; recordings with time stamps are cut to this (seconds)"
+    language: Text = Field(default="", description="language of utterances for which the source gives none")
+    filters: FilterConfig = Field(default=FilterConfig(), description="what is left out")
+    min_sec: SecondsOrZero = Field(default=0.1, description="shorter utterances go to the ledger")
+    max_sec: Seconds = Field(
+        default=60.0, description="longer utterances go to the ledger; recordings with time stamps are cut to this"
     )
-    shard_samples: int = option(1000, help="items of the source per shard (utterances, bad ones included)")
-    devices: tuple[str, ...] = option(
-        ("cpu",),
-        help="where the codec runs, one process for each: [cpu], [cuda:0, cuda:1], or [cpu, cpu] for two processes",
+    shard_samples: Count = Field(
+        default=1000, description="items of the source per shard (utterances, bad ones included)"
     )
-    num_workers: int = option(
-        2, help="processes that decode audio for each device, or read the source to plan; 0 does it all in one"
+    devices: Devices = Field(
+        default=("cpu",),
+        description="where the codec runs, one process for each: [cpu], [cuda:0, cuda:1], or [cpu, cpu] for two "
+        "processes",
     )
-    batch_sec: float = option(120.0, help="audio per codec batch, padding included (seconds)")
-    window: int = option(256, help="utterances decoded ahead and sorted by length into batches")
-    decode_limit_sec: float = option(120.0, help="a decoding process that takes longer for one file is ended (seconds)")
-    max_failure_share: float = option(
-        0.05, help="the job ends with an error when a larger share of items failed (0 to 1)"
+    num_workers: Workers = Field(
+        default=2,
+        description="processes that decode audio for each device, or read the source to plan; 0 does it all in one",
     )
-    task: int = option(0, help="number of this task among num_tasks, which share the shards between them")
-    num_tasks: int = option(1, help="tasks working on this job, each started with its own number")
+    batch_sec: Seconds = Field(default=120.0, description="audio per codec batch, padding included")
+    window: Count = Field(default=256, description="utterances decoded ahead and sorted by length into batches")
+    decode_limit_sec: Seconds = Field(
+        default=120.0, description="a decoding process that takes longer for one file is ended"
+    )
+    max_failure_share: Share = Field(
+        default=0.05, description="the job ends with an error when a larger share of items failed"
+    )
+    task: Natural = Field(
+        default=0, description="number of this task among num_tasks, which share the shards between them"
+    )
+    num_tasks: Count = Field(default=1, description="tasks working on this job, each started with its own number")
 
-    def __post_init__(self) -> None:
-        _refuse(
-            _common_problems(self.corpus, self.shard_samples, self.max_failure_share)
-            | {
-                f"min_sec: got {self.min_sec}, expected 0 <= min_sec < max_sec": not 0 <= self.min_sec < self.max_sec,
-                f"num_workers: got {self.num_workers}, expected 0 or more": self.num_workers < 0,
-                f"batch_sec: got {self.batch_sec}, expected more than 0": not self.batch_sec > 0,
-                f"window: got {self.window}, expected 1 or more": self.window < 1,
-                f"decode_limit_sec: got {self.decode_limit_sec}, expected more than 0": not self.decode_limit_sec > 0,
-                f"devices: got {list(self.devices)}, expected at least one": not self.devices,
-                f"task: got {self.task} of {self.num_tasks}, expected 0 <= task < num_tasks": not (
-                    0 <= self.task < self.num_tasks
-                ),
-            }
+    def clashes(self) -> Iterable[tuple[bool, str]]:
+        yield (
+            self.min_sec >= self.max_sec,
+            f"min_sec, max_sec: got {self.min_sec} and {self.max_sec}, expected min_sec below max_sec",
+        )
+        yield (
+            self.task >= self.num_tasks,
+            f"task, num_tasks: got {self.task} of {self.num_tasks}, expected 0 <= task < num_tasks",
         )
 
     def settings(self) -> dict[str, Any]:
@@ -103,35 +124,16 @@ class TokenizeConfig:
         return json.loads(json.dumps(kept))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImportConfig:
+class ImportConfig(Config):
     """Published codes to shards."""
 
-    corpus: str = option(help="name of the corpus")
-    source: tuple[str, ...] = option(help="JSONL files")
-    out: str = option(help="directory for the shards; new, empty, or of this same job")
-    shard_samples: int = option(1000, help="records per shard, bad ones included")
-    max_failure_share: float = option(0.05, help="the job ends with an error when a larger share failed (0 to 1)")
-
-    def __post_init__(self) -> None:
-        _refuse(_common_problems(self.corpus, self.shard_samples, self.max_failure_share))
+    corpus: CorpusName = Field(description="name of the corpus")
+    source: tuple[PathText, ...] = Field(description="JSONL files")
+    out: PathText = Field(description="directory for the shards; new, empty, or of this same job")
+    shard_samples: Count = Field(default=1000, description="records per shard, bad ones included")
+    max_failure_share: Share = Field(default=0.05, description="the job ends with an error when a larger share failed")
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the shards' bytes."""
         kept = {name: value for name, value in to_dict(self).items() if name not in RUNTIME}
         return {**kept, "kind": "published", "source": list(self.source)}
-
-
-def _common_problems(corpus: str, shard_samples: int, max_failure_share: float) -> dict[str, bool]:
-    """Problem -> whether it is there."""
-    return {
-        f"corpus: got {corpus!r}, expected letters, digits, _ and -": not CORPUS_NAME.fullmatch(corpus),
-        f"shard_samples: got {shard_samples}, expected 1 or more": shard_samples < 1,
-        f"max_failure_share: got {max_failure_share}, expected 0 to 1": not 0 <= max_failure_share <= 1,
-    }
-
-
-def _refuse(problems: dict[str, bool]) -> None:
-    found = [problem for problem, there in problems.items() if there]
-    if found:
-        raise ValueError("\n".join(found))

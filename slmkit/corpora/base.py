@@ -1,6 +1,6 @@
-"""What every importer yields, and how text from strangers is read.
+"""What every reader of a corpus yields, and how text from strangers is read.
 
-An importer turns a corpus as it lies on disk into a sequence of `Utterance` (audio to encode) or `Sample` (codes) and,
+A reader turns a corpus as it lies on disk into a sequence of `Utterance` (audio to encode) or `Sample` (codes) and,
 for every item it cannot use, a `Failure`. The order is fixed by the source alone. It holds no more of the corpus than a
 folder's names or a container's part, and opens no audio: an `Audio` says where it lies, and `content.open_audio` reads
 it where it is decoded. A transcript that is a file of its own is read there too, by `read_transcript`.
@@ -8,7 +8,7 @@ it where it is decoded. A transcript that is a file of its own is read there too
 Invariant: every item of the source appears once, as one of the three.
 
 Example:
-    for item in with_sound_keys(read_folder("LibriTTS")):
+    for item in with_sound_keys(read_libritts("LibriTTS")):
         match item:
             case Failure(): ...
 """
@@ -75,7 +75,7 @@ class Utterance(NamedTuple):
         return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra)
 
 
-Part = Callable[[], Iterable["Utterance | Failure"]]  # reads a part of a source; a process can be handed it
+SourcePart = Callable[[], Iterable["Utterance | Failure"]]  # reads a part of a source; it can be pickled
 
 
 def text_file(path: object) -> dict[str, str]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from slmkit.corpora.base import Audio
-from slmkit.errors import BadSample, UserError
+from slmkit.corpora.parquet import read_cell
+from slmkit.errors import BadSample
 
 RIFF_HEADER_BYTES = 8  # "RIFF", and how many bytes follow
 MAX_PART_BYTES = 2**30  # of a part, which is read into memory
@@ -30,7 +31,7 @@ def open_audio(audio: Audio) -> Path | io.BytesIO:
         if not path.is_file():  # opening a pipe could wait for ever
             raise BadSample("missing", f"{path} is not a file")
         if audio.row_group is not None:
-            return _read_cell(audio)
+            return read_cell(audio)
         if audio.num_bytes is None and not audio.start_byte:
             return path
         with open(path, "rb") as file:
@@ -46,19 +47,6 @@ def open_audio(audio: Audio) -> Path | io.BytesIO:
     if len(content) < num_bytes:
         raise BadSample("missing", f"{path} is cut short", got=f"{len(content)} bytes", expected=num_bytes)
     return io.BytesIO(content)
-
-
-def _read_cell(audio: Audio) -> Path | io.BytesIO:
-    try:
-        from slmkit.corpora.parquet import read_cell  # pyarrow is there only where it is wanted
-    except ImportError as error:
-        raise pyarrow_missing(error) from error
-    return read_cell(audio)
-
-
-def pyarrow_missing(error: ImportError) -> UserError:
-    """For a parquet file where pyarrow is not installed."""
-    return UserError("reading parquet files needs pyarrow", got=error, next_step="pip install 'slmkit[parquet]'")
 
 
 def _num_bytes(file: IO[bytes], path: Path) -> int:

@@ -12,7 +12,8 @@ Invariant: an item is a line, a key of a tar, or a damaged place in one; keys co
 Memory: the names of one folder, and the places of the members of one tar that wait for their partner.
 
 Example:
-    next(read_emilia("Emilia")).audio       # Audio("Emilia/EN/EN-B000000.tar", start_byte=1536, num_bytes=40960)
+    next(next(emilia_parts(Path("Emilia"), ReadOptions()))()).audio
+    # Audio("Emilia/EN/EN-B000000.tar", start_byte=1536, num_bytes=40960)
 """
 
 import os
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 from slmkit.corpora.base import (
     Audio,
-    Part,
+    SourcePart,
     Utterance,
     checked_text,
     extra_columns,
@@ -31,7 +32,8 @@ from slmkit.corpora.base import (
     seconds_field,
     text_field,
 )
-from slmkit.corpora.folders import is_audio, walk
+from slmkit.corpora.folders import files_under, is_audio
+from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.tar_members import Damage, Member, members
 from slmkit.data.ledger import Failure, printable
 from slmkit.data.lines import Lines, line_blocks, parse_record, read_lines
@@ -39,49 +41,36 @@ from slmkit.errors import BadSample, UserError
 
 COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", "dnsmos"})
 SUFFIXES = (".tar", ".jsonl")
+COMPRESSED = (".tar.gz", ".tgz", ".jsonl.gz")
 MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
 
 
-def read_emilia(source: str | Path, language: str = "") -> Iterator[Utterance | Failure]:
-    """Every utterance of a folder, a tar or a JSONL file. `language` stands where the source gives none.
+@layout("emilia", files="DIR/EN/EN-B000000.tar (X.mp3, X.json in it), or DIR/EN/EN_B00000.jsonl beside mp3 files")
+def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
+    """A part for each tar, and for some thousand lines of a JSONL file.
 
     Raises UserError when something cannot be read, or there is no tar and no JSONL file at all.
     """
-    for part in emilia_parts(source, language):
-        yield from part()
-
-
-def emilia_parts(source: str | Path, language: str = "") -> Iterator[Part]:
-    """The same in parts: a tar, or some thousand lines of a JSONL file. Raises UserError likewise."""
     found = False
-    for path, name in _files(Path(source)):
+    for path, name in files_under(source, SUFFIXES + COMPRESSED):
         found = True
         if printable(path) != path:
             yield partial(iter, (Failure(printable(name), "bad_key", "the name is not valid UTF-8"),))
-        elif name.endswith(".tar"):
-            yield partial(_read_tar, path, name, language)
+        elif name.lower().endswith(COMPRESSED):
+            what = f"{name} is compressed, and its members cannot be read from their places; unpack it with gunzip"
+            yield partial(iter, (Failure(name, "compressed", what),))
+        elif name.lower().endswith(".tar"):
+            yield partial(_read_tar, path, name, options.language)
         else:
             for lines in line_blocks(path):
-                yield partial(_read_lines, lines, name, str(source), language)
+                yield partial(_read_lines, lines, name, str(source), options.language)
     if not found:
         raise UserError(
             f"no tars and no JSONL files under {source}",
             expected="Emilia's EN/EN-B000000.tar and others, or its EN/EN_B00000.jsonl beside folders of mp3",
             next_step="check the path, and `kind`, the layout of the source",
         )
-
-
-def _files(source: Path) -> Iterator[tuple[str, str]]:
-    """(path, name to show) of every tar and JSONL file."""
-    if source.is_file():
-        if source.name.endswith(SUFFIXES):
-            yield str(source), source.name
-        return
-    for folder in walk(source):
-        for name in folder.names:
-            if name.endswith(SUFFIXES):
-                yield os.path.join(folder.path, name), folder.relative(name)
 
 
 def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failure]:

@@ -17,15 +17,23 @@ Example:
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
-from slmkit.corpora.base import Audio, Cut, Utterance, checked_text, seconds_field
+from slmkit.corpora.base import Audio, Cut, SourcePart, Utterance, checked_text, seconds_field
+from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 
 OPTIONAL_TABLES = ("utt2spk", "utt2dur", "utt2lang")
 OFFSET = re.compile(r"(.+):(\d{1,18})")
+
+
+@layout("kaldi", files="DIR/wav.scp and DIR/text (lines: KEY VALUE); optional segments, utt2spk, utt2dur, utt2lang")
+def kaldi_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
+    """One part: the files are read side by side."""
+    return [partial(read_kaldi, source, options.language)]
 
 
 def read_kaldi(directory: str | Path, language: str = "") -> Iterator[Utterance | Failure]:

@@ -12,16 +12,24 @@ Example:
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from slmkit.corpora.base import MAX_TRANSCRIPT_BYTES, Audio, Utterance, checked_text
+from slmkit.corpora.base import MAX_TRANSCRIPT_BYTES, Audio, SourcePart, Utterance, checked_text
 from slmkit.corpora.folders import Folder, is_audio, walk
+from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.libritts import no_audio, speaker_of
 from slmkit.data.ledger import Failure, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample
 
 LINES_SUFFIX = ".trans.txt"
+
+
+@layout("librispeech", files="DIR/84/121123/84-121123-0000.flac beside 84-121123.trans.txt (lines: ID TEXT)")
+def librispeech_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
+    """One part."""
+    return [partial(read_librispeech, source, options.language)]
 
 
 def read_librispeech(root: str | Path, language: str = "") -> Iterator[Utterance | Failure]:

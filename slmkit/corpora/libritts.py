@@ -7,16 +7,18 @@ Invariant: the order is that of the source's folders, then of the names, whateve
 folder's names are held.
 
 Example:
-    next(read_folder("LibriTTS/dev-clean")).speaker       # "1272"
+    next(read_libritts("LibriTTS/dev-clean")).speaker       # "1272"
 """
 
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from slmkit.corpora.base import Audio, Utterance
+from slmkit.corpora.base import Audio, SourcePart, Utterance
 from slmkit.corpora.folders import AUDIO_SUFFIXES, is_audio, walk
+from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
 
@@ -24,7 +26,13 @@ TRANSCRIPT_SUFFIXES = (".normalized.txt", ".txt")
 SPEAKER = re.compile(r"(\d+)[_-]\d+[_-]")
 
 
-def read_folder(root: str | Path, language: str = "") -> Iterator[Utterance | Failure]:
+@layout("libritts", files="DIR/19/198/19_198_000000_000000.wav beside .normalized.txt or .txt, at any depth")
+def libritts_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
+    """One part."""
+    return [partial(read_libritts, source, options.language)]
+
+
+def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | Failure]:
     """Every audio file under `root`. Raises UserError when a folder cannot be listed, or there is no audio at all."""
     found = False
     for folder in walk(root):

@@ -1,16 +1,16 @@
-"""Long recordings with time stamps, grouped into pieces that a model can take.
+"""Long recordings with time stamps, grouped into excerpts that a model can take.
 
-Consecutive segments go into one piece as long as it lasts at most `max_sec`. A piece begins and ends where a segment
-does; around it lies silence up to the neighbouring segments, of which at most `SLACK_SEC` is its own, and never so much
-that the piece could become longer than `max_sec`.
+Consecutive segments go into one excerpt as long as it lasts at most `max_sec`. An excerpt begins and ends where a
+segment does; around it lies silence up to the neighbouring segments, of which at most `SLACK_SEC` is its own, and never
+so much that the excerpt could become longer than `max_sec`.
 
-A segment that cannot be used is not skipped within a piece, which would hold words without text: the piece ends before.
+A segment that cannot be used ends the excerpt before it: inside, it would be words without a text.
 
-Invariant: every segment is in one piece or is one failure, in order.
+Invariant: every segment is in one excerpt or is one failure, in order.
 
 Example:
-    pieces([{"start": 0, "end": 4, "text": "One."}, {"start": 5, "end": 9, "text": "Two."}], max_sec=30.0)
-    # [Piece(Cut(0.0, 9.0, 0.0, 9.5), "One. Two.")]
+    excerpts([{"start": 0, "end": 4, "text": "One."}, {"start": 5, "end": 9, "text": "Two."}], max_sec=30.0)
+    # [Excerpt(Cut(0.0, 9.0, 0.0, 9.5), "One. Two.")]
 """
 
 import math
@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 from slmkit.corpora.base import Cut
 from slmkit.errors import BadSample
 
-SLACK_SEC = 0.5  # of the silence before and after, which a piece may have
+SLACK_SEC = 0.5  # of the silence before and after, which an excerpt may have
 LONGEST_SEC = 1e9  # of a recording: 30 years
 ROUNDING_SEC = 0.01  # by which time stamps may overlap: they are rounded
 
 
-class Piece(NamedTuple):
+class Excerpt(NamedTuple):
     """Where it lies in the recording, and what is said."""
 
     cut: Cut
@@ -42,8 +42,8 @@ class _Segment(NamedTuple):
     error: BadSample | None = None
 
 
-def pieces(segments: Sequence[Any], max_sec: float, seconds: float | None = None) -> Iterator[Piece | BadSample]:
-    """The pieces of a recording that lasts `seconds`, as far as that is known.
+def excerpts(segments: Sequence[Any], max_sec: float, seconds: float | None = None) -> Iterator[Excerpt | BadSample]:
+    """The excerpts of a recording that lasts `seconds`, as far as that is known.
 
     Gives BadSample "malformed", "bad_times", "unsorted", "overlap", "empty_transcript" or "too_long" for each segment
     that cannot be used.
@@ -58,7 +58,7 @@ def pieces(segments: Sequence[Any], max_sec: float, seconds: float | None = None
         else:
             while last + 1 < len(checked) and _fits(checked[last + 1], checked[first].start_sec, max_sec):
                 last += 1
-            yield _piece(checked, first, last, max_sec, math.inf if seconds is None else seconds)
+            yield _excerpt(checked, first, last, max_sec, math.inf if seconds is None else seconds)
         first = last + 1
 
 
@@ -66,7 +66,7 @@ def _fits(segment: _Segment, start_sec: float, max_sec: float) -> bool:
     return segment.error is None and segment.end_sec - start_sec <= max_sec
 
 
-def _piece(checked: Sequence[_Segment], first: int, last: int, max_sec: float, seconds: float) -> Piece:
+def _excerpt(checked: Sequence[_Segment], first: int, last: int, max_sec: float, seconds: float) -> Excerpt:
     start, end = checked[first].start_sec, checked[last].end_sec
     slack = min(SLACK_SEC, max(0.0, (max_sec - (end - start)) / 2))
     before = after = math.nan  # where the neighbours speak: NaN when nobody knows, then there is no slack
@@ -78,7 +78,7 @@ def _piece(checked: Sequence[_Segment], first: int, last: int, max_sec: float, s
         after = checked[last + 1].start_sec
     earliest = start if math.isnan(before) else min(start, max(before, start - slack))
     latest = end if math.isnan(after) else max(end, min(after, end + slack))
-    return Piece(Cut(start, end, earliest, latest), " ".join(segment.text for segment in checked[first : last + 1]))
+    return Excerpt(Cut(start, end, earliest, latest), " ".join(segment.text for segment in checked[first : last + 1]))
 
 
 def _check_all(segments: Sequence[Any], max_sec: float) -> Iterator[_Segment]:

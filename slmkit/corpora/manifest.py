@@ -7,19 +7,18 @@ Columns: `path` (relative to the manifest) and `text`; optional
     dnsmos                quality from 1 to 5, for filters
     start, end            in seconds: the utterance is that part of the file
     segments              a list of {start, end, text}, in place of `text`: time stamps of a long recording, which is
-                          cut into pieces of up to `max_sec` (see long_audio) with the keys {key}_0000, {key}_0001, ...
+                          cut into excerpts of up to `max_sec` (see long_audio) called {key}_0000, {key}_0001, ...
 Other columns travel with the sample. Where they have other names, `columns` maps ours to theirs.
 
 Invariant: the order is that of the lines; a line that cannot be used is a `Failure` that names its number. A line with
-segments is an item for every piece and every segment that cannot be used, or one if it has none.
+segments is an item for every excerpt and every segment that cannot be used, or one if it has none.
 
 Example:
-    list(read_manifest("train.jsonl", columns={"path": "wav", "text": "transcript"}))
+    manifest_parts(Path("train.jsonl"), ReadOptions(columns={"path": "wav", "text": "transcript"}))
 """
 
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 from slmkit.corpora.base import (
     Audio,
     Cut,
-    Part,
+    SourcePart,
     Utterance,
     checked_text,
     extra_columns,
@@ -35,13 +34,14 @@ from slmkit.corpora.base import (
     seconds_field,
     text_field,
 )
-from slmkit.corpora.long_audio import Piece, pieces
+from slmkit.corpora.layouts import ReadOptions, layout
+from slmkit.corpora.long_audio import Excerpt, excerpts
 from slmkit.data.ledger import Failure
 from slmkit.data.lines import Lines, line_blocks, parse_line, parse_record, read_lines
 from slmkit.errors import BadSample, UserError
 
 COLUMNS = ("path", "text", "speaker", "language", "key", "seconds", "dnsmos", "start", "end", "segments")
-KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv"}
+SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv"}
 
 
 class _Names(NamedTuple):
@@ -59,32 +59,22 @@ class _Names(NamedTuple):
     segments: str
 
 
-def read_manifest(
-    path: str | Path, columns: Mapping[str, str] | None = None, language: str = "", max_sec: float = math.inf
-) -> Iterator[Utterance | Failure]:
-    """Every line of the manifest. `language` stands where the column is missing or empty.
+@layout("manifest", files="FILE.jsonl or FILE.tsv, with at least the columns path and text", takes_columns=True)
+def manifest_parts(path: Path, options: ReadOptions) -> Iterator[SourcePart]:
+    """A part for some thousand lines each.
 
     Raises UserError when the file cannot be read, is of an unknown kind, or its header lacks a column.
     """
-    for part in manifest_parts(path, columns, language, max_sec):
-        yield from part()
-
-
-def manifest_parts(
-    path: str | Path, columns: Mapping[str, str] | None = None, language: str = "", max_sec: float = math.inf
-) -> Iterator[Part]:
-    """The same in parts, some thousand lines each. Raises UserError likewise."""
-    path = Path(path)
-    given = {name: name for name in COLUMNS} | dict(columns or {})
+    given = {name: name for name in COLUMNS} | dict(options.columns)
     if unknown := sorted(given.keys() - set(COLUMNS)):
         raise UserError("columns maps unknown names", got=", ".join(unknown), expected=", ".join(COLUMNS))
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise UserError(f"{path} is not a manifest", got=path.suffix, expected=" or ".join(KINDS))
+    form = SUFFIXES.get(path.suffix.lower())
+    if form is None:
+        raise UserError(f"{path} is not a manifest", got=path.suffix, expected=" or ".join(SUFFIXES))
     names = _Names(**given)
-    header = _read_header(path, names) if kind == "tsv" else None
+    header = _read_header(path, names) if form == "tsv" else None
     for lines in line_blocks(path):
-        yield partial(_read_part, lines, header, names, language, max_sec)
+        yield partial(_read_part, lines, header, names, options.language, options.max_sec)
 
 
 def _read_part(
@@ -195,7 +185,7 @@ def _part(record: dict[str, Any], names: _Names) -> Cut | None:
 def _cut(
     record: dict[str, Any], names: _Names, ours: frozenset[str], folder: str, language: str, max_sec: float
 ) -> Iterator[Utterance | Failure]:
-    """The pieces of a line that is a long recording."""
+    """The excerpts of a line that is a long recording."""
     segments = record[names.segments]
     if not isinstance(segments, list):
         raise BadSample("malformed", f"the column {names.segments} does not hold a list", got=repr(segments)[:100])
@@ -204,23 +194,13 @@ def _cut(
         raise BadSample("malformed", f"the line has both {names.segments} and the times of a part")
     if not segments:
         raise BadSample("empty_transcript", "the recording has no segments")
-    for i, piece in enumerate(pieces(segments, max_sec, whole.seconds)):
+    for i, found in enumerate(excerpts(segments, max_sec, whole.seconds)):
         key = f"{whole.key}_{i:04d}"
-        yield _of_piece(whole, key, piece) if isinstance(piece, Piece) else Failure.of(key, piece)
-
-
-def _of_piece(whole: Utterance, key: str, piece: Piece) -> Utterance:
-    return Utterance(
-        key=key,
-        audio=whole.audio,
-        text=piece.text,
-        source=whole.source,
-        speaker=whole.speaker,
-        language=whole.language,
-        seconds=piece.cut.end_sec - piece.cut.start_sec,
-        cut=piece.cut,
-        extra=whole.extra,
-    )
+        if isinstance(found, Excerpt):
+            seconds = found.cut.end_sec - found.cut.start_sec
+            yield whole._replace(key=key, text=found.text, seconds=seconds, cut=found.cut)
+        else:
+            yield Failure.of(key, found)
 
 
 def _stem(path: str) -> str:

@@ -13,7 +13,7 @@ footer is damaged does not tell how many it has lost: that is an error, not a le
 Memory: `ROWS_READ` rows without their audio, and in a worker `CELLS_READ` cells of audio.
 
 Example:
-    next(read_parquet("RoleTriviaQA", {"text": "answer", "question": "question"})).extra["question"]
+    parquet_parts(Path("RoleTriviaQA"), ReadOptions(columns={"text": "answer", "question": "question"}))
 """
 
 import functools
@@ -23,16 +23,12 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow
-import pyarrow.parquet
-from pyarrow import types
+from typing import TYPE_CHECKING, Any
 
 from slmkit.corpora.base import (
     RESERVED,
     Audio,
-    Part,
+    SourcePart,
     Utterance,
     checked_text,
     extra_columns,
@@ -40,9 +36,14 @@ from slmkit.corpora.base import (
     seconds_field,
     text_field,
 )
-from slmkit.corpora.folders import walk
+from slmkit.corpora.folders import files_under
+from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+    import pyarrow.parquet
 
 REQUIRED = ("audio", "text")
 OURS = (*REQUIRED, "speaker", "language", "key", "seconds", "dnsmos")
@@ -52,41 +53,38 @@ CELLS_READ = 8  # cells of audio at a time
 BUFFER_BYTES = 2**20  # of a column, so that a row group is not read as a whole
 
 
-def read_parquet(
-    source: str | Path, columns: Mapping[str, str] | None = None, language: str = ""
-) -> Iterator[Utterance | Failure]:
-    """Every row of a file, or of the files of a folder. `language` stands where the source gives none.
+@layout(
+    "parquet",
+    files="FILE.parquet, or DIR/train-00000-of-00002.parquet and others, with columns of audio and text",
+    takes_columns=True,
+)
+def parquet_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
+    """A part for each file.
 
-    Raises UserError when there is no file, or one is damaged or lacks a column.
+    Raises UserError when pyarrow is not installed, there is no file, or one is damaged or lacks a column.
     """
-    for part in parquet_parts(source, columns, language):
-        yield from part()
-
-
-def parquet_parts(source: str | Path, columns: Mapping[str, str] | None = None, language: str = "") -> Iterator[Part]:
-    """The same in parts, a file each. Raises UserError likewise."""
-    mapped = dict(columns or {})
-    if refused := sorted(mapped.keys() & (RESERVED - set(OURS))):
+    _pyarrow()
+    if refused := sorted(options.columns.keys() & (RESERVED - set(OURS))):
         raise UserError("columns maps names that have a meaning in a sample", got=", ".join(refused))
     found = False
-    for path, name in _files(Path(source)):
+    for path, name in [(str(source), source.name)] if source.is_file() else files_under(source, (".parquet",)):
         found = True
-        yield partial(_read_file, path, name, mapped, language)
+        yield partial(_read_file, path, name, dict(options.columns), options.language)
     if not found:
         raise UserError(
             f"no .parquet files under {source}", next_step="check the path, and `kind`, the layout of the source"
         )
 
 
-def _files(source: Path) -> Iterator[tuple[str, str]]:
-    """(path, name to show) of every file."""
-    if source.is_file():
-        yield str(source), source.name
-        return
-    for folder in walk(source):
-        for name in folder.names:
-            if name.endswith(".parquet"):
-                yield os.path.join(folder.path, name), folder.relative(name)
+def _pyarrow() -> Any:
+    """The library, loaded when a parquet file is read: it takes a while, and is an extra that few need."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        next_step = "pip install 'slmkit[parquet]'"
+        raise UserError("reading parquet files needs pyarrow", got=error, next_step=next_step) from error
+    return pyarrow
 
 
 def _read_file(path: str, name: str, mapped: Mapping[str, str], language: str) -> Iterator[Utterance | Failure]:
@@ -114,8 +112,9 @@ def _read_file(path: str, name: str, mapped: Mapping[str, str], language: str) -
                     yield Failure.of(key, error)
 
 
-def _open(path: str) -> pyarrow.parquet.ParquetFile:
+def _open(path: str) -> "pyarrow.parquet.ParquetFile":
     """The file. Raises UserError when it is damaged."""
+    pyarrow = _pyarrow()
     try:
         return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -126,7 +125,7 @@ def _open(path: str) -> pyarrow.parquet.ParquetFile:
         ) from error
 
 
-def _checked_names(path: str, schema: pyarrow.Schema, mapped: Mapping[str, str]) -> dict[str, str]:
+def _checked_names(path: str, schema: "pyarrow.Schema", mapped: Mapping[str, str]) -> dict[str, str]:
     """Ours -> theirs, of the columns that are there."""
     wanted = {name: mapped.get(name, name) for name in REQUIRED} | dict(mapped)
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
@@ -147,35 +146,34 @@ def _checked_names(path: str, schema: pyarrow.Schema, mapped: Mapping[str, str])
     return {name: name for name in OURS if name in schema.names} | wanted
 
 
-def _is_text(kind: pyarrow.DataType) -> bool:
+def _is_text(kind: "pyarrow.DataType") -> bool:
+    types = _pyarrow().types
     return types.is_string(kind) or types.is_large_string(kind)
 
 
-def _is_bytes(kind: pyarrow.DataType) -> bool:
+def _is_bytes(kind: "pyarrow.DataType") -> bool:
+    types = _pyarrow().types
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _is_struct(kind: pyarrow.DataType) -> bool:
-    return types.is_struct(kind) and any(field.name == "bytes" and _is_bytes(field.type) for field in kind.fields)
+def _is_struct(kind: "pyarrow.DataType") -> bool:
+    fields = kind.fields if _pyarrow().types.is_struct(kind) else []
+    return any(field.name == "bytes" and _is_bytes(field.type) for field in fields)
 
 
-def _is_plain(kind: pyarrow.DataType) -> bool:
+def _is_plain(kind: "pyarrow.DataType") -> bool:
     """Whether JSON holds values of this type."""
+    types = _pyarrow().types
     if types.is_struct(kind):
         return all(_is_plain(field.type) for field in kind.fields)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_dictionary(kind):
         return _is_plain(kind.value_type)
-    return (
-        _is_text(kind)
-        or types.is_boolean(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_null(kind)
-    )
+    simple = (types.is_boolean, types.is_integer, types.is_floating, types.is_null)
+    return _is_text(kind) or any(is_one(kind) for is_one in simple)
 
 
 def _rows(
-    path: str, file: pyarrow.parquet.ParquetFile, group: int, names: list[str]
+    path: str, file: "pyarrow.parquet.ParquetFile", group: int, names: list[str]
 ) -> Iterator[dict[str, Any] | BadSample]:
     """The rows of a row group, of which the footer says how many there are, whatever can be read of them."""
     left = file.metadata.row_group(group).num_rows
@@ -191,13 +189,13 @@ def _rows(
             for row in _plain_rows(batch):
                 left -= 1
                 yield row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (_pyarrow().ArrowException, OSError) as error:
         what = printable(str(error))[:200]
     for _ in range(left):
         yield BadSample("damaged", f"row group {group} cannot be read: {what}")
 
 
-def _plain_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | BadSample]:
+def _plain_rows(batch: "pyarrow.RecordBatch") -> Iterator[dict[str, Any] | BadSample]:
     try:
         rows = batch.to_pylist() if batch.num_columns else [{}] * batch.num_rows
     except UnicodeDecodeError as error:
@@ -255,7 +253,7 @@ def read_cell(audio: Audio) -> io.BytesIO | Path:
     where = f"{audio.path}, row group {audio.row_group}, row {audio.row}"
     try:
         cell = _cursor(audio.path, audio.row_group, audio.column).read(audio.row)
-    except (pyarrow.ArrowException, OSError, UserError, ValueError, IndexError) as error:
+    except (_pyarrow().ArrowException, OSError, UserError, ValueError, IndexError) as error:
         _cursor.cache_clear()
         raise BadSample("damaged", f"{printable(where)} cannot be read: {printable(str(error))[:200]}") from error
     content, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
@@ -275,7 +273,7 @@ class _Cursor:
         self._rewind()
 
     def _rewind(self) -> None:
-        self.first, self.cells = 0, pyarrow.array([])
+        self.first, self.cells = 0, _pyarrow().array([])
         self.batches = self.file.iter_batches(
             CELLS_READ, row_groups=[self.row_group], columns=[self.column], use_threads=False
         )

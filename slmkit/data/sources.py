@@ -21,8 +21,7 @@ import numpy.typing as npt
 from slmkit.codec.base import CodecSpec
 from slmkit.data.conversations import Conversations
 from slmkit.data.index import Corpus
-from slmkit.data.remote import is_url
-from slmkit.data.shard_cache import ShardCache, fetch_metadata
+from slmkit.data.remote import ShardCache, fetch_metadata, is_url
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
 

@@ -3,7 +3,7 @@
 Invariant: the same arguments give the same items in the same order.
 
 Example:
-    items = select(corpus, read_voices(["own"], synthesizer), limit=8)
+    selected = select(corpus, read_voices(["own"], synthesizer), limit=8)
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ OWN, SWAPPED = "own", "swapped"
 ReadSpeaker = Callable[[str], npt.NDArray[np.float32]]
 
 
-class Voice(NamedTuple):
+class NamedVoice(NamedTuple):
     """A voice given from outside the corpus, by the name under which it was given."""
 
     name: str
     vector: npt.NDArray[np.float32]  # [D]
 
 
-class Item(NamedTuple):
+class Selected(NamedTuple):
     """An utterance and a voice. The voice is that of a sample of the corpus, or else one given from outside."""
 
     number: int  # of the sample with the sentence
@@ -41,16 +41,16 @@ class Item(NamedTuple):
 
 def select(
     corpus: Corpus,
-    voices: Sequence[str | Voice] = (OWN,),
+    voices: Sequence[str | NamedVoice] = (OWN,),
     *,
     limit: int | None = None,
     every: int = 1,
     keys: Sequence[str] | None = None,
-) -> list[Item]:
+) -> list[Selected]:
     """Each utterance that is chosen, in each of the voices.
 
     Chosen are all, or those of `keys` in the order given; of them every n-th from the first, at most `limit`. Voices:
-    "own"; "swapped", that of the next chosen utterance by another speaker; or a `Voice`.
+    "own"; "swapped", that of the next chosen utterance by another speaker; or a `NamedVoice`.
 
     Raises UserError for a key that the corpus lacks, a voice given twice, nothing chosen, or speakers that cannot be
     swapped because there is only one.
@@ -62,34 +62,34 @@ def select(
     names = [voice if isinstance(voice, str) else voice.name for voice in voices]
     if len(set(names)) < len(names):
         raise UserError("a voice is given twice", got=", ".join(names))
-    found: list[Item] = []
+    found: list[Selected] = []
     for name in names:
         others = dict(zip(numbers, numbers, strict=True)) if name == OWN else {}
         if name == SWAPPED:
             others = _swapped(corpus, numbers)
         for number in numbers:
             other = others.get(number)
-            found.append(Item(number, corpus.key(number), name, other, "" if other is None else corpus.key(other)))
+            found.append(Selected(number, corpus.key(number), name, other, "" if other is None else corpus.key(other)))
     return found
 
 
-def read_voices(names: Sequence[str], read_speaker: ReadSpeaker | None) -> list[str | Voice]:
+def read_voices(names: Sequence[str], read_speaker: ReadSpeaker | None) -> list[str | NamedVoice]:
     """Names of voices from a command line, those from outside with their vectors.
 
     Raises UserError where there is nothing to read them with: copy synthesis has only the voices of the corpus.
     """
-    voices: list[str | Voice] = []
+    voices: list[str | NamedVoice] = []
     for name in names:
         if name in (OWN, SWAPPED):
             voices.append(name)
         elif read_speaker is None:
             raise UserError("copy synthesis has only the voices of the corpus", got=name, expected=f"{OWN}, {SWAPPED}")
         else:
-            voices.append(Voice(name, read_speaker(name)))
+            voices.append(NamedVoice(name, read_speaker(name)))
     return voices
 
 
-def read_lines(path: str | Path, what: str) -> list[str]:
+def read_list(path: str | Path, what: str) -> list[str]:
     """The lines of a list of keys or speakers, without the empty ones. Raises UserError naming the file."""
     try:
         text = Path(path).read_text(encoding="utf-8")

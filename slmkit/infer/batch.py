@@ -1,52 +1,86 @@
-"""Speaking a whole file of sentences or questions into a directory, in batches, over as many starts as it takes.
+"""Speaking many texts into a directory, in batches, over as many starts as it takes: the lines of a file, or the
+utterances of an evaluation.
 
     OUT/wav/ID.wav        one answer
-    OUT/outputs.jsonl     a line for each of them, in the order of the file: id, wav, seconds, frames, steps, reason,
-                          limit, request (a hash of what was asked), and for questions the words of the answer
-    OUT/failures.jsonl    a line for each item that gave no speech, with its reason
-    OUT/job.json          model, codec and engines that did the work
+    OUT/codes/ID.npy      its codes int16 [K, T], where they are to be scored
+    OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, request (a
+                          hash of what was asked), and of questions the answer in words
+    OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
+    OUT/job.json          model, codec and task; and the engines that did the work
 
-`outputs.jsonl` is written last. Until then finished answers are noted in `OUT/.outputs.part` as they come, so that the
-same call goes on where a killed one was: what is noted is kept, failures are tried again. Lines may be added to the
-file, or mended where they failed; a change to one that was spoken is an error, for nothing is replaced unasked.
+`jobs` says how a job that was killed goes on. Failures are tried again by the next start. Lines may be added to a file,
+or mended where they failed; a change to one that was spoken is an error, for nothing is replaced unasked.
 
-Law: an answer depends on its line, the model, the codec and the engine (slots, positions, threads, device), not on what
-else is in the file or how often the work was interrupted. Another engine may round otherwise; `job.json` lists all.
+A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
+digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
+
+Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
+else is in the job or how often it was interrupted. Another engine may round otherwise; `job.json` lists all.
 
 Invariant: lines of the file = lines of outputs.jsonl + lines of failures.jsonl.
 
 Example:
-    listed = read_lines("sentences.jsonl", "read", Settings(speaker="voice.wav"))
-    speak_all(synthesizer, listed, "out", task="read", model=fingerprint("exports/mtp3"))
+    listed = read_items("sentences.jsonl", "tts", SpeakingSettings(), speaker="voice.wav")
+    speak_all(synthesizer, listed, "out", task="tts", model=export_sha256("exports/mtp3"))
 """
 
-import fcntl
+import contextlib
+import dataclasses
+import hashlib
 import json
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from slmkit.audio.encode import encoded
-from slmkit.data.ledger import Failure
+from slmkit.codec.base import Codec, decode_alone
+from slmkit.data.ledger import Failure, printable
+from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
-from slmkit.files import atomic_write, disk_error, provenance, read_json, sha256_file, write_json
-from slmkit.infer.lines import Item, Listed, Task
-from slmkit.infer.request import Output, Request
-from slmkit.infer.synthesizer import Synthesizer
-from slmkit.infer.voices import Voices
+from slmkit.files import atomic_write
+from slmkit.infer.request import Output, Request, SpeakingSettings
+from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector, Voices
+from slmkit.jobs import ELSEWHERE, ProgressBar, Record, ResumableJob
 from slmkit.log import get_logger
 
-OUTPUTS, FAILURES, JOB, WAVES, NOTES = "outputs.jsonl", "failures.jsonl", "job.json", "wav", ".outputs.part"
-REPORT_EVERY_SEC = 5.0
+FAILURES, WAVES, CODES = "failures.jsonl", "wav", "codes"
+Task = Literal["tts", "qa"]
+TEXT_FIELD: dict[Task, str] = {"tts": "text", "qa": "question"}
+MAX_LINE_BYTES = 2**20  # of a line, without what ends it
+ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # a safe name of a file, wherever it is copied
 SHOWN_REASONS = 5
-ELSEWHERE = "choose another output directory"
-Record = dict[str, Any]
 log = get_logger(__name__)
+
+
+class SpeechItem(NamedTuple):
+    """A text to read or a question to answer, and how."""
+
+    id: str  # names its files
+    text: str
+    speaker: str  # names the voice
+    settings: SpeakingSettings
+    columns: Mapping[str, Any] = MappingProxyType({})  # more columns of its record
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal wishes: what is asked, and how; of the speaker its name alone."""
+        asked = json.dumps([self.text, self.speaker, dataclasses.asdict(self.settings)], sort_keys=True)
+        return hashlib.sha256(asked.encode()).hexdigest()[:16]
+
+
+class Listed(NamedTuple):
+    """A whole file, in its order."""
+
+    items: list[SpeechItem]
+    failures: list[Failure]
 
 
 class Summary(NamedTuple):
@@ -67,12 +101,6 @@ class Summary(NamedTuple):
         return f"{words}{self.spoken_sec:.1f} s of speech in {self.took_sec:.1f} s, real-time factor {factor:.3f}"
 
 
-def fingerprint(model_dir: str | Path) -> str:
-    """A hash of the weights of an export."""
-    files = sorted(Path(model_dir).glob("*.safetensors"))
-    return ",".join(sha256_file(file)[:16] for file in files)
-
-
 def speak_all(
     synthesizer: Synthesizer,
     listed: Listed,
@@ -82,7 +110,7 @@ def speak_all(
     model: str,
     max_failure_share: float = 0.05,
 ) -> Summary:
-    """Speak what is not spoken yet; `model` is the `fingerprint` of the synthesizer's model.
+    """Speak what is not spoken yet; `model` is the hash of the synthesizer's model.
 
     Raises UserError when `out_dir` is not of this work or another process is at it, the disk refuses, or more than
     `max_failure_share` of the lines give no speech: at the start where the lines themselves say so, else at the end,
@@ -90,203 +118,170 @@ def speak_all(
     """
     total = len(listed.items) + len(listed.failures)
     _check_share(listed.failures, total, max_failure_share, "nothing was spoken")
-    with _job(Path(out_dir), synthesizer, task, model) as notes:
-        work = _Work(synthesizer, Path(out_dir), task, notes, _done(Path(out_dir), listed.items))
-        work.run(listed.items)
-        summary = _finish(Path(out_dir), listed, work)
-    _check_share(summary.failures, total, max_failure_share, f"see {Path(out_dir) / FAILURES}; all else is spoken")
-    return summary
-
-
-class _Work:
-    """One start: what was spoken before, what is spoken now, what failed."""
-
-    def __init__(
-        self, synthesizer: Synthesizer, out_dir: Path, task: Task, notes: IO[bytes], records: dict[str, Record]
-    ) -> None:
-        self.synthesizer, self.out_dir, self.task, self.notes, self.records = synthesizer, out_dir, task, notes, records
-        self.failures: dict[str, Failure] = {}
-        self.spoken_sec, self.began, self._reported = 0.0, time.perf_counter(), time.perf_counter()
-        self._voices = Voices(synthesizer.read_speaker)
-        self._asked: list[Item] = []  # by number of the request
-
-    def run(self, items: Sequence[Item]) -> None:
-        waiting = [item for item in items if item.id not in self.records]
-        if len(waiting) < len(items):
-            log.info("%d of %d are spoken already", len(items) - len(waiting), len(items))
-        for number, output in self.synthesizer.run(self._requests(waiting)):
-            item = self._asked[number]
-            try:
-                self.records[item.id] = record = self._spoken(item, output)
-                self._note(record)
-            except BadSample as error:
-                self.failures[item.id] = Failure.of(item.id, error)
-            self._report(len(items))
-
-    def _requests(self, items: Sequence[Item]) -> Iterator[Request]:
-        """Requests as the engine has room for them; what cannot be asked is a failure."""
-        for item in items:
-            try:
-                request = self._request(item)
-            except BadSample as error:
-                self.failures[item.id] = Failure.of(item.id, error)
-                continue
-            self._asked.append(item)
-            yield request
-
-    def _request(self, item: Item) -> Request:
-        """Raises BadSample where speaker or text cannot be used."""
-        settings = item.settings
-        ask = self.synthesizer.reading if self.task == "read" else self.synthesizer.answering
-        try:
-            speaker = self._voices.vector(settings.speaker)
-        except UserError as error:
-            raise _refused("bad_speaker", error) from error
-        try:
-            request = ask(item.text, speaker, **settings.options)
-            self.synthesizer.engine.check(request)
-        except UserError as error:
-            raise _refused("refused", error) from error
-        return request
-
-    def _spoken(self, item: Item, output: Output) -> Record:
-        """Write the wave. Raises BadSample where there is none."""
-        words = {"text": self.synthesizer.words_of(output).text} if self.task == "answer" else {}
-        if not output.codes.shape[1]:
-            said = f"; its words: {words['text']}" if words else ""
-            raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
-        speaker = torch.from_numpy(self._voices.vector(item.settings.speaker))
-        wave, rate = self.synthesizer.decode(output.codes, speaker), self.synthesizer.codec.spec.sample_rate
-        name = f"{WAVES}/{item.id}.wav"
-        # A wave without a note is of a start that was killed. Its bytes are made here and not by calls from a library
-        # in C, which would swallow the signal to stop.
-        with atomic_write(self.out_dir / name, replace=True) as file:
-            file.write(encoded(wave, rate, "wav"))
-        self.spoken_sec += len(wave) / rate
-        return {
-            "id": item.id,
-            "wav": name,
-            "seconds": len(wave) / rate,
-            "frames": output.codes.shape[1],
-            "steps": output.num_steps,
-            "reason": output.reason,
-            "limit": output.limit,
-            **words,
-            "request": item.digest,
-        }
-
-    def _note(self, record: Record) -> None:
-        line = _line(record)
-        try:
-            while line:  # a disk that is nearly full takes a part
-                line = line[self.notes.write(line) :]
-        except OSError as error:
-            raise disk_error(self.out_dir / NOTES, error) from error
-
-    def _report(self, total: int) -> None:
-        now = time.perf_counter()
-        if now - self._reported < REPORT_EVERY_SEC or not self.spoken_sec:
-            return
-        self._reported = now
-        factor = (now - self.began) / self.spoken_sec
-        done = len(self.records) + len(self.failures)
-        log.info("%d of %d done, %.1f s of speech, real-time factor %.3f", done, total, self.spoken_sec, factor)
-
-
-@contextmanager
-def _job(out_dir: Path, synthesizer: Synthesizer, task: Task, model: str) -> Iterator[IO[bytes]]:
-    """The open file of notes of a job that is ours alone."""
-    made = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
-    before = _earlier(out_dir, made)
-    engine = synthesizer.engine
-    shape: Record = {"slots": engine.num_slots, "positions": engine.num_positions}
-    shape |= {"threads": torch.get_num_threads(), "device": synthesizer.model.device.type}
-    engines = [*before["engines"], *([] if shape in before["engines"] else [shape])]
-    if len(engines) > 1:
-        log.warning("answers in %s are of several engines and may differ in roundings: %s", out_dir, engines)
-    with _notes(out_dir) as notes:
-        write_json(out_dir / JOB, {**before, "engines": engines}, replace=True)
-        yield notes
-
-
-def _earlier(out_dir: Path, made: Record) -> Record:
-    """What job.json says, or would say of a new job. Raises UserError where the directory is not of this job."""
-    if (out_dir / JOB).is_file():
-        before: Record = read_json(out_dir / JOB)
-        if not isinstance(before, dict) or not isinstance(before.get("engines"), list):
-            raise UserError(f"{out_dir / JOB} is damaged", next_step=ELSEWHERE)
-        for name, value in made.items():
-            if before.get(name) != value:
-                what, expected = f"{out_dir} was made with another {name}", before.get(name)
-                raise UserError(what, got=value, expected=expected, next_step=ELSEWHERE)
-        return before
-    if out_dir.exists() and (not out_dir.is_dir() or {path.name for path in out_dir.iterdir()} - {NOTES}):
-        raise UserError("the output directory exists and holds something else", got=out_dir, next_step=ELSEWHERE)
-    return {**made, "made_by": provenance(), "engines": []}
-
-
-@contextmanager
-def _notes(out_dir: Path) -> Iterator[IO[bytes]]:
-    """The file of notes, open at its end, for one process at a time. What is written is there at once."""
-    path = out_dir / NOTES
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab", buffering=0)  # noqa: SIM115
-    except OSError as error:
-        raise disk_error(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError("another process is at work there", got=out_dir, next_step="wait for it") from error
-        file.truncate(path.read_bytes().rfind(b"\n") + 1)  # a killed process may leave half a line
-        yield file
-
-
-def _done(out_dir: Path, items: Sequence[Item]) -> dict[str, Record]:
-    """Records of earlier starts by id. Raises UserError where one was asked for something else."""
-    asked = {item.id: item.digest for item in items}
-    records = {}
-    for path in (out_dir / OUTPUTS, out_dir / NOTES):
-        for line in path.read_bytes().splitlines() if path.is_file() else []:
-            try:
-                record = json.loads(line)
-                name, digest, wave = record["id"], record["request"], out_dir / record["wav"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is damaged: {error!r}", next_step=ELSEWHERE) from error
-            if asked.get(name) != digest:
+    settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
+    voices, began = Voices(synthesizer.codec), time.perf_counter()
+    with ResumableJob.open(out_dir, settings) as job:
+        shape, engines = engine_shape(synthesizer), job.description.get("engines", [])
+        if shape not in engines:
+            engines = [*engines, shape]
+            job.describe(engines=engines)
+        if len(engines) > 1:
+            log.warning("answers in %s are of several engines and may differ in roundings: %s", out_dir, engines)
+        asked = {item.id: item.digest for item in listed.items}
+        for name, record in job.records.items():
+            if asked.get(name) != record.get("request"):
                 raise UserError(
                     f"{out_dir} holds an answer to something else: {name}",
                     got=f"a line with another text, speaker or setting, or no line {name}",
                     next_step=ELSEWHERE,
                 )
-            if wave.is_file():
-                records[name] = record
-    return records
-
-
-def _finish(out_dir: Path, listed: Listed, work: _Work) -> Summary:
-    """Write ledger and manifest, in the order of the file."""
-    took_sec = time.perf_counter() - work.began
-    failures = [*listed.failures, *(work.failures[item.id] for item in listed.items if item.id in work.failures)]
-    records = [work.records[item.id] for item in listed.items if item.id in work.records]
-    with atomic_write(out_dir / FAILURES, replace=True) as file:
-        file.writelines(failure.line() for failure in failures)
-    with atomic_write(out_dir / OUTPUTS, replace=True) as file:
-        file.writelines(_line(record) for record in records)
-    for part in out_dir.rglob(".*.*.part"):  # of processes that were killed
-        part.unlink(missing_ok=True)
-    (out_dir / NOTES).unlink()
+        speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: voices.vector(item.speaker))
+        speaker.run(listed.items, len(listed.items))
+        failures = [*listed.failures, *(speaker.failures[name] for name in asked if name in speaker.failures)]
+        with atomic_write(job.directory / FAILURES, replace=True) as file:
+            file.writelines(failure.line() for failure in failures)
+        records = job.finish([*asked])
     limited = sum(record["reason"] == "limit" for record in records)
-    return Summary(len(records), limited, failures, work.spoken_sec, took_sec)
+    summary = Summary(len(records), limited, failures, speaker.spoken_sec, time.perf_counter() - began)
+    _check_share(failures, total, max_failure_share, f"see {Path(out_dir) / FAILURES}; all else is spoken")
+    return summary
 
 
-def _line(record: Record) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+def engine_shape(synthesizer: Synthesizer) -> dict[str, Any]:
+    """What roundings may depend on."""
+    engine, device = synthesizer.engine, synthesizer.model.device.type
+    shape = {"slots": engine.num_slots, "positions": engine.num_positions}
+    return {**shape, "device": device, "threads": torch.get_num_threads()}
 
 
-def _refused(reason: str, error: UserError) -> BadSample:
-    return BadSample(reason, error.what, got=error.got, expected=error.expected)
+class BatchSpeaker:
+    """One start of a job: speaks the items that have no record yet.
+
+    Whatever is wrong with an item, or with the answer to it, is that item's failure, and the others go on. Where
+    answers are to be scored, their codes are kept, and failures are records, too: "refused", and why.
+    """
+
+    def __init__(
+        self,
+        synthesizer: Synthesizer,
+        job: ResumableJob,
+        *,
+        task: Task,
+        vector_of: Callable[[SpeechItem], Vector],
+        is_scored: bool = False,
+    ) -> None:
+        """`vector_of` gives the voice of an item, float32 [D], or raises UserError. Forgets records of lost waves."""
+        self.failures: dict[str, Failure] = {}
+        self.spoken_sec = 0.0
+        self._synthesizer, self._job, self._task = synthesizer, job, task
+        self._vector_of, self._is_scored = vector_of, is_scored
+        self._asked: list[tuple[SpeechItem, Vector]] = []  # by number of the request
+        self._preparing_sec = 0.0
+        for name, record in list(job.records.items()):
+            if record.get("wav") and not (job.directory / record["wav"]).is_file():
+                del job.records[name]
+
+    def run(self, items: Iterable[SpeechItem], total: int) -> None:
+        """Speak them; `total` counts them all. Raises UserError when the disk refuses."""
+        if self._job.records:
+            log.info("%d of %d are spoken already", len(self._job.records), total)
+        began = time.perf_counter()
+        outputs = self._synthesizer.engine.run(self._requests(items))
+        with contextlib.closing(outputs), ProgressBar(total, "answers", log, initial=len(self._job.records)) as bar:
+            while True:
+                asked, self._preparing_sec = time.perf_counter(), 0.0
+                number, output = next(outputs, (-1, None))
+                engine_sec = time.perf_counter() - asked - self._preparing_sec
+                if output is None:
+                    return
+                item, vector = self._asked[number]
+                try:
+                    self._keep(item, vector, output, engine_sec)
+                except BadSample as error:
+                    self._fail(item, error)
+                took_sec = time.perf_counter() - began
+                factor = f", real-time factor {took_sec / self.spoken_sec:.3f}" if self.spoken_sec else ""
+                bar.show(len(self._job.records) + len(self.failures), f"{self.spoken_sec:.1f} s of speech{factor}")
+
+    def _requests(self, items: Iterable[SpeechItem]) -> Iterator[Request]:
+        """Requests as the engine has room for them; what cannot be asked is a failure."""
+        ask = self._synthesizer.reading if self._task == "tts" else self._synthesizer.answering
+        for item in items:
+            if item.id in self._job.records:
+                continue
+            began = time.perf_counter()
+            reason = "bad_speaker"
+            try:
+                vector = self._vector_of(item)
+                reason = "refused"
+                request = ask(item.text, vector, **item.settings.options)
+                self._synthesizer.engine.check(request)
+            except UserError as error:
+                self._fail(item, BadSample(reason, error.what, got=error.got, expected=error.expected))
+                continue
+            finally:
+                self._preparing_sec += time.perf_counter() - began
+            self._asked.append((item, vector))
+            yield request
+
+    def _keep(self, item: SpeechItem, vector: Vector, output: Output, engine_sec: float) -> None:
+        """Write the files of an answer, then its record. Raises BadSample where there is nothing to keep."""
+        words = self._synthesizer.words_of(output).text
+        columns: Record = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
+        if self._is_scored:
+            columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
+        elif output.limit == "not_finite":
+            raise BadSample("not_finite", "the model gave numbers that are not finite; its weights may be damaged")
+        elif not output.codes.shape[1]:
+            said = f"; its words: {words}" if self._task == "qa" else ""
+            raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
+        elif self._task == "qa":
+            columns["answer"] = words
+        record = store(self._job, self._synthesizer.codec, item, vector, output.codes, columns, self._is_scored)
+        self.spoken_sec += record["seconds"]
+
+    def _fail(self, item: SpeechItem, error: BadSample) -> None:
+        if not self._is_scored:
+            self.failures[item.id] = Failure.of(item.id, error)
+            return
+        columns = {"steps": 0, "reason": "refused", "limit": None, "why": error.what, "answer": "", "engine_sec": 0.0}
+        codec = self._synthesizer.codec
+        no_codes = np.zeros((len(codec.spec.lm_streams), 0), np.int16)
+        store(self._job, codec, item, np.zeros(codec.spec.speaker_dim, np.float32), no_codes, columns, True)
+
+
+def store(
+    job: ResumableJob,
+    codec: Codec,
+    item: SpeechItem,
+    vector: Vector,
+    codes: npt.NDArray[np.int16],
+    columns: Record,
+    keep_codes: bool,
+) -> Record:
+    """Write the wave of codes int16 [K, T] in the voice `vector`, float32 [D], the codes if asked, and the record.
+
+    Raises BadSample where the codec makes no sound of them, UserError when the disk refuses.
+    """
+    record: Record = {"id": item.id, "wav": None, "seconds": 0.0, "frames": codes.shape[1]}
+    if codes.shape[1]:
+        rate = codec.spec.sample_rate
+        try:
+            wave = decode_alone(codec, codes, vector)
+            content = encoded(wave, rate, "wav")
+        except (RuntimeError, ValueError) as error:
+            raise BadSample("no_sound", f"the codec could not turn the codes into sound: {error}") from error
+        record |= {"wav": f"{WAVES}/{item.id}.wav", "seconds": len(wave) / rate}
+        # A wave without a record is of a start that was killed. Its bytes are made above and not by calls from a
+        # library in C, which would swallow the signal to stop.
+        with atomic_write(job.directory / record["wav"], replace=True) as file:
+            file.write(content)
+    if keep_codes:
+        with atomic_write(job.directory / CODES / f"{item.id}.npy", replace=True) as file:
+            np.save(file, codes, allow_pickle=False)
+    record |= {**columns, "request": item.digest, **item.columns}
+    job.add(record)
+    return record
 
 
 def _check_share(failures: Sequence[Failure], total: int, most: float, note: str) -> None:
@@ -300,3 +295,85 @@ def _check_share(failures: Sequence[Failure], total: int, most: float, note: str
         expected=f"a share of at most {most}",
         next_step=f"mend them, or allow a larger share with --max-failure-share; {note}",
     )
+
+
+def read_items(path: str | Path, task: Task, defaults: SpeakingSettings, *, speaker: str) -> Listed:
+    """The items of a JSONL file, and a failure for each line that gives none; blank lines do not count.
+
+    What is well formed may still be refused later: models, codecs and files of speakers are not looked at.
+    Raises UserError when the file cannot be read, or holds no line.
+    """
+    items: dict[str, SpeechItem] = {}
+    failures = []
+    for number, line in read_lines(path, max_line_bytes=MAX_LINE_BYTES + 1):
+        name = f"line {number}"
+        try:
+            values = _parse(line)
+            name = _id_of(values, number)
+            item = _item(name, values, task, defaults, speaker)
+            if item.id in items:
+                raise BadSample("duplicate_id", f"line {number} has the id of an earlier one", got=item.id)
+            items[item.id] = item
+        except BadSample as error:
+            failures.append(Failure.of(name, error))
+    if not items and not failures:
+        raise UserError(f"{path} holds no line", expected=f'lines such as {{"{TEXT_FIELD[task]}": "Some words."}}')
+    return Listed(list(items.values()), failures)
+
+
+def _parse(line: bytes | None) -> dict[str, Any]:
+    if line is None:
+        raise BadSample("too_long", "the line is too long", expected=f"at most {MAX_LINE_BYTES} bytes")
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise BadSample("not_json", f"the line is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BadSample("not_json", "the line is not an object", got=type(values).__name__, expected="an object")
+    return values
+
+
+def _id_of(values: dict[str, Any], number: int) -> str:
+    given = values.get("id", f"{number:06d}")
+    name = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
+    if not isinstance(name, str) or not ID.fullmatch(name):
+        got = printable(repr(given)[:120])
+        raise BadSample(
+            "bad_id", f"line {number} has an id that cannot name a file", got=got, expected="A-Z a-z 0-9 . _ -"
+        )
+    return name
+
+
+def _item(name: str, values: dict[str, Any], task: Task, defaults: SpeakingSettings, speaker: str) -> SpeechItem:
+    field = TEXT_FIELD[task]
+    kinds = {setting.name: setting.type for setting in dataclasses.fields(SpeakingSettings)}
+    unknown = sorted(values.keys() - {*kinds, "id", "speaker", field})
+    if unknown:
+        known = ", ".join([field, "id", "speaker", *kinds])
+        raise BadSample("unknown_field", f"a field is not known: {printable(unknown[0][:100])}", expected=known)
+    text = values.get(field)
+    if not isinstance(text, str) or not text.strip():
+        raise BadSample("empty_text", f"there is no {field}", got=printable(repr(text)[:100]), expected="text")
+    if len(text) > MAX_TEXT_CHARS:
+        raise BadSample("too_long", f"the {field} is too long", got=f"{len(text)} characters", expected=MAX_TEXT_CHARS)
+    speaker = _of_kind("speaker", str, values.get("speaker", speaker))
+    own = {name: _of_kind(name, kinds[name], values[name]) for name in kinds.keys() & values.keys()}
+    try:
+        settings = dataclasses.replace(defaults, **own)
+    except (ValueError, OverflowError) as error:
+        raise BadSample("bad_setting", str(error)) from error
+    if not speaker:
+        raise BadSample("bad_speaker", "no voice was given", expected="an audio file, a .npy vector, or CORPUS:KEY")
+    return SpeechItem(name, text, speaker, settings)
+
+
+def _of_kind(name: str, kind: Any, value: Any) -> Any:
+    """The value of a setting. Raises BadSample when it is of another type."""
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if kind not in (str, int) and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    expected = {str: "text", int: "a whole number"}.get(kind, "a number")
+    raise BadSample("bad_setting", f"{name} is of the wrong type", got=printable(repr(value)[:100]), expected=expected)

@@ -2,7 +2,7 @@
 
 Guaranteed: what a slot computes is, bit for bit, the same in every slot and whatever the others hold.
 
-- A prompt is read alone, in one piece.
+- A prompt is read alone, in one piece, by transformers' own layers.
 - In a step every matrix product has the same number of rows, filled or not. The one in product.py treats all rows
   alike. A library's may round a row differently by its place (MKL does where a thread gets fewer than four of them);
   so the number of rows is the first that a trial with this model's weights and threads finds free of that.
@@ -13,18 +13,21 @@ Guaranteed: what a slot computes is, bit for bit, the same in every slot and wha
 
 With another number of slots or threads the guarantee holds again, but roundings may differ between the two.
 
-Shapes: N slots, R >= N rows of a step, S positions of a prompt, G ids per position, D width, H query heads, E head
-width, C classes.
+Keys and values of a slot lie in memory that is taken once. A slot is filled from its first position on and used again
+by the next answer without being cleared: what lies behind an answer's own positions is never read.
+
+Shapes: N slots, R >= N rows of a step, P positions of a slot's memory, S positions of a prompt, G ids per position,
+D width, H query heads, J key-value heads, E head width, C classes.
 
 Example:
-    decoder = Decoder(model, num_slots=8, num_positions=4096, lm_rows=[model.lm_model.lm_head.weight])
+    decoder = SlotDecoder(model, num_slots=8, num_positions=4096, lm_rows=[model.lm_model.lm_head.weight])
     decoder.prefill(slot, prompt, speaker)
     token = int(decoder.lm_logits(0)[slot].argmax())
     decoder.advance({slot: ([token] * width, False)})
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,17 +35,16 @@ from torch import nn
 
 from slmkit.data.sequence import Example
 from slmkit.errors import UserError
-from slmkit.infer.cache import SlotCache
-from slmkit.infer.graph import Replay
 from slmkit.infer.product import Product, fastest_product
-from slmkit.model.attention import attend
-from slmkit.model.heads import SpeechHead
+from slmkit.model.backbone import packed_attention
 from slmkit.model.slm import SpeechLM
 
 ROW_BLOCK = 4  # rows that the kernels of matrix products take at a time
+ALIGNED_POSITIONS = 16  # every slot's memory then begins at a multiple of 64 bytes, and the same kernels run on each
+WARM_UP_RUNS = 3  # libraries take their work space before a graph is recorded; a step may be run twice without harm
 
 
-class Decoder:
+class SlotDecoder:
     """See the module. `model` must be in evaluation mode and keep its weights."""
 
     def __init__(
@@ -60,30 +62,30 @@ class Decoder:
         Raises UserError where no number of rows makes matrix products independent of a row's place.
         """
         self.model, self.num_slots, self._lm_rows = model, num_slots, lm_rows
-        qwen2 = model.lm_model.model
-        weight = qwen2.embed_tokens.weight
-        deep_heads = [head for head in model.heads if head.kind == "transformer"]
+        backbone, heads = model.backbone, model.heads
+        weight = backbone.embed_tokens.weight
         self._together = weight.is_cuda if together is None else together
         self._cache = SlotCache(
-            num_layers=len(qwen2.layers) + sum(len(head.head_layers) for head in deep_heads),
+            num_layers=len(backbone.layers) + sum(head.num_layers for head in heads),
             num_slots=num_slots,
-            num_heads=qwen2.config.num_key_value_heads,
+            num_heads=backbone.config.num_key_value_heads,
             num_positions=num_positions,
-            width=qwen2.layers[0].self_attn.head_dim,
+            width=backbone.layers[0].self_attn.head_dim,
             like=weight,
             clear=self._together,
         )
         with torch.inference_mode():
             product = fastest_product(weight)
             self.num_rows = rows_needed([*lm_rows, *_distinct_weights(model)], num_slots, product)
-            cos, sin = qwen2.rotary_emb(weight, torch.arange(num_positions, device=weight.device)[None])
+            cos, sin = backbone.rotary_emb(weight, torch.arange(num_positions, device=weight.device)[None])
             self._cos, self._sin = cos[0, :, None], sin[0, :, None]  # [P, 1, E]
             self._hidden = weight.new_zeros(self.num_rows, weight.shape[1])
-            self._attended = [torch.zeros_like(self._hidden) for _ in deep_heads]
-        self._rows = _Rows(product, one_by_one=not weight.is_cuda)
+            # Behind the layers of each head; where it has none, the hidden states themselves.
+            self._states = [torch.zeros_like(self._hidden) if head.num_layers else self._hidden for head in heads]
+        self._rows = Rows(product, one_by_one=not weight.is_cuda)
         self._lengths = [0] * num_slots
         self._active: list[int] = []
-        self._run = Replay(self._compute) if weight.is_cuda else self._compute
+        self._run = GraphReplay(self._compute) if weight.is_cuda else self._compute
 
     def length(self, slot: int) -> int:
         """Positions that `slot` holds."""
@@ -91,20 +93,15 @@ class Decoder:
 
     def prefill(self, slot: int, prompt: Example, speaker: torch.Tensor | None) -> None:
         """Begin `slot` anew with a prompt and its speaker vector float32 [D], where it has a slot for one."""
-        model, device = self.model, self.model.device
-        tokens = torch.from_numpy(prompt.tokens).to(device)
-        mask = torch.from_numpy(prompt.speech_mask).to(device)
-        places = torch.from_numpy(prompt.speaker_positions).to(device)
-        vectors = None if speaker is None or not len(places) else speaker.to(device)[None].expand(len(places), -1)
-        embedded = model.embed(tokens, mask, vectors, None if vectors is None else places)[None]
-        positions = torch.arange(len(tokens), device=device)[None]
-        writer = self._cache.prompt(slot)
-        hidden = model.hidden(embedded, positions, cache=writer)  # type: ignore[arg-type]
+        model = self.model
+        positions = torch.arange(len(prompt.tokens), device=model.device)[None]
+        writer: Any = PromptWriter(self._cache, slot)
+        hidden = model.hidden(model.embed_prompt(prompt, speaker), positions, cache=writer)
         self._hidden[slot] = hidden[0, -1]
-        rotary = model.lm_model.model.rotary_emb
-        for head, attended in zip(model.heads, self._attended, strict=False):
-            attended[slot] = head.attend(hidden, positions, rotary, cache=writer)[0, -1]  # type: ignore[arg-type]
-        self._lengths[slot] = len(tokens)
+        for head, states in zip(model.heads, self._states, strict=True):
+            if head.num_layers:
+                states[slot] = head.states(hidden, positions, model.backbone.rotary_emb, cache=writer)[0, -1]
+        self._lengths[slot] = len(prompt.tokens)
 
     def advance(self, positions: Mapping[int, tuple[Sequence[int], bool]]) -> None:
         """Append to each slot that is named one position: its G ids, and whether it is a speech step."""
@@ -119,19 +116,7 @@ class Decoder:
         for slot in positions:
             self._lengths[slot] += 1
         self._active = sorted(positions)
-        self._hidden, *self._attended = self._run(numbers[:, :width], numbers[:, width] > 0, numbers[:, width + 1])
-
-    def _compute(self, tokens: torch.Tensor, speech: torch.Tensor, where: torch.Tensor) -> list[torch.Tensor]:
-        """Hidden states [R, D], and those inside each deep head, of one position of every row.
-
-        tokens int64 [R, G]; speech bool [R]; where int64 [R], the place of the position in its slot.
-        """
-        qwen2 = self.model.lm_model.model
-        lengths = None if self._together else [(slot, self._lengths[slot]) for slot in self._active]
-        step = _Step(self._rows, self._cache, lengths, where[: self.num_slots], self._cos[where], self._sin[where])
-        hidden = qwen2.norm(step.layers(qwen2.layers, self._embed(tokens, speech)))
-        deep_heads = [head for head in self.model.heads if head.kind == "transformer"]
-        return [hidden, *(step.layers(head.head_layers, hidden) for head in deep_heads)]
+        self._hidden, *self._states = self._run(numbers[:, :width], numbers[:, width] > 0, numbers[:, width + 1])
 
     def lm_logits(self, part: int) -> torch.Tensor:
         """Logits [R, C] of every row for the tokens of `lm_rows[part]`."""
@@ -139,25 +124,79 @@ class Decoder:
 
     def head_logits(self) -> list[torch.Tensor]:
         """Class logits of every head, [R, C] each."""
-        inputs = self._attended or [self._hidden] * len(self.model.heads)
-        return [self._class_logits(head, each) for head, each in zip(self.model.heads, inputs, strict=True)]
+        pairs = zip(self.model.heads, self._states, strict=True)
+        return [self._rows.linear(head.output, head.step_features(states, self._rows)) for head, states in pairs]
 
-    def _class_logits(self, head: SpeechHead, attended: torch.Tensor) -> torch.Tensor:
-        if head.kind == "mlp":
-            assert isinstance(head.head, nn.Sequential)
-            return self._rows.chain(head.head, attended)
-        return self._rows.linear(head.output, head.features(attended))
+    def _compute(self, tokens: torch.Tensor, speech: torch.Tensor, where: torch.Tensor) -> list[torch.Tensor]:
+        """Hidden states [R, D] of one position of every row, and behind the layers of each head.
 
-    def _embed(self, tokens: torch.Tensor, speech: torch.Tensor) -> torch.Tensor:
-        """Input embeddings [R, D] of tokens [R, G], as `SpeechLM.embed` but row by row where it matters."""
-        if self.model.fusion is None:
-            return self.model.embed(tokens, speech)
-        each = self.model.lm_model.model.embed_tokens(tokens)
-        return torch.where(speech[:, None], self._rows.chain(self.model.fusion, each.flatten(-2)), each[:, 0])
+        tokens int64 [R, G]; speech bool [R]; where int64 [R], the place of the position in its slot.
+        """
+        model, backbone = self.model, self.model.backbone
+        if model.fusion is None:
+            embedded = model.embed(tokens, speech)
+        else:  # as `SpeechLM.embed`, but row by row where it matters
+            each = backbone.embed_tokens(tokens)
+            embedded = torch.where(speech[:, None], self._rows.chain(model.fusion, each.flatten(-2)), each[:, 0])
+        lengths = None if self._together else [(slot, self._lengths[slot]) for slot in self._active]
+        step = _Step(lengths, where[: self.num_slots], self._cos[where], self._sin[where])
+        hidden = backbone.norm(self._layers(backbone.layers, embedded, step))
+        heads = model.heads
+        return [
+            hidden,
+            *(self._layers(head.head_layers, hidden, step) if head.num_layers else hidden for head in heads),
+        ]
+
+    def _layers(self, layers: Iterable[Any], hidden: torch.Tensor, step: "_Step") -> torch.Tensor:
+        """Hidden states [R, D] behind `layers`, transformers' own, whose modules hold the weights."""
+        rows = self._rows
+        for layer in layers:
+            hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden), step)
+            mlp, inner = layer.mlp, layer.post_attention_layernorm(hidden)
+            gate, up = rows.linear(mlp.gate_proj, inner), rows.linear(mlp.up_proj, inner)
+            hidden = hidden + rows.linear(mlp.down_proj, rows.activation(mlp.act_fn, gate) * up)
+        return hidden
+
+    def _attention(self, module: Any, hidden: torch.Tensor, step: "_Step") -> torch.Tensor:
+        shape = (len(hidden), -1, module.head_dim)
+        projections = (module.q_proj, module.k_proj, module.v_proj)
+        query, key, value = (self._rows.linear(projection, hidden).view(shape) for projection in projections)
+        query, key = step.rotate(query), step.rotate(key)
+        num_slots = self.num_slots
+        self._cache.write(module.layer_idx, step.where, key[:num_slots], value[:num_slots])
+        output = torch.zeros_like(query)
+        if step.lengths is None:
+            keys, values = self._cache.read_all(module.layer_idx)
+            seen = torch.arange(keys.shape[2], device=keys.device) <= step.where[:, None]
+            attended, _ = packed_attention(
+                module, query[:num_slots, :, None], keys, values, seen[:, None, None], scaling=module.scaling
+            )
+            output[:num_slots] = attended[:, 0]
+        else:
+            for slot, length in step.lengths:
+                keys, values = self._cache.read(module.layer_idx, slot, length)
+                one = query[slot, None, :, None]
+                attended, _ = packed_attention(module, one, keys, values, None, scaling=module.scaling)
+                output[slot] = attended[0, 0]
+        return self._rows.linear(module.o_proj, output.flatten(1))
 
 
-class _Rows:
-    """Arithmetic on rows [R, D] that treats all alike."""
+class _Step(NamedTuple):
+    """What all layers of one step share."""
+
+    lengths: list[tuple[int, int]] | None  # (slot, its positions) of each that attends by itself; None: all together
+    where: torch.Tensor  # int64 [N], the place of the new position in each slot
+    cos: torch.Tensor  # [R, 1, E]
+    sin: torch.Tensor
+
+    def rotate(self, heads: torch.Tensor) -> torch.Tensor:
+        """Queries or keys [R, H, E] turned by their position."""
+        first, second = heads.chunk(2, dim=-1)
+        return heads * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+
+
+class Rows:
+    """Arithmetic on rows [R, D] that treats all alike; what `RowArithmetic` of the heads asks for."""
 
     def __init__(self, product: Product, *, one_by_one: bool) -> None:
         self.product, self.one_by_one = product, one_by_one
@@ -166,70 +205,102 @@ class _Rows:
         out = self.product(rows, module.weight)
         return out if module.bias is None else out + module.bias
 
-    def each(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        """An activation. On a CPU row by row: its kernels take the end of a piece of memory another way."""
+    def activation(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        """On a CPU row by row: its kernels take the end of a piece of memory another way."""
         return torch.stack([function(row) for row in rows.unbind()]) if self.one_by_one else function(rows)
 
     def chain(self, modules: Iterable[nn.Module], rows: torch.Tensor) -> torch.Tensor:
-        """Linear layers and activations, one after the other."""
         for module in modules:
-            rows = self.linear(module, rows) if isinstance(module, nn.Linear) else self.each(module, rows)
+            rows = self.linear(module, rows) if isinstance(module, nn.Linear) else self.activation(module, rows)
         return rows
 
 
-class _Step:
-    """One position of every row through decoder layers."""
+class SlotCache:
+    """Keys and values of every layer, [N, J, P, E] each. Nothing that one slot holds is ever read for another."""
 
     def __init__(
         self,
-        rows: _Rows,
-        cache: SlotCache,
-        lengths: list[tuple[int, int]] | None,
-        where: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
+        *,
+        num_layers: int,
+        num_slots: int,
+        num_heads: int,
+        num_positions: int,
+        width: int,
+        like: torch.Tensor,
+        clear: bool = False,
     ) -> None:
-        """`lengths`: (slot, its positions) of each that attends by itself; None lets all attend together.
+        """Memory of the type and device of `like`, for at least `num_positions` positions of each slot.
 
-        where int64 [N]: the place of the new position in each slot.
+        `clear` fills it with zeros, which `read_all` needs: a mask does not hide what is not a number.
         """
-        self.rows, self.cache, self.lengths = rows, cache, lengths
-        self.where, self.cos, self.sin = where, cos, sin
+        held = -(-num_positions // ALIGNED_POSITIONS) * ALIGNED_POSITIONS
+        shape = (num_slots, num_heads, held, width)
+        take = like.new_zeros if clear else like.new_empty
+        self._keys = [take(shape) for _ in range(num_layers)]
+        self._values = [take(shape) for _ in range(num_layers)]
+        self._slots = torch.arange(num_slots, device=like.device)
 
-    def layers(self, layers: Iterable[Any], hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states [R, D] behind `layers`, transformers' own, whose modules hold the weights."""
-        for layer in layers:
-            hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden))
-            mlp, inner = layer.mlp, layer.post_attention_layernorm(hidden)
-            gate, up = self.rows.linear(mlp.gate_proj, inner), self.rows.linear(mlp.up_proj, inner)
-            hidden = hidden + self.rows.linear(mlp.down_proj, self.rows.each(mlp.act_fn, gate) * up)
-        return hidden
+    def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put keys and values [N, J, E] of one position of every slot at places int64 [N]."""
+        self._keys[layer][self._slots, :, places] = keys
+        self._values[layer][self._slots, :, places] = values
 
-    def _attention(self, module: Any, hidden: torch.Tensor) -> torch.Tensor:
-        shape = (len(hidden), -1, module.head_dim)
-        projections = (module.q_proj, module.k_proj, module.v_proj)
-        query, key, value = (self.rows.linear(projection, hidden).view(shape) for projection in projections)
-        query, key = self._rotate(query), self._rotate(key)
-        num_slots = len(self.where)
-        self.cache.write(module.layer_idx, self.where, key[:num_slots], value[:num_slots])
-        output = torch.zeros_like(query)
-        if self.lengths is None:
-            keys, values = self.cache.read_all(module.layer_idx)
-            seen = torch.arange(keys.shape[2], device=keys.device) <= self.where[:, None]
-            attended, _ = attend(
-                module, query[:num_slots, :, None], keys, values, seen[:, None, None], scaling=module.scaling
-            )
-            output[:num_slots] = attended[:, 0]
-        else:
-            for slot, length in self.lengths:
-                keys, values = self.cache.read(module.layer_idx, slot, length)
-                attended, _ = attend(module, query[slot, None, :, None], keys, values, None, scaling=module.scaling)
-                output[slot] = attended[0, 0]
-        return self.rows.linear(module.o_proj, output.flatten(1))
+    def read(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `length` keys and values of a slot, [1, J, length, E] each, without a copy."""
+        return self._keys[layer][slot : slot + 1, :, :length], self._values[layer][slot : slot + 1, :, :length]
 
-    def _rotate(self, heads: torch.Tensor) -> torch.Tensor:
-        first, second = heads.chunk(2, dim=-1)
-        return heads * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+    def read_all(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values of a layer, [N, J, P, E] each, used or not, without a copy."""
+        return self._keys[layer], self._values[layer]
+
+
+class PromptWriter:
+    """The one method of transformers' caches that the layers call, for a prompt that is read in one piece."""
+
+    def __init__(self, cache: SlotCache, slot: int) -> None:
+        self._cache, self._slot = cache, slot
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep keys and values [1, J, S, E] of a layer and give them back."""
+        keys, values = self._cache.read(layer_idx, self._slot, key_states.shape[2])
+        keys.copy_(key_states)
+        values.copy_(value_states)
+        return key_states, value_states
+
+
+class GraphReplay:
+    """A function of tensors as a CUDA graph: hundreds of small kernels started by one call.
+
+    The first call records, the others play the same kernels on the same memory with new inputs. So the function takes
+    tensors of the same shapes each time, does not look at their values on the host, and its results are the same
+    tensors in every call, with new content.
+    """
+
+    def __init__(self, compute: Callable[..., list[torch.Tensor]]) -> None:
+        self._compute = compute
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[torch.Tensor] = []
+        self._outputs: list[torch.Tensor] = []
+
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        if self._graph is None:
+            self._inputs = [given.clone() for given in inputs]
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UP_RUNS):
+                    self._compute(*self._inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._outputs = self._compute(*self._inputs)
+            self._graph = graph
+        for held, given in zip(self._inputs, inputs, strict=True):
+            held.copy_(given)
+        self._graph.replay()
+        return self._outputs
 
 
 def rows_needed(weights: Iterable[torch.Tensor], num_slots: int, product: Product = F.linear) -> int:
@@ -245,16 +316,13 @@ def rows_needed(weights: Iterable[torch.Tensor], num_slots: int, product: Produc
     generator = torch.Generator().manual_seed(0)
     kept = [(weight, torch.randn(weight.shape[1], generator=generator).to(weight)) for weight in weights]
     for size in sizes:
-        if all(_alike(product(row.expand(size, -1).contiguous(), weight)) for weight, row in kept):
+        products = (product(row.expand(size, -1).contiguous(), weight) for weight, row in kept)
+        if all(bool((rows == rows[:1]).all()) for rows in products):
             return size
     raise UserError(
         f"matrix products of this machine depend on a row's place, at {', '.join(map(str, sizes))} rows",
         next_step="use one slot, or another number of threads",
     )
-
-
-def _alike(rows: torch.Tensor) -> bool:
-    return bool((rows == rows[:1]).all())
 
 
 def _distinct_weights(model: SpeechLM) -> list[torch.Tensor]:

@@ -2,12 +2,15 @@
 
 Law: a request's output is a function of the request and the engine (model, number of slots, threads, device), not of
 what else is in the batch, in which slot it sits or when it came. `decoder` says why its numbers have that property;
-`choose` draws each request's random numbers from its own seed.
+`sampling` draws each request's random numbers from its own seed.
 
 A step computes the logits of what some answer may choose next and of nothing else: in text the rows up to `<sosp>`, in
 interleaved speech the rows of one stream, in grouped speech the heads. What all chose comes to the host at once.
 
 Shapes: N slots, G ids per position, K streams, H heads, C classes.
+
+A model with damaged weights may give logits that are not finite. That ends the request which they belong to, and no
+other.
 
 Invariant: outputs hold whole frames; each request gets exactly one output; a slot is free again whatever happens.
 
@@ -18,7 +21,7 @@ Example:
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -26,24 +29,24 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.errors import UserError
-from slmkit.infer.choose import Row, choose
-from slmkit.infer.decoder import Decoder
+from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
+from slmkit.infer.sampling import Choice, choose
 from slmkit.model.slm import SpeechLM
 
 DEFAULT_SEC = 30.0  # of speech, for which an engine has room
 TEXT_POSITIONS = 1024  # for the prompt, and the words of the answer
 
 
-class Answer:
+class ActiveRequest:
     """A request in a slot."""
 
     def __init__(self, request: Request, number: int, grammar: Grammar, max_frames: int) -> None:
         self.request, self.number, self.grammar, self.max_frames = request, number, grammar, max_frames
         self.num_steps = self.num_text_steps = 0
 
-    def rows(self, width: int, is_grouped: bool) -> list[Row]:
+    def rows(self, width: int, is_grouped: bool) -> list[Choice]:
         """What each choice of this step depends on; `width` choices make a step at most."""
         grammar, is_text = self.grammar, self.grammar.state == TEXT
         sampling = self.request.text_sampling if is_text else self.request.speech_sampling
@@ -56,7 +59,7 @@ class Answer:
             if is_text:
                 # Of text, class i is token i; the marks of an answer are beyond that, and each is written once anyway.
                 recent = [[i for i in grammar.text_ids[-sampling.repetition_window :] if i < grammar.layout.base_size]]
-        return [Row(sampling, self.request.seed, self.num_steps * width + head, recent[head]) for head in heads]
+        return [Choice(sampling, self.request.seed, self.num_steps * width + head, recent[head]) for head in heads]
 
     def reached(self) -> Limit | None:
         """The limit of the request that the answer has come to."""
@@ -89,7 +92,7 @@ class Engine:
     def __init__(self, model: SpeechLM, *, num_slots: int = 8, num_positions: int | None = None) -> None:
         """`num_positions`: of prompt and answer together, by default as of `positions_for`.
 
-        Raises UserError for numbers out of range, and as `Decoder` does.
+        Raises UserError for numbers out of range, and as `SlotDecoder` does.
         """
         most = model.lm_model.config.max_position_embeddings
         self.num_positions = positions_for(model) if num_positions is None else num_positions
@@ -108,13 +111,13 @@ class Engine:
             # Text rows are nearly all rows: they are not copied, and the few between them that are no text are left out
             # of the logits.
             rows = [weight[: int(self._ids[TEXT].max()) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
-        self._decoder = Decoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
-        self._answers: dict[int, Answer] = {}  # by slot
+        self._decoder = SlotDecoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
+        self._active: dict[int, ActiveRequest] = {}  # by slot
 
     @property
     def num_free(self) -> int:
         """Slots that wait for a request."""
-        return self.num_slots - len(self._answers)
+        return self.num_slots - len(self._active)
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """One output for each request, in their order. Raises UserError before anything is decoded."""
@@ -123,12 +126,12 @@ class Engine:
         outputs = dict(self.run(requests))
         return [outputs[number] for number in range(len(requests))]
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Output]]:
+    def run(self, requests: Iterable[Request]) -> Generator[tuple[int, Output]]:
         """(number of the request, its output) as each is done; requests are taken when there is room for them.
 
         Raises UserError at a request that does not fit; those in the slots are then given up.
         """
-        if self._answers:
+        if self._active:
             raise UserError("the engine is at work", next_step="wait for its outputs, or make another engine")
         waiting, number = iter(requests), 0
         try:
@@ -136,11 +139,11 @@ class Engine:
                 while self.num_free and (request := next(waiting, None)) is not None:
                     self.admit(request, number)
                     number += 1
-                if not self._answers:
+                if not self._active:
                     return
                 yield from self.step()
         finally:
-            self._answers.clear()
+            self._active.clear()
 
     def check(self, request: Request) -> None:
         """Raise UserError when the request does not fit model and engine."""
@@ -150,25 +153,25 @@ class Engine:
     def admit(self, request: Request, number: int) -> None:
         """Read the prompt of a request into a free slot; its output will bear `number`. Raises UserError as `check`."""
         prompt = checked_prompt(request, self.model, self.num_positions)
-        slot = next(slot for slot in range(self.num_slots) if slot not in self._answers)
+        slot = next(slot for slot in range(self.num_slots) if slot not in self._active)
         self._decoder.prefill(slot, prompt, request.speaker)
         max_frames = max(1, int(request.max_sec * self._frame_rate))
-        self._answers[slot] = Answer(request, number, self._grammar(), max_frames)
+        self._active[slot] = ActiveRequest(request, number, self._grammar(), max_frames)
 
     def frames(self, number: int, first: int = 0) -> npt.NDArray[np.int16]:
         """int16 [K, T]: the whole frames of a running answer from frame `first` on, no more than its output will have.
 
         Raises KeyError when no answer with that number is running.
         """
-        answer = self._answers[self._slot_of(number)]
+        answer = self._active[self._slot_of(number)]
         return answer.grammar.codes(first)[:, : answer.max_frames - first]
 
     def cancel(self, number: int) -> None:
         """Give up a running answer; its slot is free. Raises KeyError when there is none with that number."""
-        del self._answers[self._slot_of(number)]
+        del self._active[self._slot_of(number)]
 
     def _slot_of(self, number: int) -> int:
-        for slot, answer in self._answers.items():
+        for slot, answer in self._active.items():
             if answer.number == number:
                 return slot
         raise KeyError(number)
@@ -178,7 +181,11 @@ class Engine:
         """Decode one position of every answer. Returns those that are done with it; their slots are free."""
         done, positions = [], {}
         for slot, chosen in self._choices().items():
-            answer = self._answers[slot]
+            answer = self._active[slot]
+            if min(chosen) < 0:
+                done.append((answer.number, answer.output("not_finite")))
+                del self._active[slot]
+                continue
             grammar, is_text = answer.grammar, answer.grammar.state == TEXT
             answer.num_steps += 1
             answer.num_text_steps += is_text
@@ -191,7 +198,7 @@ class Engine:
             limit = None if grammar.mode == "end" else answer.reached() or full
             if limit or grammar.mode == "end":
                 done.append((answer.number, answer.output(limit)))
-                del self._answers[slot]
+                del self._active[slot]
             else:
                 positions[slot] = (ids, not is_text)
         if positions:
@@ -199,9 +206,9 @@ class Engine:
         return done
 
     def _choices(self) -> dict[int, list[int]]:
-        """What each answer chooses next: a token id, or one class per head."""
+        """What each answer chooses next: a token id, or one class per head; -1 where logits are not finite."""
         slots_of: dict[int, list[int]] = {}
-        for slot, answer in sorted(self._answers.items()):
+        for slot, answer in sorted(self._active.items()):
             slots_of.setdefault(answer.grammar.state, []).append(slot)
         chosen = [self._choose(state, slots) for state, slots in slots_of.items()]
         flat = torch.cat([part.flatten() for part in chosen]).tolist()  # the one transfer of a step
@@ -213,19 +220,24 @@ class Engine:
         return choices
 
     def _choose(self, state: int, slots: list[int]) -> torch.Tensor:
-        """int64 [slots, 1] token ids, or [slots, H] classes of the heads."""
+        """int64 [slots, 1] token ids, or [slots, H] classes of the heads; -1 where logits are not finite."""
         places = torch.tensor(slots, device=self.model.device)
         is_grouped = self.model.group > 0
-        rows = [row for slot in slots for row in self._answers[slot].rows(self._width, is_grouped)]
+        rows = [row for slot in slots for row in self._active[slot].rows(self._width, is_grouped)]
         if is_grouped and state != TEXT:
             heads = [head[places] for head in self._decoder.head_logits()]
             most = max(head.shape[1] for head in heads)
             padded = [F.pad(head, (0, most - head.shape[1]), value=-math.inf) for head in heads]
-            return choose(torch.stack(padded, dim=1).flatten(0, 1), rows).view(len(slots), -1)
-        logits = self._decoder.lm_logits(state)[places]
-        if state == TEXT:
-            logits = logits[:, self._ids[TEXT]]
-        return self._ids[state][choose(logits, rows)][:, None]
+            logits, ids = torch.stack(padded, dim=1).flatten(0, 1), None
+        else:
+            logits, ids = self._decoder.lm_logits(state)[places], self._ids[state]
+            if state == TEXT:
+                logits = logits[:, ids]
+        # One number that is not finite would take a draw out of its range, and all answers with it.
+        is_finite = logits.amax(dim=-1, keepdim=True).isfinite()
+        chosen = choose(torch.where(is_finite, logits, 0), rows)
+        chosen = torch.where(is_finite[:, 0], chosen if ids is None else ids[chosen], -1)
+        return chosen.view(len(slots), -1)
 
     def _grammar(self) -> Grammar:
-        return make_grammar(self.model.layout, self.model.group, self.model.lm_model.lm_head.out_features)
+        return make_grammar(self.model.layout, self.model.group)

@@ -42,10 +42,10 @@ def fastest_product(weight: torch.Tensor) -> Product:
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return F.linear
     multiply = _compiled()
-    return F.linear if multiply is None else functools.partial(_product, multiply)
+    return F.linear if multiply is None else functools.partial(_multiply_rows, multiply)
 
 
-def _product(multiply: Callable[..., None], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _multiply_rows(multiply: Callable[..., None], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     rows, weight = rows.contiguous(), weight.detach().contiguous()
     out = rows.new_empty(len(rows), len(weight))
     multiply(rows.data_ptr(), weight.data_ptr(), out.data_ptr(), *out.shape, rows.shape[1], torch.get_num_threads())
@@ -56,7 +56,7 @@ def _product(multiply: Callable[..., None], rows: torch.Tensor, weight: torch.Te
 def _compiled() -> Callable[..., None] | None:
     """`multiply` of product.c; None where it cannot be compiled."""
     try:
-        multiply = ctypes.CDLL(str(build())).multiply
+        multiply = ctypes.CDLL(str(compile_product())).multiply
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("generation is slower on this machine: cannot compile %s: %s", SOURCE.name, error)
         return None
@@ -65,7 +65,7 @@ def _compiled() -> Callable[..., None] | None:
     return multiply
 
 
-def build() -> Path:
+def compile_product() -> Path:
     """The compiled library, whose name tells what it was made from.
 
     It shares torch's OpenMP library, and so its threads: two sets of them would wait for each other.

@@ -1,20 +1,27 @@
-"""What the engine is asked and what it answers.
+"""What the engine is asked, what it answers, and the words of an answer to a question.
 
-Invariant: an answer that did not end by itself says which limit stopped it.
+The words stand between the marks `[ta]` and `[ua]`, before the speech. The next-token vocabulary has tokens for the two
+marks, the multi-token vocabulary writes them as plain text: there, words that look like a mark cannot be told from one.
+
+Invariant: an answer that did not end by itself says which limit stopped it. Every list of ids gives words.
 
 Example:
-    Request(prompt_example(tokenizer, layout, "hello", group=3, speaker=False), seed=7, max_sec=10)
+    Request(prompt=prompt_example(tokenizer, layout, "hello", group=3, speaker=False), seed=7, max_sec=10)
+    answer_words(output.text_ids, layout, tokenizer.decode)  # Words(text="In dover.", is_marked=True)
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from slmkit.data.prompt import MARKS
 from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
@@ -23,7 +30,10 @@ from slmkit.model.slm import SpeechLM
 
 GREEDY = Sampling()
 MAX_SEED = 2**64 - 1
-Limit = Literal["seconds", "text_tokens", "steps", "positions"]
+# What stopped an answer: the request's own limits; "positions": the engine has no room for more; "not_finite": the
+# model gave logits that are no numbers to choose by, as damaged weights do.
+Limit = Literal["seconds", "text_tokens", "steps", "positions", "not_finite"]
+_MARK = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +68,81 @@ class Output:
     text_ids: tuple[int, ...]  # the words around the speech
     num_steps: int  # positions decoded
     reason: Literal["end", "limit"]
-    limit: Limit | None = None  # "positions": the engine has no room for more
+    limit: Limit | None = None
+
+    def line(self) -> str:
+        """For people."""
+        return f"{self.num_steps} steps, {self.codes.shape[1]} frames, stopped by: {self.limit or self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakingSettings:
+    """How a text is spoken, as flags and lines of a file say it. Raises ValueError for numbers out of range."""
+
+    seed: int = 0  # of what is sampled
+    max_sec: float = 30.0  # longest speech
+    max_text_tokens: int = 256  # longest text of an answer
+    temperature: float = 0.0  # of speech; 0 is greedy
+    text_temperature: float | None = None  # of the words around the speech; None: as `temperature`
+    top_k: int = 0  # keep the k most probable classes, 0 all
+    top_p: float = 1.0  # keep the fewest classes that hold this share of the probability
+    repetition_penalty: float = 1.0  # above 1: what was chosen recently becomes less probable
+    repetition_window: int = 50  # how far back that looks, frames or text tokens
+
+    def __post_init__(self) -> None:
+        names = {"sampling": "speech_sampling"}
+        Request(prompt=(), **{names.get(name, name): value for name, value in self.options.items()})
+
+    @property
+    def sampling(self) -> Sampling:
+        """Of speech."""
+        names = (field.name for field in dataclasses.fields(Sampling))
+        return Sampling(**{name: getattr(self, name) for name in names})
+
+    @property
+    def text_sampling(self) -> Sampling:
+        """Of the words around the speech."""
+        if self.text_temperature is None:
+            return self.sampling
+        return dataclasses.replace(self.sampling, temperature=self.text_temperature)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `Synthesizer.reading` and `answering`."""
+        limits = {name: getattr(self, name) for name in ("max_sec", "max_text_tokens", "seed")}
+        return {"sampling": self.sampling, "text_sampling": self.text_sampling, **limits}
+
+
+class Words(NamedTuple):
+    """`text` without surrounding white space. `is_marked`: `[ta]` stood before it and `[ua]` after."""
+
+    text: str
+    is_marked: bool
+
+
+def answer_words(ids: Sequence[int], layout: VocabLayout, decode: Callable[[Sequence[int]], str]) -> Words:
+    """The words from the first `[ta]` to the next `[ua]`, of the text ids of an answer; `decode` as the tokenizer's.
+
+    Where a mark is missing the words begin, or end, with the answer.
+    """
+    tokens = {token_id: token for token, token_id in layout.specials if token in MARKS}
+    parts: list[str] = []  # text, mark, text, mark, ..., text
+    if tokens:
+        first = 0
+        for place, token_id in enumerate(ids):
+            if token_id in tokens:
+                parts += [decode(ids[first:place]), tokens[token_id]]
+                first = place + 1
+        parts.append(decode(ids[first:]))
+    else:
+        parts = _MARK.split(decode(ids))
+    marks = parts[1::2]
+    has_begin = MARKS[0] in marks
+    begin = marks.index(MARKS[0]) + 1 if has_begin else 0
+    has_end = MARKS[1] in marks[begin:]
+    end = marks.index(MARKS[1], begin) if has_end else len(marks)
+    texts = (part.strip() for part in parts[2 * begin : 2 * end + 1 : 2])
+    return Words(" ".join(text for text in texts if text), has_begin and has_end)
 
 
 def checked_prompt(request: Request, model: SpeechLM, num_positions: int) -> Example:
@@ -88,22 +172,12 @@ def checked_prompt(request: Request, model: SpeechLM, num_positions: int) -> Exa
             expected=f"fewer than {num_positions}",
             next_step="shorten the prompt, or make an engine with more positions",
         )
-    _check_speaker(request.speaker, model.config.speaker_dim, len(prompt.speaker_positions))
-    return prompt
-
-
-def from_ids(ids: Sequence[int], layout: VocabLayout, group: int) -> Example:
-    """The example of a prompt of text alone; each `<|placeholder|>` is a place for the speaker vector."""
-    slot = layout.id_of("<|placeholder|>")
-    pieces = [Piece((int(i),), "speaker" if i == slot else "text", False) for i in ids]
-    return build(pieces or [Piece((), "text", False)], None, layout, group)
-
-
-def _check_speaker(speaker: torch.Tensor | None, width: int, num_places: int) -> None:
+    speaker, width = request.speaker, model.config.speaker_dim
+    num_places = len(prompt.speaker_positions)
     if speaker is None:
         if width and num_places:
             raise UserError("the prompt has a place for a speaker vector and none was given")
-        return
+        return prompt
     if not width:
         raise UserError(
             "a speaker vector was given to a model without speaker input",
@@ -115,3 +189,11 @@ def _check_speaker(speaker: torch.Tensor | None, width: int, num_places: int) ->
         raise UserError("the speaker vector has another width", got=tuple(speaker.shape), expected=(width,))
     if not bool(speaker.isfinite().all()):
         raise UserError("the speaker vector holds numbers that are not finite")
+    return prompt
+
+
+def from_ids(ids: Sequence[int], layout: VocabLayout, group: int) -> Example:
+    """The example of a prompt of text alone; each `<|placeholder|>` is a place for the speaker vector."""
+    slot = layout.id_of("<|placeholder|>")
+    pieces = [Piece((int(i),), "speaker" if i == slot else "text", False) for i in ids]
+    return build(pieces or [Piece((), "text", False)], None, layout, group)

@@ -1,11 +1,13 @@
 """Speech samples for TensorBoard while a model is in training.
 
-For each sentence: `speech/KEY/generated` and `speech/KEY/reference` to listen to (the reference is the codec's copy of
-the true speech, the best the model could do), and `speech/KEY/mel`, the log-mel spectra of both below each other. A
-model that learns to answer questions is asked those of the samples; `speech/KEY/words` is what it writes.
+For each sentence: `speech/KEY/text`, what is said; `speech/KEY/generated` and `speech/KEY/reference` to listen to (the
+reference is the codec's copy of the true speech, the best the model could do); and `speech/KEY/mel`, both log-mel
+spectra below each other. A model that learns to answer questions is asked `speech/KEY/question`; `speech/KEY/words` is
+what it writes.
 
 Example:
-    train(config, speak=SpeechSamples(codec="CODEC", tokenizer="BASE", source=open_source("SHARDS", "tts")))
+    speak = SpeechSamples(codec="CODEC", tokenizer="BASE", source=open_source("SHARDS", "tts"))
+    speak(model, SummaryWriter("RUN"), step=500)
 """
 
 from pathlib import Path
@@ -57,6 +59,7 @@ class SpeechSamples:
             ask, text = (synthesizer.answering, "question") if self.is_asked else (synthesizer.reading, "text")
             (output,) = synthesizer.engine.generate([ask(sample.meta[text], sample.speaker, max_sec=MAX_SEC)])
             codes = output.codes
+            writer.add_text(f"speech/{sample.key}/{text}", sample.meta[text], step)
             if self.is_asked:
                 writer.add_text(f"speech/{sample.key}/words", synthesizer.words_of(output).text, step)
             waves = {"generated": synthesizer.decode(codes, voice)} if codes.shape[1] else {}

@@ -1,21 +1,39 @@
-"""Choosing a class from logits: greedy, or at random after temperature, top-k and nucleus cuts.
+"""Choosing classes from logits, for many answers at once, each with its own settings, history and random numbers.
 
-Pure: the same logits, settings and generator state give the same choice. top-p: Holtzman et al. 2020
-(arXiv 1904.09751). Shapes: V classes, any leading axes.
+A choice depends on its row alone: its logits, settings, what it chose lately, and a number drawn from its request's
+seed and the count of its draws. No generator is kept, so nothing depends on who else draws. The numbers: splitmix64
+(Steele, Lea, Flood 2014). top-p: Holtzman et al. 2020 (arXiv 1904.09751). Repetition penalty: Keskar et al. 2019
+(arXiv 1909.05858), for choices within a window.
+
+Shapes: M rows, C classes.
+
+Invariant: -inf is never chosen; a row gives the same class in any company.
 
 Example:
-    pick(logits, Sampling(temperature=0.8, top_p=0.9), torch.Generator().manual_seed(0))
+    choices = [Choice(Sampling(temperature=0.8, top_p=0.9), seed=7, draw=0, lately=())]
+    choose(logits, choices)
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+# Logits are divided or multiplied by these settings in float32, and stay finite within these limits: a setting that
+# becomes 0, infinite or not a number there would choose what may not be chosen, and end the answers beside it.
+LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+GOLDEN = 0x9E3779B97F4A7C15
+MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+FLOAT_BITS = 53  # of a float64's fraction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a class is chosen. Temperature 0 takes the most probable one and needs no generator."""
+    """How a class is chosen. Temperature 0 takes the most probable one. Raises ValueError naming a bad setting."""
 
     temperature: float = 0.0  # 0 is greedy, 1 the model's own distribution
     top_k: int = 0  # keep the k most probable, 0 all
@@ -24,41 +42,83 @@ class Sampling:
     repetition_window: int = 50  # how far back that looks: frames of the same stream, or text tokens
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature: got {self.temperature}, expected a number from 0")
+        limits = f"{LEAST_FACTOR:g} to {MOST_FACTOR:g}"
+        if self.temperature != 0 and not LEAST_FACTOR <= self.temperature <= MOST_FACTOR:
+            raise ValueError(f"temperature: got {self.temperature}, expected 0, or {limits}")
         if self.top_k < 0:
             raise ValueError(f"top_k: got {self.top_k}, expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: got {self.top_p}, expected above 0 up to 1")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty: got {self.repetition_penalty}, expected a number above 0")
+        if not LEAST_FACTOR <= self.repetition_penalty <= MOST_FACTOR:
+            raise ValueError(f"repetition_penalty: got {self.repetition_penalty}, expected {limits}")
         if self.repetition_window < 1:
             raise ValueError(f"repetition_window: got {self.repetition_window}, expected 1 or more")
 
 
-def pick(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> torch.Tensor:
-    """int64 [...]: one class for each of logits, float [..., V], in which -inf marks what may not be chosen.
+class Choice(NamedTuple):
+    """What a choice depends on besides its logits."""
 
-    Raises ValueError for settings with a repetition penalty, which needs to know what was chosen before.
-    """
-    if sampling.repetition_penalty != 1:
-        raise ValueError("pick knows nothing of earlier choices; the repetition penalty is the engine's")
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    probabilities = truncate(logits.float() / sampling.temperature, sampling.top_k, sampling.top_p).softmax(dim=-1)
-    flat = probabilities.reshape(-1, probabilities.shape[-1])
-    return torch.multinomial(flat, 1, generator=generator).reshape(logits.shape[:-1])
+    sampling: Sampling
+    seed: int  # 0 to 2^64 - 1
+    draw: int  # number of this choice among all of its request
+    lately: Sequence[int]  # classes chosen within the window of the repetition penalty
 
 
-def truncate(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
-    """`logits` [..., V] with -inf at every class outside the top k and outside the nucleus of probability `top_p`."""
-    if top_k and top_k < logits.shape[-1]:
-        smallest = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < smallest, -math.inf)
-    if top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(dim=-1)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(-1, places, before >= top_p)
-        logits = logits.masked_fill(outside, -math.inf)
+def choose(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    """int64 [M]: a class for each row of logits, float [M, C], in which -inf marks what may not be chosen."""
+    logits = penalized(logits.float(), choices)
+    chosen = logits.argmax(dim=-1)
+    drawn = [i for i, choice in enumerate(choices) if choice.sampling.temperature > 0]
+    if drawn:
+        places = torch.tensor(drawn, device=logits.device)
+        chosen[places] = _sample(logits[places], [choices[i] for i in drawn])
+    return chosen
+
+
+def penalized(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    """`logits` float32 [M, C] with each row's recent classes made less probable (more, by a penalty below 1)."""
+    wanted = [i for i, choice in enumerate(choices) if choice.sampling.repetition_penalty != 1 and choice.lately]
+    if not wanted:
+        return logits
+    logits = logits.clone()
+    for i in wanted:
+        classes = torch.tensor(sorted(set(choices[i].lately)), device=logits.device)
+        values, penalty = logits[i, classes], choices[i].sampling.repetition_penalty
+        logits[i, classes] = torch.where(values > 0, values / penalty, values * penalty)
     return logits
+
+
+def _sample(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    """int64 [M]: a class for each row, at random from what temperature, top-k and top-p leave."""
+
+    def column(values: Sequence[float] | npt.NDArray[np.float64], dtype: torch.dtype) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=dtype, device=logits.device)[:, None]
+
+    settings = [choice.sampling for choice in choices]
+    num_classes = logits.shape[-1]
+    scaled = logits / column([s.temperature for s in settings], torch.float32)
+    ordered, places = scaled.sort(dim=-1, descending=True, stable=True)
+    top_k = column([min(s.top_k or num_classes, num_classes) for s in settings], torch.int64)
+    ordered = ordered.masked_fill(torch.arange(num_classes, device=logits.device) >= top_k, -math.inf)
+    probabilities = ordered.softmax(dim=-1).double()
+    before = probabilities.cumsum(dim=-1) - probabilities
+    top_p = column([s.top_p if s.top_p < 1 else math.inf for s in settings], torch.float64)
+    total = torch.where(before < top_p, probabilities, 0).cumsum(dim=-1)
+    numbers = column(random_numbers([c.seed for c in choices], [c.draw for c in choices]), torch.float64)
+    # The first class whose running total passes the number; one of probability 0 adds nothing and is never that.
+    rank = (total <= numbers * total[:, -1:]).sum(dim=-1, keepdim=True)
+    return places.gather(-1, rank)[:, 0]
+
+
+def random_numbers(seeds: Sequence[int], draws: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Numbers float64 [M], uniform in [0, 1): number `draw` of the stream of `seed`, for each pair."""
+    with np.errstate(over="ignore"):
+        key = _splitmix(np.array(seeds, dtype=np.uint64) + np.uint64(GOLDEN))
+        bits = _splitmix(key + (np.array(draws, dtype=np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
+    return (bits >> np.uint64(64 - FLOAT_BITS)).astype(np.float64) * 2.0**-FLOAT_BITS
+
+
+def _splitmix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    for shift, factor in MIXES:
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return bits

@@ -1,4 +1,7 @@
-"""Text in, a wave out: an exported model, its tokenizer and its codec together.
+"""Text in, a wave out: an exported model, its tokenizer and its codec together; and voices by the name
+of their source.
+
+A voice comes from an audio file, a `.npy` file with a speaker vector, or CORPUS:KEY, a sample of a tokenized corpus.
 
 Example:
     synthesizer = Synthesizer.load("exports/mtp3", codec="codecs/melvq")
@@ -7,7 +10,7 @@ Example:
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,8 @@ from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
-from slmkit.infer.answer import Words, answer_words
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
-from slmkit.infer.request import GREEDY, Output, Request
+from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking
 from slmkit.model.pretrained import load
@@ -46,10 +48,15 @@ class Speech:
     wave: npt.NDArray[np.float32]  # [samples] in [-1, 1]
     sample_rate: int  # Hz
     output: Output
+    words: Words  # what the model wrote around the speech
 
     @property
     def seconds(self) -> float:
         return len(self.wave) / self.sample_rate
+
+    def line(self, took_sec: float) -> str:
+        """For people."""
+        return f"{self.seconds:.2f} s of speech in {took_sec:.2f} s, {self.output.line()}"
 
 
 class Synthesizer:
@@ -62,39 +69,38 @@ class Synthesizer:
         codec: Codec,
         *,
         num_slots: int = 1,
-        num_positions: int | None = None,
+        max_sec: float = DEFAULT_SEC,
     ) -> None:
-        """`num_slots` answers at a time, of `num_positions` with their prompts (see `Engine`).
+        """`num_slots` answers at a time, with room for `max_sec` seconds of speech each.
 
         Raises UserError naming the first difference between the model's codec and `codec`.
         """
         model.config.codec_spec.check_compatible(codec.spec, this="the model", that="the given codec")
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
-        self._num_slots, self._num_positions = num_slots, num_positions
+        self._num_slots, self._max_sec = num_slots, max_sec
 
     @staticmethod
     def load(
         model: str | Path,
-        codec: str | Path,
+        codec: str | Path | Codec,
         device: str = "cpu",
         *,
         num_slots: int = 1,
-        num_positions: int | None = None,
         max_sec: float = DEFAULT_SEC,
     ) -> "Synthesizer":
-        """Open an export of `slmkit consolidate` and a codec directory.
+        """Open an export of `slmkit consolidate` with its codec: a directory, or a codec that is open already.
 
-        Unless `num_positions` is given there is room for `max_sec` seconds of speech.
+        Raises UserError when either cannot be read, or they do not fit together.
         """
         loaded = torch.nn.Module.to(load(model), device)
-        tokenizer, opened = TextTokenizer.load(model), open_codec(codec, device)
-        room = positions_for(loaded, max_sec) if num_positions is None else num_positions
-        return Synthesizer(loaded, tokenizer, opened, num_slots=num_slots, num_positions=room)
+        opened = open_codec(codec, device) if isinstance(codec, str | Path) else codec
+        return Synthesizer(loaded, TextTokenizer.load(model), opened, num_slots=num_slots, max_sec=max_sec)
 
     @functools.cached_property
     def engine(self) -> Engine:
-        """What decodes."""
-        return Engine(self.model, num_slots=self._num_slots, num_positions=self._num_positions)
+        """Decodes; made when it is first asked for, which takes memory for all answers."""
+        room = positions_for(self.model, self._max_sec)
+        return Engine(self.model, num_slots=self._num_slots, num_positions=room)
 
     @property
     def is_speaker_aware(self) -> bool:
@@ -145,24 +151,29 @@ class Synthesizer:
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def run(self, requests: Iterable[Request]) -> Iterator[tuple[int, Output]]:
-        """(number of the request, its output) as each is done. Raises UserError as `Engine.run` does."""
-        return self.engine.run(requests)
-
     def generate(self, text: str, speaker: Vector, **options: Any) -> Output:
         """The codes that read `text` in the voice of `speaker`; as `reading`."""
         return self.engine.generate([self.reading(text, speaker, **options)])[0]
 
     def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
         """Read `text` in the voice of `speaker`, float32 [D]; as `reading`. Raises UserError for no speech, too."""
-        output = self.generate(text, speaker, **options)
+        return self._spoken(text, self.reading(text, speaker, **options), speaker)
+
+    def answer(self, question: str, speaker: Vector, **options: Any) -> Speech:
+        """Answer `question` in the voice of `speaker`, float32 [D]; as `speak` in all else."""
+        return self._spoken(question, self.answering(question, speaker, **options), speaker)
+
+    def _spoken(self, text: str, request: Request, speaker: Vector) -> Speech:
+        (output,) = self.engine.generate([request])
+        words = self.words_of(output)
         if output.codes.shape[1] == 0:
             raise UserError(
                 f"the model gave no speech for {text!r} (it stopped by: {output.limit or 'its end'})",
-                next_step="train it longer, or check that the text is like that of the training data",
+                got=f"the words {words.text!r}",
+                next_step="train it longer, or check that text and task are like those of the training data",
             )
         wave = self.decode(output.codes, torch.from_numpy(speaker))
-        return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output)
+        return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output, words=words)
 
     def stream(self, request: Request, speaker: Vector) -> Speaking:
         """The wave that answers `request` in the voice of `speaker`, float32 [D], in pieces. Raises as `Speaking`."""
@@ -177,29 +188,74 @@ class Synthesizer:
         return decode_alone(self.codec, codes, speaker.cpu().numpy())
 
     def read_speaker(self, source: str | Path) -> Vector:
-        """Speaker vector float32 [D] from a `.npy` file, `CORPUS:KEY` (a sample of a corpus), or an audio file.
+        """Speaker vector float32 [D] of one source; see `Voices`. Raises UserError when the source gives none."""
+        return Voices(self.codec).vector(str(source))
 
-        Raises UserError when the source gives none.
-        """
-        text = str(source)
-        if text.endswith(".npy"):
-            return _read_vector(Path(text))
-        directory, colon, key = text.rpartition(":")
+
+class Voices:
+    """Speaker vectors by the name of their source. Each source is read once, and each corpus opened once.
+
+    Equal names give equal vectors, or the same error.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        """`codec` takes the voice of an audio file."""
+        self._codec = codec
+        self._known: dict[str, Vector | UserError] = {}
+        self._corpora: dict[str, tuple[ShardReader, dict[str, int]]] = {}
+
+    def vector(self, source: str) -> Vector:
+        """Speaker vector float32 [D]. Raises UserError when the source gives none."""
+        if source not in self._known:
+            try:
+                self._known[source] = self._read(source)
+            except UserError as error:
+                self._known[source] = error
+        found = self._known[source]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def _read(self, source: str) -> Vector:
+        directory, colon, key = source.rpartition(":")
+        if source.endswith(".npy"):
+            return _read_vector(Path(source))
         if colon and Path(directory).is_dir():
-            return corpus_speaker(Corpus.open(directory), key)
+            return self._corpus_vector(directory, key)
+        rate, device = self._codec.spec.sample_rate, self._codec.device
         try:
-            wave = read_audio(text, self.codec.spec.sample_rate, max_sec=MAX_SPEAKER_SEC)
+            wave = read_audio(source, rate, max_sec=MAX_SPEAKER_SEC)
         except BadSample as error:
             raise UserError(
-                f"cannot take the voice of {text}: {error.what}",
+                f"cannot take the voice of {source}: {error.what}",
                 expected=f"an audio file of at most {MAX_SPEAKER_SEC:.0f} s, a .npy file, or CORPUS:KEY",
             ) from error
-        if self.codec.num_frames(len(wave)) == 0:
-            raise UserError(f"cannot take the voice of {text}: it is too short", got=f"{len(wave)} samples")
-        encoded = self.codec.encode(
-            torch.from_numpy(wave)[None].to(self.codec.device), torch.tensor([len(wave)], device=self.codec.device)
-        )
+        if self._codec.num_frames(len(wave)) == 0:
+            raise UserError(f"cannot take the voice of {source}: it is too short", got=f"{len(wave)} samples")
+        encoded = self._codec.encode(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
         return encoded.speaker[0].float().cpu().numpy()
+
+    def _corpus_vector(self, directory: str, key: str) -> Vector:
+        if directory not in self._corpora:
+            corpus = Corpus.open(directory)
+            self._corpora[directory] = ShardReader(corpus), {corpus.key(i): i for i in range(len(corpus))}
+        reader, numbers = self._corpora[directory]
+        if key not in numbers:
+            raise UserError(f"{directory} has no sample {key!r}", next_step="look into its *.index.json for keys")
+        vector = reader.read(numbers[key]).speaker
+        if vector is None:
+            raise UserError("the corpus has no speaker vectors", got=directory)
+        return vector
+
+
+def _read_vector(path: Path) -> Vector:
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read {path} as a speaker vector: {error}", expected="a .npy file") from error
+    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating) or not np.isfinite(vector).all():
+        raise UserError(f"{path} is not a speaker vector", got=f"{vector.dtype} {vector.shape}", expected="float [D]")
+    return vector.astype(np.float32)
 
 
 def _check_text(text: str, what: str) -> None:
@@ -212,24 +268,3 @@ def _check_text(text: str, what: str) -> None:
             expected=f"at most {MAX_TEXT_CHARS}",
             next_step="split it into sentences",
         )
-
-
-def corpus_speaker(corpus: Corpus, key: str) -> Vector:
-    """Speaker vector of the sample `key`. Raises UserError when there is no such sample or it has no vector."""
-    for number in range(len(corpus)):
-        if corpus.key(number) == key:
-            speaker = ShardReader(corpus).read(number).speaker
-            if speaker is None:
-                raise UserError("the corpus has no speaker vectors", got=corpus.directory)
-            return speaker
-    raise UserError(f"{corpus.directory} has no sample {key!r}", next_step="look into its *.index.json for keys")
-
-
-def _read_vector(path: Path) -> Vector:
-    try:
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path} as a speaker vector: {error}", expected="a .npy file") from error
-    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating) or not np.isfinite(vector).all():
-        raise UserError(f"{path} is not a speaker vector", got=f"{vector.dtype} {vector.shape}", expected="float [D]")
-    return vector.astype(np.float32)

@@ -1,58 +1,97 @@
-"""Running the decoder layers of the backbone, and of heads that are made of the same layers.
+"""The decoder layers of the text model, and the attention they use.
 
-The layers are transformers' own Qwen2 layers; only the loop over them is here, so that packed training, prefill and
-cached decoding take one path and no attention mask is ever built behind our back.
+The layers are transformers' own. Here are the loop over them for training and for reading a prompt (`run_layers`; the
+step of one position over many answers is `infer/decoder.py`), and the attention function they call: causal, never
+across an utterance border. It serves every architecture through transformers' attention interface.
 
-Shapes: B batch (1 when packed), S positions, D width.
+Utterances lie back to back in one row of N positions. Each attends to itself alone, so the cost is the sum of the
+squares of the utterances, not the square of the row, and no mask is ever built. `packing` tells training (given) from
+decoding (absent).
+
+Kernels: flash-attn's variable-length kernel where it is installed, else torch's own, both on CUDA in half precision;
+everywhere else scaled_dot_product_attention, one call per utterance, which is exact.
+
+Shapes: B batch (1 when packed), S positions, D width, H query heads, J key-value heads, Q queries, K keys, E head
+width, N positions of a packed row, U utterances.
+
+Invariant: the output at a position depends on its own utterance up to that position, whatever lies beside it.
 
 Example:
-    hidden = run_layers(model.layers, model.rotary_emb, inputs_embeds, position_ids, packing=packing)
+    model = new_causal_lm(backbone_config(values)).model
+    hidden = run_layers(model.layers, model.rotary_emb, embedded, position_ids, packing=Packing(cu_seqlens, N))
 """
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+import torch.nn.functional as F
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig, Cache, PreTrainedConfig
 
-from slmkit.model.attention import NAME, Packing
+ATTENTION = "slmkit_packed"  # under this name transformers builds no mask of its own
+DEFAULT_TYPE = "qwen2"  # of backbone values that name no model_type
+HALF_TYPES = (torch.float16, torch.bfloat16)
+FLASH_ATTN, TORCH_VARLEN, SDPA = "flash-attn", "torch varlen", "scaled_dot_product_attention"
 
 
-def packed_config(values: dict[str, Any]) -> Qwen2Config:
-    """The Qwen2 config of plain values, set to packed attention."""
-    return Qwen2Config(**{**values, "attn_implementation": NAME})
+@dataclass(frozen=True)
+class Packing:
+    """Where the utterances of a row begin and end."""
+
+    cu_seqlens: torch.Tensor  # int32 [U + 1], first 0, last N
+    num_positions: int  # N; no utterance is longer
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Positions of each utterance, on the host."""
+        return torch.diff(self.cu_seqlens).tolist()
 
 
-def extra_layers(config: Qwen2Config, count: int, first_index: int) -> torch.nn.ModuleList:
-    """`count` more decoder layers of the kind `config` describes, with cache entries from `first_index` on."""
+def backbone_config(values: dict[str, Any]) -> Any:
+    """The transformers config of plain values, set to packed attention."""
+    values = dict(values)
+    kind = values.pop("model_type", DEFAULT_TYPE)
+    return AutoConfig.for_model(kind, **{**values, "attn_implementation": ATTENTION})
+
+
+def new_causal_lm(config: PreTrainedConfig) -> Any:
+    """A transformers causal language model of `config` with new weights."""
+    AttentionInterface.register(ATTENTION, packed_attention)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return model_class(config)
+
+
+def extra_layers(backbone: Any, count: int, first_index: int) -> nn.ModuleList:
+    """`count` more decoder layers of the kind that `backbone` has, with cache entries from `first_index` on."""
     num_layers = first_index + count
-    longer = packed_config(
-        {**config.to_dict(), "num_hidden_layers": num_layers, "layer_types": ["full_attention"] * num_layers}
-    )
-    return torch.nn.ModuleList(Qwen2DecoderLayer(longer, first_index + i) for i in range(count))
+    values = {**backbone.config.to_dict(), "num_hidden_layers": num_layers}
+    longer = backbone_config({**values, "layer_types": ["full_attention"] * num_layers})
+    layer = type(backbone.layers[0])
+    return nn.ModuleList(layer(longer, first_index + i) for i in range(count))
 
 
 def run_layers(
-    layers: Iterable[torch.nn.Module],
-    rotary: Qwen2RotaryEmbedding,
+    layers: Iterable[nn.Module],
+    rotary: nn.Module,
     hidden: torch.Tensor,
     position_ids: torch.Tensor,
     *,
     packing: Packing | None = None,
     cache: Cache | None = None,
-    attention_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hidden states float [B, S, D] behind `layers`, of hidden float [B, S, D] at position_ids int64 [B, S].
 
     `packing`: utterances side by side (B = 1). `cache`: the S positions follow those in it, and are added to it.
-    `attention_mask` bool [B, 1, S, K] names the visible ones of the K positions of the cache; without it, all before.
     """
     rotation = rotary(hidden, position_ids)
     for layer in layers:
         hidden = layer(
             hidden,
-            attention_mask=attention_mask,
+            attention_mask=None,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
@@ -60,3 +99,113 @@ def run_layers(
             packing=packing,
         )
     return hidden
+
+
+def attention_kernel(*, on_cuda: bool) -> str:
+    """Which kernel serves packed utterances: in half precision on a GPU, or elsewhere."""
+    if on_cuda and _flash_attn() is not None:
+        return FLASH_ATTN
+    return TORCH_VARLEN if on_cuda and _torch_varlen() is not None else SDPA
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention output [B, Q, H, E] of query [B, H, Q, E], key and value [B, J, K, E], float.
+
+    With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`,
+    bool [B, 1, Q, K], says which keys each query sees.
+    """
+    if packing is None:
+        return _attend_cached(query, key, value, attention_mask, scaling), None
+    kernel = _varlen_kernel() if query.is_cuda and query.dtype in HALF_TYPES and not dropout else None
+    if kernel is not None:
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        return kernel(*rows, packing, scaling)[None], None
+    key, value = _per_query_head(query, key), _per_query_head(query, value)
+    pieces = zip(*(x.split(packing.lengths, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout) for q, k, v in pieces
+    ]
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def _attend_cached(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    batch, heads, num_queries, width = query.shape
+    num_keys = key.shape[2]
+    if num_queries == 1:  # the query heads that share keys stand in for queries: no copies of the cache
+        shared = query.reshape(batch, key.shape[1], -1, width)
+        output = F.scaled_dot_product_attention(shared, key, value, attn_mask=mask, scale=scaling)
+        return output.reshape(batch, 1, heads, width)
+    whole = mask is None and num_queries == num_keys
+    if mask is None and not whole:
+        visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+        mask = visible.tril(num_keys - num_queries)
+    key, value = _per_query_head(query, key), _per_query_head(query, value)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=whole, scale=scaling)
+    return output.transpose(1, 2)
+
+
+def _per_query_head(query: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """Keys or values [B, J, K, E] repeated to [B, H, K, E]."""
+    return shared.repeat_interleave(query.shape[1] // shared.shape[1], dim=1)
+
+
+@functools.cache
+def _varlen_kernel() -> Callable[..., torch.Tensor] | None:
+    """The variable-length kernel that is installed, as kernel(query [N, H, E], key, value, packing, scaling)."""
+    return _flash_attn() or _torch_varlen()
+
+
+def _flash_attn() -> Callable[..., torch.Tensor] | None:
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+
+    def kernel(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
+    ) -> torch.Tensor:
+        borders, longest = packing.cu_seqlens, packing.num_positions
+        return flash_attn_varlen_func(
+            query, key, value, borders, borders, longest, longest, softmax_scale=scaling, causal=True
+        )
+
+    return kernel
+
+
+def _torch_varlen() -> Callable[..., torch.Tensor] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    if "scale" not in known:  # torch 2.10 cannot be told the scale
+        return None
+    fixed: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    shares_keys = "enable_gqa" in known
+    if shares_keys:
+        fixed["enable_gqa"] = True
+
+    def kernel(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
+    ) -> torch.Tensor:
+        if not shares_keys:
+            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        borders, longest = packing.cu_seqlens, packing.num_positions
+        output = varlen_attn(query, key, value, borders, borders, longest, longest, scale=scaling, **fixed)
+        assert isinstance(output, torch.Tensor)
+        return output
+
+    return kernel

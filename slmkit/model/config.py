@@ -10,19 +10,14 @@ Example:
 
 from typing import Any, Literal
 
-from transformers import PreTrainedConfig, Qwen2Config
+from transformers import PreTrainedConfig
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.model.backbone import packed_config
-
-HeadKind = Literal["linear", "mlp", "transformer"]
-CHOICES = {
-    "head": ("linear", "mlp", "transformer"),
-    "fusion": ("mean", "mlp"),
-    "softmax": ("full", "stream"),
-}
+from slmkit.model.backbone import backbone_config
+from slmkit.model.heads.base import SpeechHead
+from slmkit.model.heads.kinds import HEADS
 
 
 class SpeechLMConfig(PreTrainedConfig):
@@ -30,11 +25,11 @@ class SpeechLMConfig(PreTrainedConfig):
 
     model_type = "slmkit"
 
-    backbone: dict[str, Any] | None = None  # Qwen2 config
+    backbone: dict[str, Any] | None = None  # values of the text model's config; Qwen2's without a model_type
     layout: dict[str, Any] | None = None  # VocabLayout.to_dict()
     codec: dict[str, Any] | None = None  # CodecSpec.to_dict()
     group: int = 0  # tokens of one speech step: 0 for next-token prediction, else a multiple of the streams
-    head: HeadKind = "linear"
+    head: str = "linear"  # kind of the speech heads: a name in HEADS
     fusion: Literal["mean", "mlp"] = "mean"  # of the embeddings of one speech step
     speaker_dim: int = 0  # width of the speaker vector, 0 for no speaker input
     softmax: Literal["full", "stream"] = (
@@ -44,9 +39,9 @@ class SpeechLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone is not None:
-            qwen2 = packed_config(self.backbone)
-            self.backbone = {name: getattr(qwen2, name) for name in Qwen2Config.__annotations__}
-            self.tie_word_embeddings = qwen2.tie_word_embeddings
+            backbone = backbone_config(self.backbone)
+            self.backbone = {name: getattr(backbone, name) for name in type(backbone).__annotations__}
+            self.tie_word_embeddings = backbone.tie_word_embeddings
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -56,9 +51,9 @@ class SpeechLMConfig(PreTrainedConfig):
         return values.get(cls.model_type, values), unused
 
     @property
-    def qwen2(self) -> Qwen2Config:
-        """The backbone's own config, set to packed attention."""
-        return packed_config(self.backbone or {})
+    def backbone_config(self) -> Any:
+        """The backbone's own transformers config, set to packed attention."""
+        return backbone_config(self.backbone or {})
 
     @property
     def vocab_layout(self) -> VocabLayout:
@@ -67,6 +62,10 @@ class SpeechLMConfig(PreTrainedConfig):
     @property
     def codec_spec(self) -> CodecSpec:
         return CodecSpec.from_dict(self.codec or {})
+
+    @property
+    def head_class(self) -> type[SpeechHead]:
+        return HEADS[self.head]
 
     @property
     def hidden_size(self) -> int:
@@ -83,10 +82,11 @@ class SpeechLMConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise UserError naming the first part that does not fit."""
-        for name, known in CHOICES.items():
+        choices = {"head": tuple(HEADS), "fusion": ("mean", "mlp"), "softmax": ("full", "stream")}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} of the model is not known", got=getattr(self, name), expected=", ".join(known))
-        layout, qwen2 = self.vocab_layout, self.qwen2
+        layout, backbone = self.vocab_layout, self.backbone_config
         kind = "mtp" if self.group else "ntp"
         if self.group < 0 or self.group % layout.num_streams:
             raise UserError(
@@ -102,12 +102,12 @@ class SpeechLMConfig(PreTrainedConfig):
                 got=f"group {self.group}",
                 next_step="set softmax to full, or group to 0",
             )
-        if qwen2.vocab_size < layout.size:
+        if backbone.vocab_size < layout.size:
             raise UserError(
-                "the embedding has fewer rows than the vocabulary", got=qwen2.vocab_size, expected=layout.size
+                "the embedding has fewer rows than the vocabulary", got=backbone.vocab_size, expected=layout.size
             )
         sizes = tuple(stream.size for stream in self.codec_spec.lm_streams)
         if sizes != layout.codebook_sizes:
             raise UserError("the codebooks of codec and vocabulary differ", got=layout.codebook_sizes, expected=sizes)
-        if qwen2.use_sliding_window:
+        if getattr(backbone, "use_sliding_window", False):
             raise UserError("a backbone with sliding-window attention is not supported", expected="full attention")

@@ -11,7 +11,7 @@ to predict, group G:
     attention scores        L * 4 H E * pairs,  pairs = sum of n_u (n_u + 1) / 2: each position with itself and before
     MLP                     L * 6 N D I
     text logits             2 D * sum over targets of the rows they choose among (all V, or those of their stream)
-    speech heads, each      linear 2 Q D C;  mlp 2 Q D 2D + 2 Q 2D C;  transformer 2 layers at N positions + 2 Q D C
+    speech heads, each      2 Q * weights of its linear layers (heads/), and its decoder layers as those of the backbone
     mlp fusion              2 N (G D D + D D): it runs at every position
     speaker projector       2 P (S 4S + 4S D) for P speaker slots of width S
     embeddings              none, they are lookups
@@ -21,7 +21,7 @@ It sees sizes that the host knows; it never touches a tensor on a device.
 Invariant: with pairs = sum of n_u^2 the parts add up to what torch's FlopCounterMode counts in a forward pass.
 
 Example:
-    costs = Flops(model.config)
+    costs = Flops(model)
     costs.training(BatchSizes.of(batch))        # of one micro-batch, before `batch.to(device)`
 """
 
@@ -31,9 +31,7 @@ import torch
 
 from slmkit.data.batch import Batch
 from slmkit.model import losses
-from slmkit.model.config import SpeechLMConfig
-from slmkit.model.heads import HEAD_LAYERS, MLP_FACTOR, class_token_ids
-from slmkit.model.slm import SPEAKER_FACTOR
+from slmkit.model.slm import SPEAKER_FACTOR, SpeechLM
 
 TRAINING_PASSES = 3  # forward, and backward for inputs and for weights
 # Dense bf16 TFLOP/s by the name CUDA gives a device, from the maker's data sheets. What is not here has no MFU.
@@ -84,47 +82,40 @@ class BatchSizes:
 
 
 class Flops:
-    """The cost of a model of `config`, float operations by part."""
+    """The cost of a model, float operations by part."""
 
-    def __init__(self, config: SpeechLMConfig) -> None:
-        self._config, qwen2, layout = config, config.qwen2, config.vocab_layout
-        self._width, self._inner, self._layers = qwen2.hidden_size, qwen2.intermediate_size, qwen2.num_hidden_layers
-        head_width = getattr(qwen2, "head_dim", None) or qwen2.hidden_size // qwen2.num_attention_heads
-        self._queries = qwen2.num_attention_heads * head_width
-        self._keys = (qwen2.num_key_value_heads or qwen2.num_attention_heads) * head_width
-        ranges = losses.candidates(layout, qwen2.vocab_size, config.softmax)
+    def __init__(self, model: SpeechLM) -> None:
+        config = model.config
+        self._config, backbone = config, config.backbone_config
+        width = backbone.hidden_size
+        head_width = getattr(backbone, "head_dim", None) or width // backbone.num_attention_heads
+        self._queries = backbone.num_attention_heads * head_width
+        self._keys = (backbone.num_key_value_heads or backbone.num_attention_heads) * head_width
+        self._width, self._inner = width, backbone.intermediate_size
+        self._layers = backbone.num_hidden_layers + sum(head.num_layers for head in model.heads)
+        self._head_weights = sum(head.weights_per_step() for head in model.heads)
+        is_fused = config.group > 0 and config.fusion == "mlp"
+        self._fusion_weights = (config.group + 1) * width**2 if is_fused else 0
+        ranges = losses.candidates(config.vocab_layout, backbone.vocab_size, config.softmax)
         self._choices = [sum(stop - start for start, stop in pairs) for pairs in ranges]  # rows, per loss term
-        self._classes = [len(class_token_ids(layout, head)) for head in range(config.group)]
 
     def parts(self, sizes: BatchSizes) -> dict[str, int]:
         """Forward pass of one micro-batch, by part."""
-        width, positions = self._width, sizes.positions
-        layers = self._layers + (HEAD_LAYERS * len(self._classes) if self._config.head == "transformer" else 0)
+        width, positions, layers = self._width, sizes.positions, self._layers
         speaker = self._config.speaker_dim
         return {
             "attention projections": layers * 4 * positions * width * (self._queries + self._keys),
             "attention scores": layers * 4 * self._queries * sizes.attention_pairs,
             "mlp": layers * 6 * positions * width * self._inner,
             "text logits": 2 * width * sum(n * rows for n, rows in zip(sizes.lm_targets, self._choices, strict=False)),
-            "speech heads": 2 * sizes.speech_steps * sum(self._weights(classes) for classes in self._classes),
-            "fusion": 2 * positions * self._fusion,
+            "speech heads": 2 * sizes.speech_steps * self._head_weights,
+            "fusion": 2 * positions * self._fusion_weights,
             "speaker": 2 * sizes.speakers * SPEAKER_FACTOR * speaker * (speaker + width),
         }
 
     def training(self, sizes: BatchSizes) -> int:
         """Forward and backward pass of one micro-batch."""
         return TRAINING_PASSES * sum(self.parts(sizes).values())
-
-    @property
-    def _fusion(self) -> int:
-        """Weights of the mlp that fuses a speech step."""
-        return (self._config.group + 1) * self._width**2 if self._config.group and self._config.fusion == "mlp" else 0
-
-    def _weights(self, classes: int) -> int:
-        """Weights of a speech head that work at the speech steps alone."""
-        if self._config.head == "mlp":
-            return MLP_FACTOR * self._width * (self._width + classes)
-        return self._width * classes
 
 
 def peak_tflops(device_name: str) -> float | None:

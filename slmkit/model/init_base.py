@@ -23,9 +23,9 @@ from slmkit.model.pretrained import seeded
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NUM_BYTES = 256
-HEAD_WIDTH = 64  # as in Qwen2.5-0.5B
+FEATURES_PER_HEAD = 64  # as in Qwen2.5-0.5B
 MLP_RATIO = 4
-MAX_POSITIONS = 32768
+CONTEXT_POSITIONS = 32768
 ROPE_BASE = 1_000_000.0  # as in Qwen2.5
 
 
@@ -46,7 +46,7 @@ def init_base(
     wide where that divides hidden_size, else there is one; key-value heads default to half of them. Raises UserError
     when the sizes do not fit.
     """
-    heads = num_heads or max(1, hidden_size // HEAD_WIDTH)
+    heads = num_heads or max(1, hidden_size // FEATURES_PER_HEAD)
     shared = num_key_value_heads or max(1, heads // 2)
     if min(hidden_size, num_layers) < 1 or hidden_size % (2 * heads) or heads % shared:
         raise UserError(
@@ -67,7 +67,7 @@ def init_base(
         num_hidden_layers=num_layers,
         num_attention_heads=heads,
         num_key_value_heads=shared,
-        max_position_embeddings=MAX_POSITIONS,
+        max_position_embeddings=CONTEXT_POSITIONS,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_BASE},
         tie_word_embeddings=True,
         bos_token_id=bos,

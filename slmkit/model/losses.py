@@ -3,7 +3,7 @@
 The logits [M, V] of a micro-batch never exist as a whole: `cross_entropy` works through slices of the targets and
 computes both the loss and its gradients while a slice of logits is at hand. Sums are float32 whatever the weights are.
 
-Targets come in `Segment`s: rows that follow each other and choose among the same candidates, ranges of rows of the
+Targets come in `TargetSpan`s: targets in a row that choose among the same candidates, which are ranges of rows of the
 weight. One range is the ordinary softmax over everything; the ranges of one stream are its decoupled softmax.
 
 Shapes: M targets, D width, V rows of the weight (vocabulary or classes), T terms besides text.
@@ -13,7 +13,7 @@ loss is 0 and every gradient a zero.
 
 Example:
     scales = coefficients(batch.global_counts, group=0, text_weight=0.2)[batch.lm_groups]
-    loss, nll, correct = cross_entropy(hidden, weight, None, targets, scales, [Segment(len(targets), ((0, 1026),))])
+    loss, nll, correct = cross_entropy(hidden, weight, None, targets, scales, [TargetSpan(len(targets), ((0, 1026),))])
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ _WIDE_PRODUCT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # h
 Ranges = tuple[tuple[int, int], ...]  # (first, behind last) rows of the weight, in order
 
 
-class Segment(NamedTuple):
+class TargetSpan(NamedTuple):
     """`num_targets` targets in a row, each one of the rows of the weight in `candidates`."""
 
     num_targets: int
@@ -86,17 +86,17 @@ def cross_entropy(
     bias: torch.Tensor | None,
     targets: torch.Tensor,
     scales: torch.Tensor,
-    segments: Sequence[Segment],
+    spans: Sequence[TargetSpan],
     slice_bytes: int = SLICE_BYTES,
 ) -> CrossEntropy:
-    """Cross-entropy of logits hidden @ weight.T + bias over the candidates of each segment.
+    """Cross-entropy of logits hidden @ weight.T + bias over the candidates of each span.
 
     hidden [M, D] and weight [V, D] of one float type, bias [V] or None, targets int64 [M] rows of the weight, scales
     float32 [M] of at least 0: the share of each target in the loss. The loss can be differentiated once.
     """
     return CrossEntropy(
         *_SlicedCrossEntropy.apply(
-            hidden, weight, bias, targets, scales, tuple(segments), slice_bytes, torch.is_grad_enabled()
+            hidden, weight, bias, targets, scales, tuple(spans), slice_bytes, torch.is_grad_enabled()
         )
     )
 
@@ -112,7 +112,7 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         bias: torch.Tensor | None,
         targets: torch.Tensor,
         scales: torch.Tensor,
-        segments: tuple[Segment, ...],
+        spans: tuple[TargetSpan, ...],
         slice_bytes: int,
         with_gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -122,67 +122,57 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         scales = scales.to(wide)
         largest = scales.max().clamp_min(torch.finfo(wide).tiny) if len(scales) else scales.new_ones(())
         relative = scales / largest
-        gradients = _Gradients(hidden, weight, bias, wide) if with_gradients else None
-        for rows, ranges in _slices(segments, slice_bytes):
-            logits, column = _logits(hidden[rows], weight, bias, targets[rows], ranges, wide)
-            nll[rows], correct[rows] = _softmax_(logits, column)
-            if gradients is not None:
-                logits.mul_(relative[rows, None])
-                logits.scatter_add_(1, column, -relative[rows, None])
-                gradients.add(rows, logits, ranges)
-        if gradients is not None:
-            ctx.save_for_backward(largest, gradients.hidden, gradients.weight, gradients.bias)
-            ctx.types = hidden.dtype, weight.dtype
+        inputs = (hidden, weight, bias) if with_gradients else ()
+        grads: list[Any] = [None if tensor is None else torch.zeros_like(tensor, dtype=wide) for tensor in inputs]
+        for rows, ranges in _slices(spans, slice_bytes):
+            # Logits [m, candidates], the ranges side by side, and the column [m] of each target.
+            logits = torch.empty(len(targets[rows]), sum(b - a for a, b in ranges), dtype=wide, device=hidden.device)
+            parts = logits.split([b - a for a, b in ranges], dim=1)
+            column, first = torch.zeros_like(targets[rows]), 0
+            for (start, stop), part in zip(ranges, parts, strict=True):
+                _multiply(hidden[rows], weight[start:stop].T, out=part)
+                if bias is not None:
+                    part += bias[start:stop]
+                inside = (targets[rows] >= start) & (targets[rows] < stop)
+                column = torch.where(inside, targets[rows] - start + first, column)
+                first += stop - start
+            column = column[:, None]
+            # Logits become probabilities in place.
+            best = logits.amax(dim=1, keepdim=True)
+            ahead = best - logits.gather(1, column)
+            total = logits.sub_(best).exp_().sum(dim=1, keepdim=True)
+            nll[rows], correct[rows] = (total.log() + ahead)[:, 0], (ahead == 0)[:, 0]
+            if not with_gradients:
+                continue
+            # Probabilities become the gradient of the logits: scale * (probability - 1 at the target).
+            logits.div_(total).mul_(relative[rows, None])
+            logits.scatter_add_(1, column, -relative[rows, None])
+            of_hidden, of_weight, of_bias = grads
+            for (start, stop), part in zip(ranges, parts, strict=True):
+                narrow = part.to(hidden.dtype)
+                _add_product(of_hidden[rows], narrow, weight[start:stop])
+                _add_product(of_weight[start:stop], narrow.T, hidden[rows])
+                if of_bias is not None:
+                    of_bias[start:stop] += part.sum(0)
+        if with_gradients:
+            ctx.save_for_backward(largest, *grads)
+            ctx.types = hidden.dtype, weight.dtype, weight.dtype
         ctx.mark_non_differentiable(nll, correct)
         return (nll * scales).sum(), nll, correct
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
-        largest, hidden, weight, bias = ctx.saved_tensors
-        hidden_type, weight_type = ctx.types
+        largest, *grads = ctx.saved_tensors
         factor = upstream * largest
         # In place: autograd itself refuses a second pass over tensors that were changed.
-        grads = [None if g is None else g.mul_(factor) for g in (hidden, weight, bias)]
-        types = (hidden_type, weight_type, weight_type)
-        typed = [None if g is None else g.to(kind) for g, kind in zip(grads, types, strict=True)]
+        typed = [None if g is None else g.mul_(factor).to(kind) for g, kind in zip(grads, ctx.types, strict=True)]
         return (*typed, None, None, None, None, None)
 
 
-class _Gradients:
-    """Gradients as they are being added up, float32 (float64 for float64 weights)."""
-
-    def __init__(
-        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, wide: torch.dtype
-    ) -> None:
-        self._inputs, self._weights = hidden, weight
-        self.hidden = torch.zeros_like(hidden, dtype=wide)
-        self.weight = torch.zeros_like(weight, dtype=wide)
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
-
-    def add(self, rows: slice, of_logits: torch.Tensor, ranges: Ranges) -> None:
-        """Add what a slice's gradient of its logits, [m, candidates], brings."""
-        inputs = self._inputs[rows]
-        for start, stop, column in _columns(ranges):
-            part = of_logits[:, column : column + stop - start]
-            narrow = part.to(inputs.dtype)
-            _add_product(self.hidden[rows], narrow, self._weights[start:stop])
-            _add_product(self.weight[start:stop], narrow.T, inputs)
-            if self.bias is not None:
-                self.bias[start:stop] += part.sum(0)
-
-
-def _columns(ranges: Ranges) -> Iterator[tuple[int, int, int]]:
-    """(first row, behind last row, column of the first row) of each range."""
-    column = 0
-    for start, stop in ranges:
-        yield start, stop, column
-        column += stop - start
-
-
-def _slices(segments: Sequence[Segment], slice_bytes: int) -> Iterator[tuple[slice, Ranges]]:
+def _slices(spans: Sequence[TargetSpan], slice_bytes: int) -> Iterator[tuple[slice, Ranges]]:
     """Slices of the targets whose logits take about `slice_bytes`."""
     first = 0
-    for num_targets, ranges in segments:
+    for num_targets, ranges in spans:
         num_candidates = sum(stop - start for start, stop in ranges)
         step = max(1, slice_bytes // (FLOAT_BYTES * num_candidates))
         for start in range(first, first + num_targets, step):
@@ -190,35 +180,7 @@ def _slices(segments: Sequence[Segment], slice_bytes: int) -> Iterator[tuple[sli
         first += num_targets
 
 
-def _logits(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    ranges: Ranges,
-    wide: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [m, candidates] in `wide` and the column of each target, int64 [m, 1]."""
-    logits = torch.empty(len(hidden), sum(b - a for a, b in ranges), dtype=wide, device=hidden.device)
-    position = torch.zeros_like(targets)
-    for start, stop, column in _columns(ranges):
-        _product(hidden, weight[start:stop].T, out=logits[:, column : column + stop - start])
-        if bias is not None:
-            logits[:, column : column + stop - start] += bias[start:stop]
-        position = torch.where((targets >= start) & (targets < stop), targets - start + column, position)
-    return logits, position[:, None]
-
-
-def _softmax_(logits: torch.Tensor, column: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn logits into probabilities in place. Returns the targets' negative log-likelihood and whether they win."""
-    best = logits.amax(dim=1, keepdim=True)
-    ahead = best - logits.gather(1, column)
-    total = logits.sub_(best).exp_().sum(dim=1, keepdim=True)
-    logits.div_(total)
-    return (total.log() + ahead)[:, 0], (ahead == 0)[:, 0]
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     """out = a @ b, with the precision of `out` where the device can give it."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)

@@ -4,9 +4,15 @@
 `save` writes an export that stands alone; `load` reads one. An export of a next-token model without speaker input is at
 the same time a plain Qwen2 directory: `AutoModelForCausalLM` loads it, too.
 
+`from_export` goes on from the weights of an export: pre-training, then fine-tuning. Base, codec and options of the new
+run describe the model, and the export must be that model (`check_export`). Only two things may differ. A model without
+speaker input may get one: its projector is drawn anew. The loss (softmax, text_loss_weight) may be another; it has no
+weights. Optimizer and data of the first run do not come along.
+
 Only safetensors are read, only from local directories, and never code.
 
-Invariant: `load` of what `save` wrote is the same model, weight by weight. Equal arguments and seed give equal models.
+Invariant: `load` of what `save` wrote is the same model, weight by weight; `from_export` changes nothing but the float
+type, to float32. Equal arguments and seed give equal models.
 
 Example:
     model = from_base("Qwen2.5-0.5B", codec=spec, group=3, seed=0)
@@ -14,6 +20,7 @@ Example:
     load("OUT", layout=corpus_layout)
 """
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,18 +28,23 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import new_directory, provenance, read_json, write_json
+from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.slm import SpeechLM
 
 LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json", "provenance.json"
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+BASE_TYPES = ("qwen2",)  # architectures that training and decoding are tested with
+WEIGHTS = "*.safetensors"
+SHAPING_OPTIONS = ("group", "head", "fusion")  # they shape the weights, so an export must have the same
+LOSS_OPTIONS = ("softmax", "text_loss_weight")  # they have no weights
+PROJECTOR = "spk_emb_proj."
 
 
 def from_base(
@@ -50,13 +62,18 @@ def from_base(
     new are drawn with `seed`. Raises UserError when `base_dir` is no Qwen2 model, or the parts do not fit.
     """
     config = config_on_base(base_dir, codec=codec, group=group, speaker=speaker, **options)
-    base, rows = _read_base(base_dir), config.qwen2.vocab_size
+    with _naming_the_base(base_dir):
+        base = AutoModelForCausalLM.from_pretrained(str(base_dir), use_safetensors=True, dtype=torch.float32, **LOCAL)
+    known = config.vocab_layout.base_size
     with seeded(seed):
         model = SpeechLM(config)
-        state = {
-            name: _with_new_rows(weight, model.layout, rows) if weight.shape[0] == base.config.vocab_size else weight
-            for name, weight in base.state_dict().items()
-        }
+        state = base.state_dict()
+        for name, weight in state.items():
+            if weight.shape[0] != base.config.vocab_size:
+                continue
+            # The appended rows are drawn around the mean of the base tokens' rows, as spread as they are.
+            drawn = torch.randn(config.backbone_config.vocab_size - known, weight.shape[1])
+            state[name] = torch.cat([weight[:known], weight[:known].mean(0) + weight[:known].std(0) * drawn])
     model.lm_model.load_state_dict(state)
     return model
 
@@ -68,7 +85,7 @@ def config_on_base(
     if speaker and not codec.speaker_dim:
         raise UserError("the codec gives no speaker vector", got=codec.name, next_step="set model.speaker to false")
     layout = base_layout(TextTokenizer.load(base_dir), codec, group)
-    base = _read_base_config(base_dir)
+    base = read_base_config(base_dir)
     return SpeechLMConfig(
         backbone=backbone_values(base.to_dict(), layout, max(base.vocab_size, layout.size)),
         layout=layout.to_dict(),
@@ -178,19 +195,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _read_base(base_dir: str | Path) -> Qwen2ForCausalLM:
-    with _names_the_base(base_dir):
-        model = Qwen2ForCausalLM.from_pretrained(
-            str(base_dir), use_safetensors=True, dtype=torch.float32, local_files_only=True
-        )
-    assert isinstance(model, Qwen2ForCausalLM)
-    return model
-
-
-def _read_base_config(base_dir: str | Path) -> Qwen2Config:
-    with _names_the_base(base_dir):
+def read_base_config(base_dir: str | Path) -> Any:
+    """The transformers config of a base model. Raises UserError when there is none, or of an architecture unknown."""
+    with _naming_the_base(base_dir):
         config = AutoConfig.from_pretrained(str(base_dir), **LOCAL)
-    if not isinstance(config, Qwen2Config):
+    if config.model_type not in BASE_TYPES:
         raise UserError(
             f"{base_dir} is not a Qwen2 model", got=config.model_type, expected="a Qwen2 or Qwen2.5 directory"
         )
@@ -198,7 +207,7 @@ def _read_base_config(base_dir: str | Path) -> Qwen2Config:
 
 
 @contextmanager
-def _names_the_base(base_dir: str | Path) -> Iterator[None]:
+def _naming_the_base(base_dir: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
@@ -211,8 +220,90 @@ def backbone_values(values: dict[str, Any], layout: VocabLayout, rows: int) -> d
     return {**values, **ids, "vocab_size": rows}
 
 
-def _with_new_rows(weight: torch.Tensor, layout: VocabLayout, rows: int) -> torch.Tensor:
-    """Embedding [rows, D] that keeps the base tokens and draws the others around their mean, as spread as they are."""
-    known = weight[: layout.base_size]
-    drawn = torch.randn(rows - layout.base_size, weight.shape[1])
-    return torch.cat([known, known.mean(0) + known.std(0) * drawn])
+def check_export(directory: str | Path, config: SpeechLMConfig, *, base_dir: str | Path) -> list[str]:
+    """Whether a model of `config` on `base_dir` can start from the weights of an export; weights are not read.
+
+    Returns a sentence for everything that changes. Raises UserError naming the first thing that does not fit.
+    """
+    export = read_export_config(directory)
+    for name in SHAPING_OPTIONS:
+        _check_option(f"model.{name}", getattr(export, name), getattr(config, name), directory)
+    if export.speaker_dim and not config.speaker_dim:
+        _check_option("model.speaker", True, False, directory)
+    config.codec_spec.check_compatible(export.codec_spec, this="this run", that=str(directory))
+    config.vocab_layout.check_equal(export.vocab_layout, this="this run", that=str(directory))
+    theirs, ours = export.backbone or {}, config.backbone or {}
+    for name in ours:
+        _check_option(f"{name} of the base model", theirs.get(name), ours[name], directory)
+    their_text, our_text = (TextTokenizer.load(path).fingerprint for path in (directory, base_dir))
+    _check_option("the tokenizer (sha256)", their_text, our_text, directory)
+    changes = [
+        f"{name} is {getattr(config, name)}, and was {getattr(export, name)} in {directory}"
+        for name in LOSS_OPTIONS
+        if getattr(export, name) != getattr(config, name)
+    ]
+    if config.speaker_dim and not export.speaker_dim:
+        changes.append(f"the model of {directory} had no speaker input: its projector starts from new weights")
+    return changes
+
+
+def from_export(directory: str | Path, config: SpeechLMConfig, *, seed: int) -> SpeechLM:
+    """The float32 model of `config` with the weights of an export that `check_export` accepts.
+
+    A new speaker projector is drawn with `seed`. Raises UserError when the export cannot be loaded.
+    """
+    source = load(directory, layout=config.vocab_layout)
+    with seeded(seed):
+        model = SpeechLM(config)
+    state = {name: weight.to(torch.float32) for name, weight in source.state_dict().items()}
+    found = model.load_state_dict(state, strict=False)
+    assert not found.unexpected_keys, found.unexpected_keys
+    assert all(name.startswith(PROJECTOR) for name in found.missing_keys), found.missing_keys
+    return model
+
+
+def read_export_config(directory: str | Path) -> SpeechLMConfig:
+    """The config of an export in slmkit's format. Raises UserError when `directory` holds none."""
+    directory = Path(directory)
+    if not (directory / LAYOUT_FILE).is_file():
+        raise UserError(
+            "init_from is not the directory of an exported model",
+            got=directory,
+            expected=f"{LAYOUT_FILE}, config.json and weights, as `slmkit consolidate` writes them",
+            next_step="consolidate a run, or bring a published checkpoint in with `slmkit import-model`",
+        )
+    values = read_json(directory / "config.json")
+    ours = values.get(SpeechLMConfig.model_type, values) if isinstance(values, dict) else {}
+    if "layout" not in ours or "codec" not in ours:
+        raise UserError(
+            f"the model in {directory} is not in slmkit's format",
+            expected="what `slmkit consolidate --format slmkit` writes",
+            next_step="bring a published checkpoint in with `slmkit import-model`",
+        )
+    return SpeechLMConfig.from_pretrained(directory, **LOCAL)
+
+
+def export_sha256(directory: str | Path) -> str:
+    """One hash of all files that make an export the model it is: weights, config, tokenizer, vocabulary, codec spec.
+
+    Raises UserError when it holds no weights.
+    """
+    files = sorted([*Path(directory).glob(WEIGHTS), *Path(directory).glob("*.json")])
+    if not any(file.match(WEIGHTS) for file in files):
+        raise UserError(
+            f"{directory} holds no model",
+            expected="a directory that `slmkit consolidate` wrote",
+            next_step="check the path, or restore the model",
+        )
+    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files if file.name != PROVENANCE_FILE)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _check_option(name: str, theirs: Any, ours: Any, directory: str | Path) -> None:
+    if theirs != ours:
+        raise UserError(
+            f"the model in {directory} is not the model of this run: {name} differs",
+            got=theirs,
+            expected=ours,
+            next_step="set what the model was made with in the run config, or start from another model",
+        )

@@ -18,24 +18,23 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.model.config import HeadKind, SpeechLMConfig
-from slmkit.model.heads import class_token_ids
-from slmkit.model.pretrained import backbone_values, base_layout
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.heads.base import class_token_ids
+from slmkit.model.heads.kinds import HEADS
+from slmkit.model.pretrained import backbone_values, base_layout, read_base_config
 from slmkit.model.slm import SpeechLM
 
-State = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 NO_CLASS = -100
 EMBEDDING, LM_HEAD = "lm_model.model.embed_tokens.weight", "lm_model.lm_head.weight"
-HEAD_OF_KIND: dict[HeadKind, str] = {"linear": "head.weight", "mlp": "head.2.weight", "transformer": "head_proj.weight"}
 
 
-def to_published(model: SpeechLM) -> State:
+def to_published(model: SpeechLM) -> StateDict:
     """The published state dict of a model. Raises UserError when it has parts the format lacks."""
     if model.fusion is not None:
         raise UserError("the published format has no mlp fusion", got="fusion mlp", expected="fusion mean")
@@ -43,7 +42,7 @@ def to_published(model: SpeechLM) -> State:
     return state | lookup_buffers(model.layout, model.group)
 
 
-def lookup_buffers(layout: VocabLayout, group: int) -> State:
+def lookup_buffers(layout: VocabLayout, group: int) -> StateDict:
     """The lookup buffers of all heads, int64."""
     buffers = {}
     for i in range(group):
@@ -68,42 +67,30 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
 
     Raises UserError when the file cannot be read, or its keys, shapes or lookup buffers are not those of such a model.
     """
-    state = _read(Path(checkpoint))
+    state = _read_state(Path(checkpoint))
     if EMBEDDING not in state:
         raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a key {EMBEDDING}")
     group = sum(name.startswith("speech_heads.") and name.endswith(".small_to_orig") for name in state)
+    kinds = [kind for kind, head in HEADS.items() if f"speech_heads.0.{head.published_key}" in state]
     layout = base_layout(TextTokenizer.load(base_dir), codec, group)
-    backbone = Qwen2Config.from_pretrained(str(base_dir), local_files_only=True).to_dict()
     config = SpeechLMConfig(
-        backbone=backbone_values(backbone, layout, len(state[EMBEDDING])),
+        backbone=backbone_values(read_base_config(base_dir).to_dict(), layout, len(state[EMBEDDING])),
         layout=layout.to_dict(),
         codec=codec.to_dict(),
         group=group,
-        head=_head_kind(state),
+        head=kinds[0] if kinds else "linear",
         speaker_dim=state["spk_emb_proj.0.weight"].shape[1] if "spk_emb_proj.0.weight" in state else 0,
     )
     model = SpeechLM(config)
-    torch.nn.Module.to(model, _float_type(state))
-    return _fill(model, state, str(checkpoint))
-
-
-def _float_type(state: State) -> torch.dtype:
-    """The narrowest float type that holds every weight exactly."""
+    # The narrowest float type that holds every weight exactly.
     types = {value.dtype for value in state.values() if value.is_floating_point()}
-    return functools.reduce(torch.promote_types, types)
-
-
-def _head_kind(state: State) -> HeadKind:
-    return next((kind for kind, key in HEAD_OF_KIND.items() if f"speech_heads.0.{key}" in state), "linear")
-
-
-def _fill(model: SpeechLM, state: State, source: str) -> SpeechLM:
+    torch.nn.Module.to(model, functools.reduce(torch.promote_types, types))
     buffers = lookup_buffers(model.layout, model.group)
     for name, expected in buffers.items():
         found = state.get(name)
         if found is None or not torch.equal(found.long(), expected):
             raise UserError(
-                f"the vocabulary of {source} is not that of the base model and codec: {name} differs",
+                f"the vocabulary of {checkpoint} is not that of the base model and codec: {name} differs",
                 next_step="give the base model and codec that the checkpoint was trained with",
             )
     weights = {name: value for name, value in state.items() if name not in buffers}
@@ -114,7 +101,7 @@ def _fill(model: SpeechLM, state: State, source: str) -> SpeechLM:
     for name in sorted(own.keys() | theirs.keys()):
         if own.get(name) != theirs.get(name):
             raise UserError(
-                f"{source} does not fit the base model and codec: {name}",
+                f"{checkpoint} does not fit the base model and codec: {name}",
                 got=theirs.get(name, "absent"),
                 expected=own.get(name, "absent"),
             )
@@ -122,7 +109,7 @@ def _fill(model: SpeechLM, state: State, source: str) -> SpeechLM:
     return model
 
 
-def _read(path: Path) -> State:
+def _read_state(path: Path) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

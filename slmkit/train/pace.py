@@ -30,9 +30,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from slmkit.group import sum_over_ranks
 from slmkit.model.flops import BatchSizes, Flops, peak_tflops
-from slmkit.train.engine import sum_over_ranks
-from slmkit.train.records import Record
+from slmkit.train.metrics import Record
 from slmkit.train.run import Run
 from slmkit.train.settings import precision
 from slmkit.world import World
@@ -181,7 +181,7 @@ def pace_of(run: Run, model: Any, device: torch.device) -> Pace:
         device,
         accumulation=run.split.accumulation,
         frame_rate=run.codec.frame_rate,
-        costs=Flops(model.config),
+        costs=Flops(model),
         peak_tflops=peak,
     )
     pace.watch(model)

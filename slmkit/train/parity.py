@@ -5,18 +5,18 @@ embeddings, clipping. Every process also takes each step alone, with the whole g
 without moments and with an `eps` above every gradient is nearly gradient descent, so a gradient that is wrong, even by
 a factor only, shows in the weights: where the step is not clipped. Where it is, factors show in the norm alone.
 
-Invariant: with a DeepSpeed that adds gradients up rightly, `compare` gives differences of float32 rounding.
+Invariant: with a DeepSpeed that adds gradients up rightly, `compare_steps` gives differences of float32 rounding.
 
 Example:
     with process_group(world) as device:
-        for step in compare(world, device):
+        for step in compare_steps(world, device):
             step.is_clipped, step.worst()      # ("lm_model.model.embed_tokens.weight", 3e-7)
 """
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from slmkit.data.loader import collate
 from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
+from slmkit.group import sum_over_ranks
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
-from slmkit.train.engine import Engine, parameter_groups, sum_over_ranks
+from slmkit.train.engine import TrainEngine, parameter_groups
 from slmkit.world import BatchSplit, World
 
 ACCUMULATION = 2
@@ -71,14 +72,14 @@ class StepComparison:
 
     def worst(self) -> tuple[str, float]:
         """The parameter that differs most, and by how much."""
-        return max(self.differences.items(), key=lambda item: _sortable(item[1]))
+        return max(self.differences.items(), key=lambda item: math.inf if math.isnan(item[1]) else item[1])
 
     def above(self, tolerance: float) -> list[str]:
         """Parameters that differ by more, NaN included."""
         return [name for name, difference in self.differences.items() if not difference <= tolerance]
 
 
-def compare(world: World, device: torch.device, stage: int = 2) -> list[StepComparison]:
+def compare_steps(world: World, device: torch.device, stage: int = 2) -> list[StepComparison]:
     """Take every step on both sides, with this ZeRO stage; a collective operation, to be called in `process_group`."""
     split = BatchSplit(global_rows=ACCUMULATION * world.size, micro_rows=1, world_size=world.size)
     model = tiny_model().to(device)  # type: ignore[arg-type]  # its stub wants a string
@@ -89,13 +90,7 @@ def compare(world: World, device: torch.device, stage: int = 2) -> list[StepComp
         betas=(OPTIMIZER.betas[0], OPTIMIZER.betas[1]),
         eps=OPTIMIZER.eps,
     )
-    engine = Engine.create(model, settings(split, stage), OPTIMIZER, world)
-    return [_step(engine, plain, adamw, split, world, device, divisor) for divisor in LOSS_DIVISORS]
-
-
-def settings(split: BatchSplit, stage: int) -> dict[str, Any]:
-    """For DeepSpeed: this ZeRO stage in float32."""
-    return {
+    settings = {
         "train_batch_size": split.global_rows,
         "train_micro_batch_size_per_gpu": split.micro_rows,
         "gradient_accumulation_steps": split.accumulation,
@@ -110,6 +105,8 @@ def settings(split: BatchSplit, stage: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+    engine = TrainEngine.create(model, settings, OPTIMIZER, world)
+    return [_compare_step(engine, plain, adamw, split, world, device, divisor) for divisor in LOSS_DIVISORS]
 
 
 def tiny_model() -> SpeechLM:
@@ -173,8 +170,8 @@ def target_counts(config: SpeechLMConfig, examples: Sequence[tuple[Example, Samp
     return counts
 
 
-def _step(
-    engine: Engine,
+def _compare_step(
+    engine: TrainEngine,
     plain: SpeechLM,
     adamw: torch.optim.Optimizer,
     split: BatchSplit,
@@ -186,7 +183,7 @@ def _step(
     config: SpeechLMConfig = plain.config  # type: ignore[assignment]
     examples = utterances(config, split.global_rows)
     counts = divisor * target_counts(config, examples)
-    before = [_values(engine.weights()), _values(plain.named_parameters())]
+    before = [_copied(engine.weights()), _copied(plain.named_parameters())]
     for micro in range(split.accumulation):
         rows = split.rows(world.rank, micro)
         batch = micro_batch(config, examples[rows.start : rows.stop], counts)
@@ -196,31 +193,19 @@ def _step(
     plain_norm = float(torch.nn.utils.clip_grad_norm_(plain.parameters(), OPTIMIZER.clip_norm))
     adamw.step()
     ours, theirs = (
-        {name: value - old[name] for name, value in _values(weights).items()}
+        {name: value - old[name] for name, value in _copied(weights).items()}
         for weights, old in zip((engine.weights(), plain.named_parameters()), before, strict=True)
     )
-    differences = _worst_over_ranks(_differences(ours, theirs), world, device)
+    floor = NOISE_FLOOR * float(torch.stack([update.norm() for update in theirs.values()]).norm())
+    differences = [float((ours[name] - update).norm() / (update.norm() + floor)) for name, update in theirs.items()]
+    # The largest of each over all processes; NaN is the largest of all.
+    table = torch.zeros(world.size, len(differences), dtype=torch.float64, device=device)
+    table[world.rank] = torch.tensor(differences, dtype=torch.float64)
+    worst = sum_over_ranks(table).amax(dim=0).tolist()
     return StepComparison(
-        norm=engine.grad_norm, plain_norm=plain_norm, differences=dict(zip(theirs, differences, strict=True))
+        norm=engine.grad_norm, plain_norm=plain_norm, differences=dict(zip(theirs, worst, strict=True))
     )
 
 
-def _values(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def _copied(weights: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in weights}
-
-
-def _differences(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> list[float]:
-    """Relative difference of every parameter's update."""
-    floor = NOISE_FLOOR * float(torch.stack([update.norm() for update in theirs.values()]).norm())
-    return [float((ours[name] - update).norm() / (update.norm() + floor)) for name, update in theirs.items()]
-
-
-def _worst_over_ranks(values: list[float], world: World, device: torch.device) -> list[float]:
-    """The largest of each value over all processes; NaN is the largest of all."""
-    table = torch.zeros(world.size, len(values), dtype=torch.float64, device=device)
-    table[world.rank] = torch.tensor(values, dtype=torch.float64)
-    return sum_over_ranks(table).amax(dim=0).tolist()
-
-
-def _sortable(difference: float) -> float:
-    return float("inf") if difference != difference else difference

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from twins.padded import Padded, pad
 
 from slmkit.bench import train
 
@@ -34,9 +35,9 @@ def test_gradients_of_the_baseline_are_ours(group: int) -> None:
     """So that neither side leaves work out."""
     case = next(case for case in train.CASES if case.group == group)
     torch.manual_seed(0)
-    model = train.SpeechLM(train.model_config(train.QUICK, case))
-    batch = train.make_batch(train.QUICK, model, [0.2, 0.7], seed=0)
-    padded = train.Padded(model)
+    model = train.SpeechLM(train.model_config(train.TOY, case.group, case.softmax))
+    batch = train.make_batch(model, [0.2, 0.7], seed=0)
+    padded = Padded(model)
     torch.testing.assert_close(train.packed_step(model, batch), padded.step(batch))
     theirs = dict(padded.lm.named_parameters())
     for name, weight in model.lm_model.named_parameters():
@@ -55,9 +56,9 @@ def test_lengths_are_those_stated() -> None:
 
 
 def test_padding_keeps_every_token() -> None:
-    model = train.SpeechLM(train.model_config(train.QUICK, train.CASES[0]))
-    batch = train.make_batch(train.QUICK, model, [0.1, 0.3], seed=0)
-    tokens, mask, places = train.pad(batch)
+    model = train.SpeechLM(train.model_config(train.TOY, 0))
+    batch = train.make_batch(model, [0.1, 0.3], seed=0)
+    tokens, mask, places = pad(batch)
     assert torch.equal(tokens.flatten(0, 1)[places], batch.tokens)
     assert mask.sum() == batch.num_tokens
     assert mask.shape[0] == 2

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoints.saving import STATE, Weights, check_complete, saver_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from train.ranks import ROOT, run_ranks
-from train.saving import STATE, Weights, check_complete, saver_of
 
 from slmkit.checkpoints import checkpoint
 from slmkit.checkpoints.host_copy import HostCopy

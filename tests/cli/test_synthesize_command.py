@@ -19,8 +19,8 @@ from slmkit.audio.io import read_audio
 from slmkit.cli.main import main
 from slmkit.cli.speaking import open_synthesizer
 from slmkit.codec.melvq import MelVQ
-from slmkit.infer.batch import NOTES
-from slmkit.infer.synthesizer import Synthesizer
+from slmkit.infer import batch
+from slmkit.jobs import NOTES
 from slmkit.stopping import STOPPING
 
 NUM_LINES = 60
@@ -119,15 +119,15 @@ def test_an_interrupt_is_a_stop(
 ) -> None:
     (tmp_path / "lines.jsonl").write_text('{"text": "A clock"}\n' * 3)
     words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "1")
-    decode = Synthesizer.decode
+    decode = batch.decode_alone
 
-    def interrupted(self: Synthesizer, *args: Any) -> Any:
+    def interrupted(*args: Any) -> Any:
         if (tmp_path / "out" / "wav" / "000001.wav").exists():
             signal.raise_signal(signal.SIGINT)
-        return decode(self, *args)
+        return decode(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Synthesizer, "decode", interrupted)
+        patch.setattr(batch, "decode_alone", interrupted)
         assert main(["synthesize", "model", *words]) == 75
     assert "stopped by SIGINT; the same command goes on" in capsys.readouterr().err
     assert main(["synthesize", "model", *words]) == 0
@@ -187,7 +187,7 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
     assert "full: No space left on device" in capsys.readouterr().err
     assert full.is_char_device()
     assert main(["synthesize", "model", "A clock", *options(full, "--overwrite")]) == 2
-    assert "only --stream writes to what is no file" in capsys.readouterr().err
+    assert "only --stream writes to standard output" in capsys.readouterr().err
     out = tmp_path / "mute.wav"
     assert main(["synthesize", "model", "A clock", *options(out, "--stream", "--max-text-tokens", "1")]) == 2
     assert "the model gave no speech" in capsys.readouterr().err
@@ -201,18 +201,18 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["Hello", "--jsonl", "x"], "what to say?"),
+        (["Hello", "--jsonl", "x"], "a text and a file of texts were given"),
         (["Hello", "--out", "voice.wav"], "the WAV file exists"),
         (["Hello", "--out", "o.wav", "--temperature", "-1"], "temperature: got -1"),
         (["Hello", "--out", "o.wav", "--max-sec", "nan"], "max_sec: got nan"),
-        (["Hello", "--out", "o.wav", "--speaker", ""], "whose voice?"),
+        (["Hello", "--out", "o.wav", "--speaker", ""], "no voice was given"),
         (["Hello", "--out", "o.wav", "--speaker", "nobody.wav"], "cannot take the voice of nobody.wav"),
         (["", "--out", "o.wav"], "there is no text to speak"),
         (["x" * 10_000, "--out", "o.wav"], "the text to speak is too long"),
         (["Hello", "--out", "o.wav", "--max-text-tokens", "1"], "the model gave no speech for 'Hello'"),
         (["Hello", "--out", "o.wav", "--codec", "model"], "model is not a codec directory"),
         (["Hello", "--out", "o.wav", "--codec", "other"], "the given codec is not the codec of the model"),
-        (["Hello", "--out", "-"], "only --stream writes to what is no file"),
+        (["Hello", "--out", "-"], "only --stream writes to standard output"),
         (["--jsonl", "x", "--out", "o", "--stream"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "voice.wav"], "a file of sentences needs a directory of its own"),
         (["--jsonl", "missing", "--out", "o"], "cannot read missing"),

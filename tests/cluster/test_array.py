@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmkit.cluster.array import SCRIPTS, ArrayOptions, ArrayPlan, describe, plan_array, submit_both
+from slmkit.cluster.array import ArrayOptions, ArrayPlan, describe, plan_array, submit_both
 from slmkit.errors import UserError
 
 
@@ -24,9 +24,9 @@ def test_the_commands_and_who_does_what() -> None:
         "a job after them, when all have succeeded, finalizes the corpus",
         "commands:",
         "  sbatch --array=0-3%2 --export=ALL,NUM_TASKS=4 --cpus-per-task=8 --gpus-per-node=1 --time=30 --partition=gpu "
-        f"--account=me {SCRIPTS}/array.sbatch S C 'my out' --config r.yaml",
+        f"--account=me {ArrayOptions().scripts}/array.sbatch S C 'my out' --config r.yaml",
         "  sbatch --dependency=afterok:ID_OF_THE_ARRAY --time=30 --partition=gpu --account=me "
-        f"{SCRIPTS}/finalize.sbatch 'my out'",
+        f"{ArrayOptions().scripts}/finalize.sbatch 'my out'",
     ]
 
 

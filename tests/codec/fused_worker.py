@@ -9,11 +9,11 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from twins.facodec import Activation as PlainActivation
 
 from slmkit.codec.facodec import fused
 from slmkit.codec.facodec.activation import Activation, Ends
 from slmkit.codec.facodec.checkpoint import Weights
-from slmkit.codec.facodec.plain import Activation as PlainActivation
 
 CHANNELS = 2
 CASES = [([1], 0), ([2, 1], 3), ([100, 26, 27, 1], 3), ([70, 70], 27)]  # utterance lengths, margin

@@ -9,11 +9,11 @@ import pytest
 import torch
 from seeded_facodec import make_codec
 from seeded_weights import wave
+from twins.facodec import Activation as PlainActivation
 
 from slmkit.codec.facodec.activation import Activation, Ends
 from slmkit.codec.facodec.checkpoint import Weights
-from slmkit.codec.facodec.plain import Activation as PlainActivation
-from slmkit.codec.facodec.transformer import Transformer
+from slmkit.codec.facodec.network import Transformer
 
 LENGTHS = (413, 414, 700, 1592, 1600, 2777, 3999, 4000, 4160, 6001, 8000, 9999)
 ROUNDING = 2e-5

@@ -13,7 +13,7 @@ import torch
 from seeded_facodec import make_codec, make_plain
 
 from slmkit.codec.facodec.activation import Ends
-from slmkit.codec.facodec.checkpoint import TRAINING_ONLY, published_layout
+from slmkit.codec.facodec.checkpoint import LAYOUT, TRAINING_ONLY, published_layout
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "facodec"
 FILES = ("golden_0.npz", "golden_1.npz", "golden_2.npz")
@@ -77,9 +77,9 @@ def test_plain_twin_agrees_too():
 
 
 def test_layout_is_that_of_the_published_files():
-    golden = json.loads((GOLDEN / "layout.json").read_text())
-    layout = published_layout()
-    for part in ("encoder", "decoder"):
-        assert {key: list(shape) for key, shape in layout[part].items()} == golden[part]
-        assert not any(TRAINING_ONLY.match(key) for key in golden[part])
-    assert all(TRAINING_ONLY.match(key) for key in golden["training_only"])
+    """`layout.json` was written from the published files; the plain twin has their keys and shapes."""
+    stored, layout, plain = json.loads(LAYOUT.read_text()), published_layout(), make_plain()
+    for part, network in (("encoder", plain.encoder), ("decoder", plain.decoder)):
+        assert layout[part] == {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        assert not any(TRAINING_ONLY.match(key) for key in stored[part])
+    assert all(TRAINING_ONLY.match(key) for key in stored["training_only"])

@@ -6,8 +6,10 @@ import torch
 
 from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.melvq import MelVQ
-from slmkit.codec.open import FACODEC_FILES, MELVQ_FILES, open_codec
+from slmkit.codec.open import codec_families, open_codec
 from slmkit.errors import UserError
+
+FACODEC_FILES, MELVQ_FILES = (codec_families()[name].files for name in ("facodec", "melvq"))
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_hands_facodec_files_to_facodec(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(FACodec, "from_directory", lambda *args, **more: calls.append((args, more)))
     open_codec(tmp_path)
-    assert calls == [((tmp_path, torch.device("cpu")), {"detail": False})]
+    assert calls == [((tmp_path, torch.device("cpu")), {})]
 
 
 def test_damaged_facodec_file_is_a_user_error(tmp_path):

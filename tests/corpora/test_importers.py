@@ -1,4 +1,4 @@
-"""Importers: order, keys, columns, and a ledger line for everything that cannot be used."""
+"""Readers: order, keys, columns, and a ledger line for everything that cannot be used."""
 
 import json
 import os
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from raw_corpora import read_source
 
 from slmkit.corpora import base
 from slmkit.corpora.base import Audio, Cut, Utterance, read_transcript, with_sound_keys
-from slmkit.corpora.libritts import read_folder
-from slmkit.corpora.manifest import read_manifest
+from slmkit.corpora.libritts import read_libritts
 from slmkit.corpora.published import SPEC, parse_tokens, read_published
 from slmkit.data import lines
 from slmkit.data.ledger import Failure
@@ -39,7 +39,7 @@ def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
     touch(tmp_path / "b/19/2/19_2_000000_000001.txt")
     touch(tmp_path / "notes.md")
     touch(tmp_path / "._19_9_000000_000000.wav")
-    items = list(read_folder(tmp_path, "en"))
+    items = list(read_libritts(tmp_path, "en"))
     assert [item.key for item in items] == ["19_2_000000_000000", "19_2_000000_000001", "84_1_000000_000000"]
     assert [item.speaker for item in items] == ["19", "19", "84"]
     assert [item.text.name for item in items] == [
@@ -55,7 +55,7 @@ def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
 def test_a_folder_is_not_listed_before_its_turn(tmp_path):
     for name in ("a/1.wav", "b/2.wav"):
         touch(tmp_path / name)
-    items = read_folder(tmp_path)
+    items = read_libritts(tmp_path)
     assert next(items).key == "1"
     touch(tmp_path / "b/3.wav")
     assert [item.key for item in items] == ["2", "3"]
@@ -63,7 +63,7 @@ def test_a_folder_is_not_listed_before_its_turn(tmp_path):
 
 def test_names_of_another_kind_have_no_speaker(tmp_path):
     touch(tmp_path / "my song.wav")
-    (item,) = read_folder(tmp_path)
+    (item,) = read_libritts(tmp_path)
     assert (item.key, item.speaker) == ("my song", "")
 
 
@@ -73,21 +73,21 @@ def test_links_are_followed_once(tmp_path):
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/linked")
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/one/linked")
     os.symlink(tmp_path / "corpus", tmp_path / "corpus/one/loop")
-    assert [item.source for item in read_folder(tmp_path / "corpus")] == ["linked/b.wav", "one/a.wav"]
+    assert [item.source for item in read_libritts(tmp_path / "corpus")] == ["linked/b.wav", "one/a.wav"]
 
 
 def test_a_name_that_is_not_utf8_goes_to_the_ledger(tmp_path):
     with open(os.fsencode(tmp_path) + b"/caf\xe9.wav", "wb"):
         pass
-    (item,) = read_folder(tmp_path)
+    (item,) = read_libritts(tmp_path)
     assert (item.key, item.reason) == ("caf\\udce9", "bad_key")
 
 
 def test_a_folder_without_audio_or_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError, match="no audio files under"):
-        list(read_folder(tmp_path))
+        list(read_libritts(tmp_path))
     with pytest.raises(UserError, match=r"cannot list .*missing: No such file"):
-        list(read_folder(tmp_path / "missing"))
+        list(read_libritts(tmp_path / "missing"))
 
 
 # --- transcripts
@@ -144,7 +144,7 @@ def test_the_first_of_equal_keys_wins():
 
 def read(tmp_path, content, name="m.jsonl", **options):
     content = content if isinstance(content, bytes) else content.encode()
-    return list(read_manifest(touch(tmp_path / name, content), **options))
+    return read_source("manifest", touch(tmp_path / name, content), **options)
 
 
 def test_a_jsonl_manifest_is_read_in_its_order(tmp_path):
@@ -311,7 +311,7 @@ def test_a_line_that_is_too_long_is_skipped_without_losing_the_next(tmp_path, mo
 
 def test_manifests_that_cannot_be_read_at_all_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*No such file"):
-        list(read_manifest(tmp_path / "none.jsonl"))
+        list(lines.line_blocks(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="is not a manifest"):
         read(tmp_path, "x", "m.csv")
     with pytest.raises(UserError, match="columns maps unknown names"):

@@ -6,11 +6,11 @@ import os
 import tarfile
 
 import pytest
+from raw_corpora import read_source
 
 from slmkit.corpora import emilia
 from slmkit.corpora.base import Audio, Utterance
 from slmkit.corpora.content import open_audio
-from slmkit.corpora.emilia import read_emilia
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 
@@ -43,7 +43,7 @@ def outcomes(items):
 
 def test_a_tar_gives_all_fields_and_where_the_audio_lies(tmp_path):
     path = make_tar(tmp_path / "EN/EN-B000000.tar", ("a/X.mp3", b"sound" * 300), ("a/X.json", FULL))
-    (item,) = read_emilia(tmp_path)
+    (item,) = read_source("emilia", tmp_path)
     assert item == Utterance(
         key="EN_B00000_S00000_W000000",
         audio=Audio(str(path), start_byte=512, num_bytes=1500),
@@ -55,7 +55,7 @@ def test_a_tar_gives_all_fields_and_where_the_audio_lies(tmp_path):
         extra={"dnsmos": 3.4, "phone_count": 12},
     )
     assert open_audio(item.audio).read() == b"sound" * 300
-    assert list(read_emilia(path)) == [item._replace(source="EN-B000000.tar/a/X.mp3")]
+    assert list(read_source("emilia", path)) == [item._replace(source="EN-B000000.tar/a/X.mp3")]
 
 
 def test_a_member_larger_than_memory_is_refused_without_being_read(tmp_path):
@@ -69,7 +69,7 @@ def test_a_member_larger_than_memory_is_refused_without_being_read(tmp_path):
 def test_null_and_missing_fields_are_unknown(tmp_path):
     null = dict.fromkeys(FULL) | {"text": "A."}
     make_tar(tmp_path / "a.tar", ("X.mp3", b"x"), ("X.json", null), ("Y.mp3", b"y"), ("Y.json", {"text": "B."}))
-    first, second = read_emilia(tmp_path, "zh")
+    first, second = read_source("emilia", tmp_path, language="zh")
     assert (first.key, first.speaker, first.language, first.seconds) == ("X", "", "zh", None)
     assert "dnsmos" not in first.extra
     assert (second.key, second.extra) == ("Y", {})
@@ -97,7 +97,7 @@ def test_null_and_missing_fields_are_unknown(tmp_path):
 def test_a_bad_json_costs_its_own_utterance_alone(tmp_path, content, reason):
     good = ("G.mp3", b"g"), ("G.json", {"text": "G."})
     make_tar(tmp_path / "a.tar", ("X.mp3", b"x"), ("X.json", content), *good)
-    assert outcomes(read_emilia(tmp_path)) == [("X", reason), ("G", "")]
+    assert outcomes(read_source("emilia", tmp_path)) == [("X", reason), ("G", "")]
 
 
 def test_members_are_paired_in_any_order_and_what_is_alone_is_counted(tmp_path):
@@ -123,7 +123,7 @@ def test_members_are_paired_in_any_order_and_what_is_alone_is_counted(tmp_path):
     )
     with tarfile.open(path, "a") as tar:
         tar.addfile(link)
-    assert outcomes(read_emilia(tmp_path)) == [
+    assert outcomes(read_source("emilia", tmp_path)) == [
         ("B", ""),
         ("A", ""),
         ("A", ""),  # its key is that of an earlier one: `with_sound_keys` says so
@@ -144,7 +144,7 @@ def test_a_damaged_tar_loses_only_what_is_damaged(tmp_path):
     step = (512 + 1024) + (512 + 512)  # header and content of both
     content[step + 5] ^= 1  # the header of X1.mp3
     path.write_bytes(content[: 3 * step + 512 + 100])  # in the content of X3.mp3
-    assert outcomes(read_emilia(tmp_path)) == [
+    assert outcomes(read_source("emilia", tmp_path)) == [
         ("X0", ""),
         (f"a.tar@{step}", "damaged"),
         ("X2", ""),
@@ -156,7 +156,7 @@ def test_a_damaged_tar_loses_only_what_is_damaged(tmp_path):
 def test_a_pair_of_which_one_is_cut_short_is_one_failure(tmp_path):
     path = make_tar(tmp_path / "a.tar", ("X.json", {"text": "A."}), ("X.mp3", b"x" * 600))
     os.truncate(path, 1536 + 599)
-    (item,) = read_emilia(tmp_path)
+    (item,) = read_source("emilia", tmp_path)
     assert (item.key, item.reason) == ("X", "truncated")
 
 
@@ -164,7 +164,7 @@ def test_no_more_than_so_many_members_wait(tmp_path, monkeypatch):
     monkeypatch.setattr(emilia, "MAX_WAITING", 2)
     members = [(f"X{i}.mp3", b"x") for i in range(4)] + [("X3.json", {"text": "A."})]
     make_tar(tmp_path / "a.tar", *members)
-    assert outcomes(read_emilia(tmp_path)) == [
+    assert outcomes(read_source("emilia", tmp_path)) == [
         ("X0", "missing_transcript"),
         ("X1", "missing_transcript"),
         ("X3", ""),
@@ -180,7 +180,7 @@ def test_names_that_are_not_utf8_are_failures(tmp_path):
             tar.addfile(info, io.BytesIO(content))
     with open(os.fsencode(tmp_path) + b"/caf\xe9.tar", "wb"):
         pass
-    found = list(read_emilia(tmp_path))
+    found = read_source("emilia", tmp_path)
     assert outcomes(found) == [("caf\udce9", ""), ("caf\\udce9.tar", "bad_key")]  # the first has no sound key
     assert found[0].source == "a.tar/caf\\udce9.mp3"
 
@@ -191,14 +191,14 @@ def test_lines_are_relative_to_their_folder_or_to_the_source(tmp_path):
         (tmp_path / name).write_bytes(b"x")
     rows = [{**FULL, "id": "1", "wav": "a/1.mp3"}, {"text": "B.", "wav": "EN/a/2.mp3"}, {"text": "C.", "wav": "3.mp3"}]
     (tmp_path / "EN/EN_B00000.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = list(read_emilia(tmp_path))
+    found = read_source("emilia", tmp_path)
     assert [(item.key, item.audio) for item in found] == [
         ("1", Audio(f"{tmp_path}/EN/a/1.mp3")),
         ("2", Audio(f"{tmp_path}/EN/a/2.mp3")),
         ("3", Audio(f"{tmp_path}/EN/3.mp3")),
     ]
     assert (found[0].seconds, found[0].extra) == (2.5, {"dnsmos": 3.4, "phone_count": 12})
-    (alone, *_) = read_emilia(tmp_path / "EN/EN_B00000.jsonl")
+    (alone, *_) = read_source("emilia", tmp_path / "EN/EN_B00000.jsonl")
     assert alone == found[0]
 
 
@@ -207,17 +207,25 @@ def test_lines_are_relative_to_their_folder_or_to_the_source(tmp_path):
 )
 def test_a_bad_line_is_a_failure_with_its_number(tmp_path, line):
     (tmp_path / "x.jsonl").write_text(line + '\n{"wav": "g.mp3", "text": "G."}')
-    assert outcomes(read_emilia(tmp_path)) == [("x.jsonl:1", "malformed"), ("g", "")]
+    assert outcomes(read_source("emilia", tmp_path)) == [("x.jsonl:1", "malformed"), ("g", "")]
+
+
+def test_a_compressed_tar_is_named_in_the_ledger(tmp_path):
+    path = make_tar(tmp_path / "EN/EN-B000000.tar", ("X.mp3", b"sound"), ("X.json", FULL))
+    (tmp_path / "EN/EN-B000001.tar.gz").write_bytes(b"x")
+    good, failure = read_source("emilia", tmp_path)
+    assert good.audio.path == str(path)
+    assert (failure.key, failure.reason) == ("EN/EN-B000001.tar.gz", "compressed")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "EN.tar.gz").write_bytes(b"x")
-    for source in (tmp_path / "EN.tar.gz", tmp_path):
+    (tmp_path / "EN.zip").write_bytes(b"x")
+    for source in (tmp_path / "EN.zip", tmp_path):
         with pytest.raises(UserError, match=r"no tars and no JSONL files under[\s\S]*EN-B000000\.tar"):
-            list(read_emilia(source))
+            read_source("emilia", source)
 
 
 def test_a_tar_that_cannot_be_opened_is_a_user_error(tmp_path):
     (tmp_path / "a.tar").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"cannot read .*a\.tar: No such file"):
-        list(read_emilia(tmp_path))
+        read_source("emilia", tmp_path)

@@ -10,11 +10,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from raw_corpora import read_source
 
 from slmkit.corpora import parquet
 from slmkit.corpora.base import Audio, Utterance, text_file
 from slmkit.corpora.content import open_audio
-from slmkit.corpora.parquet import read_parquet
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
 
@@ -48,21 +48,21 @@ def no_cursor_left():
 def test_files_and_rows_come_in_order_with_their_places(tmp_path):
     second = write(tmp_path / "train-1.parquet", rows(3, 5))
     first = write(tmp_path / "a/train-0.parquet", rows(5), row_group_size=2)
-    found = list(read_parquet(tmp_path, language="en"))
+    found = read_source("parquet", tmp_path, language="en")
     assert [item.audio for item in found] == [
         *(Audio(str(second), row_group=0, row=i, column="audio") for i in range(3)),
         *(Audio(str(first), row_group=i // 2, row=i % 2, column="audio") for i in range(5)),
     ]
     assert (found[3].key, found[3].source, found[3].language) == ("a/train-0_00000000", "a/train-0.parquet:1", "en")
     assert [open_audio(item.audio).read() for item in found] == [sound(i) for i in (5, 6, 7, 0, 1, 2, 3, 4)]
-    assert next(read_parquet(second)).key == "train-1_00000000"
+    assert read_source("parquet", second)[0].key == "train-1_00000000"
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
 def test_plain_bytes_are_audio(tmp_path, kind):
     schema = pa.schema([("wave", kind), ("words", pa.large_string())])
     path = write(tmp_path / "a.parquet", [{"wave": b"x", "words": " A. "}, {"wave": None, "words": "B."}], schema)
-    first, second = read_parquet(path, {"audio": "wave", "text": "words"})
+    first, second = read_source("parquet", path, columns={"audio": "wave", "text": "words"})
     assert (first.text, open_audio(first.audio).read()) == ("A.", b"x")
     with pytest.raises(BadSample, match="has no audio") as caught:
         open_audio(second.audio)
@@ -72,7 +72,7 @@ def test_plain_bytes_are_audio(tmp_path, kind):
 def test_paths_are_relative_to_the_file(tmp_path):
     (tmp_path / "x.wav").write_bytes(b"sound")
     path = write(tmp_path / "a.parquet", [{"audio": name, "text": "A."} for name in ("x.wav", "y.wav", None, "", "\0")])
-    found = list(read_parquet(path))
+    found = read_source("parquet", path)
     assert [item.audio for item in found[:2]] == [Audio(f"{tmp_path}/x.wav"), Audio(f"{tmp_path}/y.wav")]
     assert [item.reason for item in found[2:]] == ["missing"] * 3
 
@@ -82,7 +82,7 @@ def test_a_struct_without_bytes_names_a_file(tmp_path):
     schema = pa.schema([("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("text", pa.string())])
     cells = [{"bytes": None, "path": "x.wav"}, {"bytes": None, "path": "y.wav"}, {"bytes": None, "path": None}, None]
     path = write(tmp_path / "a.parquet", [{"audio": cell, "text": "A."} for cell in cells], schema)
-    first, *rest = read_parquet(path)
+    first, *rest = read_source("parquet", path)
     assert open_audio(first.audio) == tmp_path / "x.wav"
     for item in rest:
         with pytest.raises(BadSample, match=r"has no audio") as caught:
@@ -110,7 +110,7 @@ def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
     path = write(tmp_path / "a.parquet", [row])
     columns = {"audio": "clip", "text": "answer", "question": "asked", "speaker": "role", "key": "id"}
     columns |= {"seconds": "length", "dnsmos": "quality", "language": "lang"}
-    (item,) = read_parquet(path, columns)
+    (item,) = read_source("parquet", path, columns=columns)
     assert item == Utterance(
         key="k1",
         audio=Audio(str(path), row_group=0, row=0, column="clip"),
@@ -147,14 +147,14 @@ def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
 def test_columns_that_are_not_there_or_of_another_kind_are_refused(tmp_path, columns, match):
     path = write(tmp_path / "a.parquet", [{"clip": b"x", "words": "A.", "number": 1}])
     with pytest.raises(UserError, match=match):
-        list(read_parquet(path, columns))
+        read_source("parquet", path, columns=columns)
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):
     table = pa.table([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], names=["audio", "text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError, match="two columns of one name"):
-        list(read_parquet(tmp_path))
+        read_source("parquet", tmp_path)
 
 
 def test_bad_rows_are_failures_and_cost_no_other(tmp_path):
@@ -162,7 +162,7 @@ def test_bad_rows_are_failures_and_cost_no_other(tmp_path):
     texts = pa.Array.from_buffers(pa.string(), 5, texts.buffers())
     table = pa.table({"audio": [b"x"] * 5, "text": texts, "seconds": [1.0, 1.0, 1.0, 1.0, -1.0]})
     pq.write_table(table, tmp_path / "a.parquet")
-    assert outcomes(read_parquet(tmp_path)) == [
+    assert outcomes(read_source("parquet", tmp_path)) == [
         ("a_00000000", "A."),
         ("a_00000001", "malformed"),
         ("a_00000002", "empty_transcript"),
@@ -186,7 +186,7 @@ def test_a_file_without_a_whole_footer_is_a_user_error_that_names_it(tmp_path, h
     }
     path.write_bytes(damaged[how])
     with pytest.raises(UserError, match=r"a\.parquet is not a parquet file, or is damaged[\s\S]*next: +fetch it again"):
-        list(read_parquet(tmp_path))
+        read_source("parquet", tmp_path)
 
 
 def test_a_damaged_row_group_is_as_many_failures_as_it_has_rows(tmp_path):
@@ -197,7 +197,7 @@ def test_a_damaged_row_group_is_as_many_failures_as_it_has_rows(tmp_path):
     at = column.dictionary_page_offset
     content[at : at + column.total_compressed_size] = bytes(column.total_compressed_size)
     path.write_bytes(content)
-    assert [item[1] for item in outcomes(read_parquet(tmp_path))] == [
+    assert [item[1] for item in outcomes(read_source("parquet", tmp_path))] == [
         *(f"Text {i}" for i in range(3)),
         *["damaged"] * 3,
         *(f"Text {i}" for i in range(6, 9)),
@@ -212,10 +212,10 @@ def test_rows_that_a_file_promises_and_does_not_have_are_counted(tmp_path, monke
     path = write(tmp_path / "a.parquet", rows(5))
     monkeypatch.setattr(parquet, "ROWS_READ", 2)
     monkeypatch.setattr(pq, "ParquetFile", Short)
-    assert [item[1] for item in outcomes(read_parquet(path))] == ["Text 0", "Text 1", *["damaged"] * 3]
+    assert [item[1] for item in outcomes(read_source("parquet", path))] == ["Text 0", "Text 1", *["damaged"] * 3]
     monkeypatch.setattr(parquet, "MAX_GROUP_ROWS", 4)
     with pytest.raises(UserError, match="row group 0 says that it has 5 rows"):
-        list(read_parquet(path))
+        read_source("parquet", path)
 
 
 def test_damaged_audio_is_found_where_it_is_decoded(tmp_path):
@@ -225,7 +225,7 @@ def test_damaged_audio_is_found_where_it_is_decoded(tmp_path):
     at = column.data_page_offset
     content[at : at + column.total_compressed_size] = bytes(column.total_compressed_size)
     path.write_bytes(content)
-    found = list(read_parquet(tmp_path))
+    found = read_source("parquet", tmp_path)
     for item in found[:2]:
         with pytest.raises(BadSample, match=r"a\.parquet, row group 0, row . cannot be read") as caught:
             open_audio(item.audio)
@@ -273,13 +273,13 @@ def test_planning_does_not_read_the_audio(tmp_path, monkeypatch):
     opened = pq.ParquetFile
     monkeypatch.setattr(pq, "ParquetFile", lambda place, **options: opened(Counted(place), **options))
     Counted.total = 0
-    assert len(list(read_parquet(path))) == 40
+    assert len(read_source("parquet", path)) == 40
     assert 0 < Counted.total < path.stat().st_size / 10
 
 
 def test_cells_are_read_in_any_order_and_once_when_they_go_up(tmp_path, monkeypatch):
     path = write(tmp_path / "a.parquet", rows(50), row_group_size=25)
-    places = [item.audio for item in read_parquet(path)]
+    places = [item.audio for item in read_source("parquet", path)]
     order = list(range(50))
     random.Random(0).shuffle(order)
     assert [open_audio(places[i]).read() for i in order] == [sound(i) for i in order]
@@ -292,10 +292,12 @@ def test_cells_are_read_in_any_order_and_once_when_they_go_up(tmp_path, monkeypa
 
 READ_ALL = """
 import resource, sys
+import pyarrow.parquet
 from slmkit.corpora.content import open_audio
-from slmkit.corpora.parquet import read_parquet
+from slmkit.corpora.layouts import ReadOptions, read_parts
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-total = sum(len(open_audio(item.audio).getvalue()) for item in read_parquet(sys.argv[1]))
+(part,) = read_parts("parquet", sys.argv[1], ReadOptions())
+total = sum(len(open_audio(item.audio).getvalue()) for item in part())
 print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

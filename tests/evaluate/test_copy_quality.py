@@ -8,7 +8,7 @@ import pytest
 
 from slmkit.audio.io import read_audio, resampled
 from slmkit.errors import UserError
-from slmkit.evaluate.copy_quality import PESQ_LONGEST_SEC, pesq, stoi
+from slmkit.evaluate.metrics.copy_quality import PESQ_LONGEST_SEC, pesq, stoi
 
 CORPUS = Path(__file__).parents[2] / "tokenize_jobs" / "sample_corpus"
 RATE = 16000

@@ -22,18 +22,21 @@ from slmkit.cli.main import main
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.errors import BadSample, UserError
-from slmkit.evaluate.generation import Settings, copy_synthesis, generate, identity
+from slmkit.evaluate.generation import copy_synthesis, generate
+from slmkit.evaluate.metrics.voices import codec_vector
 from slmkit.evaluate.outputs import finished
-from slmkit.evaluate.report import lines, score_outputs, write_page
+from slmkit.evaluate.report import write_page
 from slmkit.evaluate.results import read_report
-from slmkit.evaluate.scoring import Scorers
-from slmkit.evaluate.selection import Voice, read_voices, select
-from slmkit.evaluate.truth import Truths
-from slmkit.evaluate.voices import CodecVoice
-from slmkit.infer.sampling import Sampling
+from slmkit.evaluate.scoring import score_outputs
+from slmkit.evaluate.selection import NamedVoice, read_voices, select
+from slmkit.evaluate.spoken import Tools, Truths
+from slmkit.infer.batch import Task
+from slmkit.infer.engine import Engine
+from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.model.pretrained import export_sha256
 
-MODEL = {"made": "in the test"}
+MODEL = "made in the test"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Listener:
-    """A recogniser that knows what waves of each length say, and hears nothing else."""
+    """A recognizer that knows what waves of each length say, and hears nothing else."""
 
     spellings: dict[str, str] = {}  # noqa: RUF012 - as the protocol has it
 
@@ -53,28 +56,52 @@ class Listener:
         return self.says.get(len(wave), "")
 
 
+class CodecVoice:
+    """The codec's own vector in place of WavLM's."""
+
+    def __init__(self, codec: MelVQ) -> None:
+        self.codec = codec
+
+    def vector(self, wave: np.ndarray, sample_rate: int) -> np.ndarray:
+        return codec_vector(self.codec, wave, sample_rate)
+
+
 def means(report: dict[str, Any], group: str = "all") -> dict[str, float]:
     return {name: found["mean"] for name, found in report["summary"][group]["metrics"].items()}
 
 
 def spoken(
-    out: Path, synthesizer: Synthesizer, corpus: Corpus, settings: Settings | None = None, **choice: Any
+    out: Path,
+    synthesizer: Synthesizer,
+    corpus: Corpus,
+    settings: SpeakingSettings | None = None,
+    task: Task = "tts",
+    **choice: Any,
 ) -> dict[str, Any]:
-    """Generate and score, with a recogniser that hears nothing."""
-    generate(synthesizer, corpus, select(corpus, **choice), settings or Settings(), out, model=MODEL)
+    """Generate and score, with a recognizer that hears nothing."""
+    generate(synthesizer, corpus, select(corpus, **choice), settings or SpeakingSettings(), out, model=MODEL, task=task)
     codec = synthesizer.codec
-    scorers = Scorers(codec_voice=CodecVoice(codec), recognizer=Listener({}))
-    return score_outputs(out, Truths(corpus, codec), scorers)
+    return score_outputs(out, Truths(corpus, codec), Tools(recognizer=Listener({})))
 
 
 def test_a_model_that_knows_the_corpus_reaches_copy_synthesis(
     chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
     items = select(corpus, ["own", "swapped"])
-    generate(synthesizer, corpus, items, Settings(), tmp_path / "model", model=identity(chain / "model"), name="m")
-    copy_synthesis(codec, corpus, items, Settings(), tmp_path / "copy")
-    scorers = Scorers(codec_voice=CodecVoice(codec))
-    model, copy = (score_outputs(tmp_path / name, Truths(corpus, codec), scorers) for name in ("model", "copy"))
+    generate(
+        synthesizer,
+        corpus,
+        items,
+        SpeakingSettings(),
+        tmp_path / "model",
+        model=export_sha256(chain / "model"),
+        name="m",
+    )
+    copy_synthesis(codec, corpus, items, SpeakingSettings(), tmp_path / "copy")
+    told: list[str] = []
+    model, copy = (
+        score_outputs(tmp_path / name, Truths(corpus, codec), Tools(), tell=told.append) for name in ("model", "copy")
+    )
     assert all((a == b).all() for a, b in zip(codes_of(tmp_path / "model"), codes_of(tmp_path / "copy"), strict=True))
     for name, mean in means(copy).items():
         if mean is not None:
@@ -89,8 +116,14 @@ def test_a_model_that_knows_the_corpus_reaches_copy_synthesis(
     assert means(model, "voice swapped")["other_voice_similarity"] < 0.6
     assert means(model)["frames_per_step"] == pytest.approx(200 / sum(row["steps"] for row in model["utterances"]))
     assert model["summary"]["all"]["metrics"]["real_time_factor"]["low"] is None
-    assert "  success: 100.0 % (100.0 to 100.0)" in lines(model)
-    assert "  mel to source: not to be had, 4 left out" in lines(copy)  # the corpus has no plan that knows the files
+    assert [line.split() for line in told[:3]] == [
+        ["8", "utterances"],
+        ["mean", "95", "%", "bootstrap", "interval"],
+        ["success", "%", "100.0", "100.0", "to", "100.0"],
+    ]
+    # The corpus has no plan that knows the files.
+    assert ["mel", "to", "source", "dB", "n/a", "4", "left", "out"] in [line.split() for line in told]
+    assert max(map(len, told)) <= 80
 
 
 def test_a_codec_that_swaps_voices_is_found_out(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
@@ -101,8 +134,8 @@ def test_a_codec_that_swaps_voices_is_found_out(corpus: Corpus, codec: MelVQ, tm
             return super().decode(codes, torch.flip(speaker, dims=[1]))
 
     swapping = Swapping(codec._weights["codebooks"], codec._weights["average"])
-    copy_synthesis(swapping, corpus, select(corpus), Settings(), tmp_path / "out")
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(codec_voice=CodecVoice(codec)))
+    copy_synthesis(swapping, corpus, select(corpus), SpeakingSettings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools())
     assert means(report)["frame_agreement"] == 1.0
     assert means(report)["codec_similarity"] < 0.5
 
@@ -113,7 +146,7 @@ def test_a_model_with_random_weights_fails_in_every_metric(chain: Path, corpus: 
     with torch.no_grad():
         for weight in broken.model.parameters():
             weight.normal_(std=0.02)
-    report = spoken(tmp_path / "out", broken, corpus, Settings(max_text_tokens=20))
+    report = spoken(tmp_path / "out", broken, corpus, SpeakingSettings(max_text_tokens=20))
     assert [row["frames"] for row in report["utterances"]] == [0] * 4
     assert {row["limit"] for row in report["utterances"]} == {"text_tokens"}
     found = report["summary"]["all"]["metrics"]
@@ -122,7 +155,7 @@ def test_a_model_with_random_weights_fails_in_every_metric(chain: Path, corpus: 
     assert (found["wer"]["mean"], found["cer"]["mean"]) == (1.0, 1.0)  # every word deleted
     assert found["log_mel_distance_db"]["mean"] > 15  # of silence to speech
     assert found["codec_similarity"] == {"mean": None, "low": None, "high": None, "counted": 0, "left_out": 4}
-    assert not list((tmp_path / "out" / "wavs").glob("*"))
+    assert not list((tmp_path / "out" / "wav").glob("*"))
 
 
 def test_a_model_that_never_ends_has_no_success(chain: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -130,18 +163,18 @@ def test_a_model_that_never_ends_has_no_success(chain: Path, corpus: Corpus, tmp
     with torch.no_grad():
         for head, size in zip(endless.model.heads, endless.model.layout.codebook_sizes, strict=True):
             head.output.weight[size:] = 0  # the class of the end can no longer win
-    report = spoken(tmp_path / "out", endless, corpus, Settings(max_sec=0.5), limit=2)
+    report = spoken(tmp_path / "out", endless, corpus, SpeakingSettings(max_sec=0.5), limit=2)
     assert {(row["reason"], row["limit"], row["frames"]) for row in report["utterances"]} == {("limit", "seconds", 40)}
     assert means(report)["success"] == 0
     assert 0.5 < means(report)["frame_agreement"] <= 25 / 40  # what comes after the end counts as wrong
 
 
 def test_words_are_scored_against_the_sentence(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
-    """A recogniser that hears the first sentence in everything: right once, wrong in counted words elsewhere."""
-    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), tmp_path / "out")
+    """A recognizer that hears the first sentence in everything: right once, wrong in counted words elsewhere."""
+    copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), tmp_path / "out")
     length = len(Truths(corpus, codec).copy(0))
-    scorers = Scorers(recognizer=Listener({length: "The kettle is on the stove!"}))
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), scorers, measured_with={"asr": "a listener"})
+    tools = Tools(recognizer=Listener({length: "The kettle is on the stove!"}))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), tools, measured_with={"asr": "a listener"})
     first, second = report["utterances"]
     assert (first["text"], second["text"]) == ("The kettle is on the stove.", "We left before the rain began.")
     assert first["scores"]["wer"] == [0, 6]
@@ -152,13 +185,11 @@ def test_words_are_scored_against_the_sentence(corpus: Corpus, codec: MelVQ, tmp
 
 def test_scoring_again_adds_scores_and_keeps_outputs(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
+    copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), out)
     stored = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*")) if path.is_file()}
     truths = Truths(corpus, codec)
-    score_outputs(
-        out, truths, Scorers(codec_voice=CodecVoice(codec), recognizer=Listener({})), measured_with={"asr": "a"}
-    )
-    report = score_outputs(out, truths, Scorers(), measured_with={"utmos": "u"})
+    score_outputs(out, truths, Tools(recognizer=Listener({})), measured_with={"asr": "a"})
+    report = score_outputs(out, truths, Tools(), measured_with={"utmos": "u"})
     assert report["measured_with"] == {"asr": "a", "utmos": "u"}
     assert means(report)["wer"] == 1.0
     assert means(report)["codec_similarity"] > 0.9
@@ -174,16 +205,16 @@ def test_what_a_measure_cannot_tell_is_left_out_and_counted(corpus: Corpus, code
             return 3.5
 
     second = Truths(corpus, codec).copy(1)
-    copy_synthesis(codec, corpus, select(corpus, limit=3), Settings(), tmp_path / "out")
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(utmos=Judge()))
+    copy_synthesis(codec, corpus, select(corpus, limit=3), SpeakingSettings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools(utmos=Judge()))
     assert [row["scores"]["utmos"] for row in report["utterances"]] == [[3.5, 1.0], None, [3.5, 1.0]]
     found = report["summary"]["all"]["metrics"]["utmos"]
     assert found == {"mean": 3.5, "low": 3.5, "high": 3.5, "counted": 2, "left_out": 1}
 
 
 def test_voices_that_were_not_trained_on_are_told_apart(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
-    copy_synthesis(codec, corpus, select(corpus), Settings(), tmp_path / "out")
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(), unseen=frozenset(["12"]))
+    copy_synthesis(codec, corpus, select(corpus), SpeakingSettings(), tmp_path / "out")
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools(), unseen=frozenset(["12"]))
     assert [(name, group["utterances"]) for name, group in report["summary"].items()] == [
         ("all", 4),
         ("seen voices", 2),
@@ -196,17 +227,17 @@ def test_questions_are_scored_by_their_answers(
 ) -> None:
     """A model that learnt the answers is as right as copy synthesis; one with other weights is not; of speech counts
     what was heard."""
-    settings, truths = Settings(task="qa", max_text_tokens=30, max_sec=1.0), Truths(corpus, codec)
+    settings, truths = SpeakingSettings(max_text_tokens=30, max_sec=1.0), Truths(corpus, codec)
     items, reports = select(corpus, limit=2), {}
-    scorers = Scorers(recognizer=Listener({len(truths.copy(0)): "another"}))
+    tools = Tools(recognizer=Listener({len(truths.copy(0)): "another"}))
     broken = Synthesizer.load(chain / "model", chain / "codec")
     with torch.no_grad():
         broken.model.lm_model.model.layers[0].self_attn.v_proj.weight.zero_()
-    copy_synthesis(codec, corpus, items, settings, tmp_path / "copy")
-    generate(synthesizer, corpus, items, settings, tmp_path / "model", model=MODEL)
-    generate(broken, corpus, items, settings, tmp_path / "broken", model=MODEL)
+    copy_synthesis(codec, corpus, items, settings, tmp_path / "copy", task="qa")
+    generate(synthesizer, corpus, items, settings, tmp_path / "model", model=MODEL, task="qa")
+    generate(broken, corpus, items, settings, tmp_path / "broken", model=MODEL, task="qa")
     for name in ("copy", "model", "broken"):
-        reports[name] = score_outputs(tmp_path / name, truths, scorers)
+        reports[name] = score_outputs(tmp_path / name, truths, tools)
     for name in ("copy", "model"):
         found = means(reports[name])
         assert (found["success"], found["exact_match"], found["f1"], found["frame_agreement"]) == (1, 1, 1, 1), name
@@ -220,19 +251,20 @@ def test_questions_are_scored_by_their_answers(
     assert means(reports["broken"])["f1"] < 0.5
     with pytest.raises(UserError, match="has no question"):
         unasked = write_corpus(tmp_path / "unasked", 1, spec=codec.spec)
-        copy_synthesis(codec, unasked, select(unasked), settings, tmp_path / "x")
+        copy_synthesis(codec, unasked, select(unasked), settings, tmp_path / "x", task="qa")
 
 
 def test_what_cannot_be_asked_counts_as_a_failure(
     chain: Path, corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
     """Prompts that leave no room for an answer are refused by the engine, and kept in the scores."""
-    small = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_positions=12)
+    small = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec)
+    small.engine = Engine(synthesizer.model, num_slots=1, num_positions=12)
     report = spoken(tmp_path / "out", small, corpus, limit=2)
     assert {row["reason"] for row in report["utterances"]} == {"refused"}
     assert report["utterances"][0]["why"] == "the prompt leaves no room for an answer"
     assert means(report)["success"] == 0
-    asked = spoken(tmp_path / "qa", small, corpus, Settings(task="qa"), limit=2)
+    asked = spoken(tmp_path / "qa", small, corpus, task="qa", limit=2)
     assert (means(asked)["exact_match"], means(asked)["speech_f1"], means(asked)["wer"]) == (0, 0, 1)
     write_page(tmp_path / "out", report, Truths(corpus, small.codec))
     assert "Not asked of the model: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
@@ -245,7 +277,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) ->
     words += ["--text-temperature", "0", "--max-sec", "1"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen([sys.executable, "-m", "slmkit", "evaluate", *words, "--out", str(killed)])
-    records = killed / "outputs.jsonl"
+    records = killed / ".outputs.part"
     while not records.exists() or not records.read_bytes().count(b"\n"):
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.002)
@@ -257,7 +289,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) ->
     torch.set_num_threads(1)
     assert main(["evaluate", *words, "--out", str(killed)]) == 0
     assert main(["evaluate", *words, "--out", str(whole)]) == 0
-    for kind in ("codes/*.npy", "wavs/*.wav"):
+    for kind in ("codes/*.npy", "wav/*.wav"):
         names = sorted(path.relative_to(whole) for path in whole.glob(kind))
         assert len(names) == 8
         assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in names)
@@ -271,7 +303,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) ->
 def test_an_utterance_comes_out_the_same_in_any_choice(
     corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
-    settings = Settings(sampling=Sampling(temperature=1.2), text_sampling=Sampling(), max_sec=0.3)
+    settings = SpeakingSettings(temperature=1.2, text_temperature=0, max_sec=0.3)
     key = corpus.key(2)
     generate(synthesizer, corpus, select(corpus), settings, tmp_path / "all", model=MODEL)
     generate(synthesizer, corpus, select(corpus, keys=[key]), settings, tmp_path / "one", model=MODEL)
@@ -292,34 +324,33 @@ def test_a_voice_from_outside_is_followed(
     name = str(tmp_path / "voice.npy")
     voices = read_voices([name], synthesizer.read_speaker)
     items = select(corpus, voices, limit=1)
-    outside = [voice for voice in voices if isinstance(voice, Voice)]
-    generate(synthesizer, corpus, items, Settings(), tmp_path / "out", model=MODEL, voices=outside)
+    outside = [voice for voice in voices if isinstance(voice, NamedVoice)]
+    generate(synthesizer, corpus, items, SpeakingSettings(), tmp_path / "out", model=MODEL, voices=outside)
     (tmp_path / "voice.npy").unlink()
-    scorers = Scorers(codec_voice=CodecVoice(codec), wavlm=CodecVoice(codec))
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), scorers)
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools(wavlm=CodecVoice(codec)))
     assert means(report)["codec_similarity"] > 0.9
     assert report["utterances"][0]["speaker"] == name
     assert report["utterances"][0]["scores"]["wavlm_similarity"] is None  # there is no recording of it
     with pytest.raises(UserError, match="copy synthesis has only the voices of the corpus"):
         read_voices([name], None)
-    narrow = Voice("narrow", np.zeros(3, np.float32))
+    narrow = NamedVoice("narrow", np.zeros(3, np.float32))
     with pytest.raises(UserError, match="the voice narrow is not of this codec"):
-        generate(synthesizer, corpus, items, Settings(), tmp_path / "x", model=MODEL, voices=[narrow])
+        generate(synthesizer, corpus, items, SpeakingSettings(), tmp_path / "x", model=MODEL, voices=[narrow])
 
 
 def test_what_does_not_fit_together_is_refused(
     chain: Path, corpus: Corpus, codec: MelVQ, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="holds no model"):
-        identity(tmp_path)
+        export_sha256(tmp_path)
     silent = dataclasses.replace(corpus, codec=dataclasses.replace(corpus.codec, speaker_dim=0))
     with pytest.raises(UserError, match="its speaker vectors are not the codec's"):
-        copy_synthesis(codec, silent, select(corpus), Settings(), tmp_path / "out")
+        copy_synthesis(codec, silent, select(corpus), SpeakingSettings(), tmp_path / "out")
     foreign = dataclasses.replace(corpus, codec=dataclasses.replace(corpus.codec, weights_sha256="0"))
     with pytest.raises(UserError, match="weights_sha256 differs"):
-        copy_synthesis(codec, foreign, select(corpus), Settings(), tmp_path / "out")
+        copy_synthesis(codec, foreign, select(corpus), SpeakingSettings(), tmp_path / "out")
     with pytest.raises(ValueError, match="max_sec"):
-        Settings(max_sec=math.nan)
+        SpeakingSettings(max_sec=math.nan)
 
 
 def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,7 +358,9 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec")]
     model, copy = str(tmp_path / "model"), str(tmp_path / "copy")
     assert main(["evaluate", str(chain / "model"), *parts, "--out", model, "--limit", "1"]) == 0
-    assert "  success: 100.0 %" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "  success %                    100.0   100.0 to 100.0" in printed
+    assert printed.splitlines()[-1] == f"see {model}/report.html"
     (tmp_path / "unseen").write_text("12\n")
     again = ["--only", "score", "--unseen-speakers", str(tmp_path / "unseen")]
     assert main(["evaluate", *parts, "--out", model, *again]) == 0
@@ -335,10 +368,10 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["evaluate", "--copy", *parts, "--out", copy, "--limit", "1", "--only", "generate"]) == 0
     assert main(["evaluate", *parts, "--out", copy, "--only", "score"]) == 0
     assert main(["evaluate", "--compare", model, copy, "--out", str(tmp_path / "table")]) == 0
-    assert "model" in capsys.readouterr().out.splitlines()[-2]
+    assert ["model", "copy"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     for words, message in (
-        ([*parts, "--out", "x"], "what is to speak?"),
-        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "what is to speak?"),
+        ([*parts, "--out", "x"], "an evaluation is of a model or of"),
+        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "an evaluation is of a model or of"),
         ([str(chain / "model"), "--out", "x"], "needs a corpus and its codec"),
         ([str(chain / "model"), *parts, "--out", "x", "--temperature", "-1"], "temperature"),
         ([str(chain / "model"), *parts, "--out", "x", "--max-sec", "0"], "max_sec"),
@@ -348,8 +381,28 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert message in capsys.readouterr().err
 
 
+def test_what_is_not_there_is_refused_before_torch_is_imported(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec")]
+    model, out = str(chain / "model"), str(tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    for words, message in (
+        ([str(tmp_path / "no"), *parts, "--out", out], "there is no directory of the model"),
+        ([str(chain / "corpus"), *parts, "--out", out], "corpus is not a model that `slmkit consolidate` wrote"),
+        ([model, "--corpus", str(chain / "model"), *parts[2:], "--out", out], "model is not a tokenized corpus"),
+        ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "no does not exist"),
+        ([model, *parts, "--out", str(tmp_path / "full")], "the output directory exists and holds something else"),
+        ([*parts, "--out", out, "--only", "score"], "holds no generated outputs"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A recogniser that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
+    """A recognizer that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
     save_tiny_whisper(tmp_path / "whisper", steps=0)
     assert main(["tokenize", "run", str(AUDIO), str(chain / "codec"), str(tmp_path / "shards")]) == 0
     parts = ["--corpus", str(tmp_path / "shards"), "--codec", str(chain / "codec"), "--limit", "1"]
@@ -373,4 +426,4 @@ def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsy
     assert found["alignment_riemannian"] > 0
     capsys.readouterr()
     assert main(["evaluate", "--copy", *parts, "--out", str(tmp_path / "other")]) == 2
-    assert "--alignment is of the model that spoke" in capsys.readouterr().err
+    assert "--alignment needs the model that spoke" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """What is chosen of a corpus, and the directory of outputs: what cannot be mixed, read or written is named."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,15 @@ from evaluated import make_chain
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.errors import UserError
-from slmkit.evaluate.generation import Settings, copy_synthesis, generate, seed_of
-from slmkit.evaluate.outputs import Outputs, finished
-from slmkit.evaluate.report import score_outputs
+from slmkit.evaluate.generation import copy_synthesis, generate, seed_of
 from slmkit.evaluate.results import read_report
-from slmkit.evaluate.scoring import Scorers
-from slmkit.evaluate.selection import Voice, read_lines, select
-from slmkit.evaluate.truth import Truths
-from slmkit.infer.sampling import Sampling
+from slmkit.evaluate.scoring import score_outputs
+from slmkit.evaluate.selection import NamedVoice, read_list, select
+from slmkit.evaluate.spoken import Tools, Truths
+from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
 
-MODEL = {"made": "in the test"}
+MODEL = "made in the test"
 
 
 @pytest.fixture(scope="module")
@@ -33,52 +30,38 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampling": Sampling(temperature=0.5)}, "sampling differs"),
+        ({"temperature": 0.5}, "sampling differs"),
         ({"seed": 1}, "seed differs"),
-        ({"task": "qa"}, "task differs"),
         ({"max_sec": 1.0}, "max_sec differs"),
     ],
 )
 def test_two_settings_are_not_mixed(
     change: dict[str, Any], message: str, corpus: Corpus, codec: MelVQ, tmp_path: Path
 ) -> None:
-    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path)
+    copy_synthesis(codec, corpus, select(corpus, limit=1), SpeakingSettings(), tmp_path)
     with pytest.raises(UserError, match=message):
-        copy_synthesis(codec, corpus, select(corpus, limit=1), dataclasses.replace(Settings(), **change), tmp_path)
+        copy_synthesis(codec, corpus, select(corpus, limit=1), SpeakingSettings(**change), tmp_path)
+    with pytest.raises(UserError, match="task differs"):
+        copy_synthesis(codec, corpus, select(corpus, limit=1), SpeakingSettings(), tmp_path, task="qa")
 
 
 def test_neither_models_nor_choices_nor_voices_are_mixed(
     corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
 ) -> None:
-    def speak(model: dict[str, str], limit: int, value: float) -> None:
-        voice = Voice("v.npy", np.full(80, value, np.float32))
+    def speak(model: str, limit: int, value: float) -> None:
+        voice = NamedVoice("v.npy", np.full(80, value, np.float32))
         items = select(corpus, [voice], limit=limit)
-        generate(synthesizer, corpus, items, Settings(max_sec=0.1), tmp_path / "o", model=model, voices=[voice])
+        generate(synthesizer, corpus, items, SpeakingSettings(max_sec=0.1), tmp_path / "o", model=model, voices=[voice])
 
     speak(MODEL, 1, 0.0)
     for changed, message in (
-        (({"another": "model"}, 1, 0.0), "model differs"),
+        (("another model", 1, 0.0), "model differs"),
         ((MODEL, 2, 0.0), "utterances differs"),
         ((MODEL, 1, 0.5), "voices differs"),
     ):
         with pytest.raises(UserError, match=message):
             speak(*changed)
     speak(MODEL, 1, 0.0)  # all is there
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
-    with pytest.raises(UserError, match="the output directory holds other things"):
-        Outputs.open(tmp_path / "other", {}, names={})
-    settings = finished(tmp_path / "o").settings
-    with Outputs.open(tmp_path / "l", settings, names={}), pytest.raises(UserError, match="another process generates"):
-        Outputs.open(tmp_path / "l", settings, names={})
-
-
-def test_a_full_disk_is_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
-    copy_synthesis(codec, corpus, select(corpus, limit=1), Settings(), tmp_path / "out")
-    (record,) = finished(tmp_path / "out").records
-    full = Outputs(tmp_path / "o", [], open("/dev/full", "wb", buffering=0))  # noqa: SIM115 - it closes it
-    with pytest.raises(UserError, match=r"cannot write .*outputs\.jsonl: No space left"), full:
-        full.add(record, np.zeros((3, 0), np.int16), None, sample_rate=16_000)
 
 
 def test_choices(corpus: Corpus, tmp_path: Path) -> None:
@@ -89,15 +72,15 @@ def test_choices(corpus: Corpus, tmp_path: Path) -> None:
     assert [item.voice_key for item in select(corpus, ["swapped"])] == [keys[2], keys[2], keys[0], keys[0]]
     assert seed_of(0, "a", "own") != seed_of(1, "a", "own")
     (tmp_path / "keys").write_text(f"{keys[2]}\n\n {keys[0]} \n")
-    assert read_lines(tmp_path / "keys", "keys") == [keys[2], keys[0]]
+    assert read_list(tmp_path / "keys", "keys") == [keys[2], keys[0]]
     (tmp_path / "empty").touch()
     refused: list[tuple[str, Callable[[], object]]] = [
         ("has no utterance 'x'", lambda: select(corpus, keys=["x", keys[0]])),
         ("no utterance of .* is chosen", lambda: select(corpus, keys=[])),
         ("a voice is given twice", lambda: select(corpus, ["own", "own"])),
         ("voices cannot be swapped: one speaker", lambda: select(corpus, ["swapped"], limit=2)),
-        ("cannot read the list of keys", lambda: read_lines(tmp_path / "nothing", "keys")),
-        ("the list of keys is empty", lambda: read_lines(tmp_path / "empty", "keys")),
+        ("cannot read the list of keys", lambda: read_list(tmp_path / "nothing", "keys")),
+        ("the list of keys is empty", lambda: read_list(tmp_path / "empty", "keys")),
     ]
     for message, call in refused:
         with pytest.raises(UserError, match=message):
@@ -106,10 +89,10 @@ def test_choices(corpus: Corpus, tmp_path: Path) -> None:
 
 def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
     out, truths = tmp_path / "out", Truths(corpus, codec)
-    copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
+    copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), out)
 
     def report() -> object:
-        return score_outputs(out, truths, Scorers())
+        return score_outputs(out, truths, Tools())
 
     def damaged(path: str, change: Callable[[bytes], bytes], message: str) -> None:
         content = (out / path).read_bytes()
@@ -120,27 +103,20 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
 
     damaged("outputs.jsonl", lambda text: text.splitlines(keepends=True)[0], "are not finished")
     damaged("outputs.jsonl", lambda text: b"[1]\n" + text, "outputs.jsonl is damaged")
-    whole = (out / "outputs.jsonl").read_bytes()
-    (out / "outputs.jsonl").write_bytes(b"{}\n")
-    with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
-        copy_synthesis(codec, corpus, select(corpus, limit=2), Settings(), out)
-    (out / "outputs.jsonl").write_bytes(whole)
     damaged("outputs.jsonl", lambda text: text.replace(b'"key": "11', b'"key": "19'), "for another corpus")
-    damaged(
-        "generation.json", lambda text: text.replace(b'"voices"', b'"noises"'), "does not say how outputs were made"
-    )
-    damaged("generation.json", lambda text: b"{}", "does not say how outputs were made")
-    damaged("generation.json", lambda text: text.replace(corpus.fingerprint.encode(), b"0"), "for another corpus")
+    damaged("job.json", lambda text: text.replace(b'"voices"', b'"noises"'), "does not say how outputs were made")
+    damaged("job.json", lambda text: b"{}", r"job\.json is damaged")
+    damaged("job.json", lambda text: text.replace(corpus.fingerprint.encode(), b"0"), "for another corpus")
     weights = codec.spec.weights_sha256.encode()
-    damaged("generation.json", lambda text: text.replace(weights, b"0"), "with another codec")
+    damaged("job.json", lambda text: text.replace(weights, b"0"), "with another codec")
     damaged("codes/00000.npy", lambda content: content[:100], r"cannot read .*00000\.npy")
-    damaged("wavs/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
+    damaged("wav/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
     report()
     damaged("report.json", lambda text: b"{}", "is not the report of an evaluation")
     (out / "outputs.jsonl").unlink()
-    with pytest.raises(UserError, match="cannot read the outputs in"):
+    with pytest.raises(UserError, match="are not finished"):
         report()
     with pytest.raises(UserError, match="holds no generated outputs"):
-        score_outputs(tmp_path / "nothing", truths, Scorers())
+        score_outputs(tmp_path / "nothing", truths, Tools())
     with pytest.raises(UserError, match="holds no scores"):
         read_report(tmp_path)

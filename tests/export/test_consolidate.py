@@ -12,12 +12,12 @@ from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slmkit import export as module
 from slmkit.cli.main import main
 from slmkit.config.run_dir import MODEL, read
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.export import consolidate as module
-from slmkit.export.consolidate import consolidate, merged_weights
+from slmkit.export import consolidate, merged_weights
 from slmkit.files import read_json
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
@@ -101,7 +101,7 @@ def test_a_next_token_model_loads_without_slmkit(place: Path, tmp_path: Path) ->
     tokens = torch.arange(12)[None]
     with torch.no_grad():
         hidden = ours.hidden(ours.embed(tokens[..., None]), torch.arange(12)[None])
-        assert torch.allclose(foreign(tokens).logits, ours.lm_logits(hidden), atol=1e-5)
+        assert torch.allclose(foreign(tokens).logits, ours.lm_model.lm_head(hidden), atol=1e-5)
 
 
 def test_hf_refuses_what_it_could_not_load(place: Path, tmp_path: Path) -> None:

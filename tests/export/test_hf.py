@@ -22,8 +22,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.export.consolidate import convert, is_export
-from slmkit.export.hf import CHAT_TEMPLATE, from_causal_lm, save_hf
+from slmkit.export import CHAT_TEMPLATE, convert, from_causal_lm, is_export, save_hf
 from slmkit.files import read_json
 from slmkit.infer.engine import Engine
 from slmkit.infer.grammar import make_grammar
@@ -67,7 +66,7 @@ def parrot(tokenizer: TextTokenizer) -> tuple[SpeechLM, list[Sample]]:
     codes = [rng.integers(0, 16, (3, frames)).astype(np.int16) for frames in (9, 14)]
     samples = [Sample(f"u{i}", codes[i], None, {"text": text}) for i, text in enumerate(TEXTS)]
     model = small_model(tokenizer, spec, 0, like=BASE)
-    assert model.config.qwen2.rope_parameters["rope_theta"] == 1e6
+    assert model.config.backbone_config.rope_parameters["rope_theta"] == 1e6
     memorise(model, one_batch(model, tokenizer, samples))
     return model, samples
 
@@ -112,7 +111,7 @@ def check_same(
     """What transformers heard and said, token by token, beside the engine's output and what was learnt."""
     assert heard["prompt"] == prompt
     assert heard["answer"][-1] == model.layout.eos_id
-    grammar = make_grammar(model.layout, 0, model.layout.size)
+    grammar = make_grammar(model.layout, 0)
     for token in heard["answer"]:
         if grammar.mode == "text":
             grammar.accept_text(token)
@@ -201,7 +200,7 @@ def test_a_model_trained_on_elsewhere_comes_back(
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in found)
     assert back.dtype == torch.bfloat16
-    assert back.config.qwen2.vocab_size == model.layout.size + 30
+    assert back.config.backbone_config.vocab_size == model.layout.size + 30
     assert back.config.codec_spec == model.config.codec_spec
     assert AutoTokenizer.from_pretrained(tmp_path / "ours").convert_tokens_to_ids("<c7>") == model.layout.code_id(2, 7)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import BASE_SIZE, talkative_model
+from twins.generate import Limits, generate
 
 from slmkit.infer.engine import Engine
-from slmkit.infer.generate import Limits, generate
 from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM

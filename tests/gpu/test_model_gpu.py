@@ -6,10 +6,11 @@ bfloat16 has 3 significant digits; losses are means over many targets and agree 
 import pytest
 import torch
 from tiny_models import tiny_batch, tiny_model
+from transformers import DynamicCache
 
-from slmkit.model import attention, losses
-from slmkit.model.attention import Packing, attend
-from slmkit.model.losses import Segment, cross_entropy
+from slmkit.model import backbone, losses
+from slmkit.model.backbone import Packing, packed_attention
+from slmkit.model.losses import TargetSpan, cross_entropy
 from slmkit.model.slm import SpeechLM
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -66,15 +67,15 @@ def test_a_batch_without_targets(options: dict) -> None:
 
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_the_packed_kernel_equals_one_utterance_at_a_time(shared: int) -> None:
-    assert attention._varlen_kernel() is not None, "neither flash-attn nor torch's kernel is there"
+    assert backbone._varlen_kernel() is not None, "neither flash-attn nor torch's kernel is there"
     torch.manual_seed(0)
     borders = torch.tensor([0, *LENGTHS]).cumsum(0).int().cuda()
     packing = Packing(borders, int(borders[-1]))
     shapes = [(1, heads, sum(LENGTHS), 64) for heads in (4, shared, shared)]
     exact = [torch.randn(shape, device="cuda", requires_grad=True) for shape in shapes]
     half = [x.detach().bfloat16().requires_grad_() for x in exact]
-    got, _ = attend(torch.nn.Module(), *half, None, scaling=0.2, packing=packing)
-    expected, _ = attend(torch.nn.Module(), *exact, None, scaling=0.2, packing=packing)
+    got, _ = packed_attention(torch.nn.Module(), *half, None, scaling=0.2, packing=packing)
+    expected, _ = packed_attention(torch.nn.Module(), *exact, None, scaling=0.2, packing=packing)
     torch.testing.assert_close(got.float(), expected, atol=0.02, rtol=0.02)
     upstream = torch.randn_like(expected)
     expected.backward(upstream)
@@ -94,8 +95,8 @@ def test_cross_entropy_adds_up_in_float32() -> None:
 
     def run(dtype: torch.dtype, slice_bytes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         inputs = [x.to(dtype).requires_grad_() for x in (hidden, weight)]
-        segments = [Segment(num_targets, ((0, rows),))]
-        result = cross_entropy(inputs[0], inputs[1], None, targets, scales, segments, slice_bytes)
+        spans = [TargetSpan(num_targets, ((0, rows),))]
+        result = cross_entropy(inputs[0], inputs[1], None, targets, scales, spans, slice_bytes)
         return result.nll, *(g.float() for g in torch.autograd.grad(result.loss, inputs))
 
     exact = run(torch.float64, losses.SLICE_BYTES)
@@ -129,7 +130,7 @@ def test_cached_decoding() -> None:
     embedded = model.embed(batch.tokens, batch.speech_mask)[None]
     with torch.no_grad():
         whole = model.hidden(embedded, positions)
-        cache = model.new_cache()
+        cache = DynamicCache()
         steps = [
             model.hidden(embedded[:, i : i + 1], positions[:, i : i + 1], cache=cache) for i in range(len(embedded[0]))
         ]

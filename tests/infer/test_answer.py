@@ -9,7 +9,7 @@ from slmkit.data.prompt import MARKS, qa
 from slmkit.data.sequence import tokenize
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
-from slmkit.infer.answer import Words, answer_words
+from slmkit.infer.request import Words, answer_words
 
 TOKENIZER = TextTokenizer.load(BASE)
 LAYOUTS = {

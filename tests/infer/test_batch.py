@@ -16,9 +16,11 @@ from spoken import hashes, make_spoken
 from slmkit.audio.io import read_audio
 from slmkit.errors import UserError
 from slmkit.files import read_json
-from slmkit.infer.batch import FAILURES, JOB, NOTES, OUTPUTS, Summary, fingerprint, speak_all
-from slmkit.infer.lines import Settings, Task, read_items
+from slmkit.infer import batch, synthesizer
+from slmkit.infer.batch import FAILURES, Summary, Task, read_items, speak_all
+from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.jobs import JOB, NOTES, RECORDS
 
 VOICE = "voice.npy"
 Lines = list[dict[str, Any]]
@@ -55,12 +57,12 @@ def speak(
     """Speak lines into `out`."""
     monkeypatch.chdir(place)
 
-    def speak(out: str, lines: Lines | None = None, *, slots: int = 4, task: Task = "read", **options: Any) -> Summary:
+    def speak(out: str, lines: Lines | None = None, *, slots: int = 4, task: Task = "tts", **options: Any) -> Summary:
         lines = LINES if lines is None else lines
         path = tmp_path / "lines.jsonl"
         path.write_text("\n".join(json.dumps(line) for line in lines))
-        listed = read_items(path, task, Settings(speaker=VOICE, max_sec=0.5))
-        settings = {"model": fingerprint("model"), "max_failure_share": 0.5, **options}
+        listed = read_items(path, task, SpeakingSettings(max_sec=0.5), speaker=VOICE)
+        settings = {"model": "a hash", "max_failure_share": 0.5, **options}
         return speak_all(loaded[slots], listed, tmp_path / out, task=task, **settings)
 
     return speak
@@ -76,7 +78,7 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
     summary = speak("out")
     assert {failure.key: failure.reason for failure in summary.failures} == FAILED
     assert [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES)] == ["000010", "mute", "gone", "none"]
-    outputs = read_jsonl(tmp_path / "out" / OUTPUTS)
+    outputs = read_jsonl(tmp_path / "out" / RECORDS)
     assert [output["id"] for output in outputs] == ["river", "000002", "boat", "000004", "wav", "000006"]
     for output in outputs:
         wave = read_audio(tmp_path / "out" / output["wav"], 16_000)
@@ -87,7 +89,7 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
     speech = loaded[4].speak("The river froze", loaded[4].read_speaker(VOICE), max_sec=0.5)
     assert (speech.output.num_steps, speech.seconds) == (outputs[0]["steps"], outputs[0]["seconds"])
     assert np.abs(speech.wave - read_audio(tmp_path / "out" / outputs[0]["wav"], 16_000)).max() < 1e-4
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", OUTPUTS, FAILURES, JOB}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", RECORDS, FAILURES, JOB}
     assert "6 answers (" in summary.line()
     assert "4 failures; " in summary.line()
     assert "real-time factor" in summary.line()
@@ -108,21 +110,21 @@ class Killed(BaseException):
 def counted(dies_after: int = 10**6) -> Iterator[Counter[str]]:
     """Counts waves and voices; the process dies at the wave after so many."""
     seen = Counter[str]()
-    decode, read = Synthesizer.decode, Synthesizer.read_speaker
+    decode, read = batch.decode_alone, synthesizer.read_audio
 
-    def counting_decode(self: Synthesizer, *args: Any) -> Any:
+    def counting_decode(*args: Any) -> Any:
         seen["waves"] += 1
         if seen["waves"] > dies_after:
             raise Killed
-        return decode(self, *args)
+        return decode(*args)
 
-    def counting_read(self: Synthesizer, source: str) -> Any:
+    def counting_read(source: str, *args: Any, **options: Any) -> Any:
         seen[source] += 1
-        return read(self, source)
+        return read(source, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Synthesizer, "decode", counting_decode)
-        patch.setattr(Synthesizer, "read_speaker", counting_read)
+        patch.setattr(batch, "decode_alone", counting_decode)
+        patch.setattr(synthesizer, "read_audio", counting_read)
         yield seen
 
 
@@ -134,7 +136,7 @@ def test_an_interrupted_job_goes_on(
     with counted(dies_after=3), pytest.raises(Killed):
         speak("out")
     out = tmp_path / "out"
-    assert not (out / OUTPUTS).exists()
+    assert not (out / RECORDS).exists()
     notes = read_jsonl(out / NOTES)
     assert len(notes) == 3
     (out / notes[0]["wav"]).unlink()
@@ -175,7 +177,7 @@ def test_failed_lines_can_be_mended_and_others_added(speak: Callable[..., Summar
     with counted() as seen:
         assert speak("out", lines).failures == []
     assert seen["waves"] == 2
-    assert [output["id"] for output in read_jsonl(tmp_path / "out" / OUTPUTS)] == ["b", "a", "c"]
+    assert [output["id"] for output in read_jsonl(tmp_path / "out" / RECORDS)] == ["b", "a", "c"]
 
 
 def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_path: Path) -> None:
@@ -185,12 +187,12 @@ def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_pa
     for changed in ({**line, "text": "Another"}, {**line, "seed": 8}, {**line, "id": "b"}):
         with pytest.raises(UserError, match="holds an answer to something else: a"):
             speak("out", [changed])
-    with pytest.raises(UserError, match="was made with another model"):
+    with pytest.raises(UserError, match="holds another job: model differs"):
         speak("out", [line], model="other")
-    with pytest.raises(UserError, match="was made with another task"):
-        speak("out", [{"id": "a", "question": "Who?"}], task="answer")
+    with pytest.raises(UserError, match="holds another job: task differs"):
+        speak("out", [{"id": "a", "question": "Who?"}], task="qa")
     assert {name: value for name, value in hashes(tmp_path / "out").items() if name != NOTES} == before
-    (tmp_path / "out" / OUTPUTS).write_text("[]\n")
+    (tmp_path / "out" / RECORDS).write_text("[]\n")
     with pytest.raises(UserError, match=r"outputs\.jsonl is damaged"):
         speak("out", [line])
     (tmp_path / "out" / JOB).write_text("{}")
@@ -214,7 +216,7 @@ def test_two_processes_are_not_at_one_directory(speak: Callable[..., Summary], t
     (tmp_path / "out").mkdir()
     with open(tmp_path / "out" / NOTES, "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is at work there"):
+        with pytest.raises(UserError, match="another process is filling this directory"):
             speak("out")
     speak("out", LINES[:1])
 
@@ -237,7 +239,7 @@ def test_too_many_failures_are_an_error(speak: Callable[..., Summary], tmp_path:
     lines: Lines = [{"text": "A clock"}, {"text": "A clock", "speaker": "gone.wav"}]
     with pytest.raises(UserError, match=r"1 of 2 lines failed(.|\n)*bad_speaker 1(.|\n)*all else is spoken"):
         speak("late", lines, max_failure_share=0.2)
-    assert [output["id"] for output in read_jsonl(tmp_path / "late" / OUTPUTS)] == ["000001"]
+    assert [output["id"] for output in read_jsonl(tmp_path / "late" / RECORDS)] == ["000001"]
     assert speak("late", lines).num_outputs == 1
 
 
@@ -251,9 +253,9 @@ def test_a_prompt_without_room_is_a_failure(speak: Callable[..., Summary]) -> No
 def test_answers_have_words(speak: Callable[..., Summary], tmp_path: Path) -> None:
     """The model was never asked anything; it goes on in its own words, and those are kept."""
     lines = [{"id": "q", "question": "Who?"}, {"id": "mute", "question": "Who?", "max_text_tokens": 1}]
-    (failure,) = speak("out", lines, task="answer").failures
-    (output,) = read_jsonl(tmp_path / "out" / OUTPUTS)
-    assert "speech is" in output["text"]
+    (failure,) = speak("out", lines, task="qa").failures
+    (output,) = read_jsonl(tmp_path / "out" / RECORDS)
+    assert "speech is" in output["answer"]
     assert "its words: " in failure.detail
 
 

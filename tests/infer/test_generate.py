@@ -1,4 +1,4 @@
-"""Cached decoding against teacher forcing and against decoding without a cache, for every kind of model."""
+"""The plain loop (twins/generate.py): it speaks what a model has learnt by heart, with and without a cache."""
 
 import dataclasses
 import functools
@@ -8,11 +8,12 @@ import pytest
 import torch
 from memorising import BASE, memorise, one_batch, small_model
 from synthetic import codec_spec
+from transformers import DynamicCache
+from twins import generate as module
+from twins.generate import Limits, PlainDecoder, generate, prompt_example
 
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
-from slmkit.infer import generate as module
-from slmkit.infer.generate import Limits, generate, prompt_example
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
 
@@ -71,14 +72,13 @@ def test_memorised_codes_come_out(kind: int) -> None:
         assert tokenizer().decode(out.text_ids) == " The speech is: .\n\n"
 
 
-class WithoutCache(module._Decoder):
-    """The naive twin: every step reads all positions again."""
+class WithoutCache(PlainDecoder):
+    """Every step reads all positions again."""
 
-    def _run(self, embedded: torch.Tensor) -> torch.Tensor:
+    def append(self, embedded: torch.Tensor) -> None:
         self.seen = torch.cat([self.seen, embedded], dim=1) if self.length else embedded
-        self.length = 0
-        self.cache = self.model.new_cache()
-        return super()._run(self.seen)
+        self.length, self.cache = 0, DynamicCache()
+        super().append(self.seen)
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
@@ -87,7 +87,7 @@ def test_the_cache_changes_nothing(kind: int, monkeypatch: pytest.MonkeyPatch) -
     settings = {"speech_sampling": Sampling(temperature=1.0), "limits": Limits(max_frames=20), "seed": 3}
     start = start_of(model, samples()[0])
     cached = generate(model, **start, **settings)
-    monkeypatch.setattr(module, "_Decoder", WithoutCache)
+    monkeypatch.setattr(module, "PlainDecoder", WithoutCache)
     plain = generate(model, **start, **settings)
     assert cached.codes.shape[1] > 0
     assert np.array_equal(cached.codes, plain.codes)
@@ -120,5 +120,3 @@ def test_the_voice_follows_the_vector() -> None:
     memorise(model, one_batch(model, tokenizer(), [one, two]))
     for sample in (one, two):
         assert np.array_equal(generate(model, **start_of(model, sample)).codes, sample.codes)
-    with pytest.raises(ValueError, match="no speaker vector was given"):
-        generate(model, start=start_of(model, one)["start"])

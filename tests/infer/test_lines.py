@@ -6,22 +6,23 @@ from pathlib import Path
 import pytest
 
 from slmkit.errors import UserError
-from slmkit.infer import lines as lines_module
-from slmkit.infer.lines import MAX_LINE_BYTES, Settings, read_items
+from slmkit.infer import batch
+from slmkit.infer.batch import MAX_LINE_BYTES, Listed, SpeechItem, Task
+from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.sampling import Sampling
 
-VOICE = Settings(speaker="voice.wav", temperature=0.5, seed=3)
+DEFAULTS = SpeakingSettings(temperature=0.5, seed=3)
 BAD = [
     (b"not json", "not_json", "the line is not JSON"),
-    (b"[1]", "not_json", "the line is no object"),
+    (b"[1]", "not_json", "the line is not an object"),
     (b'{"text": "caf\xe9"}', "not_json", "the line is not JSON"),
     (b"[" * 100_000, "not_json", "the line is not JSON"),
     (b'{"text": "%s"}' % (b"x" * MAX_LINE_BYTES), "too_long", "the line is too long"),
-    (b'{"text": "x", "id": "../x"}', "bad_id", "an id that can name no file"),
-    (b'{"text": "x", "id": ".x"}', "bad_id", "an id that can name no file"),
-    (b'{"text": "x", "id": ""}', "bad_id", "an id that can name no file"),
-    (b'{"text": "x", "id": true}', "bad_id", "an id that can name no file"),
-    (b'{"text": "x", "id": "%s"}' % (b"x" * 101), "bad_id", "an id that can name no file"),
+    (b'{"text": "x", "id": "../x"}', "bad_id", "an id that cannot name a file"),
+    (b'{"text": "x", "id": ".x"}', "bad_id", "an id that cannot name a file"),
+    (b'{"text": "x", "id": ""}', "bad_id", "an id that cannot name a file"),
+    (b'{"text": "x", "id": true}', "bad_id", "an id that cannot name a file"),
+    (b'{"text": "x", "id": "%s"}' % (b"x" * 101), "bad_id", "an id that cannot name a file"),
     (b'{"text": "x", "tempature": 1}', "unknown_field", "a field is not known: tempature"),
     (b'{"question": "x"}', "unknown_field", "a field is not known: question"),
     (b'{"id": "a"}', "empty_text", "there is no text"),
@@ -38,8 +39,12 @@ BAD = [
     (b'{"text": "x", "top_p": 0}', "bad_setting", "top_p: got 0"),
     (b'{"text": "x", "text_temperature": -1}', "bad_setting", "temperature: got -1"),
     (b'{"text": "x", "speaker": 5}', "bad_setting", "speaker is of the wrong type"),
-    (b'{"text": "x", "speaker": ""}', "bad_speaker", "no speaker is given"),
+    (b'{"text": "x", "speaker": ""}', "bad_speaker", "no voice was given"),
 ]
+
+
+def read_items(path: Path, task: Task) -> Listed:
+    return batch.read_items(path, task, DEFAULTS, speaker="voice.wav")
 
 
 @pytest.mark.parametrize(("line", "reason", "detail"), BAD, ids=[str(i) for i in range(len(BAD))])
@@ -48,8 +53,8 @@ def test_a_bad_line_is_a_failure_and_the_next_line_an_item(
 ) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_bytes(line + b'\n\n{"text": "good"}')
-    items, (failure,) = read_items(path, "read", VOICE)
-    assert [(item.id, item.text, item.settings) for item in items] == [("000003", "good", VOICE)]
+    items, (failure,) = read_items(path, "tts")
+    assert items == [SpeechItem("000003", "good", "voice.wav", DEFAULTS)]
     assert failure.reason == reason
     assert detail in failure.detail
     assert failure.key in ("line 1", "000001", "a")
@@ -62,8 +67,8 @@ def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
     own["text_temperature"] = 0
     lines = [own, {"question": "Where?"}, {"question": "x", "id": "7"}, {"question": "x", "id": "000002"}]
     path.write_text("\ufeff" + "\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    (first, second), failures = read_items(path, "answer", VOICE)
-    assert (first.id, first.text, second.id) == ("7", own["question"], "000002")
+    (first, second), failures = read_items(path, "qa")
+    assert (first.id, first.text, first.speaker, second.id) == ("7", own["question"], "C:k", "000002")
     assert first.settings.options == {
         "sampling": Sampling(temperature=0.5, top_k=4),
         "text_sampling": Sampling(top_k=4),
@@ -71,8 +76,8 @@ def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
         "max_text_tokens": 256,
         "seed": 9,
     }
-    assert second.settings == VOICE
-    assert VOICE.text_sampling == VOICE.sampling
+    assert (second.speaker, second.settings) == ("voice.wav", DEFAULTS)
+    assert DEFAULTS.text_sampling == DEFAULTS.sampling
     assert [(failure.key, failure.reason) for failure in failures] == [
         ("7", "duplicate_id"),
         ("000002", "duplicate_id"),
@@ -83,7 +88,7 @@ def test_the_digest_is_of_all_that_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     lines = [{"text": "a"}, {"text": "a"}, {"text": "b"}, {"text": "a", "seed": 4}, {"text": "a", "speaker": "other"}]
     path.write_text("\n".join(json.dumps(line) for line in lines))
-    digests = [item.digest for item in read_items(path, "read", VOICE).items]
+    digests = [item.digest for item in read_items(path, "tts").items]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
 
@@ -93,19 +98,19 @@ def test_a_line_at_the_limit_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
     long = json.dumps({"text": "x" * 20})
-    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", len(long))
+    monkeypatch.setattr(batch, "MAX_LINE_BYTES", len(long))
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join([long + " " * extra, '{"text": "a"}', long]))
-    listed = read_items(path, "read", VOICE)
+    listed = read_items(path, "tts")
     assert [failure.reason for failure in listed.failures] == ["too_long"] * (extra > 0)
     assert [item.id for item in listed.items] == ["000001", "000002", "000003"][extra > 0 :]
 
 
 def test_files_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*missing"):
-        read_items(tmp_path / "missing", "read", VOICE)
+        read_items(tmp_path / "missing", "tts")
     with pytest.raises(UserError, match="cannot read"):
-        read_items(tmp_path, "read", VOICE)
+        read_items(tmp_path, "tts")
     (tmp_path / "empty").write_text("\n \n")
     with pytest.raises(UserError, match="holds no line"):
-        read_items(tmp_path / "empty", "read", VOICE)
+        read_items(tmp_path / "empty", "tts")

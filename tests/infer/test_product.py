@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.infer import product
-from slmkit.infer.product import build, fastest_product
+from slmkit.infer.product import compile_product, fastest_product
 
 
 @pytest.fixture
@@ -45,17 +45,17 @@ def test_other_types_take_the_libraries_product():
 
 
 def test_it_is_compiled_once(fresh):
-    first = build()
+    first = compile_product()
     assert list(fresh.iterdir()) == [first]
     made = first.stat().st_mtime_ns
-    assert build() == first
+    assert compile_product() == first
     assert first.stat().st_mtime_ns == made
 
 
 @pytest.mark.parametrize("obstacle", ["no compiler", "broken compiler", "damaged library"])
 def test_where_it_cannot_be_compiled_the_libraries_serve(fresh, tmp_path, monkeypatch, caplog, obstacle):
     if obstacle == "damaged library":
-        build().write_bytes(b"not a library")
+        compile_product().write_bytes(b"not a library")
     else:
         (tmp_path / "bin").mkdir()
         if obstacle == "broken compiler":

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from memorising import BASE, memorise, one_batch, small_model
+from twins.generate import generate, prompt_example
 
 from slmkit.corpora.published import SPEC, read_published
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
-from slmkit.infer.generate import generate, prompt_example
 
 FILES = {0: "ntp.jsonl", 3: "mtp_h3.jsonl", 6: "mtp_h6.jsonl", 12: "mtp_h12.jsonl"}
 

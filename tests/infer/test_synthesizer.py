@@ -111,7 +111,7 @@ def test_a_question_is_answered_in_text_and_speech(synthesizer: Synthesizer) -> 
     assert ids[0] == synthesizer.model.layout.bos_id
     assert encode(": Who wrote it? You should speak like: ")[:5] == ids[2:7]
     assert len(request.prompt.speaker_positions) == 1
-    ((number, output),) = synthesizer.run([request])
+    ((number, output),) = synthesizer.engine.run([request])
     assert (number, output.limit) in [(0, "text_tokens"), (0, "seconds"), (0, None)]
     assert synthesizer.words_of(output).text == synthesizer.tokenizer.decode(output.text_ids).strip()
     with pytest.raises(UserError, match="there is no question to answer"):
@@ -151,10 +151,14 @@ class Writer:
     def __init__(self) -> None:
         self.sounds: dict[str, np.ndarray] = {}
         self.pictures: dict[str, np.ndarray] = {}
+        self.texts: dict[str, str] = {}
 
     def add_audio(self, tag: str, wave: np.ndarray, step: int, sample_rate: int) -> None:
         assert (step, sample_rate) == (7, 16_000)
         self.sounds[tag] = wave
+
+    def add_text(self, tag: str, text: str, step: int) -> None:
+        self.texts[tag] = text
 
     def add_image(self, tag: str, image: np.ndarray, step: int, dataformats: str) -> None:
         assert (step, dataformats) == (7, "HWC")
@@ -168,6 +172,7 @@ def test_samples_for_tensorboard_leave_training_as_it_was(chain: Path, synthesiz
     assert model.training
     assert len(writer.sounds) == 4
     for path in FLACS[:2]:
+        assert writer.texts[f"speech/{path.stem}/text"] == speak.samples[FLACS.index(path)].meta["text"]
         generated, reference = (writer.sounds[f"speech/{path.stem}/{name}"] for name in ("generated", "reference"))
         assert np.array_equal(generated, reference)
         image = writer.pictures[f"speech/{path.stem}/mel"]

@@ -15,9 +15,8 @@ from voices import VOICES, Spoken, spoken
 
 from slmkit.data.prompt import normalize_text
 from slmkit.data.text import TextTokenizer
-from slmkit.evaluate.answers import exact_match
-from slmkit.infer.answer import Words
-from slmkit.infer.request import Output, Request
+from slmkit.evaluate.metrics.answers import exact_match
+from slmkit.infer.request import Output, Request, Words
 from slmkit.infer.synthesizer import Synthesizer
 
 pytestmark = pytest.mark.slow
@@ -41,11 +40,11 @@ def synthesizer(speech: Spoken, request: pytest.FixtureRequest) -> Synthesizer:
     samples = list(speech.samples.values())
     tasks = ["qa" if "question" in sample.meta else "tts" for sample in samples]
     memorise(model, one_batch(model, tokenizer, samples, tasks), max_steps=200, lr=4e-3)
-    return Synthesizer(model, tokenizer, speech.codec, num_slots=8, num_positions=512)
+    return Synthesizer(model, tokenizer, speech.codec, num_slots=8, max_sec=4)
 
 
 def outputs_of(synthesizer: Synthesizer, requests: Sequence[Request]) -> list[Output]:
-    found = dict(synthesizer.run(requests))
+    found = dict(synthesizer.engine.run(requests))
     return [found[number] for number in range(len(requests))]
 
 

@@ -44,7 +44,7 @@ def test_they_are_those_of_a_real_forward_pass(name: str) -> None:
     config = tiny_config(**MODELS[name])
     model, batch = SpeechLM(config), tiny_batch(config, FRAMES)
     sizes = BatchSizes.of(batch)
-    parts = Flops(config).parts(squared(sizes, batch))
+    parts = Flops(model).parts(squared(sizes, batch))
     assert sum(parts.values()) == counted(model, batch)
     assert (parts["speech heads"] > 0) == (config.group > 0)
     assert (parts["fusion"] > 0) == (config.group > 0 and config.fusion == "mlp")
@@ -55,7 +55,7 @@ def test_training_is_three_forward_passes() -> None:
     """Exactly, but that torch does not count the in-place products with which the loss computes its own gradients."""
     config = tiny_config(3)
     model, batch = SpeechLM(config), tiny_batch(config, FRAMES)
-    costs, sizes = Flops(config), squared(BatchSizes.of(batch), batch)
+    costs, sizes = Flops(model), squared(BatchSizes.of(batch), batch)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(batch).loss.backward()
     parts = costs.parts(sizes)

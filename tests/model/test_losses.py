@@ -6,30 +6,30 @@ import torch.nn.functional as F
 from tiny_models import tiny_layout
 
 from slmkit.model import losses
-from slmkit.model.losses import Segment, candidates, coefficients, cross_entropy, sum_by_term
+from slmkit.model.losses import TargetSpan, candidates, coefficients, cross_entropy, sum_by_term
 
 M, D, V = 23, 12, 37
-SEGMENTS = [Segment(9, ((0, 10), (20, 37))), Segment(0, ((0, 37),)), Segment(14, ((10, 20), (36, 37)))]
+SPANS = [TargetSpan(9, ((0, 10), (20, 37))), TargetSpan(0, ((0, 37),)), TargetSpan(14, ((10, 20), (36, 37)))]
 
 
-def problem(dtype: torch.dtype, segments: list[Segment], seed: int = 0) -> tuple[torch.Tensor, ...]:
+def problem(dtype: torch.dtype, spans: list[TargetSpan], seed: int = 0) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(M, D, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(V, D, generator=generator).to(dtype).requires_grad_()
     bias = torch.randn(V, generator=generator).to(dtype).requires_grad_()
     scales = torch.rand(M, generator=generator)
     targets = []
-    for count, ranges in segments:
+    for count, ranges in spans:
         rows = torch.cat([torch.arange(a, b) for a, b in ranges])
         targets.append(rows[torch.randint(len(rows), (count,), generator=generator)])
     return hidden, weight, bias, torch.cat(targets), scales
 
 
-def naive(hidden, weight, bias, targets, scales, segments):
+def naive(hidden, weight, bias, targets, scales, spans):
     """All logits at once, the rows that do not compete at minus infinity."""
     logits = hidden.double() @ weight.double().T + bias.double()
     first = 0
-    for count, ranges in segments:
+    for count, ranges in spans:
         allowed = torch.zeros(V, dtype=torch.bool)
         for start, stop in ranges:
             allowed[start:stop] = True
@@ -42,11 +42,11 @@ def naive(hidden, weight, bias, targets, scales, segments):
 
 
 @pytest.mark.parametrize("slice_bytes", [1, 700, losses.SLICE_BYTES])
-@pytest.mark.parametrize("segments", [[Segment(M, ((0, V),))], SEGMENTS], ids=["full", "ranges"])
-def test_equals_the_naive_twin(segments: list[Segment], slice_bytes: int) -> None:
-    inputs = problem(torch.float32, segments)
-    ours = cross_entropy(*inputs, segments, slice_bytes)
-    twin = naive(*inputs, segments)
+@pytest.mark.parametrize("spans", [[TargetSpan(M, ((0, V),))], SPANS], ids=["full", "ranges"])
+def test_equals_the_naive_twin(spans: list[TargetSpan], slice_bytes: int) -> None:
+    inputs = problem(torch.float32, spans)
+    ours = cross_entropy(*inputs, spans, slice_bytes)
+    twin = naive(*inputs, spans)
     torch.testing.assert_close(ours.loss, twin[0].float())
     torch.testing.assert_close(ours.nll, twin[1].float())
     assert torch.equal(ours.correct, twin[2])
@@ -60,11 +60,11 @@ def test_equals_the_naive_twin(segments: list[Segment], slice_bytes: int) -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_exact_as_its_inputs(dtype: torch.dtype) -> None:
     """Logits and gradients carry one rounding of the half type: 3 significant digits."""
-    segments = [Segment(M, ((0, V),))]
-    inputs = problem(dtype, segments)
+    spans = [TargetSpan(M, ((0, V),))]
+    inputs = problem(dtype, spans)
     scales = inputs[4] * 1e-6  # a share of a global batch; in float16 an unscaled gradient would vanish
-    ours = cross_entropy(*inputs[:4], scales, segments)
-    twin = naive(*inputs[:4], scales, segments)
+    ours = cross_entropy(*inputs[:4], scales, spans)
+    twin = naive(*inputs[:4], scales, spans)
     assert ours.loss.dtype == torch.float32
     torch.testing.assert_close(ours.nll, twin[1].float(), atol=0.1, rtol=0.02)
     scaled = 1e5
@@ -77,9 +77,9 @@ def test_half_precision_is_as_exact_as_its_inputs(dtype: torch.dtype) -> None:
 
 
 def test_double_precision_stays_double() -> None:
-    segments = [Segment(M, ((0, V),))]
-    inputs = problem(torch.float64, segments)
-    ours, twin = cross_entropy(*inputs, segments), naive(*inputs, segments)
+    spans = [TargetSpan(M, ((0, V),))]
+    inputs = problem(torch.float64, spans)
+    ours, twin = cross_entropy(*inputs, spans), naive(*inputs, spans)
     torch.testing.assert_close(ours.nll, twin[1], atol=1e-13, rtol=1e-13)
     of_ours, of_twin = (torch.autograd.grad(result[0], inputs[:3]) for result in (ours, twin))
     for got, expected in zip(of_ours, of_twin, strict=True):
@@ -90,7 +90,7 @@ def test_without_targets_the_loss_is_zero_and_gradients_are_zeros() -> None:
     weight = torch.randn(V, D, requires_grad=True)
     hidden = torch.randn(0, D, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
-    result = cross_entropy(hidden, weight, None, none, torch.zeros(0), [Segment(0, ((0, V),))])
+    result = cross_entropy(hidden, weight, None, none, torch.zeros(0), [TargetSpan(0, ((0, V),))])
     result.loss.backward()
     assert result.loss == 0
     assert weight.grad is not None
@@ -98,24 +98,24 @@ def test_without_targets_the_loss_is_zero_and_gradients_are_zeros() -> None:
 
 
 def test_targets_of_no_weight_give_no_gradient() -> None:
-    hidden, weight, bias, targets, scales = problem(torch.float32, [Segment(M, ((0, V),))])
-    cross_entropy(hidden, weight, bias, targets, scales * 0, [Segment(M, ((0, V),))]).loss.backward()
+    hidden, weight, bias, targets, scales = problem(torch.float32, [TargetSpan(M, ((0, V),))])
+    cross_entropy(hidden, weight, bias, targets, scales * 0, [TargetSpan(M, ((0, V),))]).loss.backward()
     assert torch.equal(weight.grad, torch.zeros(V, D))
 
 
 def test_a_second_backward_pass_is_refused() -> None:
-    inputs = problem(torch.float32, [Segment(M, ((0, V),))])
-    loss = cross_entropy(*inputs, [Segment(M, ((0, V),))]).loss
+    inputs = problem(torch.float32, [TargetSpan(M, ((0, V),))])
+    loss = cross_entropy(*inputs, [TargetSpan(M, ((0, V),))]).loss
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace operation"):
         loss.backward()
 
 
 def test_no_gradients_are_computed_under_no_grad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_Gradients", None)
-    inputs = problem(torch.float32, [Segment(M, ((0, V),))])
+    monkeypatch.setattr(losses, "_add_product", None)
+    inputs = problem(torch.float32, [TargetSpan(M, ((0, V),))])
     with torch.no_grad():
-        assert cross_entropy(*inputs, [Segment(M, ((0, V),))]).loss > 0
+        assert cross_entropy(*inputs, [TargetSpan(M, ((0, V),))]).loss > 0
 
 
 def test_coefficients_of_ntp_are_one_mean_over_all_targets() -> None:

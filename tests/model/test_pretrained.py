@@ -150,7 +150,7 @@ def test_a_plain_export_is_a_qwen2_model(base: Path, tmp_path: Path) -> None:
     save(model, tmp_path / "out", tokenizer=extended_tokenizer(base, model.layout))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     ids = torch.randint(0, model.layout.size, (1, 12))
-    ours = model.lm_logits(model.hidden(model.embed(ids[..., None]), torch.arange(12)[None]))
+    ours = model.lm_model.lm_head(model.hidden(model.embed(ids[..., None]), torch.arange(12)[None]))
     torch.testing.assert_close(plain(ids).logits, ours, atol=1e-5, rtol=1e-5)
     spoken = from_base(base, codec=codec_spec(), speaker=True)
     with pytest.raises(UserError, match="only a next-token model without speaker input is a plain Qwen2 model"):

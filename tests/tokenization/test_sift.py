@@ -5,11 +5,13 @@ import os
 from functools import partial
 
 import pytest
+from raw_corpora import read_source
 
-from slmkit.corpora.manifest import manifest_parts, read_manifest
+from slmkit.corpora.layouts import ReadOptions
+from slmkit.corpora.manifest import manifest_parts
 from slmkit.data import lines
 from slmkit.errors import UserError
-from slmkit.tokenization.sift import Rules, sift_parts
+from slmkit.tokenization.plan import Rules, sift_parts
 
 
 def manifest(path, count=300):
@@ -30,9 +32,9 @@ def test_parts_of_a_manifest_are_the_manifest(tmp_path, monkeypatch, block_bytes
         path = tmp_path / "m.tsv"
         rows = [f"{i}.wav\tNumber {i}" if i % 7 else f"{i}.wav" for i in range(300)]
         path.write_text("\n\n" + "\r\n".join(["path\ttext", *rows]) + "\n")
-    whole = list(read_manifest(path))
+    whole = read_source("manifest", path)
     monkeypatch.setattr(lines, "BLOCK_BYTES", block_bytes)
-    parts = [list(part()) for part in manifest_parts(path)]
+    parts = [list(part()) for part in manifest_parts(path, ReadOptions())]
     assert [item for part in parts for item in part] == whole
     assert len(parts) > 2
     assert len(whole) == (294 if suffix == ".jsonl" else 300)
@@ -44,7 +46,7 @@ def test_any_number_of_processes_gives_the_same(tmp_path, monkeypatch):
     rules = Rules(min_sec=2.0)
     results = []
     for num_workers in (0, 2, 3):
-        chunks = list(sift_parts(manifest_parts(path), rules, num_workers=num_workers))
+        chunks = list(sift_parts(manifest_parts(path, ReadOptions()), rules, num_workers=num_workers))
         results.append([row for chunk in chunks for row in zip(*chunk, strict=True)])
     assert results[0] == results[1] == results[2]
     assert len(results[0]) == 294

@@ -1,11 +1,11 @@
-"""Starts the processes of a world the way a launcher does, for tests."""
+"""Starts the processes of a world the way a launcher does, for tests: forked from one that has torch loaded."""
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from forked import PIPE, Process
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT_SEC = 600
@@ -17,7 +17,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_ranks(world_size: int, command: Sequence[str], **variables: str) -> list[subprocess.Popen[str]]:
+def start_ranks(world_size: int, command: Sequence[str], **variables: str) -> list[Process]:
     """`python *command` once per rank."""
     port = str(free_port())
     processes = []
@@ -26,15 +26,11 @@ def start_ranks(world_size: int, command: Sequence[str], **variables: str) -> li
         env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **variables}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, *command], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
+        processes.append(Process(command, env=env, stdout=PIPE, stderr=PIPE))
     return processes
 
 
-def finish_ranks(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+def finish_ranks(processes: Sequence[Process]) -> list[tuple[int, str, str]]:
     """(exit code, standard output, standard error) of each rank; none is left behind."""
     try:
         outputs = [process.communicate(timeout=TIMEOUT_SEC) for process in processes]

@@ -43,7 +43,7 @@ def test_speeds_are_sums_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of two micro-batches in 4 s, one of them without utterances."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    costs = Flops(CONFIG)
+    costs = Flops(SpeechLM(CONFIG))
     pace = Pace(World(), CPU, accumulation=2, frame_rate=80.0, costs=costs, peak_tflops=1e-6)
     filled = batch_of((5, 12), 100)
     empty = tiny_batch(CONFIG, ())
@@ -77,7 +77,7 @@ def test_a_result_starts_anew_and_a_stall_outlives_a_restart(monkeypatch: pytest
 
 
 def test_without_a_known_peak_there_is_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
-    pace = Pace(costs=Flops(CONFIG))
+    pace = Pace(costs=Flops(SpeechLM(CONFIG)))
     pace.add(batch_of((5,), 50))
     result = alone(pace, monkeypatch)
     assert result["speed/mfu"] is None

@@ -22,9 +22,20 @@ from train.ranks import free_port
 from slmkit.infer.samples import picture
 from slmkit.train.metrics import MetricsLog
 
-pytestmark = pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed"),
+]
 RATE = 16_000
-TAGS = ("loss/a1", "accuracy/a1", "speed/tokens_per_sec", "speed/mfu", "optimizer/lr", "eval/loss", "speech/u1/mel")
+TAGS = (
+    "train/loss/a1",
+    "train/accuracy/a1",
+    "speed/tokens_per_sec",
+    "speed/mfu",
+    "optimizer/lr",
+    "eval/loss",
+    "speech/u1/mel",
+)
 START_SEC = 60
 OPEN_GROUPS = """(() => {
     const icons = (name) => [...document.querySelectorAll(`button.group-toolbar mat-icon[svgicon=${name}_24px]`)];
@@ -74,7 +85,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [sys.executable, "-m", "tensorboard.main", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until_served(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", b"accuracy/a1")
+        wait_until_served(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", b"train/accuracy/a1")
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.kill()

@@ -3,8 +3,8 @@
 Keys that serve training losses only are skipped. Every other key must be there, in its shape, finite, and alone;
 weight norm is folded into one weight. No code in a file is ever run.
 
-Invariant: what `load_weights` returns has exactly the keys of `PlainEncoder` and `PlainDecoder`, `weight` standing for
-each pair `weight_g`, `weight_v`.
+Invariant: what `load_weights` returns has exactly the keys of `layout.json`, `weight` standing for each pair
+`weight_g`, `weight_v`.
 
 Example:
     weights = load_weights("models/facodec")
@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from slmkit.codec.facodec.plain import PlainDecoder, PlainEncoder
+from slmkit.codec.facodec import FILES
 from slmkit.errors import UserError
+from slmkit.files import read_json
 
-FILES = {"encoder": "ns3_facodec_encoder_v2.bin", "decoder": "ns3_facodec_decoder_v2.bin"}
+LAYOUT = Path(__file__).with_name("layout.json")
 TRAINING_ONLY = re.compile(r"(f0|phone|res_\w+|x_timbre)_predictor\.")
 NEXT_STEP = "download the file again from huggingface.co/amphion/naturalspeech3_facodec"
 MAX_NAMED = 20  # keys listed in one error
@@ -67,9 +68,8 @@ def hash_files(directory: str | Path) -> str:
 
 def published_layout() -> dict[str, dict[str, tuple[int, ...]]]:
     """Shape by key of both files, without the keys that serve training losses."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # leaves the caller's random numbers alone
-        parts = {"encoder": PlainEncoder(), "decoder": PlainDecoder()}
-    return {part: {key: tuple(value.shape) for key, value in net.state_dict().items()} for part, net in parts.items()}
+    stored = read_json(LAYOUT)
+    return {part: {key: tuple(shape) for key, shape in stored[part].items()} for part in FILES}
 
 
 def read_state(path: Path) -> Any:

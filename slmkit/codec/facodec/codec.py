@@ -38,9 +38,7 @@ from slmkit.codec.facodec.dimensions import (
     SAMPLE_RATE,
 )
 from slmkit.codec.facodec.filters import log_mel_of
-from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, decoder_reach
-from slmkit.codec.facodec.quantizer import ResidualQuantizer
-from slmkit.codec.facodec.transformer import Transformer
+from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, ResidualQuantizer, Transformer, decoder_reach
 
 LM_STREAMS = (
     Stream("content_1", CODEBOOK_SIZE, "content"),

@@ -1,11 +1,13 @@
-"""The convolutional encoder and decoder of FACodec V2, on padded batches, with weight norm folded.
+"""The networks of FACodec V2 on padded batches, with weight norm folded: convolutional encoder and decoder, residual
+vector quantizers, and the transformer over frames.
 
 It knows nothing of codes or files. Each activation leaves zeros around every utterance, so the convolutions run without
 padding of their own. A transposed convolution of stride s is a convolution of two taps that makes s outputs at a time.
 
 Shapes: B utterances, C channels, N samples or positions, T frames, D = 256.
 
-Invariant (law): an utterance's latents do not depend on the batch it travels in, its place there, or its padding.
+Invariant (law): an utterance's latents, codes and transformer outputs do not depend on the batch it travels in, its
+place there, or its padding. `ResidualQuantizer`'s quantized latents are the sum of its tables' entries.
 
 Example:
     latents, ends = ConvEncoder(weights)(waves, Ends([16000, 12345], device))  # [B, D, T]
@@ -22,8 +24,12 @@ from slmkit.codec.facodec.dimensions import (
     DILATIONS,
     ENCODER_LAST_KERNEL,
     ENCODER_STRIDES,
+    FEED_FORWARD_KERNEL,
+    HEADS,
     HOP,
     KERNEL,
+    LATENT,
+    LAYERS,
     padding_of,
 )
 
@@ -143,3 +149,82 @@ def two_tap_weight(weight: torch.Tensor, stride: int) -> torch.Tensor:
     """
     taps = weight.unflatten(2, (2, stride)).permute(1, 3, 0, 2).flip(3)
     return taps.flatten(0, 1).contiguous()
+
+
+class Codebook:
+    """One codebook with its projections.
+
+    It projects a latent to eight numbers and takes the entry of nearest direction. What the entry stands for in the
+    latent space does not depend on the input, so it is one table, computed once.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        entries = weights["_codebook.weight"]
+        self.weight, self.bias = weights["in_proj.weight"], weights["in_proj.bias"]
+        self.directions = F.normalize(entries).T.contiguous()
+        self.table = F.linear(entries, weights["out_proj.weight"], weights["out_proj.bias"])  # [1024, D]
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codes int64 [B, T] of latents [B, T, D].
+
+        For unit vectors the smallest distance is the largest inner product, and the latent's length changes no order.
+        """
+        return (F.linear(latents, self.weight, self.bias) @ self.directions).argmax(dim=-1)
+
+
+class ResidualQuantizer:
+    """Codebooks of which each quantizes what the ones before left."""
+
+    def __init__(self, weights: Weights, num_codebooks: int) -> None:
+        self.codebooks = [Codebook(weights / f"layers.{i}") for i in range(num_codebooks)]
+
+    def quantize(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes int64 [B, K, T] and their quantized latents [B, T, D] of latents [B, T, D]."""
+        codes, quantized = [], torch.zeros_like(latents)
+        for codebook in self.codebooks:
+            codes.append(codebook.nearest(latents - quantized))
+            quantized = quantized + F.embedding(codes[-1], codebook.table)
+        return torch.stack(codes, dim=1), quantized
+
+
+class Transformer:
+    """Layers of self-attention and a convolutional feed-forward network, pre-norm, for prosody and the speaker vector.
+
+    Every frame of every utterance gets the positional term of position 0. The public implementation indexes the term by
+    the place in the batch, and published codes were made one utterance at a time.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self.position = weights["position_emb.pe"][0]
+        self.layers = [weights / f"layers.{i}" for i in range(LAYERS)]
+        self.last = weights / "last_ln"
+
+    def __call__(self, x: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+        """float32 [B, T, D] -> [B, T, D]. valid: bool [B, 1, T], or None when there is no padding."""
+        x = x + self.position
+        for layer in self.layers:
+            x = x + self_attention(norm(x, layer / "ln_1"), layer / "self_attn", valid)
+            x = x + feed_forward(norm(x, layer / "ln_2"), layer / "ffn", valid)
+        return norm(x, self.last)
+
+
+def norm(x: torch.Tensor, weights: Weights) -> torch.Tensor:
+    return F.layer_norm(x, (LATENT,), weights["weight"], weights["bias"])
+
+
+def self_attention(x: torch.Tensor, weights: Weights, valid: torch.Tensor | None) -> torch.Tensor:
+    """Self-attention of [B, T, D] to the valid frames."""
+    projected = F.linear(x, weights["in_proj_weight"], weights["in_proj_bias"])
+    q, k, v = projected.unflatten(2, (3, HEADS, LATENT // HEADS)).permute(2, 0, 3, 1, 4)
+    mask = None if valid is None else valid[:, None]
+    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.linear(heads.transpose(1, 2).flatten(2), weights["out_proj.weight"], weights["out_proj.bias"])
+
+
+def feed_forward(x: torch.Tensor, weights: Weights, valid: torch.Tensor | None) -> torch.Tensor:
+    """A convolution over [B, T, D] that sees zeros outside the valid frames, then a linear layer."""
+    x = x.transpose(1, 2)
+    if valid is not None:
+        x = x.where(valid, 0)
+    x = F.conv1d(x, weights["ffn_1.weight"], weights["ffn_1.bias"], padding=FEED_FORWARD_KERNEL // 2)
+    return F.linear(x.relu_().transpose(1, 2), weights["ffn_2.weight"], weights["ffn_2.bias"])

@@ -1,0 +1,183 @@
+"""What the command lines of slmkit have in common: one parser, one form of help, numbers, and the run config.
+
+Example:
+    parser.add_argument("--tasks", type=positive, default=64, help="tasks of the array")
+    add_config_arguments(parser, "slmkit.config.train:TrainConfig", required=True)
+    ...
+    config = load_run(args.config, args.overrides)
+"""
+
+import argparse
+import difflib
+import importlib
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from slmkit.assets import config_file
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
+CONTINUED = 4  # columns by which the further lines of a long one are indented
+
+
+def positive(text: str) -> int:
+    """A whole number from 1. argparse names the argument where ValueError is raised."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def natural(text: str) -> int:
+    """A whole number from 0. argparse names the argument where ValueError is raised."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False) -> None:
+    """`--config FILE` and overrides KEY=VALUE; the help lists the options of `kind`, as in "package.module:Class".
+
+    The class is imported only for the help. `args.config` is a path, `args.overrides` a list of "key=value".
+    """
+
+    def options() -> str:
+        from slmkit.config.load import describe
+
+        module, name = kind.split(":")
+        title = "Options of the config, as lines of the file or as KEY=VALUE:"
+        return "\n".join([title, *describe(getattr(importlib.import_module(module), name))])
+
+    parser.has_overrides = True
+    parser.help_parts.append(options)
+    parser.add_argument(
+        "--config", required=required, type=config_file, metavar="FILE", help="YAML file, or the name of a recipe"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "overrides", nargs="*", type=_override, metavar="KEY=VALUE", help="change an option, as in model.group=12"
+    )
+
+
+def _override(text: str) -> str:
+    if not OVERRIDE.match(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE such as model.group=12")
+    return text
+
+
+def parse(parser: "Parser", words: Sequence[str]) -> argparse.Namespace:
+    """The arguments. Overrides may stand anywhere; `args.overrides` has them in the order of the words."""
+    args, unknown = parser.parse_known_args(words)
+    if hasattr(args, "overrides"):
+        # argparse fills a list of words from one stretch of the command line only, and leaves the others.
+        given = [*args.set, *args.overrides, *filter(OVERRIDE.match, unknown)]
+        args.overrides = [*(word for word in args.set if word not in words), *(word for word in words if word in given)]
+        unknown = [word for word in unknown if not OVERRIDE.match(word)]
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    return args
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with our help, for a command and each of its sub-commands."""
+
+    has_overrides = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, **options})
+        self.help_parts: list[Callable[[], str]] = []  # put at the end of the help, and made only for it
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.has_overrides and args is not None:
+            # Overrides go behind the other words, of which argparse could take them for one. What follows an option
+            # stays, since it may be its value.
+            moved = [index for index, word in enumerate(args) if OVERRIDE.match(word)]
+            moved = [index for index in moved if index == 0 or not args[index - 1].startswith("-")]
+            args = [word for index, word in enumerate(args) if index not in moved] + [args[index] for index in moved]
+        return super().parse_known_args(args, namespace)
+
+    def format_help(self) -> str:
+        self.epilog = "\n\n".join([*([self.epilog] if self.epilog else []), *(make() for make in self.help_parts)])
+        return super().format_help()
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        near = difflib.get_close_matches(str(value), map(str, action.choices), 1)
+        expected = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(map(str, action.choices))}"
+        raise argparse.ArgumentError(action, f"there is no {value!r}; {expected}")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.format_usage()}{self.prog}: {message}\n")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help that fits the terminal: text is wrapped, tables keep their columns, and defaults are shown.
+
+    A table is any line that is indented or has three spaces inside: what stands before two or more spaces is its first
+    column. Lines that begin under the second column continue it.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        has_default = action.default is not argparse.SUPPRESS and action.default not in (None, False, True, [], ())
+        return text + (" (default: %(default)s)" if has_default and "default" not in text else "")
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += self._indent_increment  # argparse forgets that the names are indented
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in fill(text, width - len(indent))) + "\n"
+
+
+def fill(text: str, width: int) -> list[str]:
+    """The lines of a help text, none wider than `width` where words allow it."""
+    lines: list[str] = []
+    for block in _blocks(text.strip("\n").split("\n")):
+        match = re.match(r"( *)(\S.*?\S|\S)(  +)(\S.*)$", block)
+        is_row = match is not None and (match[1] or len(match[3]) > 2)
+        if not is_row:
+            inner = " " * (len(block) - len(block.lstrip()))
+            inner += " " * (CONTINUED if inner else 2 if block.startswith("- ") else 0)
+            lines += textwrap.wrap(block, width, subsequent_indent=inner, break_on_hyphens=False) or [""]
+            continue
+        assert match is not None
+        first, column = match[1] + match[2], len(match[1] + match[2] + match[3])
+        if column <= width // 2:
+            first, inner = f"{first}{match[3]}", " " * column
+            lines += textwrap.wrap(f"{first}{match[4]}", width, subsequent_indent=inner, break_on_hyphens=False)
+            continue
+        inner = match[1] + " " * CONTINUED
+        if len(block) <= width:
+            lines.append(block)
+        else:
+            lines += textwrap.wrap(first, width, subsequent_indent=inner, break_on_hyphens=False)
+            inner += " " * CONTINUED
+            lines += textwrap.wrap(match[4], width, initial_indent=inner, subsequent_indent=inner)
+    return lines
+
+
+def _blocks(lines: Sequence[str]) -> Iterator[str]:
+    """Paragraphs and rows of a table, each on one line; an empty line is a block of its own."""
+    block, column = "", -1
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        continues_row = indent == column and block and indent > 2
+        is_text = not indent and "   " not in line and not line.startswith("- ")
+        continues_text = is_text and block and not block.startswith(" ") and "   " not in block
+        if line.strip() and (continues_row or continues_text):
+            block += " " + line.strip()
+            continue
+        if block:
+            yield block
+        if not line.strip():
+            yield ""
+        block = line.rstrip()
+        row = re.match(r" *\S.*?  +(?=\S)", block)
+        column = row.end() if row else -1
+    if block:
+        yield block

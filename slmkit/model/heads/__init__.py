@@ -1,0 +1,1 @@
+"""Speech heads of multi-token prediction, one class per kind."""

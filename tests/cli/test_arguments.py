@@ -1,0 +1,150 @@
+"""The common command line: suggestions, help that fits, quiet ends, and answers without waiting for imports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slmkit.cli.arguments import fill
+from slmkit.cli.main import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+HEAVY = ("torch", "numpy", "pydantic", "yaml", "transformers", "deepspeed")
+ACTIONS = {"codec": ["fit", "copy"], "recipe": ["list", "copy"]}
+ACTIONS["tokenize"] = ["plan", "run", "submit", "status", "finalize", "verify"]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """(exit code, all that was printed) of a command line that argparse ends."""
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "there is no 'trian'; did you mean train?"),
+        (["zebra"], "there is no 'zebra'; expected one of init-base, codec, tokenize"),
+        (["tokenize", "vreify"], "there is no 'vreify'; did you mean verify?"),
+        (["recipe", "cop"], "there is no 'cop'; did you mean copy?"),
+        (["inspect", "run", "--nope"], "unknown arguments: --nope"),
+        (["inspect", "run", "a=b"], "unknown arguments: a=b"),
+        (["train", "--config", os.devnull, "word"], "got 'word', expected KEY=VALUE such as model.group=12"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_is_mistyped_is_answered(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = shown(capsys, *words)
+    assert code == 2
+    assert message in text
+    assert text.startswith("usage: ")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every command and its actions; and it uses a wider terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for action in ["", *ACTIONS.get(command, [])]:
+        code, text = shown(capsys, *filter(None, (command, action)), "--help")
+        assert code == 0
+        assert [line for line in text.splitlines() if len(line) > 80] == []
+    if command == "train":
+        monkeypatch.setenv("COLUMNS", "160")
+        _, wide = shown(capsys, command, "--help")
+        assert max(map(len, wide.splitlines())) > 120
+        assert len(wide.splitlines()) < len(text.splitlines())
+
+
+def test_help_shows_choices_ranges_and_defaults(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, text = shown(capsys, "train", "--help")
+    for words in (
+        "[one of 'tts', 'asr', 'text', 'qa'; default: tts]",
+        "[a number of seconds, at least 0; default: 600.0]",
+        "[a path; required]",
+        "\noptimizer: AdamW",
+    ):
+        assert words in text
+
+
+def test_text_is_wrapped_and_tables_keep_their_columns() -> None:
+    text = "Some words that are\nwrapped anew.\n\n  a b  one two three four\n  cc   five\n       six\n\nlast"
+    assert fill(text, 20) == [
+        *("Some words that are", "wrapped anew.", ""),
+        *("  a b  one two three", "       four", "  cc   five six", "", "last"),
+    ]
+
+
+def run_python(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+IMPORTED = f"""
+import json, resource, sys
+from slmkit.cli.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as error:
+    code = error.code
+used = resource.getrusage(resource.RUSAGE_SELF)
+heavy = [name for name in {HEAVY!r} if name in sys.modules]
+print("\\n" + json.dumps([code, heavy, used.ru_utime + used.ru_stime]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "heavy"),
+    [
+        (["--help"], 0, []),
+        (["trian"], 2, []),
+        (["train", "--nope"], 2, []),
+        (["launch", "--processes", "x"], 2, []),
+        (["tokenize", "run", "--task", "x"], 2, []),
+        (["train", "--config", "gone.yaml"], 2, []),
+        (["codec", "ftt"], 2, []),
+        (["recipe", "list"], 0, []),
+        (["train", "--config", "libritts_ntp", "steps=1"], 2, ["pydantic", "yaml"]),
+        (["train", "--config", "libritts_ntp", "deepspeed=gone.json"], 2, ["pydantic", "yaml"]),
+        (["train", "--config", "libritts_ntp", "--print-config"], 0, ["pydantic", "yaml"]),
+    ],
+)
+def test_a_command_imports_only_what_its_answer_needs(words: list[str], expected: int, heavy: list[str]) -> None:
+    """Help and wrong arguments in 0.15 CPU seconds; torch only for a config that is right."""
+    done = run_python(IMPORTED, *words)
+    code, imported, cpu_sec = json.loads(done.stdout.splitlines()[-1])
+    assert (code, imported) == (expected, heavy), done.stderr
+    # Twice what is allowed on an idle machine.
+    assert heavy or cpu_sec < 0.3
+
+
+@pytest.mark.parametrize(
+    ("words", "codes"),
+    [(["recipe", "list"], (141,)), (["train", "--help"], (0, 141))],  # argparse forgives what it cannot print
+)
+def test_a_reader_that_goes_away_ends_it_quietly(words: list[str], codes: tuple[int, ...]) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "slmkit", *words], stdout=write_end, stderr=subprocess.PIPE, check=False, cwd=ROOT
+    )
+    os.close(write_end)
+    assert done.stderr == b""
+    assert done.returncode in codes
+
+
+def test_other_broken_pipes_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise BrokenPipeError("of something else")
+
+    monkeypatch.setattr("slmkit.cli.recipe.assets", broken)
+    with pytest.raises(BrokenPipeError, match="of something else"):
+        main(["recipe", "list"])
