@@ -14,7 +14,7 @@ from typing import Any
 
 from slmkit import pages, plot
 from slmkit.audio.io import write_wav
-from slmkit.audio.log_mel import HOP_SEC, log_mel
+from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.evaluate.metrics import Metric
 from slmkit.evaluate.outputs import read_wave, wav_path
 from slmkit.evaluate.results import ALL, NOT_AVAILABLE, REPORT_PAGE, TASK_TITLES, Json, cell, metrics_of

@@ -19,7 +19,7 @@ import numpy as np
 
 from slmkit import plot
 from slmkit.audio.io import write_wav
-from slmkit.audio.log_mel import HOP_SEC, log_mel, log_mel_distance
+from slmkit.audio.mel import HOP_SEC, log_mel, log_mel_distance
 from slmkit.audio.units import samples_to_seconds
 from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.ledger import Failure, printable
@@ -28,7 +28,7 @@ from slmkit.errors import UserError
 from slmkit.files import atomic_write
 from slmkit.tokenization import decode
 from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan
 
 OpenSource = Callable[[int, str], np.ndarray | None]
 SOURCE_WAV, DECODED_WAV, PICTURE_PNG = "{}-source.wav", "{}-decoded.wav", "{}-mel.png"
@@ -128,9 +128,9 @@ def _distance_to_other(source: np.ndarray, decoded: np.ndarray, sample_rate: int
 def planned_audio(directory: str | Path, sample_rate: int) -> OpenSource:
     """Opens the audio an utterance was made of, at `sample_rate` Hz; gives None where the corpus has no plan, or the
     file is gone."""
-    if not Plan.exists(directory):
+    if not TokenizationPlan.exists(directory):
         return lambda shard, key: None
-    plan, settings = Plan.open(directory), CorpusJob.open(directory).settings
+    plan, settings = TokenizationPlan.open(directory), CorpusJob.open(directory).settings
     # With the job's own max_sec, which bounds where a long recording is cut.
     decoding = decode.Decoding(sample_rate=sample_rate, max_sec=settings.get("max_sec"))
 

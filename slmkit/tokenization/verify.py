@@ -36,7 +36,7 @@ from slmkit.tokenization.copies import (
 )
 from slmkit.tokenization.integrity import PlannedKeys, ShardProblem, check_shards
 from slmkit.tokenization.outliers import LIMITS
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan
 
 VERIFY_PAGE, VERIFY_NUMBERS = "index.html", "verify.json"
 SHOWN_PROBLEMS = 100  # in the error; the report has all
@@ -148,9 +148,9 @@ def verify_job(
     out: str | Path, codec: Codec | None, *, samples: int = 20, seed: int = 0, report: str | Path
 ) -> Verification:
     """Verify a corpus against the plan and the audio it was made of, where it has a plan. Raises as `verify_corpus`."""
-    if not Plan.exists(out):
+    if not TokenizationPlan.exists(out):
         return verify_corpus(out, codec, samples=samples, seed=seed, report=report)
-    plan = Plan.open(out)
+    plan = TokenizationPlan.open(out)
 
     def planned_keys(shard: int) -> Sequence[str]:
         return [item.key for item in plan.items(shard)] if shard < len(plan.shards) else []

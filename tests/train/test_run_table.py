@@ -111,7 +111,7 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
     [
         ({"global_rows": 5}, "must equal global_rows exactly"),
         ({"base": "nowhere"}, "no such model directory"),
-        ({"deepspeed": "nowhere"}, "cannot read nowhere as JSON"),
+        ({"deepspeed": "nowhere"}, "no file of this name comes with slmkit"),
         ({"data": {"corpus": "nowhere"}}, "holds no finished corpus"),
     ],
 )

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.audio.units import seconds_to_samples
 from slmkit.evaluate.metrics import Metric, Scores, measures, missing, single
 from slmkit.evaluate.selection import OWN
