@@ -1,8 +1,8 @@
 """Score a model on utterances of a corpus, in two stages: generate and store everything, then score what is stored.
 
-  slmkit evaluate MODEL --corpus SHARDS --codec CODEC --out OUT --limit 100 --slots 8
-  slmkit evaluate --copy --corpus SHARDS --codec CODEC --out CEILING --limit 100
-  slmkit evaluate --only score --corpus SHARDS --codec CODEC --out OUT --asr whisper-large-v3
+  slmkit evaluate MODEL --corpus SHARDS --codec CODEC --out OUT --limit 100
+  slmkit evaluate --copy --corpus SHARDS --codec CODEC --out CEILING
+  slmkit evaluate --only score --corpus SHARDS --codec CODEC --out OUT --asr WHISPER
   slmkit evaluate --compare OUT CEILING --out TABLE
 
 OUT holds report.html (tables, plots, sounds), report.json, the spoken WAV files with their codes, and outputs.jsonl.
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", help="tokenized corpus with the true codes")
     parser.add_argument("--codec", help="directory of the codec")
     parser.add_argument("--out", required=True, help="directory for waves, codes and scores")
-    parser.add_argument("--only", choices=("generate", "score"), help="one of the two stages")
+    parser.add_argument("--only", choices=("generate", "score"), help="one of the two stages alone")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     _add_choice(parser.add_argument_group("which utterances, in which voices"))
     _add_generation(parser.add_argument_group("how they are spoken"))
@@ -64,7 +64,7 @@ def _add_generation(group: Any) -> None:
     group.add_argument(
         "--task", choices=("tts", "qa"), default="tts", help="read the text, or answer the question (default: tts)"
     )
-    group.add_argument("--slots", type=positive, default=1, help="decoded at a time (default: %(default)s)")
+    group.add_argument("--slots", type=positive, default=1, help="utterances decoded at a time (default: %(default)s)")
     add_sampling_arguments(group)
 
 

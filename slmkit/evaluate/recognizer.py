@@ -23,7 +23,7 @@ from transformers import AutomaticSpeechRecognitionPipeline, WhisperFeatureExtra
 from transformers import WhisperForConditionalGeneration as Whisper
 
 from slmkit.audio import quality
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.errors import UserError
 from slmkit.evaluate.local_model import load_model, load_part
 from slmkit.files import read_json

@@ -14,7 +14,7 @@ from typing import Any
 
 from slmkit import pages, plot
 from slmkit.audio.io import write_wav
-from slmkit.audio.log_mel import HOP_SEC, log_mel
+from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.evaluate.metrics import Metric
 from slmkit.evaluate.outputs import read_wave, wav_path
 from slmkit.evaluate.results import ALL, NOT_AVAILABLE, REPORT_PAGE, TASK_TITLES, Json, cell, metrics_of
@@ -72,12 +72,14 @@ def worst(report: Json, per_metric: int = PER_METRIC) -> list[tuple[Json, list[s
             continue
         goodness = {}
         for place, row in enumerate(rows):
-            if name in row["scores"]:
-                amount, weight = row["scores"][name] or (0, 0)
+            if name not in row["scores"]:
+                continue
+            if row["scores"][name] is None:
+                goodness[place] = float("-inf")
+            else:
+                amount, weight = row["scores"][name]
                 value = amount / weight if weight else amount
                 goodness[place] = value if metric.better == "higher" else -value
-                if row["scores"][name] is None:
-                    goodness[place] = float("-inf")
         best = max(goodness.values(), default=0.0)
         ranked = sorted((value, place) for place, value in goodness.items() if value < best)
         for _, place in ranked[:per_metric]:

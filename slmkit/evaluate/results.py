@@ -137,7 +137,7 @@ def read_report(directory: str | Path) -> Json:
         raise UserError(f"{directory} holds no scores", expected=REPORT, next_step="score the outputs first")
     report = read_json(path)
     if not isinstance(report, dict) or not report.keys() >= KEYS:
-        raise UserError(f"{path} is not the report of an evaluation", next_step="score the outputs again")
+        raise UserError(f"{path} is not the report of an evaluation", next_step="remove it and score the outputs")
     return report
 
 

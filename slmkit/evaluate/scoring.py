@@ -1,8 +1,8 @@
 """The second stage of an evaluation: stored outputs to scores, one family of metrics after the other.
 
-What was generated is only read. After each family `report.json` is written and its means are told, so that what a later
-one fails at costs nothing that was computed before. Scoring adds to what is there: the same outputs scored again with a
-recognizer keep the scores that need none.
+What was generated is only read. After each family its means are told and `report.json` is written, so that a failure in
+a later family loses nothing. Scoring adds to what is there: the same outputs scored again with a recognizer keep the
+scores that need none.
 
 Invariant: equal outputs and tools give an equal report.
 
@@ -69,6 +69,7 @@ def score_outputs(
             if "recognizer" in family.needs:
                 row["heard"] = spoken.heard
         named = {metric.name: metric for metric in family.metrics}
+        # Names with a part behind a colon are known only now: the streams are the codec's.
         for name in {name for row in rows for name in row["scores"] if ":" in name and name.partition(":")[0] in named}:
             whole, _, part = name.partition(":")
             label = f"{named[whole].label}, {part}"

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.audio.log_mel import log_mel_distance
+from slmkit.audio.mel import log_mel_distance
 from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader

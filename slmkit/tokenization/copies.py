@@ -19,7 +19,7 @@ import numpy as np
 
 from slmkit import plot
 from slmkit.audio.io import write_wav
-from slmkit.audio.log_mel import HOP_SEC, log_mel, log_mel_distance
+from slmkit.audio.mel import HOP_SEC, log_mel, log_mel_distance
 from slmkit.audio.units import samples_to_seconds
 from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.ledger import Failure, printable

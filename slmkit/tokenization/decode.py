@@ -3,7 +3,7 @@
 Files are hostile: a worker that a file crashes, or that takes too long, is replaced, and the file becomes a ledger
 line. torch is not imported here, to keep the start of workers quick.
 
-A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoder.py).
+A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoding.py).
 
 Invariant: as many results as items, in the same order, the same for any number of workers.
 

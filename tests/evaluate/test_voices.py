@@ -8,7 +8,7 @@ import torch
 from tiny_codec import TinyCodec
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.metrics.voices import WavLMVoice, codec_vector, cosine
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from slmkit.audio.io import read_audio, write_wav
-from slmkit.audio.log_mel import log_mel_distance
+from slmkit.audio.mel import log_mel_distance
 from slmkit.cli.main import main
 from slmkit.codec.base import Codec, decode_alone
 from slmkit.codec.open import open_codec

@@ -69,7 +69,7 @@ class Family(NamedTuple):
     measure: Measure
 
 
-_families: dict[str, Family] = {}  # by the name of the first metric
+REGISTRY: dict[str, Family] = {}  # by the name of the first metric
 
 
 def measures(*metrics: Metric, needs: Iterable[Need] = ()) -> Callable[[Measure], Measure]:
@@ -78,27 +78,22 @@ def measures(*metrics: Metric, needs: Iterable[Need] = ()) -> Callable[[Measure]
     Raises ValueError when a name is taken by another family.
     """
 
-    taken = {metric.name for family in _families.values() for metric in family.metrics}
+    taken = {metric.name for family in REGISTRY.values() for metric in family.metrics}
     if clash := taken & {metric.name for metric in metrics}:
         raise ValueError(f"the metric {clash.pop()} is registered already")
 
     def register(measure: Measure) -> Measure:
-        _families[metrics[0].name] = Family(metrics, tuple(needs), measure)
+        REGISTRY[metrics[0].name] = Family(metrics, tuple(needs), measure)
         return measure
 
     return register
-
-
-def unregister(name: str) -> None:
-    """Take out the family whose first metric has this name, as a test does with its own."""
-    del _families[name]
 
 
 def families() -> list[Family]:
     """All that are registered, in the order of their first metrics."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return sorted(_families.values(), key=lambda family: family.metrics[0].order)
+    return sorted(REGISTRY.values(), key=lambda family: family.metrics[0].order)
 
 
 def single(value: float | None) -> Score | None:

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.audio.units import seconds_to_samples
 from slmkit.evaluate.metrics import Metric, Scores, measures, missing, single
 from slmkit.evaluate.selection import OWN
 from slmkit.evaluate.spoken import Spoken
 
-Wave = npt.NDArray[Any]
+Samples = npt.NDArray[Any]
 STOI_SHORTEST_SEC = 0.4  # 30 frames of 25.6 ms, half overlapping
 PESQ_SHORTEST_SEC, PESQ_LONGEST_SEC = 0.25, 20.0
 PESQ_RATE = 16_000  # Hz
@@ -85,7 +85,7 @@ def _is_copy(spoken: Spoken) -> bool:
     return spoken.is_copy and spoken.record.voice == OWN
 
 
-def stoi(reference: Wave, degraded: Wave, sample_rate: int) -> float | None:
+def stoi(reference: Samples, degraded: Samples, sample_rate: int) -> float | None:
     """STOI of `degraded` against `reference`, float [samples] at `sample_rate` Hz; None where there is none.
 
     Raises UserError when pystoi is not installed.
@@ -105,7 +105,7 @@ def stoi(reference: Wave, degraded: Wave, sample_rate: int) -> float | None:
             return None
 
 
-def pesq(reference: Wave, degraded: Wave, sample_rate: int) -> float | None:
+def pesq(reference: Samples, degraded: Samples, sample_rate: int) -> float | None:
     """Wide-band PESQ of `degraded` against `reference`, float [samples] at `sample_rate` Hz; None where there is none.
 
     Raises UserError when pesq is not installed.
@@ -126,11 +126,11 @@ def pesq(reference: Wave, degraded: Wave, sample_rate: int) -> float | None:
         return None
 
 
-def _shared(reference: Wave, degraded: Wave) -> tuple[Wave, Wave]:
+def _shared(reference: Samples, degraded: Samples) -> tuple[Samples, Samples]:
     shared = min(len(reference), len(degraded))
     return reference[:shared].astype(np.float64), degraded[:shared].astype(np.float64)
 
 
-def _is_flat(wave: Wave) -> bool:
+def _is_flat(wave: Samples) -> bool:
     """Whether there is no sound at all."""
     return bool(wave.min() == wave.max())

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
 from slmkit.evaluate.spoken import Spoken

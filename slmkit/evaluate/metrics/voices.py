@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.codec.base import Codec
 from slmkit.errors import BadSample
 from slmkit.evaluate.local_model import load_model, load_part
