@@ -50,16 +50,18 @@ class FFmpeg(Decoder):
 
     def __init__(self, stream: BinaryIO, format_name: str, start: int) -> None:
         self._stream, self._format = stream, format_name
-        if format_name == "ogg" and _is_chained(stream):
+        stream.seek(start)
+        head = stream.read(SEARCHED_BYTES)  # before FFmpeg opens the stream, since it goes on from where that stands
+        if format_name == "ogg" and _is_chained(stream, head):
             raise ValueError("it holds several Ogg streams in a row, of which one is expected")
-        skipped, num_frames = _mp3_tag(stream, start) if format_name == "mp3" else (0, 0)
+        skipped, num_frames = _mp3_tag(head, start) if format_name == "mp3" else (0, 0)
         self._options = {"skip_initial_bytes": str(skipped)}
         self._held: list[np.ndarray] = []  # decoded and not yet given, [samples, channels]
         self._open()
         if self.error:
             self.file.close()
             raise ValueError(self.error.removeprefix(DECODER_SAYS))
-        self._take_length(num_frames)
+        self._take_length(head, num_frames)
 
     def _open(self) -> None:
         """Open the file and decode its first frame, since what a header says of rate and channels may be wrong."""
@@ -75,7 +77,7 @@ class FFmpeg(Decoder):
             self.file.close()
             raise ValueError("it holds no audio that FFmpeg knows")
         context.thread_count = 1
-        if self._format == "asf":
+        if context.name in ("wmav1", "wmav2"):
             context.options = {"flags2": "+skip_manual"}
         delay = context.delay  # in samples by the header of the file; the decoder sets its own
         self.sample_rate, self.channels = 0, 0
@@ -87,8 +89,9 @@ class FFmpeg(Decoder):
             self._origin = max(0, place)
             # What is before the sound, where FFmpeg does not leave out the right number of samples:
             before = max(0, -place)  # Speex: none
-            if self._format == "asf":  # WMA: two frames, one of which holds sound in files that FFmpeg itself wrote
-                before = len(values)
+            if self._format == "asf":  # WMA: two frames, of which the second holds sound in files that FFmpeg wrote
+                skips = (bytes(data) for data in frame.side_data if data.type.name == "SKIP_SAMPLES")
+                before = sum(int.from_bytes(skip[:4], "little") // 2 for skip in skips)
             elif self._format == "matroska":  # Opus: as WebM says, which older FFmpegs wrote wrong for other rates
                 before = max(before, self._opus_delay() - delay)
             self._held = [values[before:]]
@@ -100,7 +103,7 @@ class FFmpeg(Decoder):
         context = self._track.codec_context
         return int.from_bytes(context.extradata[10:12], "little") if "opus" in context.name else 0
 
-    def _take_length(self, num_frames: int) -> None:
+    def _take_length(self, head: bytes, num_frames: int) -> None:
         """Set the exact length, if the file says it, and the promised one; `num_frames` as in `_mp3_tag`."""
         rate, slack = self.sample_rate, units.seconds_to_samples(SLACK_SEC, self.sample_rate)
         said = self._samples(self._track.duration)
@@ -116,13 +119,9 @@ class FFmpeg(Decoder):
             self.promised_samples = said - slack
         elif self._format == "matroska" and not said:  # else it is a guess by the bit rate
             self.promised_samples = units.nearest(Fraction(self.file.duration or 0, AV_TIME_BASE) * rate) - slack
-        elif self._format == "asf":
-            self._stream.seek(0)
-            found = ASF_LENGTH.search(self._stream.read(SEARCHED_BYTES))
-            if found and not found[3][0] & ASF_BROADCAST:
-                length, before = (int.from_bytes(found[i], "little") for i in (1, 2))
-                seconds = Fraction(length, 10**7) - Fraction(before, 10**3)
-                self.promised_samples = units.nearest(seconds * rate) - slack
+        elif self._format == "asf" and (found := ASF_LENGTH.search(head)) and not found[3][0] & ASF_BROADCAST:
+            length, before = (int.from_bytes(found[i], "little") for i in (1, 2))
+            self.promised_samples = units.nearest((Fraction(length, 10**7) - Fraction(before, 10**3)) * rate) - slack
 
     def _decoded(self) -> Iterator[tuple[Any, np.ndarray]]:
         """Frames of FFmpeg with their samples, float32 [samples, channels], to the end or the first damage."""
@@ -220,13 +219,11 @@ def _values(frame: Any) -> np.ndarray:
     return ((values - (full_scale if values.dtype.kind == "u" else 0.0)) / full_scale).astype(np.float32)
 
 
-def _mp3_tag(stream: BinaryIO, start: int) -> tuple[int, int]:
+def _mp3_tag(head: bytes, start: int) -> tuple[int, int]:
     """(bytes to pass over, frames) by the tag in the first frame; 0 for what is not known.
 
     FFmpeg itself passes over what is before the first frame, but then takes the tag for sound.
     """
-    stream.seek(start)
-    head = stream.read(SEARCHED_BYTES)
     at_once = FRAME_BEGINS["mp3"].match(head)
     found = MP3_TAG.match(head) if at_once else MP3_TAG.search(head)
     if found is None:
@@ -234,10 +231,9 @@ def _mp3_tag(stream: BinaryIO, start: int) -> tuple[int, int]:
     return 0 if at_once else start + found.start(), int.from_bytes(found[1] or found[2] or b"", "big")
 
 
-def _is_chained(stream: BinaryIO) -> bool:
+def _is_chained(stream: BinaryIO, head: bytes) -> bool:
     """Whether the last page of an Ogg file belongs to a stream that does not begin at the beginning."""
-    stream.seek(0)
-    pages = OGG_PAGE.findall(stream.read(SEARCHED_BYTES))
+    pages = OGG_PAGE.findall(head)
     begun = {number for flags, number in itertools.takewhile(lambda page: page[0][0] & OGG_BEGINS, pages)}
     stream.seek(max(0, stream.seek(0, io.SEEK_END) - SEARCHED_BYTES))
     pages = OGG_PAGE.findall(stream.read())

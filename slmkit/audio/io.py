@@ -7,7 +7,7 @@ the header lies. Of a long recording, a cut decodes only what is needed. Knows n
 Channels become their mean. Where they cancel each other in it (a microphone wired the wrong way round), the loudest
 channel is taken. A number that is not finite in any channel refuses the file: it is damaged, and not only there.
 
-Invariant: equal bytes give equal samples, and the number of samples is `units.resampled_samples` of the file's.
+Invariant: equal bytes give equal samples, and a resampled length is the nearest whole number to the exact one.
 
 Example:
     wave = read_audio("a.flac", 16000, max_sec=30.0)
@@ -102,8 +102,8 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
 
 
 def resampled(wave: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
-    """`wave`, float [samples] at `source_rate` Hz, as float32 at `target_rate` Hz (soxr HQ): `units.resampled_samples`
-    of them. At the wanted rate it is left as it is."""
+    """`wave`, float [samples] at `source_rate` Hz, as float32 at `target_rate` Hz (soxr HQ); at the wanted rate it is
+    left as it is."""
     wave = np.asarray(wave, dtype=np.float32)
     return wave if source_rate == target_rate else soxr.resample(wave, source_rate, target_rate, quality="HQ")
 
