@@ -1,10 +1,18 @@
-"""Logging for the commands: one line per message, only from the first process unless asked.
+"""What the commands say: one line per message, only from the first process unless asked, and tables of 80 columns.
 
 Library code calls `get_logger(__name__)` and logs; only the command line calls `set_up`.
+
+Example:
+    get_logger(__name__).info("saved %s", path)
+    print("\n".join(table([("run", "runs/a"), ("", "step 10 of 100")])))
 """
 
 import logging
 import sys
+import textwrap
+from collections.abc import Sequence
+
+COLUMNS = 80
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -22,3 +30,13 @@ def set_up(rank: int = 0, verbose: bool = False) -> None:
     logger.propagate = False
     level = logging.DEBUG if verbose else logging.INFO
     logger.setLevel(level if rank == 0 else logging.WARNING)
+
+
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Lines of a table of (name, text): the names beside texts, which are wrapped at 80 columns between words."""
+    width = max(len(name) for name, _ in rows) + 2
+    lines = []
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, COLUMNS - width, break_long_words=False, break_on_hyphens=False)
+        lines += [f"{name if i == 0 else '':{width}}{part}".rstrip() for i, part in enumerate(wrapped or [""])]
+    return lines

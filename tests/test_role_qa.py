@@ -25,13 +25,13 @@ from slmkit.data.prompt import normalize_text
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import open_source
 from slmkit.errors import UserError
-from slmkit.evaluate.answers import exact_match
+from slmkit.evaluate.metrics.answers import exact_match
 from slmkit.infer.request import Words
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
-from slmkit.train.records import read_records
+from slmkit.train.metrics import read_records
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent

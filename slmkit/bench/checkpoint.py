@@ -32,10 +32,10 @@ from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
 from slmkit.config.train import OptimizerConfig
 from slmkit.errors import UserError
+from slmkit.group import barrier, from_first, sum_over_ranks
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
-from slmkit.train import engine
-from slmkit.train.engine import Engine
+from slmkit.train.engine import TrainEngine, process_group
 from slmkit.world import World
 
 SUMMARY = "how long training stops for a checkpoint, written at once and in the background"
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("nothing would be timed", got=f"{args.saves} saves, {args.steps} steps", expected="1 or more")
     world = World.from_env()
     shape = SMALL if args.quick else FULL
-    with engine.process_group(world) as device, shared_directory(args.directory, world) as directory:
+    with process_group(world) as device, shared_directory(args.directory, world) as directory:
         result = bench_checkpoints(shape, directory, world, device, saves=args.saves, num_steps=args.steps)
     if world.is_first:
         print(json.dumps(result, indent=2) if args.json else describe(result))
@@ -79,8 +79,8 @@ def shared_directory(parent: str | None, world: World) -> Iterator[Path]:
     """A directory for the block, the same in every process."""
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(tempfile.TemporaryDirectory(dir=parent)) if world.is_first else None
-        yield Path(engine.from_first(own))
-        engine.barrier()
+        yield Path(from_first(own))
+        barrier()
 
 
 def bench_checkpoints(
@@ -103,7 +103,7 @@ def bench_checkpoints(
             saver.save(side.trainer, i, {})
             busy += side.times(1)  # waits for the copy before its update
             stalls.append(saver.stall_sec - before)
-            while engine.sum_over_ranks(torch.tensor([float(saver.is_writing)], device=device)).item():
+            while sum_over_ranks(torch.tensor([float(saver.is_writing)], device=device)).item():
                 busy += side.times(1)
         saver.save(side.trainer, saves, {})
         saver.wait()
@@ -138,7 +138,7 @@ class Side:
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._batch = make_batch(model, UTTERANCES_SEC, seed=world.rank).to(device)
         settings = {**SETTINGS, "train_batch_size": world.size}
-        self.trainer = Engine.create(model, settings, OptimizerConfig(), world)
+        self.trainer = TrainEngine.create(model, settings, OptimizerConfig(), world)
 
     def times(self, num_steps: int) -> list[float]:
         """Seconds of each of so many steps."""

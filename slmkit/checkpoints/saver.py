@@ -50,7 +50,7 @@ Parts = list[tuple[str, Any]]  # (file name, value)
 
 
 class Trainer(Protocol):
-    """What is saved: an `Engine`. It calls `before_update` before it changes anything of what `parts` gave."""
+    """What is saved: a `TrainEngine`. It calls `before_update` before it changes anything of what `parts` gave."""
 
     before_update: Callable[[], None]
 

@@ -12,8 +12,11 @@ stays.
 """
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.cli.arguments import Parser, add_config_arguments
+from slmkit.errors import UserError
 from slmkit.world import World
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ FAILED = 2  # exit code
 def add_arguments(parser: Parser) -> None:
     add_config_arguments(parser, "slmkit.config.train:TrainConfig")
     parser.add_argument("--run-dir", help="write to this directory and measure it (default: run_dir of the config)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per check, for programs")
     parser.add_argument(
         "--limit-sec",
         type=float,
@@ -45,25 +50,48 @@ def run(args: argparse.Namespace) -> int:
     log.set_up(world.rank)
     with deadline(args.limit_sec, world):
         from slmkit.config.train import load_run
+
+        config, refused = None, None
+        try:
+            config = load_run(args.config, args.overrides) if args.config else None
+        except UserError as error:
+            if world.size == 1:  # torch is not needed to say so
+                raise
+            refused = error
         from slmkit.train.doctor import examine
         from slmkit.train.peers import together
 
         with together(world):
-            config = load_run(args.config, args.overrides) if args.config else None
+            if refused is not None:
+                raise refused
             num_failed = 0
             for result in examine(world, run_dir=args.run_dir, config=config):
                 num_failed += result.status == "FAIL"
                 if world.is_first or result.status != "ok":
-                    print(lines(result, world), flush=True)
+                    print(as_json(result, world) if args.json else as_text(result, world), flush=True)
     return FAILED if num_failed else 0
 
 
-def lines(result: "CheckResult", world: World) -> str:
-    """The printed form; other processes than the first say which they are."""
-    details = [("got:", result.got), ("expected:", result.expected), ("next:", result.next_step)]
+def as_json(result: "CheckResult", world: World) -> str:
+    return json.dumps({"rank": world.rank, **dataclasses.asdict(result)})
+
+
+def as_text(result: "CheckResult", world: World) -> str:
+    """The printed form, in 80 columns; other processes than the first say which they are."""
     where = "" if world.is_first else f"[rank {world.rank}] "
-    shown = [f"{result.status:4}  {where}{result.name}: {result.what}"]
-    return "\n".join(shown + [f"        {label:9} {value}" for label, value in details if value])
+    texts = [
+        (f"{result.status:4}  ", f"{where}{result.name}: {result.what}"),
+        (f"{'':8}got:      ", result.got),
+        (f"{'':8}expected: ", result.expected),
+        (f"{'':8}next:     ", result.next_step),
+    ]
+    lines = []
+    for start, text in texts:
+        if text:
+            indent, width = " " * len(start), log.COLUMNS - len(start)
+            wrapped = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+            lines += [f"{start if i == 0 else indent}{line}" for i, line in enumerate(wrapped)]
+    return "\n".join(lines)
 
 
 @contextmanager

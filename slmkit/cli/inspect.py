@@ -6,23 +6,27 @@ It only reads the files of the run, so it can look at one that is going on, from
 
 import argparse
 
+from slmkit.log import table
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="directory of the run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("--plot", metavar="PNG", help="also draw the curves into this new file")
     parser.add_argument("--force", action="store_true", help="let --plot replace a file")
 
 
 def run(args: argparse.Namespace) -> int:
+    import json
     import time
 
     from slmkit.files import atomic_write
-    from slmkit.train.inspect import RunView, picture, summary
+    from slmkit.train.inspect import RunView, run_json, run_picture, run_rows
 
-    view = RunView.read(args.run_dir)
-    print("\n".join(summary(view, now=time.time())))
+    view, now = RunView.read(args.run_dir), time.time()
+    print(json.dumps(run_json(view, now=now), indent=2) if args.json else "\n".join(table(run_rows(view, now=now))))
     if args.plot:
-        drawn = picture(view)
+        drawn = run_picture(view)
         with atomic_write(args.plot, replace=args.force) as file:
             file.write(drawn)
     return 0

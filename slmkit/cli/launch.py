@@ -16,16 +16,12 @@ DeepSpeed's own .deepspeed_env file. PDSH_SSH_ARGS_APPEND holds options for ssh,
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.assets import deepspeed_file
 from slmkit.cli.arguments import Parser, add_config_arguments, natural, positive
 from slmkit.cluster.slurm import submit
 from slmkit.errors import UserError
-
-if TYPE_CHECKING:
-    from slmkit.cluster.launch import LaunchPlan
 
 
 def add_arguments(parser: Parser) -> None:
@@ -38,6 +34,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--nodes", type=positive, help="machines: the first of the hostfile, or of the Slurm job")
     parser.add_argument("--master-port", type=positive, help="port of the first process (default: a free one)")
+    parser.add_argument("--verbose", action="store_true", help="more messages, those of DeepSpeed and its launcher too")
     hosts = parser.add_argument_group("several machines over ssh")
     hosts.add_argument("--hostfile", metavar="FILE", help='DeepSpeed hostfile, lines such as "node1 slots=8"')
     hosts.add_argument("--master-addr", help="address of the first process (default: the first name of the hostfile)")
@@ -53,36 +50,39 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     from slmkit.cluster import launcher
     from slmkit.cluster.hosts import read_hostfile
-    from slmkit.cluster.launch import Job, SlurmOptions, describe, plan_hosts, plan_local, plan_slurm
+    from slmkit.cluster.launch import LaunchRequest, SlurmOptions, plan_hosts, plan_lines, plan_local, plan_slurm
     from slmkit.config.train import load_run
 
-    log.set_up()
+    log.set_up(verbose=args.verbose)
     if args.slurm and (args.hostfile or args.master_addr):
         raise UserError("--slurm takes its machines from the job", got="--hostfile or --master-addr beside it")
     config = load_run(args.config, args.overrides)
     batch = (config.global_rows, config.micro_rows)
-    job = Job(
+    request = LaunchRequest(
         config=args.config,
         overrides=tuple(args.overrides),
         processes=args.processes,
         nodes=args.nodes,
         master_addr=args.master_addr,
         master_port=args.master_port,
+        verbose=args.verbose,
     )
     if args.slurm:
         options = SlurmOptions(
             time=args.time, partition=args.partition, gpus=args.gpus, script=args.script, more=tuple(args.sbatch)
         )
-        plan = plan_slurm(job, options, batch, os.environ)
+        plan = plan_slurm(request, options, batch, os.environ)
     elif args.hostfile:
-        plan = plan_hosts(job, read_hostfile(args.hostfile), args.hostfile, batch=batch, env=os.environ)
+        plan = plan_hosts(request, read_hostfile(args.hostfile), args.hostfile, batch=batch, env=os.environ)
     else:
-        plan = plan_local(job, batch, os.environ)
+        plan = plan_local(request, batch, os.environ)
     if args.dry_run:
-        print("\n".join(describe(plan)))
+        print("\n".join(plan_lines(plan)))
         return 0
     if args.slurm:
-        return _submit(plan)
+        environment = {**os.environ, **({"MASTER_PORT": str(plan.master_port)} if plan.master_port else {})}
+        print(f"submitted job {submit(plan.command, environment)}")
+        return 0
     port = args.master_port
     if plan.hosts:
         deepspeed = str(deepspeed_file(config.deepspeed))
@@ -90,10 +90,3 @@ def run(args: argparse.Namespace) -> int:
         free = launcher.check_hosts(plan, tuple(file for file in files if "://" not in file), os.environ)
         port = port or free
     return launcher.start(plan, port, os.environ)
-
-
-def _submit(plan: "LaunchPlan") -> int:
-    """Hand the job to Slurm, with this command's variables."""
-    port = {"MASTER_PORT": str(plan.master_port)} if plan.master_port else {}
-    print(f"submitted job {submit(plan.command, {**os.environ, **port})}")
-    return 0

@@ -23,17 +23,12 @@ Exit codes: 0 the run is complete; 2 something a user can mend, named; 75 stoppe
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.errors import UserError
 from slmkit.stopping import STOPPED, Signals
 from slmkit.world import World
-
-if TYPE_CHECKING:
-    from slmkit.config.train import TrainConfig
-    from slmkit.train.loop import Speak
 
 
 def add_arguments(parser: Parser) -> None:
@@ -43,73 +38,48 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--processes", type=int, metavar="N", help="with --dry-run: processes of the run (default: as it was started)"
     )
-    parser.add_argument("--verbose", action="store_true", help="more messages")
+    parser.add_argument("--verbose", action="store_true", help="more messages, DeepSpeed's among them")
 
 
 def run(args: argparse.Namespace) -> int:
     with Signals.installed() as signals:  # before torch is imported, which takes seconds
-        return run_noting(args, signals)
+        world = World.from_env()
+        log.set_up(world.rank, args.verbose)
+        if args.processes is not None and not args.dry_run:
+            raise UserError(
+                "--processes belongs to --dry-run",
+                next_step="start training with that many processes: see launch/train.sh",
+            )
+        from slmkit.config.load import to_yaml
+        from slmkit.config.train import load_run
+        from slmkit.train.settings import check_files
 
-
-def run_noting(args: argparse.Namespace, signals: Signals) -> int:
-    """`run`, while `signals` notes what asks it to stop."""
-    world = World.from_env()
-    log.set_up(world.rank, args.verbose)
-    if args.processes is not None and not args.dry_run:
-        raise UserError(
-            "--processes belongs to --dry-run", next_step="start training with that many processes: see launch/train.sh"
-        )
-    from slmkit.assets import deepspeed_file
-    from slmkit.config.load import to_yaml
-    from slmkit.config.train import load_run
-
-    wrong = None
-    try:
-        config = load_run(args.config, args.overrides)
-        deepspeed_file(config.deepspeed)
-    except UserError as error:
-        if world.size == 1 or args.print_config:
-            raise
-        wrong = error  # shown below, by one of the processes
-    if args.print_config:
-        if world.is_first:
-            print(to_yaml(config), end="")
-        return 0
-    from slmkit.train.peers import together
-
-    with together(world, signals) as peers:
-        if wrong is not None:
-            raise wrong
-        from slmkit.train.doctor import warn_at_start
-        from slmkit.train.loop import train
-
-        warn_at_start(world, config.run_dir)
-        if args.dry_run:
-            show(config, world.size if args.processes is None else args.processes, world)
+        planned = world if args.processes is None else World(size=args.processes)
+        refused: UserError | None = None
+        try:
+            config = load_run(args.config, args.overrides)
+            if not args.print_config:
+                check_files(config, planned)
+        except UserError as error:
+            if world.size == 1 or args.print_config:
+                raise
+            refused = error  # shown below, by one of the processes
+        if args.print_config:
+            if world.is_first:
+                print(to_yaml(config), end="")
             return 0
-        signals.is_obeyed = not train(config, speech_samples(config, world), peers)
+        from slmkit.train.peers import together
+
+        with together(world, signals) as peers:
+            if refused is not None:
+                raise refused
+            from slmkit.train.doctor import warn_at_start
+            from slmkit.train.loop import train
+            from slmkit.train.run import prepare, run_table
+
+            warn_at_start(world, config.run_dir)
+            if not args.dry_run:
+                signals.is_obeyed = not train(config, peers)
+            elif world.is_first:
+                print("\n".join(log.table(run_table(prepare(config, World(size=planned.size))))))
     return STOPPED if signals.is_obeyed else 0
-
-
-def speech_samples(config: "TrainConfig", world: World) -> "Speak | None":
-    """What makes speech samples, in the first process of a run that wants them."""
-    from slmkit.infer.samples import SpeechSamples
-    from slmkit.train.run import open_configured
-
-    spoken = [source for source in config.data.all_sources if source.task != "text"]
-    if config.codec is None or not config.speak_every_steps or not world.is_first or not spoken:
-        return None
-    source = open_configured(config, spoken[0].path, spoken[0].task)
-    return SpeechSamples(codec=config.codec, tokenizer=config.base, source=source, task=spoken[0].task)
-
-
-def show(config: "TrainConfig", num_processes: int, world: World) -> None:
-    """Print the run as a table, from the first process."""
-    from slmkit.train.dry_run import describe
-
-    if world.is_first:
-        speech_samples(config, world)
-        lines = describe(config, num_processes)
-        width = max(len(name) for name, _ in lines)
-        for name, value in lines:
-            print(f"{name:{width}}  {value}")

@@ -1,29 +1,42 @@
-"""The machines of a DeepSpeed hostfile: who they are, whether they answer, and commands on them over ssh.
+"""The machines of a DeepSpeed hostfile: who they are, commands on them over ssh, and what is looked at there.
 
 It takes ssh's options from PDSH_SSH_ARGS and PDSH_SSH_ARGS_APPEND, as pdsh does, so that a machine it reaches is one
-that pdsh reaches. It knows nothing of training.
+that pdsh reaches.
 
-Invariant: a question to any number of machines is answered within ANSWER_SEC, one by one or as a failure with a reason.
+On a machine that takes part, `slmkit launch` runs this file: to look whether training can start there, and to signal
+its processes. The processes of a launch carry its id in their environment (SLMKIT_LAUNCH_ID), so that it finds its own
+on any machine without a list of numbers, and never those of another run.
+
+Invariant: a command on any number of machines has ended within REPLY_SEC, one by one or as a failure with a reason.
 
 Example:
     hosts = read_hostfile("hostfile")           # lines such as "node1 slots=8"
-    answers = ask(hosts, "hostname", os.environ)
-    [answer.host for answer in answers if answer.code]
+    replies = ask(hosts, "hostname", os.environ)
+    [reply.host for reply in replies if reply.code]
+
+    python -m slmkit.cluster.hosts check MASTER_ADDR FILE...      prints a free port; exit code 1 and a reason if not
+    python -m slmkit.cluster.hosts signal ID TERM ranks           or `all`; prints how many there were
 """
 
 import getpass
+import os
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from slmkit.errors import UserError
+from slmkit.world import free_port
 
-CONNECT_SEC, ANSWER_SEC = 10, 30  # the longest wait for a connection, and for everything
+LAUNCH_ID = "SLMKIT_LAUNCH_ID"
+CONNECT_SEC, REPLY_SEC = 10, 30  # the longest wait for a connection, and for everything
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SEC}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LINE = re.compile(rf"({NAME.pattern})\s+slots=([1-9][0-9]*)")
@@ -39,7 +52,7 @@ class Host:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class HostReply:
     """What a command on a machine came to."""
 
     host: str
@@ -94,26 +107,85 @@ def ssh_words(host: str, command: str, env: Mapping[str, str]) -> list[str]:
     return ["ssh", *options, *SSH_OPTIONS, host, command]
 
 
-def ask(hosts: Sequence[Host], command: str, env: Mapping[str, str]) -> list[Answer]:
+def ask(hosts: Sequence[Host], command: str, env: Mapping[str, str]) -> list[HostReply]:
     """Run a command on all machines at once. Raises UserError when there is no ssh here."""
     if shutil.which("ssh") is None:
         raise UserError("there is no ssh on this machine", next_step="install an ssh client (openssh-client)")
 
-    def ask_one(host: Host) -> Answer:
+    def ask_one(host: Host) -> HostReply:
         try:
             done = subprocess.run(
                 ssh_words(host.name, command, env),
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                timeout=ANSWER_SEC,
+                timeout=REPLY_SEC,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Answer(host=host.name, code=NO_CONNECTION, shown="", reason=f"no answer within {ANSWER_SEC} s")
+            return HostReply(host=host.name, code=NO_CONNECTION, shown="", reason=f"no answer within {REPLY_SEC} s")
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
-        return Answer(host=host.name, code=done.returncode, shown=done.stdout.decode(errors="replace"), reason=reason)
+        return HostReply(
+            host=host.name, code=done.returncode, shown=done.stdout.decode(errors="replace"), reason=reason
+        )
 
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
         return list(pool.map(ask_one, hosts))
+
+
+def problem_here(master_addr: str, files: Sequence[str]) -> str | None:
+    """Why training cannot start on this machine, if it cannot."""
+    missing = [file for file in files if not os.access(file, os.R_OK)]
+    if missing:
+        return f"cannot read {', '.join(missing)}"
+    try:
+        socket.getaddrinfo(master_addr, None)
+    except OSError as error:
+        return f"does not know the master address {master_addr}: {error.strerror}"
+    return None
+
+
+def signal_processes(launch_id: str, number: int, *, ranks_only: bool) -> int:
+    """Send a signal to the processes of a launch on this machine; gives how many.
+
+    `ranks_only` leaves out the launchers above the ranks and the data workers below them.
+    """
+    mark = f"{LAUNCH_ID}={launch_id}".encode()
+    marked, ranks = set(), dict[int, int]()  # numbers; of those, ranks with their parents
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdecimal():
+            continue
+        try:
+            environment = (directory / "environ").read_bytes().split(b"\0")
+            parent = int((directory / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # ended meanwhile, or another user's
+            continue
+        if mark in environment:
+            marked.add(int(directory.name))
+            if any(word.startswith(b"RANK=") for word in environment):
+                ranks[int(directory.name)] = parent
+    num_sent = 0
+    for pid in {pid for pid, parent in ranks.items() if parent not in ranks} if ranks_only else marked:
+        try:
+            os.kill(pid, number)
+        except OSError:
+            continue
+        num_sent += 1
+    return num_sent
+
+
+def main(words: Sequence[str]) -> int:
+    """See the module's example."""
+    verb, *rest = words
+    if verb == "check":
+        problem = problem_here(rest[0], rest[1:])
+        print(problem or free_port(), file=sys.stderr if problem else sys.stdout)
+        return 1 if problem else 0
+    launch_id, name, which = rest
+    print(signal_processes(launch_id, signal.Signals[f"SIG{name}"], ranks_only=which == "ranks"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

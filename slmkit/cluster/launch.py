@@ -6,8 +6,9 @@ reads no machine, and `launcher.py` starts it.
 Invariant: a plan exists only if the global batch splits evenly over its processes.
 
 Example:
-    plan = plan_hosts(Job(config="run.yaml"), read_hostfile("hostfile"), "hostfile", batch=(64, 2), env=os.environ)
-    "\\n".join(describe(plan))
+    request, hosts = LaunchRequest(config="run.yaml"), read_hostfile("hosts")
+    plan = plan_hosts(request, hosts, "hosts", batch=(64, 2), env=os.environ)
+    "\\n".join(plan_lines(plan))
 """
 
 import re
@@ -35,7 +36,7 @@ NEEDS_ESCAPE = re.compile(r'([\\"$`])')
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class LaunchRequest:
     """What to train, and how many processes where."""
 
     config: str
@@ -44,6 +45,16 @@ class Job:
     nodes: int | None = None  # machines
     master_addr: str | None = None
     master_port: int | None = None
+    verbose: bool = False  # DeepSpeed's messages too
+
+    @property
+    def launcher(self) -> tuple[str, ...]:
+        """The start of a command line of DeepSpeed's launcher.
+
+        Its errors are left out too: it calls it one when the ranks stop with a checkpoint, and they and `slmkit launch`
+        say what goes wrong.
+        """
+        return (sys.executable, *DEEPSPEED, "--log_level", "info" if self.verbose else "critical")
 
     @property
     def process(self) -> str:
@@ -53,12 +64,12 @@ class Job:
     @property
     def train_words(self) -> list[str]:
         """The words after `slmkit`."""
-        return ["train", "--config", self.config, *self.overrides]
+        return ["train", "--config", self.config, *self.overrides, *(["--verbose"] if self.verbose else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """A machine's part."""
+class Machine:
+    """A machine and its part of the run."""
 
     name: str
     ranks: range
@@ -70,7 +81,7 @@ class LaunchPlan:
     """Everything that is decided before anything starts."""
 
     way: str  # "this machine alone", ...
-    places: tuple[Place, ...]
+    machines: tuple[Machine, ...]
     split: BatchSplit
     master: str  # address and port, in words
     master_addr: str = "127.0.0.1"
@@ -85,85 +96,93 @@ class LaunchPlan:
         return [word.replace(CHOSEN_LATER, str(port)) for word in self.command]
 
 
-def plan_local(job: Job, batch: tuple[int, int], env: Mapping[str, str]) -> LaunchPlan:
+def plan_local(request: LaunchRequest, batch: tuple[int, int], env: Mapping[str, str]) -> LaunchPlan:
     """This machine alone; `batch` is (global_rows, micro_rows).
 
     CUDA_VISIBLE_DEVICES is kept to: DeepSpeed would ignore it beside a number of processes. Raises UserError when it
     has fewer devices than there are processes.
     """
-    if (job.nodes or 1) != 1:
+    if (request.nodes or 1) != 1:
         raise UserError(
-            "--nodes without a hostfile", got=job.nodes, next_step="name a hostfile with --hostfile, or use --slurm"
+            "--nodes without a hostfile", got=request.nodes, next_step="name a hostfile with --hostfile, or use --slurm"
         )
-    count = 1 if job.processes is None else job.processes
+    count = 1 if request.processes is None else request.processes
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
     if visible:
-        devices = _devices(visible, count)
+        words = [word.strip() for word in visible.split(",")]
+        if not all(word.isdecimal() for word in words) or len(words) < count:
+            raise UserError(
+                "CUDA_VISIBLE_DEVICES does not name a device for every process",
+                got=f"{visible} for {count} processes",
+                expected="device numbers, at least one per process",
+                next_step="change CUDA_VISIBLE_DEVICES or --processes",
+            )
+        devices = tuple(int(word) for word in words[:count])
         chosen = ["--include", f"localhost:{','.join(map(str, devices))}"]
     else:
         devices, chosen = tuple(range(count)), ["--num_gpus", str(count)]
-    port = str(job.master_port or CHOSEN_LATER)
+    port = str(request.master_port or CHOSEN_LATER)
     return LaunchPlan(
         way="this machine alone",
-        places=(Place(name="localhost", ranks=range(count), devices=devices),),
-        split=_split(batch, count),
-        master=f"127.0.0.1, port {_port_words(job.master_port, 'this machine')}",
-        master_port=job.master_port,
+        machines=(Machine(name="localhost", ranks=range(count), devices=devices),),
+        split=BatchSplit(global_rows=batch[0], micro_rows=batch[1], world_size=count),
+        master=f"127.0.0.1, port {_port_words(request.master_port, 'this machine')}",
+        master_port=request.master_port,
         command=(
-            *(sys.executable, *DEEPSPEED, *chosen, "--master_port", port, "--module", "slmkit"),
-            *job.train_words,
+            *(*request.launcher, *chosen, "--master_port", port, "--module", "slmkit"),
+            *request.train_words,
         ),
-        process=job.process,
+        process=request.process,
         travelling=travelling(env),
     )
 
 
 def plan_hosts(
-    job: Job, hosts: Sequence[Host], hostfile: str, *, batch: tuple[int, int], env: Mapping[str, str]
+    request: LaunchRequest, hosts: Sequence[Host], hostfile: str, *, batch: tuple[int, int], env: Mapping[str, str]
 ) -> LaunchPlan:
     """The machines of a hostfile, by DeepSpeed's launcher over pdsh and ssh.
 
     Raises UserError when there are fewer machines or slots than asked for, or a word that pdsh cannot carry.
     """
-    if job.nodes is not None and not 1 <= job.nodes <= len(hosts):
+    if request.nodes is not None and not 1 <= request.nodes <= len(hosts):
         raise UserError(
-            f"{hostfile} has not that many machines", got=f"--nodes {job.nodes}", expected=f"1 to {len(hosts)}"
+            f"{hostfile} has not that many machines", got=f"--nodes {request.nodes}", expected=f"1 to {len(hosts)}"
         )
-    hosts = tuple(hosts[: job.nodes])
-    small = [host.name for host in hosts if host.slots < (job.processes or 1)]
+    hosts = tuple(hosts[: request.nodes])
+    small = [host.name for host in hosts if host.slots < (request.processes or 1)]
     if small:
         raise UserError(
             f"{hostfile} has fewer slots than processes on {', '.join(small)}",
-            got=f"--processes {job.processes}",
+            got=f"--processes {request.processes}",
             next_step="leave --processes out to use every slot, or change the hostfile",
         )
-    places: list[Place] = []
+    machines: list[Machine] = []
     for host in hosts:
-        count, first = job.processes or host.slots, places[-1].ranks.stop if places else 0
-        places.append(Place(name=host.name, ranks=range(first, first + count), devices=tuple(range(count))))
-    master_addr, port = job.master_addr or hosts[0].name, str(job.master_port or CHOSEN_LATER)
+        count, first = request.processes or host.slots, machines[-1].ranks.stop if machines else 0
+        machines.append(Machine(name=host.name, ranks=range(first, first + count), devices=tuple(range(count))))
+    master_addr, port = request.master_addr or hosts[0].name, str(request.master_port or CHOSEN_LATER)
     for word in (sys.executable, str(Path.cwd())):
         if shlex.quote(word) != word:
             raise UserError("DeepSpeed's launcher cannot carry this path to other machines", got=repr(word))
     limits = [
-        *(["--num_nodes", str(job.nodes)] if job.nodes else []),
-        *(["--num_gpus", str(job.processes)] if job.processes else []),
+        *(["--num_nodes", str(request.nodes)] if request.nodes else []),
+        *(["--num_gpus", str(request.processes)] if request.processes else []),
     ]
     return LaunchPlan(
         way=f"the machines of {hostfile}, over ssh",
-        places=tuple(places),
-        split=_split(batch, places[-1].ranks.stop),
-        master=f"{master_addr}, port {_port_words(job.master_port, hosts[0].name)}",
+        machines=tuple(machines),
+        split=BatchSplit(global_rows=batch[0], micro_rows=batch[1], world_size=machines[-1].ranks.stop),
+        master=f"{master_addr}, port {_port_words(request.master_port, hosts[0].name)}",
         master_addr=master_addr,
-        master_port=job.master_port,
+        master_port=request.master_port,
         command=(
             # --force_multi: DeepSpeed would run the only machine of a hostfile here, whichever it names. The machines
             # are looked at before, all of them and with pdsh's options, hence --no_ssh_check.
-            *(sys.executable, *DEEPSPEED, "--hostfile", hostfile, "--force_multi", "--no_ssh_check", *limits),
+            *(*request.launcher, "--hostfile", hostfile, "--force_multi", "--no_ssh_check", *limits),
             *("--master_addr", master_addr, "--master_port", port, "--module", "slmkit"),
-            *(_for_pdsh(word) for word in job.train_words),
+            *(_for_pdsh(word) for word in request.train_words),
         ),
-        process=job.process,
+        process=request.process,
         travelling=travelling(env),
         hosts=hosts,
     )
@@ -180,12 +199,14 @@ class SlurmOptions:
     more: tuple[str, ...] = ()  # further words for sbatch
 
 
-def plan_slurm(job: Job, options: SlurmOptions, batch: tuple[int, int], env: Mapping[str, str]) -> LaunchPlan:
+def plan_slurm(
+    request: LaunchRequest, options: SlurmOptions, batch: tuple[int, int], env: Mapping[str, str]
+) -> LaunchPlan:
     """A job of launch/train.sbatch. Raises UserError when the script is not there."""
     script = Path(options.script or folder("launch") / "train.sbatch")
     if not script.is_file():
         raise UserError("there is no sbatch script", got=script, next_step="name launch/train.sbatch with --script")
-    nodes, count = job.nodes or 1, job.processes or 1
+    nodes, count = request.nodes or 1, request.processes or 1
     gpus = count if options.gpus is None else options.gpus
     asked = {
         "nodes": nodes,
@@ -194,8 +215,8 @@ def plan_slurm(job: Job, options: SlurmOptions, batch: tuple[int, int], env: Map
         "time": options.time,
         "partition": options.partition,
     }
-    places = [
-        Place(
+    machines = [
+        Machine(
             name=f"node {node} of the job",
             ranks=range(node * count, (node + 1) * count),
             devices=tuple(range(gpus)),
@@ -204,18 +225,18 @@ def plan_slurm(job: Job, options: SlurmOptions, batch: tuple[int, int], env: Map
     ]
     return LaunchPlan(
         way="the nodes of a Slurm job",
-        places=tuple(places),
-        split=_split(batch, nodes * count),
-        master=f"the job's first node, port {job.master_port or 'derived from the job id'}",
-        master_port=job.master_port,
+        machines=tuple(machines),
+        split=BatchSplit(global_rows=batch[0], micro_rows=batch[1], world_size=nodes * count),
+        master=f"the job's first node, port {request.master_port or 'derived from the job id'}",
+        master_port=request.master_port,
         command=(
             "sbatch",
             *(f"--{name}={value}" for name, value in asked.items() if value is not None),
             *options.more,
             str(script),
-            *job.train_words[1:],
+            *request.train_words[1:],
         ),
-        process=shlex.join(["slmkit", *job.train_words]),
+        process=shlex.join(["slmkit", *request.train_words]),
         travelling=travelling(env),
     )
 
@@ -235,14 +256,14 @@ def pdsh_value(value: str) -> str:
     return NEEDS_ESCAPE.sub(r"\\\1", value).replace("%", "%%")
 
 
-def describe(plan: LaunchPlan) -> list[str]:
+def plan_lines(plan: LaunchPlan) -> list[str]:
     """What `--dry-run` prints."""
     split = plan.split
-    width = max(len(place.name) for place in plan.places)
+    width = max(len(machine.name) for machine in plan.machines)
     lines = [f"{split.world_size} processes on {plan.way}"]
-    for place in plan.places:
-        devices = f"devices {_span(place.devices)}" if place.devices else "no devices"
-        lines.append(f"  {place.name:{width}}  ranks {_span(place.ranks)}, {devices}")
+    for machine in plan.machines:
+        devices = f"devices {_span(machine.devices)}" if machine.devices else "no devices"
+        lines.append(f"  {machine.name:{width}}  ranks {_span(machine.ranks)}, {devices}")
     lines += [
         f"master: {plan.master}",
         f"batch: {split.global_rows} rows = {split.world_size} processes x {split.micro_rows} rows x "
@@ -255,22 +276,6 @@ def describe(plan: LaunchPlan) -> list[str]:
         f"  {plan.process}",
     ]
     return lines
-
-
-def _split(batch: tuple[int, int], world_size: int) -> BatchSplit:
-    return BatchSplit(global_rows=batch[0], micro_rows=batch[1], world_size=world_size)
-
-
-def _devices(visible: str, count: int) -> tuple[int, ...]:
-    words = [word.strip() for word in visible.split(",")]
-    if not all(word.isdecimal() for word in words) or len(words) < count:
-        raise UserError(
-            "CUDA_VISIBLE_DEVICES does not name a device for every process",
-            got=f"{visible} for {count} processes",
-            expected="device numbers, at least one per process",
-            next_step="change CUDA_VISIBLE_DEVICES or --processes",
-        )
-    return tuple(int(word) for word in words[:count])
 
 
 def _for_pdsh(word: str) -> str:

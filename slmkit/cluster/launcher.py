@@ -29,17 +29,17 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from slmkit.cluster.hosts import NO_CONNECTION, SSH_OPTIONS, Answer, ask
+from slmkit.cluster.hosts import LAUNCH_ID, NO_CONNECTION, SSH_OPTIONS, ask, signal_processes
 from slmkit.cluster.launch import LaunchPlan, pdsh_value
-from slmkit.cluster.remote import LAUNCH_ID, free_port, signal_processes
 from slmkit.errors import UserError
 from slmkit.log import get_logger
 from slmkit.stopping import STOPPED
+from slmkit.world import free_port
 
 log = get_logger(__name__)
 POLL_SEC = 0.2
 CRASH_GRACE_SEC = 30.0  # how long the other machines may go on after one has failed
-CRASH = 1  # exit code
+CRASH, USER_ERROR = 1, 2  # exit codes, beside STOPPED
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A machine that vanishes without closing its connection is noticed within 40 s.
@@ -54,17 +54,17 @@ def check_hosts(plan: LaunchPlan, files: tuple[str, ...], env: Mapping[str, str]
     """
     if shutil.which("pdsh", path=env.get("PATH")) is None:
         raise UserError("there is no pdsh on this machine", next_step="install pdsh, which DeepSpeed's launcher uses")
-    answers = ask(plan.hosts, _remote_command(plan, "check", plan.master_addr, *files), env)
-    failures = [answer for answer in answers if answer.code]
+    replies = ask(plan.hosts, _remote_command(plan, "check", plan.master_addr, *files), env)
+    failures = [reply for reply in replies if reply.code]
     if failures:
-        unreached = all(answer.code == NO_CONNECTION for answer in failures)
+        unreached = all(reply.code == NO_CONNECTION for reply in failures)
         raise UserError(
-            f"cannot {'reach' if unreached else 'train on'} {', '.join(answer.host for answer in failures)}",
-            got="".join(f"\n    {answer.host}: {answer.reason}" for answer in failures),
+            f"cannot {'reach' if unreached else 'train on'} {', '.join(reply.host for reply in failures)}",
+            got="".join(f"\n    {reply.host}: {reply.reason}" for reply in failures),
             expected=f"on every machine: ssh without a password, slmkit in {sys.executable}, {Path.cwd()}, the files",
             next_step="mend the machines or take them out of the hostfile; nothing was started",
         )
-    return int(answers[0].shown.split()[-1])
+    return int(replies[0].shown.split()[-1])
 
 
 def start(plan: LaunchPlan, port: int | None, env: Mapping[str, str]) -> int:
@@ -110,6 +110,8 @@ class _Launch:
                 process.wait()
                 if process.stderr is not None:
                     reader.join(timeout=5)
+        if code not in (0, USER_ERROR, STOPPED):  # else the ranks have said what there is to say
+            log.error("training ended with exit code %d; its processes may have said why above", code)
         return code
 
     def _watch(self, process: subprocess.Popen[bytes]) -> int:
@@ -169,8 +171,8 @@ class _Launch:
         if not self.plan.hosts:
             return signal_processes(self.launch_id, signal.Signals[f"SIG{name}"], ranks_only=ranks_only)
         command = _remote_command(self.plan, "signal", self.launch_id, name, which)
-        answers: list[Answer] = ask(self.plan.hosts, command, self.env)
-        return sum(int(answer.shown.split()[-1]) for answer in answers if answer.code == 0)
+        replies = ask(self.plan.hosts, command, self.env)
+        return sum(int(reply.shown.split()[-1]) for reply in replies if reply.code == 0)
 
     def _child_env(self, scratch: Path) -> dict[str, str]:
         """The launcher's environment; DeepSpeed reads from a file what it exports on the other machines."""
@@ -208,7 +210,7 @@ def _own_exports(env: Mapping[str, str]) -> list[str]:
 
 
 def _remote_command(plan: LaunchPlan, *words: str) -> str:
-    """The shell command that runs `slmkit.cluster.remote` as the ranks run: same directory, Python, variables."""
+    """The shell command that runs `slmkit.cluster.hosts` as the ranks run: same directory, Python, variables."""
     exports = [f"{name}={value}" for name, value in plan.travelling.items()]
-    python = ["env", *exports, sys.executable, "-m", "slmkit.cluster.remote", *words]
+    python = ["env", *exports, sys.executable, "-m", "slmkit.cluster.hosts", *words]
     return f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(python)}"

@@ -18,10 +18,11 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
 from packaging.requirements import Requirement
@@ -38,17 +39,17 @@ from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import disk_error, nearest_existing, read_json
+from slmkit.group import sum_over_ranks
 from slmkit.log import get_logger
 from slmkit.model import backbone
-from slmkit.model.pretrained import LAYOUT_FILE
-from slmkit.train.engine import process_group, sum_over_ranks
+from slmkit.model.pretrained import LAYOUT_FILE, base_layout
+from slmkit.train.engine import process_group
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
-from slmkit.train.run import check_facts, known_facts, open_configured, open_sources, run_layout
-from slmkit.train.settings import ZERO_STAGES, deepspeed_settings, precision, zero_stage
+from slmkit.train.run import check_facts, known_facts, open_sources
+from slmkit.train.settings import ZERO_STAGES, Attempts, check_group, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
-T = TypeVar("T")
 Status = Literal["ok", "warn", "FAIL"]
 OPTIONAL = ("flash", "eval")  # extras of setup.py that a run may use
 PROBE_BYTES = 64 * 2**20  # written to the run directory
@@ -218,15 +219,62 @@ def judge_disk(path: Path, mb_per_sec: float, free_gb: float) -> CheckResult:
 def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
     """DeepSpeed file and batch, corpus and vocabulary, codec, newest checkpoint: one result each, as far as they go."""
     results: list[CheckResult] = []
-    settings = _attempt("batch", results, lambda: _settings(config, world))
-    sources = _attempt("corpus", results, lambda: _sources(config))
-    if sources is None:
+
+    @contextmanager
+    def check(name: str) -> Iterator[list[str]]:
+        """Adds what the block says, or the UserError it raises."""
+        said: list[str] = []
+        try:
+            yield said
+        except UserError as error:
+            results.append(CheckResult.failed(name, error))
+        else:
+            results.append(CheckResult(name=name, status="ok", what=said[0]))
+
+    settings, sources, layout = None, list[Source](), None
+    with check("batch") as said:
+        split = BatchSplit(global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
+        settings = deepspeed_settings(config, split)
+        rows = f"{split.micro_rows} rows * {split.accumulation} micro-batches * {world.size} processes"
+        said.append(f"{rows} = {split.global_rows}, {precision(settings)}")
+    with check("corpus") as said:
+        tried = Attempts()
+        opened, eval_source = open_sources(config, tried)
+        tried.finish()
+        codec = common_codec(opened)
+        for source in [*opened, eval_source]:
+            if source is not None and isinstance(source.samples, Corpus):
+                source.samples.check(with_tars=not is_url(source.path))  # looks at every shard
+        for source in opened:
+            hours = f", {source.samples.seconds / 3600:.2f} h" if isinstance(source.samples, Corpus) else ""
+            said.append(f"{source.path}: {len(source)} samples{hours}, sha256 {_short(source.fingerprint)}")
+        said[:] = ["; ".join(said)]
+        sources = opened
+    if not sources:
         return results
-    layout = _attempt("vocabulary", results, lambda: _layout(config, sources))
+    with check("vocabulary") as said:
+        check_group(config, codec)
+        layout = base_layout(TextTokenizer.load(config.base), codec, config.model.group)
+        saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
+        if saved.is_file():  # of the model that the run has begun
+            begun = VocabLayout.from_dict(read_json(saved))
+            begun.check_equal(layout, this=str(saved), that=f"{config.base} with {sources[0].path}")
+        said.append(f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}")
     if config.codec is not None:
-        _attempt("codec", results, lambda: _codec(config, sources))
+        with check("codec") as said:
+            spec = open_codec(config.codec).spec
+            codec.check_compatible(spec, this=sources[0].path, that=config.codec)
+            weights = f"weights sha256 {_short(spec.weights_sha256)}"
+            said.append(f"{config.codec}: {spec.name}, {weights}, made the corpus")
     if layout is not None and settings is not None:
-        _attempt("checkpoint", results, lambda: _checkpoint(config, settings, sources, layout))
+        with check("checkpoint") as said:
+            found = runs.newest(config.run_dir)
+            if found is None:
+                said.append(f"{config.run_dir} has none: the run would start at step 0")
+            else:
+                facts = known_facts(config, settings, sources, layout)
+                check_facts(facts, found.state.get("facts", {}), found.path)
+                said.append(f"{found.path} fits: the run would continue at step {found.step}")
     return results
 
 
@@ -320,68 +368,6 @@ def _installed(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _attempt(name: str, results: list[CheckResult], check: Callable[[], tuple[T, str]]) -> T | None:
-    """Add what `check` says, or the UserError it raises; gives its value, None where it failed."""
-    try:
-        value, what = check()
-    except UserError as error:
-        results.append(CheckResult.failed(name, error))
-        return None
-    results.append(CheckResult(name=name, status="ok", what=what))
-    return value
-
-
-def _settings(config: TrainConfig, world: World) -> tuple[dict[str, Any], str]:
-    split = BatchSplit(global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
-    settings = deepspeed_settings(config, split)
-    rows = f"{split.micro_rows} rows * {split.accumulation} micro-batches * {world.size} processes"
-    return settings, f"{rows} = {split.global_rows}, {precision(settings)}"
-
-
-def _sources(config: TrainConfig) -> tuple[list[Source], str]:
-    """The sources of the run, every shard of them looked at, and that of the evaluation."""
-    sources = open_sources(config)
-    for source in sources:
-        if isinstance(source.samples, Corpus):
-            source.samples.check(with_tars=not is_url(source.path))
-    if config.data.eval_corpus is not None:
-        other = open_configured(config, config.data.eval_corpus, config.data.all_sources[0].task).samples
-        if isinstance(other, Corpus):
-            other.check(with_tars=not is_url(config.data.eval_corpus))
-    return sources, "; ".join(map(_described, sources))
-
-
-def _described(source: Source) -> str:
-    hours = f", {source.samples.seconds / 3600:.2f} h" if isinstance(source.samples, Corpus) else ""
-    return f"{source.path}: {len(source)} samples{hours}, sha256 {_short(source.fingerprint)}"
-
-
-def _layout(config: TrainConfig, sources: list[Source]) -> tuple[VocabLayout, str]:
-    """The vocabulary, compared with that of the model the run has begun, if it has."""
-    layout = run_layout(config, TextTokenizer.load(config.base), common_codec(sources))
-    saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
-    if saved.is_file():
-        begun = VocabLayout.from_dict(read_json(saved))
-        begun.check_equal(layout, this=str(saved), that=f"{config.base} with {sources[0].path}")
-    return layout, f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}"
-
-
-def _codec(config: TrainConfig, sources: list[Source]) -> tuple[None, str]:
-    spec = open_codec(str(config.codec)).spec
-    common_codec(sources).check_compatible(spec, this=sources[0].path, that=str(config.codec))
-    return None, f"{config.codec}: {spec.name}, weights sha256 {_short(spec.weights_sha256)}, made the corpus"
-
-
-def _checkpoint(
-    config: TrainConfig, settings: dict[str, Any], sources: list[Source], layout: VocabLayout
-) -> tuple[None, str]:
-    found = runs.newest(config.run_dir)
-    if found is None:
-        return None, f"{config.run_dir} has none: the run would start at step 0"
-    check_facts(known_facts(config, settings, sources, layout), found.state.get("facts", {}), found.path)
-    return None, f"{found.path} fits: the run would continue at step {found.step}"
 
 
 def _short(sha256: str) -> str:

@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few verbs: process_group, create, micro_step, parts, convert, load.
+"""DeepSpeed behind a few verbs: process_group, create, micro_step, parts, load.
 
 No other file of `train` imports it.
 
@@ -16,37 +16,34 @@ Invariant: a step with any split into ranks and micro-batches has the gradient o
 
 Example:
     with process_group(world) as device:
-        engine = Engine.create(model, settings, optimizer_config, world)
+        engine = TrainEngine.create(model, settings, optimizer_config, world)
         for batch in micro_batches:
             output = engine.micro_step(batch.to(device), lr=1e-4)
         parts = engine.parts(root / "step-100", copy)
 """
 
-import argparse
 import contextlib
 import io
 import logging
 import os
-import pickle
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils import cpp_extension
 
-from slmkit.checkpoints import checkpoint
+from slmkit import group
+from slmkit.checkpoints.universal import UNREADABLE, unreadable
 from slmkit.config.train import OptimizerConfig
-from slmkit.errors import UserError
+from slmkit.log import get_logger
 from slmkit.model.pretrained import seeded
 from slmkit.world import World, free_port
 
+logger = get_logger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
-POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
-_host_groups: list[Any] = []  # at most one, beside nccl
-UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
 
 
 @contextmanager
@@ -65,94 +62,25 @@ def process_group(world: World) -> Iterator[torch.device]:
         torch.cuda.set_device(device)
     elif world.size > 1:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    _export(world, device.type)
-    _deepspeed().init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+    # What DeepSpeed reads from the environment, also where no launcher or only srun has set it.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    if world.size == 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    with _compiling_announced():
+        _deepspeed().init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     if not on_gpu:
-        _unlink_shared_memory(world)
+        # Processes of one machine share memory, 66 MiB each, which DeepSpeed would leave behind. Once all have it open
+        # its name can go; the memory itself goes with the last of them, however that ends.
+        dist.barrier()
+        port = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+        buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{port}_{world.rank}"
+        (SHARED_MEMORY / buffer).unlink(missing_ok=True)
     yield device
-    dist.barrier()
-    _host_groups.clear()
-    dist.destroy_process_group()
+    group.leave()
 
 
-def from_first(value: Any) -> Any:
-    """The first process's `value`, in every process."""
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
-
-
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Sum of `values` over all processes, in place."""
-    dist.all_reduce(values)
-    return values
-
-
-def largest(values: Sequence[float]) -> list[float]:
-    """The largest of every value over all processes, through host memory: no accelerator is waited for."""
-    numbers = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_host_group())
-    return numbers.tolist()
-
-
-def from_all(value: Any) -> list[Any]:
-    """The `value` of every process, by rank, in every process."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value, group=_host_group())
-    return values
-
-
-def barrier() -> None:
-    """Wait for all processes."""
-    dist.barrier()
-
-
-def in_first(work: Callable[[], None]) -> None:
-    """Run `work` in the first process while the others wait, however long it takes.
-
-    It runs in a thread beside short collective operations, none of which can time out. A UserError is raised in every
-    process.
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        running = pool.submit(work) if dist.get_rank() == 0 else None
-        is_done, error = False, None
-        while not is_done:
-            is_done, error = from_first(None if running is None else _outcome(running))
-    if error is not None:
-        raise error
-
-
-def convert(source: Path, target: Path) -> None:
-    """Rewrite checkpoint `source` as directory `target`, in the universal form that any number of processes can load.
-
-    `target` must not exist; when this is interrupted, what is there is of no use. One process calls it. It works alone
-    and needs memory for the part of one process at a time. Raises UserError when `source` cannot be read or the disk
-    refuses.
-    """
-    from deepspeed.checkpoint import ds_to_universal
-
-    options = argparse.Namespace(
-        input_folder=str(source),
-        output_folder=str(target),
-        num_extract_workers=1,  # more would fork a process that has threads
-        num_merge_workers=1,
-        keep_temp_folder=False,
-        strict=True,
-        inject_missing_state=False,
-    )
-    try:
-        with (
-            checkpoint.writing(target),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            target.mkdir(parents=True)
-            ds_to_universal.main(options)
-    except (*UNREADABLE, AssertionError) as error:
-        raise _unreadable(source, error) from error
-
-
-class Engine:
+class TrainEngine:
     """A model in training, spread over the process group."""
 
     def __init__(self, engine: Any, world: World) -> None:
@@ -167,10 +95,10 @@ class Engine:
         world: World,
         *,
         universal: bool = False,
-    ) -> "Engine":
+    ) -> "TrainEngine":
         """Hand `model` to DeepSpeed. `settings` come from `deepspeed_settings`. The first process's weights count.
 
-        With `universal`, `load` reads what `convert` wrote; saving is the same.
+        With `universal`, `load` reads what `to_universal` wrote; saving is the same.
         """
         adamw = torch.optim.AdamW(
             parameter_groups(model, optimizer.weight_decay),
@@ -181,9 +109,10 @@ class Engine:
         )
         if universal:
             settings = {**settings, "checkpoint": {**settings.get("checkpoint", {}), "load_universal": True}}
-        with contextlib.redirect_stdout(io.StringIO()):  # ZeRO-1 in bf16 prints how much memory is in use
+        # ZeRO-1 in bf16 prints how much memory is in use.
+        with contextlib.redirect_stdout(io.StringIO()), _compiling_announced():
             engine, *_ = _deepspeed().initialize(model=model, optimizer=adamw, config=settings)
-        return Engine(engine, world)
+        return TrainEngine(engine, world)
 
     @property
     def module(self) -> Any:
@@ -245,24 +174,18 @@ class Engine:
         """
         output = self._engine(batch)
         self._engine.backward(output.loss * self._world.size, scale_wrt_gas=False)
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = lr
+        for parameters in self._engine.optimizer.param_groups:
+            parameters["lr"] = lr
         is_last = self._engine.is_gradient_accumulation_boundary()
         self.before_update()
         self._engine.step()
         if is_last and self.skipped:
-            self._forget_gradient()
+            # DeepSpeed (0.19.8) keeps the accumulated gradient of ZeRO-1 and ZeRO-2 with the optimizer in host memory,
+            # in bf16: the next steps would add to one that is not finite, and be skipped for ever.
+            kept = getattr(self._engine.optimizer, "averaged_gradients", {})
+            for parameters in kept:
+                kept[parameters] = None
         return output
-
-    def _forget_gradient(self) -> None:
-        """Let go of a gradient that is not finite.
-
-        DeepSpeed (0.19.8) keeps the accumulated one of ZeRO-1 and ZeRO-2 with the optimizer in host memory, in bf16:
-        the next steps would add to it, and be skipped for ever.
-        """
-        kept = getattr(self._engine.optimizer, "averaged_gradients", {})
-        for group in kept:
-            kept[group] = None
 
     def parts(self, path: Path, copy: Callable[[Any], Any]) -> list[tuple[str, Any]]:
         """This process's part of checkpoint `path`: (file name, value for torch.save) of all DeepSpeed would write.
@@ -287,30 +210,25 @@ class Engine:
     def load(self, root: Path, name: str) -> None:
         """Continue from checkpoint `root/name`: weights, moments and the count of steps, not the optimizer's options.
 
-        It was written by as many processes or, for an engine created with `universal`, by `convert`. Raises UserError
-        if it cannot be read.
+        It was written by as many processes or, for an engine created with `universal`, by `to_universal`. Raises
+        UserError if it cannot be read.
         """
-        options = [{k: v for k, v in group.items() if k != "params"} for group in self._engine.optimizer.param_groups]
+        groups = self._engine.optimizer.param_groups
+        options = [{name: value for name, value in each.items() if name != "params"} for each in groups]
         self.before_update()
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's BF16_Optimizer prints a line here
                 found, _ = self._engine.load_checkpoint(str(root), tag=name)
         except UNREADABLE as error:
-            raise _unreadable(root / name, error) from error
+            raise unreadable(root / name, error) from error
         if found is None:
-            raise _unreadable(root / name, "it holds no weights")
-        self._mend_load(options)
-
-    def _mend_load(self, options: list[dict[str, Any]]) -> None:
-        """Give the optimizer the options of the run config, and every group its own count of updates.
-
-        When DeepSpeed (0.19.8) loads the universal form for ZeRO-3, every group of parameters gets the options of the
-        first, so that norms and biases would decay; and all groups share one tensor with the count, so that each would
-        count the updates of all. A fused optimizer wants that tensor beside the weights.
-        """
+            raise unreadable(root / name, "it holds no weights")
+        # When DeepSpeed (0.19.8) loads the universal form for ZeRO-3, every group of parameters gets the options of the
+        # first, so that norms and biases would decay; and all groups share one tensor with the count of updates, so
+        # that each would count the updates of all. A fused optimizer wants that tensor beside the weights.
         optimizer = self._engine.optimizer
-        for group, own in zip(optimizer.param_groups, options, strict=True):
-            group.update(own)
+        for group_options, own in zip(optimizer.param_groups, options, strict=True):
+            group_options.update(own)
         for parameter, state in optimizer.state.items():
             place = parameter.device if options[0]["fused"] else "cpu"
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).detach().clone().to(place)
@@ -345,54 +263,26 @@ class _Taker:
     create = makedirs = commit = leave_out
 
 
-def _outcome(running: "Future[None]") -> tuple[bool, UserError | None]:
-    """Whether the work is done, after POLL_SEC at most, and the user error it ended with."""
-    wait([running], timeout=POLL_SEC)
-    if not running.done():
-        return False, None
+@contextmanager
+def _compiling_announced() -> Iterator[None]:
+    """Say so when torch compiles an operator of DeepSpeed in the block: nothing else would, for minutes."""
+    load = cpp_extension.load
+
+    def announced(name: str, *args: Any, **kwargs: Any) -> Any:
+        if not Path(cpp_extension._get_build_directory(name, False), f"{name}.so").exists():
+            logger.info("compiling DeepSpeed's operator %s: once on a machine, up to some minutes", name)
+        return load(name, *args, **kwargs)
+
+    cpp_extension.load = announced
     try:
-        running.result()
-    except UserError as error:
-        return True, error
-    return True, None
-
-
-def _unreadable(path: Path, reason: object) -> UserError:
-    return UserError(
-        f"DeepSpeed cannot load {path}: {reason}",
-        next_step="remove this checkpoint; training continues from the one before",
-    )
-
-
-def _export(world: World, accelerator: str) -> None:
-    """What DeepSpeed reads from the environment, also where no launcher or only srun has set it."""
-    os.environ.setdefault("DS_ACCELERATOR", accelerator)
-    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
-    if world.size == 1:
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-
-
-def _unlink_shared_memory(world: World) -> None:
-    """Take the name from the memory that processes of one machine share, 66 MiB each: DeepSpeed would leave it there.
-
-    All have it open once they are here, and the memory goes with the last of them, however it ends.
-    """
-    dist.barrier()
-    port = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
-    (SHARED_MEMORY / f"deepspeed_allreduce_buffer_{os.getuid()}_{port}_{world.rank}").unlink(missing_ok=True)
-
-
-def _host_group() -> Any:
-    """A group that works on host memory; None, for the group of all, where that one does."""
-    if dist.get_backend() == "gloo":
-        return None
-    if not _host_groups:
-        _host_groups.append(dist.new_group(backend="gloo"))
-    return _host_groups[0]
+        yield
+    finally:
+        cpp_extension.load = load
 
 
 def _deepspeed() -> Any:
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    is_verbose = logger.isEnabledFor(logging.DEBUG)
+    logging.getLogger("DeepSpeed").setLevel(logging.INFO if is_verbose else logging.WARNING)
     return deepspeed

@@ -7,12 +7,11 @@ Invariant: it only reads; what a run does not record (an old one, one that never
 
 Example:
     view = RunView.read("RUN")
-    print("\n".join(summary(view, now=time.time())))
+    print("\n".join(table(run_rows(view, now=time.time()))))
 """
 
 import statistics
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,12 @@ from slmkit import plot
 from slmkit.config import run_dir
 from slmkit.config.load import read_yaml
 from slmkit.errors import UserError
-from slmkit.train.console import duration, thousands
-from slmkit.train.records import is_start, read_records
+from slmkit.train.metrics import duration, is_start, read_records, thousands
 
 Records = list[dict[str, Any]]
 SHOWN_STARTS = 8
-MAX_EVALUATED_CURVES = 4  # more heads than these have their training curves alone
+SPEEDS = ("tokens_per_sec", "audio_hours_per_hour", "mfu", "data_wait_share", "padding_share")
+MAX_EVALUATED_CURVES = 5  # with more terms than these, training curves alone are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,30 +81,84 @@ class RunView:
         begin = self.starts[-1]["step"] if self.starts else 0
         return [line for line in self.steps if line["step"] > begin]
 
+    @property
+    def best_evaluation(self) -> dict[str, Any] | None:
+        """That with the lowest loss."""
+        return min(self.evaluations, key=lambda line: line["eval/loss"], default=None)
 
-def summary(view: RunView, *, now: float) -> list[str]:
-    """Lines for a reader; `now` in Unix seconds."""
+    @property
+    def faults(self) -> dict[str, float]:
+        """The last known value of every count."""
+        last: dict[str, float] = {}
+        for line in self.steps:
+            last |= {name: value for name, value in line.items() if name.startswith("faults/")}
+        return last
+
+
+def run_rows(view: RunView, *, now: float) -> list[tuple[str, str]]:
+    """Rows (name, text) for a reader; `now` in Unix seconds."""
     total, done = view.total_steps, view.done_steps
-    share = f" of {total} ({done / total:.0%})" if total else ""
-    epoch = f", epoch {view.steps[-1]['epoch']}" if view.steps and "epoch" in view.steps[-1] else ""
-    seen = (
-        f", last line {duration(now - view.steps[-1]['time'])} ago" if view.steps and "time" in view.steps[-1] else ""
-    )
+    progress = f"step {done}{f' of {total} ({done / total:.0%})' if total else ''}"
+    if view.steps and "epoch" in view.steps[-1]:
+        progress += f", epoch {view.steps[-1]['epoch']}"
+    if view.steps and "time" in view.steps[-1]:
+        progress += f", last line {duration(now - view.steps[-1]['time'])} ago"
     left = time_left_sec(view)
     rest = "finished" if total and done >= total else "" if left is None else f"about {duration(left)} left"
-    return [
-        *_rows("run", [str(view.directory)]),
-        *_rows("model", [_options(view.config.get("model"))]),
-        *_rows("data", [_options(view.config.get("data"))]),
-        *_rows("batch", [_batch(view.config)]),
-        *_rows("progress", [f"step {done}{share}{epoch}{seen}", rest]),
-        *_rows("training", _scores(view.steps[-1], "") if view.steps else ["no step logged yet"]),
-        *_rows("evaluation", _evaluation(view.evaluations)),
-        *_rows("speed", _speeds(view.current)),
-        *_rows("starts", _starts(view)),
-        *_rows("checkpoints", [_checkpoint(*each) for each in view.checkpoints] or ["none"]),
-        *_rows("faults", _faults(view)),
-    ]
+    optimizer = view.config.get("optimizer")
+    batch = {name: view.config.get(name) for name in ("global_rows", "micro_rows")}
+    batch["lr"] = optimizer.get("lr") if isinstance(optimizer, dict) else None
+    batch["deepspeed"] = Path(str(view.config.get("deepspeed", ""))).name or None
+    evaluation = ["none yet"]
+    best = view.best_evaluation
+    if best is not None:
+        evaluation = _scores(view.evaluations[-1], "eval/")
+        evaluation.append(f"best: loss {best['eval/loss']:.4f} at step {best['step']}")
+    texts = {
+        "run": [str(view.directory)],
+        "model": [_options(view.config.get("model"))],
+        "data": [_options(view.config.get("data"))],
+        "batch": [_options(batch)],
+        "progress": [progress, rest],
+        "training": _scores(view.steps[-1], "") if view.steps else ["no step logged yet"],
+        "evaluation": evaluation,
+        "speed": [_speeds(view)],
+        "starts": _starts(view),
+        "checkpoints": [
+            f"step {step}: {size / 2**20:.1f} MiB, {'complete' if is_complete else 'unfinished or interrupted'}"
+            for step, is_complete, size in view.checkpoints
+        ]
+        or ["none"],
+        "faults": [f"{name.removeprefix('faults/')} {value:g}" for name, value in view.faults.items() if value],
+    }
+    rows: list[tuple[str, str]] = []
+    for name, lines in texts.items():
+        kept = [line for line in lines if line]
+        rows += [(name if i == 0 else "", line) for i, line in enumerate(kept)]
+    return rows
+
+
+def run_json(view: RunView, *, now: float) -> dict[str, Any]:
+    """The same for programs; what is not known is null."""
+    seen = view.steps[-1].get("time") if view.steps else None
+    return {
+        "run": str(view.directory),
+        "config": view.config,
+        "step": view.done_steps,
+        "total_steps": view.total_steps,
+        "finished": bool(view.total_steps and view.done_steps >= view.total_steps),
+        "left_sec": time_left_sec(view),
+        "last_line_sec_ago": None if seen is None else now - seen,
+        "training": view.steps[-1] if view.steps else None,
+        "evaluation": view.evaluations[-1] if view.evaluations else None,
+        "best_evaluation": view.best_evaluation,
+        "speed": {name: _median(view, name) for name in SPEEDS},
+        "starts": view.starts,
+        "checkpoints": [
+            {"step": step, "complete": is_complete, "bytes": size} for step, is_complete, size in view.checkpoints
+        ],
+        "faults": {name.removeprefix("faults/"): value for name, value in view.faults.items()},
+    }
 
 
 def time_left_sec(view: RunView) -> float | None:
@@ -117,7 +170,7 @@ def time_left_sec(view: RunView) -> float | None:
     return (last["time"] - first["time"]) / (last["step"] - first["step"]) * max(0, view.total_steps - last["step"])
 
 
-def picture(view: RunView) -> bytes:
+def run_picture(view: RunView) -> bytes:
     """PNG of losses, accuracies and throughput over steps, with restarts marked. Raises UserError without a step."""
     if not view.steps:
         raise UserError(f"{view.directory} has no logged step to draw yet", next_step="wait for the first one")
@@ -141,25 +194,11 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if isinstance(value, int | float)}
 
 
-def _rows(name: str, texts: Iterable[str]) -> list[str]:
-    """Texts below each other, the name beside the first."""
-    kept = [text for text in texts if text]
-    return [f"{name if i == 0 else '':12} {text}" for i, text in enumerate(kept)]
-
-
 def _options(values: Any) -> str:
     """Options that are set, in a line."""
     if not isinstance(values, dict):
         return ""
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, [], {}))
-
-
-def _batch(config: dict[str, Any]) -> str:
-    optimizer = config.get("optimizer")
-    lr = optimizer.get("lr") if isinstance(optimizer, dict) else None
-    deepspeed = Path(str(config.get("deepspeed", ""))).name
-    shown = {"global_rows": config.get("global_rows"), "micro_rows": config.get("micro_rows"), "lr": lr}
-    return _options({**shown, "deepspeed": deepspeed or None})
 
 
 def _scores(record: dict[str, Any], prefix: str) -> list[str]:
@@ -173,22 +212,8 @@ def _scores(record: dict[str, Any], prefix: str) -> list[str]:
     return lines
 
 
-def _evaluation(evaluations: Records) -> list[str]:
-    if not evaluations:
-        return ["none yet"]
-    best = min(evaluations, key=lambda line: line["eval/loss"])
-    return [*_scores(evaluations[-1], "eval/"), f"best: loss {best['eval/loss']:.4f} at step {best['step']}"]
-
-
-def _speeds(steps: Records) -> list[str]:
-    """Medians over the last start."""
-
-    def median(name: str) -> float | None:
-        values = [line[name] for line in steps if name in line]
-        return statistics.median(values) if values else None
-
-    tokens, hours, mfu = (median(f"speed/{name}") for name in ("tokens_per_sec", "audio_hours_per_hour", "mfu"))
-    wait, padding = (median(f"speed/{name}") for name in ("data_wait_share", "padding_share"))
+def _speeds(view: RunView) -> str:
+    tokens, hours, mfu, wait, padding = (_median(view, name) for name in SPEEDS)
     shown = [
         "" if tokens is None else f"{thousands(tokens)} tok/s",
         "" if hours is None else f"{thousands(hours)} hours of audio per hour",
@@ -197,7 +222,13 @@ def _speeds(steps: Records) -> list[str]:
         "" if padding is None else f"padding {padding:.0%}",
     ]
     text = ", ".join(part for part in shown if part)
-    return [f"{text} (median of the last start)" if text else ""]
+    return f"{text} (median of the last start)" if text else ""
+
+
+def _median(view: RunView, name: str) -> float | None:
+    """Of a speed over the last start."""
+    values = [line[f"speed/{name}"] for line in view.current if f"speed/{name}" in line]
+    return statistics.median(values) if values else None
 
 
 def _starts(view: RunView) -> list[str]:
@@ -212,18 +243,6 @@ def _starts(view: RunView) -> list[str]:
 def _processes(start: dict[str, Any]) -> str:
     number = start.get("processes", "?")
     return f"{number} process" + ("es" if number != 1 else "")
-
-
-def _checkpoint(step: int, is_complete: bool, size: int) -> str:
-    return f"step {step}: {size / 2**20:.1f} MiB, " + ("complete" if is_complete else "unfinished or interrupted")
-
-
-def _faults(view: RunView) -> list[str]:
-    """The last known value of every count that is not 0."""
-    last: dict[str, Any] = {}
-    for line in view.steps:
-        last |= {name: value for name, value in line.items() if name.startswith("faults/")}
-    return [f"{name.removeprefix('faults/')} {value:g}" for name, value in last.items() if value]
 
 
 def _curve(records: Records, name: str) -> tuple[list[float], list[float]]:

@@ -13,9 +13,9 @@ Example:
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -27,15 +27,13 @@ from slmkit.data.batch import Batch
 from slmkit.data.loader import micro_batches
 from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
+from slmkit.group import from_all, from_first, largest
 from slmkit.log import get_logger
-from slmkit.train import engine
-from slmkit.train.console import Progress
-from slmkit.train.engine import Engine
-from slmkit.train.evaluation import evaluate
-from slmkit.train.metrics import MetricsLog, StepMeter
+from slmkit.train.engine import TrainEngine, process_group
+from slmkit.train.evaluation import StepMeter, held_out_losses
+from slmkit.train.metrics import MetricsLog, Progress, Record
 from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
-from slmkit.train.records import Record
 from slmkit.train.run import Run, prepare
 from slmkit.train.schedule import learning_rate
 from slmkit.train.start import record_start, resume_point, start_engine, start_saver
@@ -43,24 +41,27 @@ from slmkit.world import World
 
 logger = get_logger(__name__)
 EVALUATION = "evaluation"  # what a checkpoint may have left pending
-Speak = Callable[[Any, Any, int], None]  # (model, TensorBoard writer, step), in the first process
 
 
-def train(config: TrainConfig, speak: Speak | None = None, peers: Peers | None = None) -> bool:
+def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     """Run `config` to its last step; False when a stopping signal ended it before, with a checkpoint.
 
-    `speak`, called every `speak_every_steps`, adds speech samples to TensorBoard. Raises UserError for everything a
-    user can mend.
+    Raises UserError for everything a user can mend.
     """
     world = World.from_env()
-    with engine.process_group(world) as device:
-        run = prepare(config, world, engine.in_first)
+    with process_group(world) as device:
+        run = prepare(config, world)
         found = resume_point(run)
-        trainer = start_engine(run, found)
+        if found is not None and found.step >= run.total_steps and not found.state.get("pending"):
+            option = "epochs" if config.steps is None else "steps"
+            done = f"step {found.step} of {run.total_steps}"
+            logger.info("the run is complete: %s; raise %s to go on", done, option)
+            return True
+        engine = start_engine(run, found)
         log = MetricsLog(run.directory, found.step if found else 0, is_first=world.is_first)
-        record_start(run, trainer, found.step if found else 0, log)
-        with start_saver(run, trainer) as saver:
-            return Training(run, trainer, saver, log, device, peers or Peers(world), found).go(speak)
+        record_start(run, engine, found.step if found else 0, log)
+        with start_saver(run, engine) as saver:
+            return Training(run, engine, saver, log, device, peers or Peers(world), found).go()
 
 
 class Training:
@@ -69,63 +70,73 @@ class Training:
     def __init__(
         self,
         run: Run,
-        trainer: Engine,
+        engine: TrainEngine,
         saver: Saver,
         log: MetricsLog,
         device: torch.device,
         peers: Peers,
         found: Checkpoint | None,
     ) -> None:
-        self.run, self.trainer, self.saver, self.log = run, trainer, saver, log
+        self.run, self.engine, self.saver, self.log = run, engine, saver, log
         self.device, self.peers = device, peers
         self.step = found.step if found else 0
         state = found.state if found else {}
         self.saved_step = self.step
         self.saved_at = time.monotonic()
         self.pending: list[str] = list(state.get("pending", []))  # what a signal kept from being done after this step
-        if self.pending and (run.held_out is None or engine.from_first(log.has(self.step, "eval/loss"))):  # it is done
+        if self.pending and (run.held_out is None or from_first(log.has(self.step, "eval/loss"))):  # it is done
             self.pending.clear()
         self.cursor = state.get("cursor")  # finds the step in the plan of the data
         self.skipped_steps = int(state.get("skipped_steps", 0))
         self.damaged_samples = int(state.get("damaged_samples", 0))
         self.new_damage = 0  # of those, the ones that only this process knows of
-        self.pace = pace_of(run, trainer.module, device)
+        self.pace = pace_of(run, engine.module, device)
         self.stall_sec = 0.0  # of the saver, as far as it is logged
         self.progress = Progress(total_steps=run.total_steps, done_steps=self.step)
 
-    def go(self, speak: Speak | None) -> bool:
+    def go(self) -> bool:
         """All steps that are left; whether the run is complete."""
-        run, config = self.run, self.run.config
-        with self.peers.watched(config.hang_timeout_sec):
+        run = self.run
+        with self.peers.watched(run.config.hang_timeout_sec):
             agreed = self.agree()
             if EVALUATION in self.pending and not agreed.stop:
                 agreed = self.evaluate()
             self.peers.at("reading data", self.step + 1)
             if not agreed.stop:
-                for epoch, step, batches in steps(run, self.step, self.pace, self.cursor):
+                for epoch, step, batches in planned_batches(run, self.step, self.pace, self.cursor):
                     self.take_step(epoch, step, batches)
-                    agreed = self.after_step(self.agree(), speak)
+                    agreed = self.after_step(self.agree())
                     if agreed.stop:
                         break
                     self.peers.at("reading data", step + 1)
-            self.finish(agreed)
+            if self.saved_step != self.step:
+                self.save()
+            self.peers.at("finishing the checkpoint", self.step)
+            self.saver.wait()
+            self.log.close()
+            if agreed.stop and run.world.is_first:
+                newest = run_dir.newest(run.directory)
+                where = newest.path if newest else "the beginning"
+                stopped = f"stopped at step {self.step} of {run.total_steps}"
+                logger.warning("%s; the same command goes on from %s", stopped, where)
         return self.step == run.total_steps and not self.pending
 
     def agree(self) -> "Agreement":
         """What all processes do next, since one of them was signalled or the first one's clock says so."""
         self.peers.at("meeting the other processes", self.step)
-        minutes = self.run.config.save_every_minutes
+        minutes, signal = self.run.config.save_every_minutes, self.peers.signal
         is_time = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
-        stop, save = engine.largest([self.peers.signal is not None, is_time and self.run.world.is_first])
-        if stop and self.peers.signal is not None:
-            logger.warning(
-                "rank %d got %s: the run stops after step %d", self.run.world.rank, self.peers.signal, self.step
-            )
+        stop, save = largest([signal is not None, is_time and self.run.world.is_first])
+        if stop and signal is not None:
+            logger.warning("rank %d got %s: the run stops after step %d", self.run.world.rank, signal, self.step)
         return Agreement(stop=bool(stop), save=bool(save))
 
     def take_step(self, epoch: int, step: int, batches: Iterator[Batch]) -> None:
-        """One optimizer step. Raises UserError after too many steps whose loss or gradient was no number."""
-        run, trainer = self.run, self.trainer
+        """One optimizer step, logged if it is due.
+
+        Raises UserError after too many steps whose loss or gradient was no number.
+        """
+        run, engine = self.run, self.engine
         lr = rate_of(run, step)
         meter = StepMeter() if is_due(step, run.config.log_every_steps, run.total_steps) else None
         losses: list[tuple[tuple[str, ...], torch.Tensor]] = []
@@ -134,50 +145,43 @@ class Training:
             self.pace.add(batch)
             with out_of_memory_named(run.config, batch, step):
                 batch = batch.to(self.device)
-                output = trainer.micro_step(batch, lr=lr)
+                output = engine.micro_step(batch, lr=lr)
             losses.append((batch.keys, output.loss.detach()))
-            self.note_damage(batch)
+            for what in batch.skipped:
+                logger.warning("a damaged sample is skipped: %s", what)
+            self.new_damage += len(batch.skipped)
             if meter is not None:
                 meter.add(output, batch)
             self.peers.at("reading data", step)
         self.step = step
-        if trainer.skipped:
-            self.skip(losses)
-        if meter is not None:
-            self.record(epoch, meter, lr)
-
-    def record(self, epoch: int, meter: StepMeter, lr: float) -> None:
-        """Log the step just taken."""
-        self.peers.at("logging", self.step)
-        loss, terms = meter.result(self.run.terms)
+        if engine.skipped:
+            self.note_skipped_step(losses)
+        if meter is None:
+            return
+        self.peers.at("logging", step)
+        loss, terms = meter.result(run.terms)
         self.pace.stalled(self.saver.stall_sec - self.stall_sec)
         self.stall_sec = self.saver.stall_sec
-        optimizer = {"optimizer/lr": lr, "optimizer/grad_norm": self.trainer.grad_norm}
+        optimizer = {"optimizer/lr": lr, "optimizer/grad_norm": engine.grad_norm}
         faults = {"faults/skipped_steps": self.skipped_steps, "faults/damaged_samples": self.count_damaged()}
         record = finite({"loss": loss, **terms, **optimizer, **faults, **self.pace.result()})
-        self.log.write(self.step, {"epoch": epoch, **record})
-        logger.info(self.progress.line(self.step, record))
-
-    def note_damage(self, batch: Batch) -> None:
-        """Say what samples of a micro-batch could not be read."""
-        for what in batch.skipped:
-            logger.warning("a damaged sample is skipped: %s", what)
-        self.new_damage += len(batch.skipped)
+        self.log.write(step, {"epoch": epoch, **record})
+        logger.info(self.progress.line(step, record))
 
     def count_damaged(self) -> int:
         """Damaged samples that all processes have skipped in this run."""
-        self.damaged_samples += sum(engine.from_all(self.new_damage))
+        self.damaged_samples += sum(from_all(self.new_damage))
         self.new_damage = 0
         return self.damaged_samples
 
-    def skip(self, losses: list[tuple[tuple[str, ...], torch.Tensor]]) -> None:
+    def note_skipped_step(self, losses: list[tuple[tuple[str, ...], torch.Tensor]]) -> None:
         """Count a step that changed nothing. Raises UserError when the run has had too many of them."""
         self.skipped_steps += 1
         mine = [key for keys, loss in losses if not torch.isfinite(loss) for key in keys]
-        keys = [key for of_rank in engine.from_all(mine) for key in of_rank]
+        keys = [key for of_rank in from_all(mine) for key in of_rank]
         where = "the loss" if keys else "the gradient"
         if not keys:
-            keys = [key for of_rank in engine.from_all([k for ks, _ in losses for k in ks]) for key in of_rank]
+            keys = [key for of_rank in from_all([k for ks, _ in losses for k in ks]) for key in of_rank]
         limit = self.run.config.max_skipped_steps
         if self.run.world.is_first:
             logger.warning("step %d is skipped: %s is not finite; samples: %s", self.step, where, ", ".join(keys))
@@ -189,7 +193,7 @@ class Training:
                 next_step="look at these samples; lower optimizer.lr or optimizer.clip_norm, or warm up for longer",
             )
 
-    def after_step(self, agreed: "Agreement", speak: Speak | None) -> "Agreement":
+    def after_step(self, agreed: "Agreement") -> "Agreement":
         """What happens between steps when it is due: evaluation, speech samples, checkpoint. None of it counts as pace.
 
         When the run is to stop, evaluation is left for the next start.
@@ -199,19 +203,18 @@ class Training:
             self.pending.append(EVALUATION)
             if not agreed.stop:
                 agreed = self.evaluate()
-        speaks = config.speak_every_steps > 0 and is_due(step, config.speak_every_steps, run.total_steps)
-        if speaks and not agreed.stop:
-            self.speak(speak)
+        if config.speak_every_steps and is_due(step, config.speak_every_steps, run.total_steps) and not agreed.stop:
+            self.speak()
         if agreed.save or is_due(step, config.save_every_steps, run.total_steps):
             self.save()
         return agreed
 
-    def speak(self, speak: Speak | None) -> None:
-        """Speech samples of the first process; the others wait."""
+    def speak(self) -> None:
+        """Speech samples of the first process in TensorBoard; the others wait."""
         self.peers.at("speaking", self.step)
-        with self.trainer.plain_module() as model:
-            if model is not None and speak is not None:
-                speak(model, self.log.tensorboard, self.step)
+        with self.engine.plain_module() as model:
+            if model is not None and self.run.speech is not None:
+                self.run.speech(model, self.log.tensorboard, self.step)
         self.pace.restart()
 
     def evaluate(self) -> "Agreement":
@@ -225,8 +228,8 @@ class Training:
             agreed = self.agree()
             return agreed.stop
 
-        record = evaluate(
-            self.trainer.module,
+        record = held_out_losses(
+            self.engine.module,
             run.held_out,
             run.world,
             self.device,
@@ -252,22 +255,9 @@ class Training:
             "damaged_samples": self.count_damaged(),
             "cursor": self.run.cursor(self.step),
         }
-        self.saver.save(self.trainer, self.step, state)
+        self.saver.save(self.engine, self.step, state)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.pace.restart()
-
-    def finish(self, agreed: "Agreement") -> None:
-        """The end of this start: all that was learnt is on disk."""
-        if self.saved_step != self.step:
-            self.save()
-        self.peers.at("finishing the checkpoint", self.step)
-        self.saver.wait()
-        self.log.close()
-        if agreed.stop and self.run.world.is_first:
-            newest = run_dir.newest(self.run.directory)
-            where = newest.path if newest else "the beginning"
-            what = f"stopped at step {self.step} of {self.run.total_steps}"
-            logger.warning("%s; the same command goes on from %s", what, where)
 
 
 class Agreement(NamedTuple):
@@ -282,7 +272,7 @@ def is_due(step: int, every: int, total_steps: int) -> bool:
     return step % every == 0 or step == total_steps
 
 
-def steps(
+def planned_batches(
     run: Run, done_steps: int, pace: Pace, cursor: Cursor | None = None
 ) -> Iterator[tuple[int, int, Iterator[Batch]]]:
     """(epoch, step, micro-batches of this rank) from the step after `done_steps` to the last; the first step is 1."""

@@ -1,97 +1,116 @@
-"""What a run reports: `RUN/metrics.jsonl`, a line per logged step, and the same numbers in TensorBoard.
+"""What a run reports: `RUN/metrics.jsonl`, the same numbers in TensorBoard, and a line on the console.
 
-A line (see `train.records`) holds the step (1 is the first), what was measured at that step alone (loss, per-term loss
-and accuracy, learning rate, gradient norm) and how fast the steps since the line before went. Evaluations have lines of
-their own whose names start with "eval/", and so have starts. Numbers that are not there (a term without targets) are
-null. TensorBoard shows each number under its name, whose first word is its group, and as text the run config, the
-numbers of it that are compared between runs, and how each start was made.
+A line of `metrics.jsonl` is a logged step, an evaluation or a start. That of a step holds "step" (1 is the first),
+"time" (Unix seconds), what was measured at that step alone under grouped names ("loss", "loss/a1", "accuracy/a1",
+"optimizer/lr", "faults/...") and how fast the steps since the line before went ("speed/tokens_per_sec", "memory/...").
+"loss/speech" is the mean over all speech targets. Names of an evaluation start with "eval/". A line of a start has
+"event": "start", the step it continued from, and the number of processes. A number that is not there (a term without
+targets) is null.
 
-Sums stay on the device until a step is logged; then one all-reduce brings those of all ranks together.
+TensorBoard, in `RUN/tensorboard/NAME` with the name of the run, shows losses and accuracies under train/ and eval/, all
+other numbers under their names, the options that runs differ in as HParams, and as text the run config and how each
+start was made. The console:
 
-Invariant: after a resume, lines beyond the checkpoint's step are gone, and but for times, speeds, memory and lines of
-starts the file is that of an uninterrupted run.
+    step 1200/10000  loss 3.412  acc 0.41  12.3k tok/s  410x real time  mfu 38 %  data wait 1 %  left 2 h 13 min
+
+This module needs no torch, so that a run can be looked at from anywhere while it goes on.
+
+Invariant: steps never fall from line to line; a last line without its end is being written, or was never finished,
+and is not there. After a resume, lines beyond the checkpoint's step are gone, and but for times, speeds, memory and
+lines of starts the file is that of an uninterrupted run.
 
 Example:
-    meter.add(output, batch)
-    loss, terms = meter.result(names)
-    log.write(step, {"loss": loss, **terms})
+    log = MetricsLog("RUN", resume_step=0, is_first=True)
+    log.write(1, {"loss": 3.4, "loss/text": 2.9})
+    losses = [record["loss"] for record in read_records(Path("RUN/metrics.jsonl")) if "loss" in record]
 """
 
-import math
+import json
 import time
-from collections.abc import Sequence
+from collections import deque
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from slmkit.config.run_dir import METRICS, TENSORBOARD
-from slmkit.train.engine import sum_over_ranks
-from slmkit.train.records import START, Record, as_line, cut, read_records
+from slmkit.errors import UserError
+from slmkit.files import atomic_write
 
+Record = dict[str, float | int | None]
+START = "start"
 COMPARED = ("model", "optimizer", "schedule", "data", "global_rows", "micro_rows", "steps", "epochs", "seed")
+TRAIN_GROUPS = ("loss", "accuracy")  # first words of names that TensorBoard has under train/
+RECENT = 10  # records whose pace counts for the time left
 
 
-def term_names(letters: Sequence[str], group: int) -> list[str]:
-    """Names of the loss terms: text, then one per stream (group 0) or per head: a1 b1 c1 a2 ..."""
-    frames = group // len(letters)
-    return ["text", *(letters if group == 0 else [f"{letter}{n + 1}" for n in range(frames) for letter in letters])]
+def is_start(record: dict[str, Any]) -> bool:
+    """Whether a line tells of a start."""
+    return record.get("event") == START
 
 
-def per_term(values: torch.Tensor, names: Sequence[str], prefix: str) -> Record:
-    """`values` [1 + T] under "prefix/name"; null where a term had no targets (NaN)."""
-    pairs = zip(names, values.tolist(), strict=True)
-    return {f"{prefix}/{name}": None if math.isnan(value) else value for name, value in pairs}
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All lines. Raises UserError naming the line that is none of ours, or the file that cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}", expected="the metrics of a run") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith("\n"):
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            where = f"{path}, line {number}"
+            raise UserError(f"{where} is not a line of metrics", got=line.strip()[:80], expected='{"step": ...}')
+        records.append(record)
+    return records
 
 
-class StepMeter:
-    """Sums of one optimizer step over the micro-batches of this rank, kept on the device until `result`."""
-
-    def __init__(self) -> None:
-        self._total: torch.Tensor | None = None
-        self._counts: torch.Tensor | None = None
-
-    def add(self, output: Any, batch: Any) -> None:
-        """Count a micro-batch in: its loss, sums and correct answers per term."""
-        parts = torch.cat([output.loss.detach()[None], output.sums.detach(), output.correct.detach()]).double()
-        self._total = parts if self._total is None else self._total + parts
-        self._counts = batch.global_counts
-
-    def result(self, names: Sequence[str]) -> tuple[float, Record]:
-        """Loss of the global batch; accuracy over all its targets; mean loss and accuracy of each term.
-
-        Every rank must call it.
-        """
-        assert self._total is not None
-        assert self._counts is not None
-        total = sum_over_ranks(self._total.clone()).cpu()
-        counts = self._counts.cpu()
-        sums, correct = total[1:].chunk(2)
-        terms = {**per_term(sums / counts, names, "loss"), **per_term(correct / counts, names, "accuracy")}
-        return total[0].item(), {"accuracy": (correct.sum() / counts.sum()).item(), **terms}
+def as_line(record: dict[str, Any]) -> str:
+    """The line of a record. Raises ValueError for a number that is not finite: JSON has none."""
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 class MetricsLog:
     """The files of the first process; in the others nothing is written."""
 
     def __init__(self, run_dir: str | Path, resume_step: int, *, is_first: bool) -> None:
+        """Cuts what lies beyond `resume_step`. Raises UserError as `read_records` does."""
         self._writer: Any = None
         if not is_first:
             return
         from torch.utils.tensorboard import SummaryWriter
 
         self._path = Path(run_dir) / METRICS
-        cut(self._path, resume_step)
-        self._writer = SummaryWriter(str(Path(run_dir) / TENSORBOARD), purge_step=resume_step + 1)
+        if self._path.exists():
+            kept = [record for record in read_records(self._path) if record["step"] <= resume_step]
+            with atomic_write(self._path, replace=True) as file:
+                file.write("".join(map(as_line, kept)).encode())
+        directory = Path(run_dir) / TENSORBOARD / Path(run_dir).resolve().name
+        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
     def start(self, step: int, *, processes: int, total_steps: int, made: dict[str, Any]) -> None:
         """Note a start that continues from `step`. `made` is its provenance, with the resolved config."""
         if self._writer is None:
             return
+        from torch.utils.tensorboard.summary import hparams
+
         self._append({"step": step, "event": START, "processes": processes, "total_steps": total_steps})
-        for name, text in start_texts(step, processes, total_steps, made).items():
-            self._writer.add_text(f"run/{name}", text, step)
+        config = made["config"] or {}
+        versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+        where = f"started at step {step} of {total_steps} on {processes} process{'es' if processes != 1 else ''}"
+        commit = made["commit"] or "unknown"
+        self._writer.add_text("run/start", f"{where}, commit {commit}, {versions}", step)
+        listed = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        self._writer.add_text("run/config", f"```yaml\n{listed}```", step)
+        options = {name: value for part in COMPARED for name, value in _flat(part, config.get(part)).items()}
+        experiment, session, _ = hparams(options, {"train/loss": 0.0, "eval/loss": 0.0})  # the metrics' names count
+        for summary in (experiment, session):
+            self._writer._get_file_writer().add_summary(summary)
         self._writer.flush()
 
     def has(self, step: int, name: str) -> bool:
@@ -107,7 +126,8 @@ class MetricsLog:
         self._append({"step": step, **record})
         for name, value in record.items():
             if value is not None:
-                self._writer.add_scalar(name, value, step)
+                in_training = name.partition("/")[0] in TRAIN_GROUPS
+                self._writer.add_scalar(f"train/{name}" if in_training else name, value, step)
         self._writer.flush()
 
     @property
@@ -125,22 +145,63 @@ class MetricsLog:
             file.write(line)
 
 
-def start_texts(step: int, processes: int, total_steps: int, made: dict[str, Any]) -> dict[str, str]:
-    """What TensorBoard says of a start, as Markdown: in words, the whole config, and what runs differ in as a table."""
-    config = made["config"] or {}
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    plural = "es" if processes != 1 else ""
-    commit = made["commit"] or "unknown"
-    rows = [row for name in COMPARED for row in _flat(name, config.get(name))]
-    return {
-        "start": f"started at step {step} of {total_steps} on {processes} process{plural}, commit {commit}, {versions}",
-        "config": f"```yaml\n{yaml.safe_dump(config, sort_keys=False, allow_unicode=True)}```",
-        "hyperparameters": "\n".join(["| option | value |", "|---|---|", *rows]),
-    }
-
-
-def _flat(name: str, value: Any) -> list[str]:
-    """Rows of a Markdown table for an option, or for those inside it."""
+def _flat(name: str, value: Any) -> dict[str, bool | int | float | str]:
+    """An option, or those inside it, by dotted name, as HParams takes them."""
     if isinstance(value, dict):
-        return [row for inner, part in value.items() for row in _flat(f"{name}.{inner}", part)]
-    return [] if value is None else [f"| {name} | {str(value).replace('|', '&#124;')} |"]
+        return {inner: kept for key, part in value.items() for inner, kept in _flat(f"{name}.{key}", part).items()}
+    if value is None:
+        return {}
+    return {name: value if isinstance(value, bool | int | float) else str(value)}
+
+
+class Progress:
+    """How far a run is, as a line per logged step. Create it where its first step begins.
+
+    The time left comes from the pace of the last records of this start, which knows only steps, and from the time that
+    all else (evaluation, speech samples, saving) took per step of this start so far.
+    """
+
+    def __init__(self, *, total_steps: int, done_steps: int) -> None:
+        self._total, self._first, self._last = total_steps, done_steps, done_steps
+        self._start, self._paced_sec = time.monotonic(), 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RECENT)
+
+    def line(self, step: int, record: dict[str, Any]) -> str:
+        """The line of a logged step; to be called once for each, in order. What is null or absent is left out."""
+        num_steps, self._last = step - self._last, step
+        paced_sec = num_steps * record["speed/sec_per_step"]
+        self._recent.append((num_steps, paced_sec))
+        self._paced_sec += paced_sec
+        other_sec = max(0.0, time.monotonic() - self._start - self._paced_sec) / (step - self._first)
+        steps, seconds = (sum(column) for column in zip(*self._recent, strict=True))
+        left_sec = (self._total - step) * (seconds / steps + other_sec)
+        forms = {
+            "loss": lambda value: f"loss {value:.3f}",
+            "accuracy": lambda value: f"acc {value:.2f}",
+            "speed/tokens_per_sec": lambda value: f"{thousands(value)} tok/s",
+            "speed/audio_hours_per_hour": lambda value: f"{thousands(value)}x real time",
+            "speed/mfu": lambda value: f"mfu {100 * value:.0f} %",
+            "speed/data_wait_share": lambda value: f"data wait {100 * value:.0f} %",
+        }
+        shown = [form(record[name]) for name, form in forms.items() if record.get(name) is not None]
+        return "  ".join([f"step {step}/{self._total}", *shown, f"left {duration(left_sec)}"])
+
+
+def thousands(value: float) -> str:
+    """12300 as 12.3k, 4560000 as 4.56M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 3 d 4 h, 2 h 13 min, 5 min 20 s, 12 s."""
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    rest = max(0, round(seconds))
+    parts: list[str] = []
+    for name, size in units:
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2]) or "0 s"

@@ -30,9 +30,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from slmkit.group import sum_over_ranks
 from slmkit.model.flops import BatchSizes, Flops, peak_tflops
-from slmkit.train.engine import sum_over_ranks
-from slmkit.train.records import Record
+from slmkit.train.metrics import Record
 from slmkit.train.run import Run
 from slmkit.train.settings import precision
 from slmkit.world import World

@@ -29,10 +29,11 @@ from slmkit.data.loader import collate
 from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
+from slmkit.group import sum_over_ranks
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
-from slmkit.train.engine import Engine, parameter_groups, sum_over_ranks
+from slmkit.train.engine import TrainEngine, parameter_groups
 from slmkit.world import BatchSplit, World
 
 ACCUMULATION = 2
@@ -104,7 +105,7 @@ def compare_steps(world: World, device: torch.device, stage: int = 2) -> list[St
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    engine = Engine.create(model, settings, OPTIMIZER, world)
+    engine = TrainEngine.create(model, settings, OPTIMIZER, world)
     return [_compare_step(engine, plain, adamw, split, world, device, divisor) for divisor in LOSS_DIVISORS]
 
 
@@ -170,7 +171,7 @@ def target_counts(config: SpeechLMConfig, examples: Sequence[tuple[Example, Samp
 
 
 def _compare_step(
-    engine: Engine,
+    engine: TrainEngine,
     plain: SpeechLM,
     adamw: torch.optim.Optimizer,
     split: BatchSplit,

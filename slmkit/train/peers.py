@@ -47,11 +47,12 @@ MEET_TIMEOUT = timedelta(minutes=10)
 SILENCE_SEC = 120.0  # before training, how long a process may give no sign of life
 USER_ERROR, CRASH = 2, 1  # exit codes, beside STOPPED
 FAILURES, CODE, REASON, BLAMED = "slmkit/failures", "slmkit/code", "slmkit/reason", "slmkit/blamed"
+SIGN, STACK = "slmkit/sign", "slmkit/stack"  # of a rank
 STACKS_SHOWN = 4
 
 
-class Place(NamedTuple):
-    """How far the main thread of a process is."""
+class Activity(NamedTuple):
+    """What the main thread of a process does, and how far it is."""
 
     calls: int = 0  # of `at`
     doing: str = "starting"
@@ -66,13 +67,13 @@ class Peers:
 
     def __init__(self, world: World, signals: Signals | None = None) -> None:
         self.world, self._signals = world, signals or Signals()
-        self.place = Place()
+        self.activity = Activity()
         self.timeout_sec: float | None = None  # of progress; None before and after training
         self.ends_on_signal = True  # until training begins
 
     def at(self, doing: str, step: int) -> None:
         """Say what the main thread does next; every process says the same in the same order."""
-        self.place = Place(self.place.calls + 1, doing, step)
+        self.activity = Activity(self.activity.calls + 1, doing, step)
 
     @property
     def signal(self) -> str | None:
@@ -129,14 +130,9 @@ class _Watch:
     def start(self) -> None:
         """Watch for signals, then meet the others and watch them, too."""
         self.thread.start()
-        if self.world.size > 1:
-            self.store = self._meet()
-            self.answered_at = time.monotonic()
-            if not self.world.is_first:
-                threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
-
-    def _meet(self) -> dist.Store:
         world = self.world
+        if world.size == 1:
+            return
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             # The server lives as long as this object; torch's process group shares it later, under the same port.
@@ -144,7 +140,7 @@ class _Watch:
                 dist.rendezvous("env://", rank=world.rank, world_size=world.size, timeout=MEET_TIMEOUT)
             )
             # A connection of its own, so that looking for failures never waits behind another request.
-            return dist.TCPStore(
+            self.store = dist.TCPStore(
                 address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SEC)
             )
         except (KeyError, ValueError, dist.DistError) as error:
@@ -153,10 +149,13 @@ class _Watch:
                 expected="MASTER_ADDR and MASTER_PORT naming a free port of the first process",
                 next_step="start through `slmkit launch`, deepspeed or torchrun, or export both in the sbatch script",
             ) from error
+        self.answered_at = time.monotonic()
+        if not world.is_first:
+            threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
 
     def diagnosis(self) -> str:
         """Why the main thread failed, as far as the others' signs of life tell: it may be that one of them died."""
-        reason = f"rank {self.world.rank} failed while {self.peers.place}"
+        reason = f"rank {self.world.rank} failed while {self.peers.activity}"
         if self.store is None:
             return reason
         try:
@@ -193,17 +192,33 @@ class _Watch:
             self.thread.join()
 
     def _watch(self) -> None:
-        sign = 0
+        """Twice a second: look for a signal, give a sign of life, look for failures; the first process judges."""
+        sign, here = 0, (socket.gethostname(), os.getpid())
         while not self.done.wait(POLL_SEC):
             if self.peers.ends_on_signal and self.peers.signal is not None:
-                self._end(STOPPED, f"rank {self.world.rank} got {self.peers.signal} before training began")
+                reason = f"rank {self.world.rank} got {self.peers.signal} before training began"
+                with contextlib.suppress(dist.DistError):
+                    if self.store is not None:
+                        _tell(self.store, STOPPED, reason)
+                        self._linger("slmkit/seen")
+                self._exit(STOPPED, reason)  # the main thread may be waiting for something
             if self.jury is None and (self.store is not None or self.world.size == 1):
                 self.jury = _Jury(self.world.size)
             if self.jury is None:
                 continue
             sign += 1
+            text = json.dumps([sign, *self.peers.activity, *here])
             try:
-                self._exchange(self.jury, sign)
+                if self.store is None:
+                    self.jury.hear({0: text}, self.peers.timeout_sec)
+                else:
+                    self.store.set(f"{SIGN}/{self.world.rank}", text)
+                    if self.store.add(FAILURES, 0):
+                        self._follow(self.store)
+                    if self.world.is_first:
+                        self.jury.hear(self._signs(self.store), self.peers.timeout_sec)
+                if self.jury.blamed:
+                    self._accuse(self.jury)
             except dist.DistError:
                 self._exit(CRASH, self._lost())
             self.answered_at = time.monotonic()
@@ -217,26 +232,12 @@ class _Watch:
                 self._exit(CRASH, self._lost())
 
     def _lost(self) -> str:
-        return f"lost the first process of the run (rank 0), which does not answer, while {self.peers.place}"
-
-    def _exchange(self, jury: "_Jury", sign: int) -> None:
-        """Give a sign of life, look for failures and, in the first process, judge the signs of all."""
-        here = json.dumps([sign, *self.peers.place, socket.gethostname(), os.getpid()])
-        if self.store is not None:
-            self.store.set(_sign_key(self.world.rank), here)
-            if self.store.add(FAILURES, 0):
-                self._follow(self.store)
-            if self.world.is_first:
-                jury.hear(self._signs(self.store), self.peers.timeout_sec)
-        else:
-            jury.hear({0: here}, self.peers.timeout_sec)
-        if jury.blamed:
-            self._accuse(jury)
+        return f"lost the first process of the run (rank 0), which does not answer, while {self.peers.activity}"
 
     def _signs(self, store: dist.Store) -> dict[int, str]:
         """The last sign of every process that has given one."""
-        known = [rank for rank in range(self.world.size) if store.check([_sign_key(rank)])]
-        signs = store.multi_get([_sign_key(rank) for rank in known])
+        known = [rank for rank in range(self.world.size) if store.check([f"{SIGN}/{rank}"])]
+        signs = store.multi_get([f"{SIGN}/{rank}" for rank in known])
         return {rank: sign.decode() for rank, sign in zip(known, signs, strict=True)}
 
     def _accuse(self, jury: "_Jury") -> None:
@@ -248,11 +249,11 @@ class _Watch:
         _tell(self.store, CRASH, jury.reason)
         stacks, deadline = [], time.monotonic() + STACK_SEC
         for rank in jury.blamed[:STACKS_SHOWN]:
-            while rank and not self.store.check([_stack_key(rank)]) and time.monotonic() < deadline:
+            key = f"{STACK}/{rank}"
+            while rank and not self.store.check([key]) and time.monotonic() < deadline:
                 time.sleep(POLL_SEC / 10)
-            if rank == 0 or self.store.check([_stack_key(rank)]):
-                stack = _stack() if rank == 0 else self.store.get(_stack_key(rank)).decode()
-                stacks.append(f"rank {rank} stands at:\n{stack}")
+            if rank == 0 or self.store.check([key]):
+                stacks.append(f"rank {rank} stands at:\n{_stack() if rank == 0 else self.store.get(key).decode()}")
         self._say("\n".join([jury.reason, *stacks]))
         self._linger("slmkit/seen")
         self._exit(CRASH)
@@ -261,19 +262,11 @@ class _Watch:
         """Another process failed."""
         code, reason = int(store.get(CODE)), store.get(REASON).decode()
         if store.check([BLAMED]) and self.world.rank in json.loads(store.get(BLAMED)):
-            store.set(_stack_key(self.world.rank), _stack())
+            store.set(f"{STACK}/{self.world.rank}", _stack())
         if reason:
             self._say(f"ends too: {reason}")
         self._linger("slmkit/seen")
         self._exit(code)
-
-    def _end(self, code: int, reason: str) -> None:
-        """End the run from this thread, since the main thread may be waiting for something."""
-        with contextlib.suppress(dist.DistError):
-            if self.store is not None:
-                _tell(self.store, code, reason)
-                self._linger("slmkit/seen")
-        self._exit(code, reason)
 
     def _say(self, reason: str) -> None:
         print(f"[rank {self.world.rank}] {reason}", file=sys.stderr)
@@ -287,20 +280,21 @@ class _Watch:
 
     def _linger(self, key: str) -> None:
         """Wait until every process is here, but not for ever; the first one, which serves the store, leaves last."""
-        if self.store is None:
+        store, deadline = self.store, time.monotonic() + LINGER_SEC
+        if store is None:
             return
-        deadline = time.monotonic() + LINGER_SEC
-        with contextlib.suppress(dist.DistError):  # the first process was killed
-            self.store.add(key, 1)
-            self._wait(self.store, key, self.world.size, deadline)
-            if self.world.is_first:
-                self._wait(self.store, f"{key}/gone", self.world.size - 1, deadline)
-            else:
-                self.store.add(f"{key}/gone", 1)
 
-    def _wait(self, store: dist.Store, key: str, count: int, deadline: float) -> None:
-        while store.add(key, 0) < count and time.monotonic() < deadline:
-            time.sleep(POLL_SEC / 10)
+        def wait(name: str, count: int) -> None:
+            while store.add(name, 0) < count and time.monotonic() < deadline:
+                time.sleep(POLL_SEC / 10)
+
+        with contextlib.suppress(dist.DistError):  # the first process was killed
+            store.add(key, 1)
+            wait(key, self.world.size)
+            if self.world.is_first:
+                wait(f"{key}/gone", self.world.size - 1)
+            else:
+                store.add(f"{key}/gone", 1)
 
 
 class _Jury:
@@ -352,16 +346,8 @@ def _tell(store: dist.Store, code: int, reason: str) -> bool:
 
 def _named(rank: int, sign: str) -> str:
     """A process in words, from its sign of life."""
-    _, *place, host, pid = json.loads(sign)
-    return f"rank {rank} ({host}, process {pid}), {Place(*place)}"
-
-
-def _sign_key(rank: int) -> str:
-    return f"slmkit/sign/{rank}"
-
-
-def _stack_key(rank: int) -> str:
-    return f"slmkit/stack/{rank}"
+    _, *activity, host, pid = json.loads(sign)
+    return f"rank {rank} ({host}, process {pid}), {Activity(*activity)}"
 
 
 def _stack() -> str:

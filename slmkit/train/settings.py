@@ -1,42 +1,112 @@
-"""DeepSpeed's JSON file and the run config as one set of settings, each number from one place.
+"""A run config against the files it names, as far as that needs no torch.
 
-The file holds precision, ZeRO and communication; the run config holds batch, clipping, optimizer and schedule. Where
-the file names one of those too it must agree ("auto" always does): what both say differently is refused by name.
+DeepSpeed's JSON file and the run config become one set of settings, each number from one place. The file holds
+precision, ZeRO and communication; the run config holds batch, clipping, optimizer and schedule. Where the file names
+one of those too it must agree ("auto" always does): what both say differently is refused by name.
+
+Problems that do not depend on each other are reported together: see `Attempts`.
 
 Example:
+    check_files(config, World.from_env())
     settings = deepspeed_settings(config, BatchSplit(global_rows=8, micro_rows=2, world_size=2))
 """
 
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from slmkit.assets import deepspeed_file
 from slmkit.config.train import OptimizerConfig, TrainConfig
-from slmkit.errors import UserError
+from slmkit.errors import ConfigError, UserError
 from slmkit.files import read_json
-from slmkit.world import BatchSplit
+from slmkit.world import BatchSplit, World
 
+if TYPE_CHECKING:
+    from slmkit.codec.base import CodecSpec
+
+P = ParamSpec("P")
+T = TypeVar("T")
 ZERO_STAGES = (1, 2, 3)
 AUTO = "auto"
 
 
-def deepspeed_settings(config: TrainConfig, split: BatchSplit) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets. Raises UserError naming every setting that clashes with the run config."""
+class Attempts:
+    """Calls that may each refuse the run config. What they refuse is kept, to be reported at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[UserError] = []
+
+    def __call__(self, check: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `check` gives; None where it raises a UserError."""
+        try:
+            return check(*args, **kwargs)
+        except UserError as error:
+            self.errors.append(error)
+            return None
+
+    def finish(self) -> None:
+        """Raise what was refused: one UserError as it is, several as one ConfigError."""
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigError("the run cannot start", [str(error).replace("\n", "\n  ") for error in self.errors])
+
+
+def check_files(config: TrainConfig, world: World) -> None:
+    """Refuse what can be refused without torch: the batch, DeepSpeed's file, files that are not there."""
+    tried = Attempts()
+    split = tried(BatchSplit, global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
+    tried(deepspeed_settings, config, split)
+    data = config.data
+    sources = [source.path for source in data.all_sources]
+    named = [("base", config.base), ("init_from", config.init_from), ("codec", config.codec)]
+    named += [("data", path) for path in (*sources, data.eval_corpus)]
+    missing = [(name, path) for name, path in named if path and "://" not in path and not Path(path).exists()]
+    for name, path in dict.fromkeys(missing):
+        tried.errors.append(UserError(f"{name}: there is no such file or directory", got=path))
+    spoken = [source.path for source in data.all_sources if source.task != "text"]
+    if tried.errors and spoken and Path(spoken[0]).is_dir():
+        from slmkit.data.index import Corpus  # of no use before: training opens all corpora
+
+        corpus = tried(Corpus.open, spoken[0])
+        if corpus is not None:
+            tried(check_group, config, corpus.codec)
+    tried.finish()
+
+
+def check_group(config: TrainConfig, codec: "CodecSpec") -> None:
+    """Raise UserError when the group size of the model does not fit the codec."""
+    num_streams = len(codec.lm_streams)
+    if config.model.group % num_streams:
+        raise UserError(
+            "model.group does not fit the codec",
+            got=config.model.group,
+            expected=f"0 or a multiple of its {num_streams} streams",
+        )
+
+
+def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets. Raises UserError naming every setting that clashes with the run config.
+
+    Without a `split`, which was refused, there is no number of micro-batches to compare.
+    """
     settings = read_json(deepspeed_file(config.deepspeed))
     if not isinstance(settings, dict):
         raise UserError(f"{config.deepspeed} does not hold a mapping", expected="DeepSpeed settings by name")
-    ours = {
-        "train_batch_size": ("global_rows", split.global_rows),
-        "train_micro_batch_size_per_gpu": ("micro_rows", split.micro_rows),
-        "gradient_accumulation_steps": ("global_rows / (micro_rows * world)", split.accumulation),
+    ours: dict[str, tuple[str, float]] = {
+        "train_batch_size": ("global_rows", config.global_rows),
+        "train_micro_batch_size_per_gpu": ("micro_rows", config.micro_rows),
         "gradient_clipping": ("optimizer.clip_norm", config.optimizer.clip_norm),
     }
+    if split is not None:
+        ours["gradient_accumulation_steps"] = ("global_rows / (micro_rows * world)", split.accumulation)
     clashes = [
         f"{name} is {settings[name]}, but {where} is {value}"
         for name, (where, value) in ours.items()
         if settings.get(name, AUTO) not in (AUTO, value)
     ]
     clashes += _optimizer_clashes(settings.pop("optimizer", None), config.optimizer)
-    clashes += _refused(settings)
+    clashes += _unsound(settings)
     if clashes:
         raise UserError(
             f"{config.deepspeed} and the run config disagree",
@@ -84,7 +154,7 @@ def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:
     return clashes
 
 
-def _refused(settings: dict[str, Any]) -> list[str]:
+def _unsound(settings: dict[str, Any]) -> list[str]:
     """Settings that would change what the run config or the checkpoints mean."""
     zero = settings.get("zero_optimization", {})
     stage = zero_stage(settings)

@@ -4,7 +4,7 @@ Invariant: nothing of an earlier start is replaced before it is clear that this 
 
 Example:
     found = resume_point(run)
-    trainer = start_engine(run, found)
+    engine = start_engine(run, found)
 """
 
 import shutil
@@ -13,15 +13,15 @@ import torch
 
 from slmkit.checkpoints import checkpoint
 from slmkit.checkpoints.saver import Saver
+from slmkit.checkpoints.universal import loadable, num_writers
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
 from slmkit.files import atomic_write, new_directory, provenance, write_json
+from slmkit.group import from_first
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
-from slmkit.model.slm import SpeechLM
-from slmkit.train import elastic, engine
-from slmkit.train.engine import Engine
+from slmkit.train.engine import TrainEngine
 from slmkit.train.metrics import MetricsLog
 from slmkit.train.run import Run, check_facts
 
@@ -37,13 +37,13 @@ def resume_point(run: Run) -> Checkpoint | None:
     if run.world.is_first:
         for path in checkpoint.clean(run.directory):
             logger.warning("removed %s: it was never finished", path)
-    found = engine.from_first(run_dir.newest(run.directory) if run.world.is_first else None)
+    found = from_first(run_dir.newest(run.directory) if run.world.is_first else None)
     if found is not None:
         check_facts(run.facts, found.state["facts"], found.path)
     return found
 
 
-def record_start(run: Run, trainer: Engine, done_steps: int, log: MetricsLog) -> None:
+def record_start(run: Run, engine: TrainEngine, done_steps: int, log: MetricsLog) -> None:
     """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint."""
     if not run.world.is_first:
         return
@@ -55,37 +55,39 @@ def record_start(run: Run, trainer: Engine, done_steps: int, log: MetricsLog) ->
     made = provenance(config)
     write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
     log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made)
-    if done_steps == 0:
-        describe_model(run, trainer.module)
+    if done_steps == 0:  # in place of what a start that got no checkpoint may have left
+        shutil.rmtree(run.directory / run_dir.MODEL, ignore_errors=True)
+        with new_directory(run.directory / run_dir.MODEL) as directory:
+            engine.module.config.save_pretrained(directory)
+            extended_tokenizer(run.config.base, run.layout).save_pretrained(directory)
+            write_json(directory / LAYOUT_FILE, run.layout.to_dict())
+            write_json(directory / CODEC_FILE, run.codec.to_dict())
 
 
-def describe_model(run: Run, model: SpeechLM) -> None:
-    """Write `model/`, in place of what a start that got no checkpoint may have left."""
-    shutil.rmtree(run.directory / run_dir.MODEL, ignore_errors=True)
-    with new_directory(run.directory / run_dir.MODEL) as directory:
-        model.config.save_pretrained(directory)
-        extended_tokenizer(run.config.base, run.layout).save_pretrained(directory)
-        write_json(directory / LAYOUT_FILE, run.layout.to_dict())
-        write_json(directory / CODEC_FILE, run.codec.to_dict())
-
-
-def start_engine(run: Run, found: Checkpoint | None) -> Engine:
+def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
     """Model and optimizer, new or as the checkpoint left them.
 
     The random states are those of as many processes as wrote the checkpoint; further processes take them in turn.
     """
-    torch.manual_seed(run.config.seed)
-    model = new_model(run, found)
-    universal = found is not None and elastic.is_needed(found, run.world)
-    trainer = Engine.create(model, run.settings, run.config.optimizer, run.world, universal=universal)
+    config = run.config
+    torch.manual_seed(config.seed)
+    if config.init_from is None or found is not None:  # the checkpoint's weights will replace these
+        model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
+    else:
+        logger.info("the weights are those of %s", config.init_from)
+        for change in run.changes:
+            logger.info(change)
+        model = from_export(config.init_from, run.model, seed=config.seed)
+    universal = found is not None and num_writers(found) != run.world.size
+    engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:
-        with elastic.loadable(run.directory, found, run.world) as root:
-            trainer.load(root, found.path.name)
-        checkpoint.load_random(found.path, run.world.rank % elastic.num_writers(found))
-    return trainer
+        with loadable(run.directory, found, run.world) as root:
+            engine.load(root, found.path.name)
+        checkpoint.load_random(found.path, run.world.rank % num_writers(found))
+    return engine
 
 
-def start_saver(run: Run, trainer: Engine) -> Saver:
+def start_saver(run: Run, engine: TrainEngine) -> Saver:
     """What writes the checkpoints, with the memory it needs."""
     config = run.config
     saver = Saver(
@@ -96,15 +98,5 @@ def start_saver(run: Run, trainer: Engine) -> Saver:
         asynchronous=config.async_save,
         on_error=config.on_save_error,
     )
-    saver.prepare(trainer)
+    saver.prepare(engine)
     return saver
-
-
-def new_model(run: Run, found: Checkpoint | None) -> SpeechLM:
-    """The model of step 0, on the run's base or with the weights of `init_from`; those of a checkpoint replace them."""
-    if run.config.init_from is None or found is not None:
-        return from_base(run.config.base, codec=run.codec, seed=run.config.seed, **to_dict(run.config.model))
-    logger.info("the weights are those of %s", run.config.init_from)
-    for change in run.changes:
-        logger.info(change)
-    return from_export(run.config.init_from, run.model, seed=run.config.seed)

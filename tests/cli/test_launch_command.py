@@ -38,7 +38,10 @@ def test_a_dry_run_says_what_would_run_where_and_starts_nothing(
     assert "2 processes on this machine alone\n  localhost  ranks 0-1, devices 0-1\n" in shown
     assert "master: 127.0.0.1, port 29501\nbatch: 4 rows = 2 processes x 1 rows x 2 micro-batches\n" in shown
     assert "  NCCL_SOCKET_IFNAME=ib0\n" in shown
-    assert "deepspeed.launcher.runner --num_gpus 2 --master_port 29501 --module slmkit train --config" in shown
+    assert (
+        "deepspeed.launcher.runner --log_level critical --num_gpus 2 --master_port 29501 --module slmkit train --config"
+        in shown
+    )
     assert "-m slmkit --local_rank=N train --config" in shown
 
     assert main([*options, "--hostfile", hostfile(place, "n1.invalid slots=1\nn2.invalid slots=3\n")]) == 0
@@ -105,15 +108,17 @@ def test_the_script_passes_its_variables_on(place: Place) -> None:
     assert "--num_gpus 2 --master_port 9 " in done.stdout, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_signal_to_the_launcher_becomes_a_checkpoint_and_the_same_command_continues(place: Place) -> None:
     command = launch_words(*words(place, "stopped"), "--processes", "2")
-    process = subprocess.Popen(command, env=environment(), text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: num_logged(place, "stopped") >= 3, 120, lambda: f"no training: {process.poll()}")
-    os.kill(process.pid, signal.SIGTERM)
-    _, told = process.communicate(timeout=120)
+    os.kill(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
     assert process.returncode == 75, told
-    assert "SIGTERM: asking every process for a checkpoint" in told
+    assert "SIGINT: asking every process for a checkpoint" in told
+    assert "[ERROR]" not in told
+    assert "[INFO]" not in told
     assert processes_with(f"run_dir={place.directory / 'stopped'}") == []
     stopped_at = num_logged(place, "stopped")
     assert 3 <= stopped_at < 40
@@ -122,7 +127,6 @@ def test_a_signal_to_the_launcher_becomes_a_checkpoint_and_the_same_command_cont
     assert num_logged(place, "stopped") == 40
 
 
-@pytest.mark.slow
 def test_a_signal_before_training_ends_the_launch(place: Place) -> None:
     run_dir = f"run_dir={place.directory / 'early'}"
     command = launch_words(*words(place, "early"), "--processes", "2")

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import run
 from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, finish_ranks, free_port, start_ranks
 
 from slmkit.cli.main import main
 from slmkit.model.init_base import init_base
-from slmkit.train.records import read_records
+from slmkit.train.metrics import read_records
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +37,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def launched(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command line with no rank variables, as a login shell would."""
+def environment() -> dict[str, str]:
+    """No rank variables, as in a login shell."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     env = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("SLURM_")}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "MASTER_PORT": str(free_port())}
-    return subprocess.run(words, env=env, cwd=directory, capture_output=True, text=True, timeout=600, check=False)
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    return env | {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+
+
+def launched(words: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    """A command line to its end."""
+    return subprocess.run(
+        words, env=environment(), cwd=directory, capture_output=True, text=True, timeout=600, check=False
+    )
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +75,7 @@ def test_a_wrong_config_is_reported_once_and_ends_every_process(place: Path) -> 
 
 def test_the_config_is_printed_and_can_be_used_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Overrides may stand before and after other options; the last one counts."""
-    words = ["steps=7", "--print-config", "optimizer.lr=1e-3", "--set", "model.group=12", "model.group=6"]
+    words = ["steps=6", "--print-config", "steps=7", "optimizer.lr=1e-3", "--set", "model.group=12", "model.group=6"]
     assert main(["train", *words, "--config", str(place / "run.yaml")]) == 0
     shown = capsys.readouterr().out
     config = yaml.safe_load(shown)
@@ -112,18 +119,27 @@ def test_a_dry_run_of_what_cannot_be(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_alone_and_under_the_launcher(place: Path) -> None:
-    """One run alone; one of two processes through launch/train.sh, then again with a shard that has lost its end."""
-    alone = launched([sys.executable, "-m", "slmkit", "train", "--config", "run.yaml"], place)
+def test_alone_and_once_more_when_it_is_complete(place: Path) -> None:
+    words = ["-m", "slmkit", "train", "--config", "run.yaml"]
+    alone = run(words, env=environment(), cwd=place)
     assert alone.returncode == 0, alone.stderr[-4000:]
     assert (place / "run" / "checkpoints" / "step-3" / "complete.json").is_file()
     assert "saved" in alone.stderr
+    lines = (place / "run" / "metrics.jsonl").read_text()
+    again = run(words, env=environment(), cwd=place)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert "the run is complete: step 3 of 3; raise steps to go on" in again.stderr
+    assert (place / "run" / "metrics.jsonl").read_text() == lines
 
+
+@pytest.mark.full
+def test_under_the_launcher(place: Path) -> None:
+    """A run of two processes through launch/train.sh, then again with a shard that has lost its end."""
     script = [str(ROOT / "launch" / "train.sh"), f"run_dir={place / 'two'}"]
     words = ["env", "CONFIG=run.yaml", "PROCESSES=2", *script]
     together = launched(words, place)
     assert together.returncode == 0, together.stderr[-4000:]
+    assert "[INFO] [runner.py" not in together.stdout + together.stderr
     assert [line["step"] for line in read_records(place / "two" / "metrics.jsonl")] == [0, 1, 2, 3]
     for name in ("config.yaml", "provenance.json", "tensorboard", "model/vocab_layout.json"):
         assert (place / "two" / name).exists()
@@ -136,3 +152,21 @@ def test_alone_and_under_the_launcher(place: Path) -> None:
     assert f"{tar.name}: sample" in shown
     assert "bytes too early" in shown
     assert shown.count("slmkit train:") == 1
+
+
+def test_what_is_not_there_is_refused_without_torch(place: Path) -> None:
+    """All of it at once, with the group size, which does not fit the codec."""
+    changes = ("base=no_base", "deepspeed=none.json", "global_rows=5", "micro_rows=2", "model.group=4")
+    words = ["--config", str(place / "run.yaml"), *(word for change in changes for word in ("--set", change))]
+    code = "import sys; from slmkit.cli.main import main; print(main(sys.argv[1:]), 'transformers' in sys.modules)"
+    command = [sys.executable, "-c", code, "train", *words]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout == "2 False\n"
+    assert "the run cannot start: 4 problems" in done.stderr
+    for text in (
+        "there is no such DeepSpeed file",
+        "base: there is no such file or directory",
+        "must equal global_rows exactly",
+    ):
+        assert text in done.stderr
+    assert "model.group does not fit the codec" in done.stderr

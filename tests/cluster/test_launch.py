@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 
 from slmkit.cluster.hosts import Host
 from slmkit.cluster.launch import (
-    Job,
+    LaunchRequest,
     SlurmOptions,
-    describe,
     pdsh_value,
     plan_hosts,
+    plan_lines,
     plan_local,
     plan_slurm,
     travelling,
 )
 from slmkit.errors import UserError
 
-JOB = Job(config="run.yaml")
+JOB = LaunchRequest(config="run.yaml")
 HOSTS = (Host(name="a", slots=2), Host(name="b", slots=4))
 
 
-def job(**change: object) -> Job:
-    return Job(**{"config": "run.yaml", **change})  # type: ignore[arg-type]
+def job(**change: object) -> LaunchRequest:
+    return LaunchRequest(**{"config": "run.yaml", **change})  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
@@ -38,8 +38,8 @@ def job(**change: object) -> Job:
 def test_every_rank_is_on_one_machine(slots: list[int]) -> None:
     hosts = [Host(name=f"n{i}", slots=count) for i, count in enumerate(slots)]
     plan = plan_hosts(JOB, hosts, "hosts", batch=(sum(slots), 1), env={})
-    assert [rank for place in plan.places for rank in place.ranks] == list(range(sum(slots)))
-    assert [len(place.devices) for place in plan.places] == slots
+    assert [rank for machine in plan.machines for rank in machine.ranks] == list(range(sum(slots)))
+    assert [len(machine.devices) for machine in plan.machines] == slots
 
 
 def test_this_machine_alone() -> None:
@@ -47,9 +47,9 @@ def test_this_machine_alone() -> None:
     command = plan.command_at(4321)
     assert command[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
     assert shlex.join(command[3:]) == (
-        "--num_gpus 4 --master_port 4321 --module slmkit train --config run.yaml steps=3"
+        "--log_level critical --num_gpus 4 --master_port 4321 --module slmkit train --config run.yaml steps=3"
     )
-    shown = describe(plan)
+    shown = plan_lines(plan)
     assert shown[:5] == [
         "4 processes on this machine alone",
         "  localhost  ranks 0-3, devices 0-3",
@@ -60,12 +60,23 @@ def test_this_machine_alone() -> None:
     assert shown[5] == "  NCCL_DEBUG=INFO"
 
 
+def test_the_launcher_is_quiet_unless_asked() -> None:
+    """Its errors too: it calls a stop with a checkpoint one."""
+    for is_verbose, level in ((False, "critical"), (True, "info")):
+        for plan in (
+            plan_local(job(verbose=is_verbose), (1, 1), {}),
+            plan_hosts(job(verbose=is_verbose), HOSTS, "hosts", batch=(6, 1), env={}),
+        ):
+            assert plan.command[3:5] == ("--log_level", level)
+            assert (plan.command[-1] == "--verbose") == is_verbose
+
+
 def test_devices_that_are_visible_are_kept_to() -> None:
     plan = plan_local(job(processes=2, master_port=99), (2, 1), {"CUDA_VISIBLE_DEVICES": "5,3,7"})
-    assert plan.places[0].devices == (5, 3)
+    assert plan.machines[0].devices == (5, 3)
     assert "localhost:5,3" in plan.command
     assert "--num_gpus" not in plan.command
-    assert "  localhost  ranks 0-1, devices 5,3" in describe(plan)
+    assert "  localhost  ranks 0-1, devices 5,3" in plan_lines(plan)
 
 
 @pytest.mark.parametrize("visible", ["0", "GPU-12ab,GPU-34cd"])
@@ -81,7 +92,7 @@ def test_several_machines_need_a_hostfile() -> None:
 
 def test_the_machines_of_a_hostfile() -> None:
     plan = plan_hosts(JOB, HOSTS, "hosts", batch=(12, 1), env={})
-    assert describe(plan)[:5] == [
+    assert plan_lines(plan)[:5] == [
         "6 processes on the machines of hosts, over ssh",
         "  a  ranks 0-1, devices 0-1",
         "  b  ranks 2-5, devices 0-3",
@@ -90,7 +101,7 @@ def test_the_machines_of_a_hostfile() -> None:
     ]
     # One machine of a hostfile is another machine; DeepSpeed would take it for this one.
     one = plan_hosts(job(nodes=1, processes=1, master_addr="10.0.0.1"), HOSTS, "hosts", batch=(1, 1), env={})
-    assert [place.name for place in one.places] == ["a"]
+    assert [machine.name for machine in one.machines] == ["a"]
     words = shlex.join(one.command_at(7))
     assert "--hostfile hosts --force_multi --no_ssh_check --num_nodes 1 --num_gpus 1" in words
     assert "--master_addr 10.0.0.1 --master_port 7" in words
@@ -132,7 +143,7 @@ def test_a_slurm_job() -> None:
     ]
     assert words[7].endswith("launch/train.sbatch")
     assert words[8:] == ["--config", "run.yaml", "steps=3"]
-    assert describe(plan)[:4] == [
+    assert plan_lines(plan)[:4] == [
         "8 processes on the nodes of a Slurm job",
         "  node 0 of the job  ranks 0-3, devices 0-3",
         "  node 1 of the job  ranks 4-7, devices 0-3",
@@ -140,7 +151,7 @@ def test_a_slurm_job() -> None:
     ]
     without = plan_slurm(JOB, SlurmOptions(gpus=0), (8, 1), {})
     assert not [word for word in without.command if "gpu" in word]
-    assert "  node 0 of the job  ranks 0, no devices" in describe(without)
+    assert "  node 0 of the job  ranks 0, no devices" in plan_lines(without)
 
 
 def test_an_sbatch_script_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from launch.runs import launch, launch_words, losses, make_place, num_logged, wo
 from launch.slurm import Slurm, slurm
 from train.place import Place
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 
 

@@ -15,10 +15,10 @@ from train.place import Place
 
 from slmkit.cluster import launcher
 from slmkit.cluster.hosts import read_hostfile
-from slmkit.cluster.launch import Job, plan_hosts
+from slmkit.cluster.launch import LaunchRequest, plan_hosts
 from slmkit.stopping import STOPPED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_host_lost_while_starting_ends_everything_within_a_minute(
 ) -> None:
     """It answered when it was looked at; now its sshd is gone, and the other host's ranks wait for it."""
     path = place.directory / "run.yaml"
-    job = Job(config=str(path), overrides=(f"run_dir={place.directory / 'lost'}",))
+    job = LaunchRequest(config=str(path), overrides=(f"run_dir={place.directory / 'lost'}",))
     hostfile = hosts.hostfile(hosts.up[0], hosts.down)
     env = environment(**hosts.variables)
     plan = plan_hosts(job, read_hostfile(hostfile), hostfile, batch=(4, 1), env=env)

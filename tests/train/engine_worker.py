@@ -1,6 +1,6 @@
 """One rank: steps with every DeepSpeed file of the toolkit, some of them with a gradient that is not finite.
 
-    python engine_worker.py RESULTS.json DIRECTORY
+    python engine_worker.py RESULTS.json DIRECTORY FILE...
 
 The first rank writes {"parity": ..., file: what `report` gives}. Checkpoints go to DIRECTORY.
 """
@@ -16,13 +16,15 @@ import torch
 from train.ranks import ROOT
 
 from slmkit.checkpoints import checkpoint
+from slmkit.checkpoints.universal import to_universal
 from slmkit.config.load import from_dict
 from slmkit.config.run_dir import UNIVERSAL, Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.export import merged_weights
+from slmkit.group import barrier, in_first, sum_over_ranks
 from slmkit.train import parity
-from slmkit.train.engine import Engine, barrier, convert, in_first, process_group, sum_over_ranks
+from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.settings import ZERO_STAGES, deepspeed_settings
 from slmkit.world import BatchSplit, World
 
@@ -48,7 +50,7 @@ class Trainer:
         settings = deepspeed_settings(config, SPLIT)
         if settings["zero_optimization"]["stage"] == 3:  # or so small a model is not spread
             settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        self.engine = Engine.create(
+        self.engine = TrainEngine.create(
             parity.tiny_model().to(device), settings, config.optimizer, WORLD, universal=universal
         )
 
@@ -119,7 +121,7 @@ def report(file: Path, directory: Path) -> dict[str, Any]:
     at_save, weights = trainer.state(), trainer.weights()
     again.engine.load(directory, f"step-{SAVED}")
     loaded = count(same(at_save, again.state()))
-    in_first(lambda: convert(directory / f"step-{SAVED}", directory / UNIVERSAL / f"step-{SAVED}"))
+    in_first(lambda: to_universal(directory / f"step-{SAVED}", directory / UNIVERSAL / f"step-{SAVED}"))
     converted.engine.load(directory / UNIVERSAL, f"step-{SAVED}")
     merged = merged_weights(Checkpoint(directory / f"step-{SAVED}", SAVED, {}))
     steps |= trainer.steps(range(SAVED + 1, NUM_STEPS + 1))
@@ -166,8 +168,8 @@ def parity_of_stages() -> dict[int, float]:
 
 with process_group(WORLD) as device:
     results: dict[str, Any] = {}
-    for file in sorted((ROOT / "ds_configs").iterdir()):  # ZeRO-3 last: it leaves its own linear function in torch
-        results[file.stem] = report(file, Path(sys.argv[2]) / file.stem)
+    for name in sorted(sys.argv[3:]):  # ZeRO-3 last: it leaves its own linear function in torch
+        results[name] = report(ROOT / "ds_configs" / f"{name}.json", Path(sys.argv[2]) / name)
     results["parity"] = parity_of_stages()
 if WORLD.is_first:
     Path(sys.argv[1]).write_text(json.dumps(results))

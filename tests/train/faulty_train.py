@@ -19,7 +19,7 @@ from slmkit.cli.main import main
 from slmkit.data.shards import ShardReader
 from slmkit.model.slm import SpeechLM
 from slmkit.train import loop
-from slmkit.train.engine import Engine
+from slmkit.train.engine import TrainEngine
 
 HEADROOM_BYTES = 200 * 2**20
 
@@ -37,15 +37,15 @@ def before(owner: Any, name: str, act: Callable[[], None]) -> None:
 
 def in_step(step: int, act: Callable[[], None]) -> None:
     """Let `act` happen once, in the first micro-batch of a step."""
-    micro_step, done = Engine.micro_step, []
+    micro_step, done = TrainEngine.micro_step, []
 
-    def wrapped(trainer: Engine, batch: Any, **options: Any) -> Any:
+    def wrapped(trainer: TrainEngine, batch: Any, **options: Any) -> Any:
         if trainer._engine.global_steps + 1 == step and not done:
             done.append(step)
             act()
         return micro_step(trainer, batch, **options)
 
-    Engine.micro_step = wrapped  # type: ignore[method-assign]
+    TrainEngine.micro_step = wrapped  # type: ignore[method-assign]
 
 
 def send(number: int) -> Callable[[], None]:
@@ -74,7 +74,7 @@ def signal_in_step(step: int) -> None:
 
 
 def signal_in_evaluation(step: int) -> None:
-    before(loop, "evaluate", send(signal.SIGINT))
+    before(loop, "held_out_losses", send(signal.SIGINT))
 
 
 def signal_in_save(step: int) -> None:
@@ -132,7 +132,7 @@ def device_memory(step: int) -> None:
     def refuse() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    before(Engine, "micro_step", refuse)
+    before(TrainEngine, "micro_step", refuse)
 
 
 def host_memory(step: int) -> None:
@@ -144,13 +144,13 @@ def host_memory(step: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (used_bytes + HEADROOM_BYTES, resource.RLIM_INFINITY))
         torch.zeros(2 * HEADROOM_BYTES)
 
-    micro_step = Engine.micro_step
+    micro_step = TrainEngine.micro_step
 
-    def wrapped(trainer: Engine, batch: Any, **options: Any) -> Any:
+    def wrapped(trainer: TrainEngine, batch: Any, **options: Any) -> Any:
         limit()
         return micro_step(trainer, batch, **options)
 
-    Engine.micro_step = wrapped  # type: ignore[method-assign]
+    TrainEngine.micro_step = wrapped  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def run_tied() -> Any:
         model.lm_model.lm_head.weight.register_hook(lambda gradient: gradient / 2)
         return whole_create(model, *arguments)
 
-    whole_create = parity.Engine.create
-    with patch.object(parity.Engine, "create", staticmethod(create)):
+    whole_create = parity.TrainEngine.create
+    with patch.object(parity.TrainEngine, "create", staticmethod(create)):
         return check_parity(WORLD, device)
 
 

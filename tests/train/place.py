@@ -8,10 +8,10 @@ from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, finish_ranks, run_ranks, start_ranks
 
 from slmkit.model.init_base import init_base
-from slmkit.train.records import is_start, read_records
+from slmkit.train.metrics import is_start, read_records
 
 WORKER = str(Path(__file__).with_name("train_worker.py"))
-STEPS = 20
+STEPS = 12
 FRAMES = (4, 16)
 MODELS: dict[str, dict[str, Any]] = {
     "ntp": {"group": 0},

@@ -28,6 +28,7 @@ from slmkit.train import doctor
 from slmkit.train.doctor import CheckResult
 from slmkit.train.parity import StepComparison
 from slmkit.train.run import open_sources, prepare
+from slmkit.train.settings import Attempts
 from slmkit.world import World
 
 WORKER = str(Path(__file__).with_name("parity_worker.py"))
@@ -252,7 +253,7 @@ def test_a_checkpoint_of_another_corpus_fails(place: Path, tmp_path: Path) -> No
 
 def test_the_facts_are_those_of_training(place: Path, tmp_path: Path) -> None:
     run = prepare(tiny_config(place, tmp_path), World())
-    known = doctor.known_facts(run.config, run.settings, open_sources(run.config), run.layout)
+    known = doctor.known_facts(run.config, run.settings, open_sources(run.config, Attempts())[0], run.layout)
     assert known == {name: fact for name, fact in run.facts.items() if name != "processes"}
 
 
@@ -309,7 +310,7 @@ def test_parity_is_checked_for_the_stage_of_the_run(place: Path, tmp_path: Path)
     assert "(ZeRO-3, accumulation 2" in doctor.judge_parity([step(a=0.0)], World(), 3).what
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.full), 2])
 def parity(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """Results of one start of 1 or 2 processes, by fault."""
     file = tmp_path_factory.mktemp("parity") / "results.json"
@@ -317,7 +318,6 @@ def parity(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return json.loads(file.read_text())
 
 
-@pytest.mark.slow
 def test_broken_accumulation_is_found_and_named(parity: dict[str, dict[str, str]]) -> None:
     assert parity["none"]["status"] == "ok", parity["none"]
     broken = {fault: f"{result['status']} {result['got']}" for fault, result in parity.items()}

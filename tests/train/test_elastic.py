@@ -15,9 +15,9 @@ from slmkit.export import consolidate
 from slmkit.model.pretrained import load
 
 STEPS, GLOBAL_ROWS = 10, 12
-RECIPES = sorted(file.stem for file in (ROOT / "ds_configs").iterdir())
-ONE_OF_ALL = "zero2_fp32"  # what is tried once, is tried with this recipe
-pytestmark = pytest.mark.slow
+DEFAULT = "zero2_fp32"
+OTHERS = sorted({file.stem for file in (ROOT / "ds_configs").iterdir()} - {DEFAULT})
+RECIPES = [DEFAULT, *(pytest.param(recipe, marks=pytest.mark.full) for recipe in OTHERS)]
 
 
 class Leg(NamedTuple):
@@ -32,9 +32,8 @@ class Leg(NamedTuple):
 AGAIN = Leg(2, 3, 3, 4)  # on as many processes as before
 LEGS = (Leg(2, 3, 2, 2), AGAIN, Leg(1, 6, 5, 6), Leg(4, 3, 7, 8), Leg(3, 2, 6, None))
 STEPS_OF_LEGS = {2: range(1, 5), 1: range(4, 7), 4: range(6, 9), 3: range(8, 11)}
-STEPS_OF_SHORT = {2: range(1, 5), 3: range(4, 11)}  # the other recipes go from 2 to 3 at once, to save time
+STEPS_OF_OTHERS = {2: range(1, 5), 3: range(4, 11)}  # the other recipes go from 2 to 3 at once, to save time
 WHOLE = Leg(2, 3, STEPS, None)
-WHOLES = ("zero2_fp32", "zero2_bf16")
 
 
 def task(place: Place, recipe: str, leg: Leg, kind: str = "train_noting_samples", **change: Any) -> dict[str, Any]:
@@ -50,36 +49,49 @@ def task(place: Place, recipe: str, leg: Leg, kind: str = "train_noting_samples"
     return {"kind": kind, "at": leg.at, "config": config, **change}
 
 
-def legs_of(place: Place, leg: Leg) -> list[dict[str, Any]]:
-    recipes = (ONE_OF_ALL,) if leg.processes in (1, 4) else RECIPES
-    return [task(place, recipe, leg) for recipe in recipes]
-
-
 def is_zero3(task: dict[str, Any]) -> bool:
     """These come last in a process: ZeRO-3 leaves its own linear function in torch, which rounds bf16 otherwise."""
     return "zero3" in task["config"]["deepspeed"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place.make(tmp_path_factory.mktemp("elastic"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def refusals(place: Place) -> dict[str, Any]:
-    """All runs, one start of processes per leg; before the second leg, attempts at it that fail or are killed."""
-    first, again, second, *others = LEGS
-    wholes = [task(place, recipe, WHOLE, run=f"whole-{recipe}") for recipe in WHOLES]
-    waiting = task(place, ONE_OF_ALL, first, "in_first")
-    beginning = sorted([*wholes, *legs_of(place, first), *legs_of(place, again)], key=is_zero3)
-    *_, waited = place.run(2, [*beginning, waiting])
-    place.kill(second.processes, task(place, ONE_OF_ALL, second, "train_killed_in_conversion"))
-    left = sorted(path.name for path in (place.directory / ONE_OF_ALL / UNIVERSAL).iterdir())
-    attempts = [task(place, ONE_OF_ALL, second, kind, at="step-3") for kind in ("damaged", "disk_error")]
-    damaged, disk, *_ = place.run(second.processes, [*attempts, *legs_of(place, second)])
-    for leg in others:
-        place.run(leg.processes, legs_of(place, leg))
+    """The default recipe, one start per leg; before the third leg, attempts at it that fail or are killed."""
+    first, again, third, *later = LEGS
+    whole = task(place, DEFAULT, WHOLE, run=f"whole-{DEFAULT}")
+    waiting = task(place, DEFAULT, first, "in_first")
+    *_, waited = place.run(2, [whole, task(place, DEFAULT, first), task(place, DEFAULT, again), waiting])
+    place.kill(third.processes, task(place, DEFAULT, third, "train_killed_in_conversion"))
+    left = sorted(path.name for path in (place.directory / DEFAULT / UNIVERSAL).iterdir())
+    attempts = [task(place, DEFAULT, third, kind, at="step-3") for kind in ("damaged", "disk_error")]
+    damaged, disk, _ = place.run(third.processes, [*attempts, task(place, DEFAULT, third)])
+    for leg in later:
+        place.run(leg.processes, [task(place, DEFAULT, leg)])
     return {"waited": waited, "left": left, "damaged": damaged, "disk": disk}
+
+
+@pytest.fixture(scope="module")
+def others(place: Place) -> None:
+    """The other recipes, on 2, 2 and 3 processes."""
+    first, again, *_, last = LEGS
+    beginning = [task(place, recipe, leg) for leg in (first, again) for recipe in OTHERS]
+    whole = task(place, "zero2_bf16", WHOLE, run="whole-zero2_bf16")
+    place.run(2, sorted([whole, *beginning], key=is_zero3))
+    place.run(last.processes, sorted((task(place, recipe, last) for recipe in OTHERS), key=is_zero3))
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest) -> str:
+    """A DeepSpeed file of which all runs are there."""
+    request.getfixturevalue("refusals")
+    if request.param != DEFAULT:
+        request.getfixturevalue("others")
+    return request.param
 
 
 def whole_of(recipe: str) -> str:
@@ -101,8 +113,7 @@ def values(records: Iterable[dict[str, Any]], *names: str) -> list[float]:
     return [record[name] for record in records for name in names]
 
 
-@pytest.mark.usefixtures("refusals")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES, indirect=True)
 def test_the_losses_are_those_of_an_uninterrupted_run(place: Place, recipe: str) -> None:
     """Float32: sums in another order. bf16: 8 bits of the weights, of the activations and of what they are sums of."""
     whole, got = place.metrics(whole_of(recipe)), place.metrics(recipe)
@@ -114,27 +125,24 @@ def test_the_losses_are_those_of_an_uninterrupted_run(place: Place, recipe: str)
     assert values(got, *names) == pytest.approx(values(whole, *names), abs=tolerance)
 
 
-@pytest.mark.usefixtures("refusals")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES, indirect=True)
 def test_every_step_sees_the_samples_of_an_uninterrupted_run(place: Place, recipe: str) -> None:
     """Law. Also in the steps that are taken again because they came after the checkpoint."""
     whole, got = samples(place, whole_of(recipe)), samples(place, recipe)
-    legs = STEPS_OF_LEGS if recipe == ONE_OF_ALL else STEPS_OF_SHORT
+    legs = STEPS_OF_LEGS if recipe == DEFAULT else STEPS_OF_OTHERS
     assert set(got) == {(step, processes) for processes, steps in legs.items() for step in steps}
     assert all(whole.values())
     for (step, processes), keys in got.items():
         assert keys == whole[step, WHOLE.processes], (step, processes)
 
 
-@pytest.mark.usefixtures("refusals")
-@pytest.mark.parametrize("recipe", WHOLES)
+@pytest.mark.parametrize("recipe", [DEFAULT, pytest.param("zero2_bf16", marks=pytest.mark.full)], indirect=True)
 def test_on_as_many_processes_not_a_bit_differs(place: Place, recipe: str) -> None:
     """Up to the checkpoint from which another number of processes went on."""
     assert place.metrics(recipe)[:3] == place.metrics(whole_of(recipe))[:3]
 
 
-@pytest.mark.usefixtures("refusals")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES, indirect=True)
 def test_the_last_checkpoint_consolidates(place: Place, tmp_path: Path, recipe: str) -> None:
     """To the weights that the first of three processes held, and near those of the uninterrupted run.
 
@@ -156,8 +164,7 @@ def test_the_last_checkpoint_consolidates(place: Place, tmp_path: Path, recipe: 
             assert torch.allclose(weight, whole[name], atol=1e-4), name
 
 
-@pytest.mark.usefixtures("refusals")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", RECIPES, indirect=True)
 def test_nothing_of_the_conversion_stays(place: Place, recipe: str) -> None:
     assert not (place.directory / recipe / UNIVERSAL).exists()
 

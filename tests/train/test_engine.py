@@ -9,24 +9,40 @@ from typing import Any
 import pytest
 from train.ranks import ROOT, run_ranks
 
-FILES = sorted(file.stem for file in (ROOT / "ds_configs").iterdir())
+DEFAULT = ("zero2_fp32", "zero3_bf16")
+OTHERS = tuple(sorted({file.stem for file in (ROOT / "ds_configs").iterdir()} - set(DEFAULT)))
+FILES = [*DEFAULT, *(pytest.param(file, marks=pytest.mark.full) for file in OTHERS)]
 WORKER = str(Path(__file__).with_name("engine_worker.py"))
 BOTH = 2  # processes
 BAD, GOOD = ("1", "4"), ("2", "3", "5", "6")  # as in the worker
 Results = dict[str, Any]
-pytestmark = pytest.mark.slow
+
+
+def results_of(directory: Path, files: tuple[str, ...]) -> Results:
+    run_ranks(BOTH, [WORKER, str(directory / "results.json"), str(directory), *files])
+    return json.loads((directory / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    directory = tmp_path_factory.mktemp("engine")
-    run_ranks(BOTH, [WORKER, str(directory / "results.json"), str(directory)])
-    return json.loads((directory / "results.json").read_text())
+    return results_of(tmp_path_factory.mktemp("engine"), DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return results_of(tmp_path_factory.mktemp("engine_others"), OTHERS)
+
+
+@pytest.fixture
+def of_file(request: pytest.FixtureRequest) -> Results:
+    """What became of the steps with a DeepSpeed file."""
+    results: Results = request.getfixturevalue("results" if request.param in DEFAULT else "others")
+    return results[request.param]
 
 
 def test_all_files_are_there() -> None:
     parts = [f"{zero}_{kind}" for zero in ("zero1", "zero2", "zero2_offload", "zero3") for kind in ("bf16", "fp32")]
-    assert sorted(parts) == FILES
+    assert sorted(parts) == sorted((*DEFAULT, *OTHERS))
 
 
 @pytest.mark.parametrize("stage", ["1", "2", "3"])
@@ -35,58 +51,59 @@ def test_steps_of_every_stage_are_plain_steps(results: Results, stage: str) -> N
     assert results["parity"][stage] < 1e-4
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_bad_step_is_skipped_by_all(results: Results, file: str) -> None:
+@pytest.mark.parametrize("of_file", FILES, indirect=True)
+def test_a_bad_step_is_skipped_by_all(of_file: Results) -> None:
     """One micro-batch of one process is bad: in the first step by the gradient of a layer, later by the loss."""
     for step in BAD:
-        found = results[file]["steps"][step]
+        found = of_file["steps"][step]
         assert (found["skipped"], found["unchanged"]) == (BOTH, BOTH), step
         assert found["norm"] == math.inf
     for step in GOOD:
-        found = results[file]["steps"][step]
+        found = of_file["steps"][step]
         assert (found["skipped"], found["unchanged"]) == (0, 0), step
-    assert [found["count"] for found in results[file]["steps"].values()] == [1, 2, 3, 4, 5, 6]
+    assert [found["count"] for found in of_file["steps"].values()] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_training_goes_on_as_if_there_had_been_no_bad_step(results: Results, file: str) -> None:
+@pytest.mark.parametrize("of_file", FILES, indirect=True)
+def test_training_goes_on_as_if_there_had_been_no_bad_step(of_file: Results) -> None:
     """Not a bit differs."""
-    found, good = results[file]["steps"], results[file]["good steps"]
+    found, good = of_file["steps"], of_file["good steps"]
     assert [found[step]["norm"] for step in GOOD] == [good[step]["norm"] for step in GOOD]
-    assert results[file]["as if"] == BOTH
+    assert of_file["as if"] == BOTH
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_checkpoint_behind_a_skipped_step_holds_everything(results: Results, file: str) -> None:
-    assert results[file]["loaded"] == BOTH
-    assert results[file]["as loaded"] == BOTH
-    found = results[file]["steps"]
-    assert results[file]["loaded steps"] == {step: found[step] for step in ("5", "6")}
+@pytest.mark.parametrize("of_file", FILES, indirect=True)
+def test_a_checkpoint_behind_a_skipped_step_holds_everything(of_file: Results) -> None:
+    assert of_file["loaded"] == BOTH
+    assert of_file["as loaded"] == BOTH
+    found = of_file["steps"]
+    assert of_file["loaded steps"] == {step: found[step] for step in ("5", "6")}
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_its_universal_form_holds_everything(results: Results, file: str) -> None:
+@pytest.mark.parametrize("of_file", FILES, indirect=True)
+def test_its_universal_form_holds_everything(of_file: Results) -> None:
     """Not a bit differs on as many processes: moments, the count of updates, and which weights decay."""
-    found = results[file]["steps"]
-    assert results[file]["converted steps"] == {step: found[step] for step in ("5", "6")}
-    assert results[file]["as converted"] == BOTH
+    found = of_file["steps"]
+    assert of_file["converted steps"] == {step: found[step] for step in ("5", "6")}
+    assert of_file["as converted"] == BOTH
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_checkpoint_merges_to_the_weights_in_training(results: Results, file: str) -> None:
-    assert results[file]["merged"] == BOTH
-    assert results[file]["merged in float32"]
+@pytest.mark.parametrize("of_file", FILES, indirect=True)
+def test_a_checkpoint_merges_to_the_weights_in_training(of_file: Results) -> None:
+    assert of_file["merged"] == BOTH
+    assert of_file["merged in float32"]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_the_first_process_can_use_the_model_alone(results: Results, file: str) -> None:
+@pytest.mark.parametrize("of_file", FILES, indirect=True)
+def test_the_first_process_can_use_the_model_alone(of_file: Results) -> None:
     expected = dict.fromkeys(("loss", "weights", "names", "tied", "training", "random"), True)
-    assert results[file]["alone"] == expected
+    assert of_file["alone"] == expected
 
 
 SHARES = """
 from pathlib import Path
-from slmkit.train.engine import barrier, process_group
+from slmkit.group import barrier
+from slmkit.train.engine import process_group
 from slmkit.world import World
 with process_group(World.from_env()):
     barrier()

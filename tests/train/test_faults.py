@@ -25,7 +25,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-@pytest.mark.parametrize(("fault", "where"), [("bad_loss", "the loss"), ("bad_gradient", "the gradient")])
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [("bad_loss", "the loss"), pytest.param("bad_gradient", "the gradient", marks=pytest.mark.full)],
+)
 def test_a_bad_step_is_skipped_by_all_and_counted(place: Place, fault: str, where: str) -> None:
     keeping = {"save_every_minutes": 1e-5, "keep_every_steps": 5, "keep_last": 2}
     codes, errors = start_two(place, fault, fault, rank=1, step=BAD_STEP, **keeping)
@@ -78,8 +81,8 @@ class Damage:
     ("kind", "reason"),
     [
         ("bit flip", "its bytes have changed: CRC-32"),
-        ("truncation", "bytes too early"),
-        ("missing", "No such file"),
+        pytest.param("truncation", "bytes too early", marks=pytest.mark.full),
+        pytest.param("missing", "No such file", marks=pytest.mark.full),
     ],
 )
 def test_a_damaged_shard_stops_the_run_or_is_skipped(place: Place, kind: str, reason: str) -> None:

@@ -16,11 +16,9 @@ from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.model.pretrained import export_sha256, from_base, load
-from slmkit.train import dry_run
-from slmkit.train.run import prepare
+from slmkit.train.run import checkpoint_bytes, parameters, prepare
 from slmkit.world import World
 
-pytestmark = pytest.mark.slow
 STEPS = 4
 
 
@@ -109,8 +107,8 @@ def test_the_size_of_a_checkpoint_is_foretold(place: Place) -> None:
     """15 %: names, shapes and random states weigh more beside a tiny model."""
     config = from_dict(TrainConfig, tuned(place, "whole"))
     files = read_json(place.directory / "whole" / "checkpoints" / f"step-{STEPS}" / "complete.json")["files"]
-    num_parameters = sum(dry_run.parameters(prepare(config, World()).model).values())
-    assert dry_run.checkpoint_bytes(num_parameters, "fp32") == pytest.approx(sum(files.values()), rel=0.15)
+    num_parameters = sum(parameters(prepare(config, World()).model).values())
+    assert checkpoint_bytes(num_parameters, "fp32") == pytest.approx(sum(files.values()), rel=0.15)
 
 
 @pytest.mark.usefixtures("results")

@@ -1,6 +1,7 @@
 """A run seen from its files: whole, going on, damaged, or no run at all."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from PIL import Image
 from slmkit.checkpoints import checkpoint
 from slmkit.cli.main import main
 from slmkit.errors import UserError
-from slmkit.train.inspect import RunView, picture, summary
-from slmkit.train.records import as_line
+from slmkit.log import table
+from slmkit.train.inspect import RunView, run_picture, run_rows
+from slmkit.train.metrics import as_line
 
 CONFIG = """\
 base: /models/base
@@ -75,6 +77,10 @@ def run(tmp_path: Path) -> Path:
     return directory
 
 
+def summary(view: RunView, *, now: float) -> list[str]:
+    return table(run_rows(view, now=now))
+
+
 def test_the_summary_tells_how_it_stands(run: Path) -> None:
     lines = summary(RunView.read(run), now=1_760_001_040.0 + 90)
     assert lines[1:] == [
@@ -90,16 +96,28 @@ def test_the_summary_tells_how_it_stands(run: Path) -> None:
         "             loss: a1 3.700",
         "             accuracy: a1 0.125",
         "             best: loss 3.5000 at step 20",
-        "speed        12k tok/s, 40 hours of audio per hour, mfu 38%, waiting for data 2%, padding 5% "
-        "(median of the last start)",
-        *lines[14:16],
+        "speed        12k tok/s, 40 hours of audio per hour, mfu 38%, waiting for data",
+        "             2%, padding 5% (median of the last start)",
+        *lines[15:17],
         "checkpoints  step 20: 3.0 MiB, complete",
         "             step 40: 3.0 MiB, unfinished or interrupted",
         "faults       skipped_steps 1",
     ]
-    assert lines[14].startswith("starts ")
-    assert lines[14].endswith("from step 0, 2 processes")
-    assert lines[15].endswith("from step 20, 4 processes")
+    assert lines[15].startswith("starts ")
+    assert lines[15].endswith("from step 0, 2 processes")
+    assert lines[16].endswith("from step 20, 4 processes")
+
+
+def test_a_program_gets_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(run), "--json"]) == 0
+    view = json.loads(capsys.readouterr().out)
+    assert (view["run"], view["step"], view["total_steps"], view["finished"]) == (str(run), 40, 50, False)
+    assert view["left_sec"] == pytest.approx(10)
+    assert (view["training"]["loss"], view["best_evaluation"]["eval/loss"]) == (2.0, 3.5)
+    assert view["speed"]["mfu"] == 0.375
+    assert [start["processes"] for start in view["starts"]] == [2, 4]
+    assert [checkpoint["complete"] for checkpoint in view["checkpoints"]] == [True, False]
+    assert view["faults"] == {"skipped_steps": 1, "damaged_samples": 0}
 
 
 def test_a_finished_run_has_nothing_left(run: Path) -> None:
@@ -121,7 +139,7 @@ def test_a_run_that_has_logged_nothing_yet(tmp_path: Path) -> None:
     assert "progress     step 0 of 9 (0%)" in lines
     assert "training     no step logged yet" in lines
     with pytest.raises(UserError, match="has no logged step to draw yet"):
-        picture(RunView.read(tmp_path))
+        run_picture(RunView.read(tmp_path))
 
 
 def test_lines_of_others_are_no_numbers_of_ours(run: Path) -> None:
@@ -132,10 +150,10 @@ def test_lines_of_others_are_no_numbers_of_ours(run: Path) -> None:
 def test_the_picture_has_panels_and_marks(run: Path) -> None:
     """The same without the restart differs in a dotted line over the height of all panels."""
     view = RunView.read(run)
-    image = np.asarray(Image.open(io.BytesIO(picture(view))).convert("RGB")).astype(int)
+    image = np.asarray(Image.open(io.BytesIO(run_picture(view))).convert("RGB")).astype(int)
     assert image.shape[0] > 800
     (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace('"event": "start"', '"event": "x"'))
-    bare = np.asarray(Image.open(io.BytesIO(picture(RunView.read(run)))).convert("RGB")).astype(int)
+    bare = np.asarray(Image.open(io.BytesIO(run_picture(RunView.read(run)))).convert("RGB")).astype(int)
     rows = np.flatnonzero(np.abs(image - bare).sum(axis=(1, 2)))
     assert image.shape == bare.shape
     assert rows.max() - rows.min() > 0.75 * len(image)

@@ -1,5 +1,6 @@
-"""A failure anywhere ends every process, with one message."""
+"""A failure anywhere ends every process, with one message; who holds the others up, on a made-up clock."""
 
+import json
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from train.ranks import finish_ranks, start_ranks
 
 from slmkit.errors import UserError
-from slmkit.train.peers import together
+from slmkit.train.peers import SILENCE_SEC, _Jury, together
 from slmkit.world import World
 
 SCRIPT = """
@@ -67,3 +68,54 @@ def test_a_world_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="the 2 processes cannot meet"), together(World(rank=0, size=2)):
         pass
+
+
+def sign(number: int, calls: int, doing: str = "reading data", step: int = 7) -> str:
+    return json.dumps([number, calls, doing, step, "node", 100 + calls])
+
+
+def heard(jury: _Jury, now: float, signs: dict[int, str], timeout_sec: float | None = 10.0) -> list[int]:
+    jury.hear(signs, timeout_sec, now)
+    return jury.blamed
+
+
+def test_the_one_behind_is_named() -> None:
+    jury = _Jury(3)
+    for second in range(11):
+        assert not heard(jury, second, {r: sign(second, 5 if r == 1 else 6) for r in range(3)})
+    assert heard(jury, 11, {r: sign(11, 5 if r == 1 else 6) for r in range(3)}) == [1]
+    assert jury.reason == "no progress for 10 s from rank 1 (node, process 105), reading data at step 7; the run ends"
+
+
+def test_progress_of_the_slowest_is_progress() -> None:
+    jury = _Jury(2)
+    for second in range(0, 100, 5):
+        assert not heard(jury, second, {0: sign(second, 1000), 1: sign(second, second)})
+
+
+def test_a_long_wait_before_training_is_none() -> None:
+    jury = _Jury(2)
+    for second in range(0, 1000, 5):
+        assert not heard(jury, second, {r: sign(second, 0) for r in range(2)}, None)
+
+
+def test_without_a_time_limit_standing_still_is_allowed() -> None:
+    jury = _Jury(1)
+    for second in range(0, 1000, 5):
+        assert not heard(jury, second, {0: sign(0, 0)}, 0)
+
+
+def test_the_silent_are_named_rather_than_those_who_wait_for_them() -> None:
+    jury = _Jury(6)
+    for second in range(12):
+        signs = {r: sign(3 if r < 5 else second, 4) for r in range(6)}
+        blamed = heard(jury, second, signs)
+    assert blamed == [0, 1, 2, 3, 4]
+    assert jury.reason.startswith("no sign of life for 10 s from rank 0 (")
+    assert "and 1 more; the run ends" in jury.reason
+
+
+def test_before_training_silence_counts_too() -> None:
+    jury = _Jury(2)
+    assert not heard(jury, 0, {0: sign(0, 0), 1: sign(0, 0)}, None)
+    assert heard(jury, SILENCE_SEC + 1, {0: sign(1, 0), 1: sign(0, 0)}, None) == [1]

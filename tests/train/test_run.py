@@ -13,10 +13,14 @@ from synthetic import codec_spec, write_conversations, write_corpus, write_voice
 from train.tiny_run import make_tiny, tiny_config
 
 from slmkit.data.examples import TrainingData
-from slmkit.errors import UserError
-from slmkit.train.dry_run import describe
-from slmkit.train.run import Run, check_facts, prepare, steps_of_epoch
+from slmkit.errors import ConfigError, UserError
+from slmkit.train import run as run_module
+from slmkit.train.run import Run, check_facts, prepare, run_table
 from slmkit.world import World
+
+
+def steps_of_epoch(run: Run, epoch: int) -> int:
+    return -(-run.steps.plan.num_rows(epoch) // run.steps.global_rows)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,7 @@ def test_a_damaged_count_of_steps_is_made_again(place: Path) -> None:
     assert prepare(tiny_config(place, **change), World()).total_steps == total_steps
 
 
-def test_work_for_all_processes_is_done_in_the_first(place: Path) -> None:
+def test_work_for_all_processes_is_done_in_the_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def in_first(work: Callable[[], None]) -> None:
@@ -77,7 +81,8 @@ def test_work_for_all_processes_is_done_in_the_first(place: Path) -> None:
         work()
         asked.append(len(list((place / "together").rglob("lengths-*"))))
 
-    prepare(tiny_config(place, run_dir=str(place / "together")), World(size=2, rank=1), in_first)
+    monkeypatch.setattr(run_module, "in_first", in_first)
+    prepare(tiny_config(place, run_dir=str(place / "together")), World(size=2, rank=1))
     assert asked == [0, 1]
 
 
@@ -144,7 +149,7 @@ def test_unseen_voices_are_kept_apart(place: Path, voices: Path) -> None:
     run = prepare(tiny_config(place, data=data), World())
     assert Counter(speakers_of(run.data)) == {"v2": 4, "v4": 4}
     assert Counter(speakers_of(run.held_out)) == {"v3": 4}
-    lines = [value for _, value in describe(tiny_config(place, data=data), 1)]
+    lines = [value for _, value in run_table(prepare(tiny_config(place, data=data), World()))]
     assert any("8 examples" in line for line in lines)
     assert "the voices v3" in lines
     assert "8 examples of the voices v1, v0" in lines
@@ -156,7 +161,9 @@ def test_several_sources_hold_out_the_same_voices(place: Path, voices: Path) -> 
     run = prepare(tiny_config(place, data=data), World())
     found = Counter([*speakers_of(run.data), *speakers_of(run.held_out)])
     assert found == {"v0": 6, "v2": 6, "v3": 6, "v4": 6}
-    assert "6 examples of the voices v1" in [value for _, value in describe(tiny_config(place, data=data), 1)]
+    assert "6 examples of the voices v1" in [
+        value for _, value in run_table(prepare(tiny_config(place, data=data), World()))
+    ]
 
 
 def test_a_voice_that_nobody_has_is_named(place: Path, voices: Path) -> None:
@@ -200,7 +207,7 @@ def test_terms_are_named(place: Path) -> None:
         ),
         ({"data": {"row_tokens": 10}}, "there is nothing to train on\n  got:      20 samples, 20 of them longer"),
         ({"global_rows": 5, "micro_rows": 2}, "must equal global_rows exactly"),
-        ({"deepspeed": "none.json"}, "cannot read none.json as JSON"),
+        ({"deepspeed": "none.json"}, "there is no such DeepSpeed file"),
         ({"base": "nowhere"}, "no such model directory"),
         ({"data": {"corpus": "nowhere"}}, "nowhere"),
     ],
@@ -209,6 +216,32 @@ def test_what_does_not_fit_is_named(place: Path, change: dict[str, Any], message
     with pytest.raises(UserError) as caught:
         prepare(tiny_config(place, **change), World())
     assert message in str(caught.value)
+
+
+def test_all_that_does_not_fit_is_named_at_once(place: Path) -> None:
+    """The group against the codec, the base, DeepSpeed's file, the batch and the codec of the speech samples."""
+    change = {
+        "model": {"group": 4},
+        "base": "no_base",
+        "deepspeed": "none.json",
+        "global_rows": 5,
+        "micro_rows": 2,
+        "speak_every_steps": 1,
+        "codec": "no_codec",
+    }
+    with pytest.raises(ConfigError) as caught:
+        prepare(tiny_config(place, **change), World())
+    shown = str(caught.value)
+    assert shown.startswith("the run cannot start: 5 problems\n  - micro_rows * accumulation")
+    assert "\n  - model.group does not fit the codec\n    got:      4\n" in shown
+    for words in ("there is no such DeepSpeed file", "no such model directory", "no_codec"):
+        assert words in shown
+
+
+def test_all_corpora_that_are_missing_are_named(place: Path) -> None:
+    sources = [{"path": str(place / name)} for name in ("corpus", "gone", "lost")]
+    with pytest.raises(ConfigError, match=r"2 problems(.|\n)*/gone(.|\n)*/lost"):
+        prepare(tiny_config(place, data={"corpus": None, "sources": sources}), World())
 
 
 @pytest.mark.parametrize(
@@ -221,6 +254,12 @@ def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
         check_facts(run.facts, {**run.facts, fact: "other"}, Path("step-1"))
     with pytest.raises(UserError, match="expected: not recorded"):
         check_facts(run.facts, {name: value for name, value in run.facts.items() if name != fact}, Path("step-1"))
+
+
+def test_all_changed_facts_are_named(place: Path) -> None:
+    facts = prepare(tiny_config(place), World()).facts
+    with pytest.raises(UserError, match=r"cannot continue step-1: precision, seed have changed\n  got:      fp32; 0\n"):
+        check_facts(facts, {**facts, "seed": 1, "precision": "bf16"}, Path("step-1"))
 
 
 def test_the_number_of_processes_may_change_but_must_be_known(place: Path) -> None:

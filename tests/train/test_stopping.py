@@ -81,7 +81,11 @@ def test_a_process_that_hangs_is_named_with_its_stack(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "message"), [(1, "no sign of life for 4 s from rank 1 ("), (0, "lost the first process")]
+    ("rank", "message"),
+    [
+        pytest.param(1, "no sign of life for 4 s from rank 1 (", marks=pytest.mark.full),
+        (0, "lost the first process"),
+    ],
 )
 def test_a_process_that_stopped_running_is_named(place: Place, rank: int, message: str) -> None:
     codes, errors = start_two(place, f"silent{rank}", "stop", rank=rank, step=2)
@@ -97,7 +101,11 @@ def test_a_process_that_died_is_named(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"), [("device_memory", "CUDA out of memory"), ("host_memory", "can't allocate memory")]
+    ("fault", "message"),
+    [
+        ("device_memory", "CUDA out of memory"),
+        pytest.param("host_memory", "can't allocate memory", marks=pytest.mark.full),
+    ],
 )
 def test_out_of_memory_names_the_batch(place: Place, fault: str, message: str) -> None:
     codes, errors = start_two(place, fault, fault, rank=1)

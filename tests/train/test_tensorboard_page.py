@@ -19,12 +19,24 @@ from browser import ALL_ELEMENTS, Browser
 from PIL import Image
 from train.ranks import free_port
 
-from slmkit.infer.samples import picture
+from slmkit import plot
+from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.train.metrics import MetricsLog
 
-pytestmark = pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed"),
+]
 RATE = 16_000
-TAGS = ("loss/a1", "accuracy/a1", "speed/tokens_per_sec", "speed/mfu", "optimizer/lr", "eval/loss", "speech/u1/mel")
+TAGS = (
+    "train/loss/a1",
+    "train/accuracy/a1",
+    "speed/tokens_per_sec",
+    "speed/mfu",
+    "optimizer/lr",
+    "eval/loss",
+    "speech/u1/mel",
+)
 START_SEC = 60
 OPEN_GROUPS = """(() => {
     const icons = (name) => [...document.querySelectorAll(`button.group-toolbar mat-icon[svgicon=${name}_24px]`)];
@@ -51,7 +63,12 @@ def write_run(directory: Path) -> None:
     }
     for name, wave in waves.items():
         log.tensorboard.add_audio(f"speech/u1/{name}", wave, 20, sample_rate=RATE)
-    log.tensorboard.add_image("speech/u1/mel", picture(waves, RATE), 20, dataformats="HWC")
+    log.tensorboard.add_image(
+        "speech/u1/mel",
+        plot.spectra({name: log_mel(wave, RATE) for name, wave in waves.items()}, sec_per_column=HOP_SEC),
+        20,
+        dataformats="HWC",
+    )
     log.close()
 
 
@@ -74,7 +91,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         [sys.executable, "-m", "tensorboard.main", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        wait_until_served(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", b"accuracy/a1")
+        wait_until_served(f"http://127.0.0.1:{port}/data/plugin/scalars/tags", b"train/accuracy/a1")
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.kill()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from slmkit import group
 from slmkit.checkpoints import checkpoint
 from slmkit.checkpoints.host_copy import HostCopy
 from slmkit.config.load import from_dict, to_dict
@@ -25,9 +26,9 @@ from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.export import consolidate
 from slmkit.model.pretrained import from_base
-from slmkit.train import engine
-from slmkit.train.engine import Engine, parameter_groups, process_group
-from slmkit.train.loop import Training, steps, train
+from slmkit.train import run as run_module
+from slmkit.train.engine import TrainEngine, parameter_groups, process_group
+from slmkit.train.loop import Training, planned_batches, train
 from slmkit.train.pace import Pace
 from slmkit.train.run import prepare
 from slmkit.world import World
@@ -46,12 +47,14 @@ def run_train(config: TrainConfig, task: dict[str, Any]) -> Any:
 def run_train_killed_between_checkpoints(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Killed when the save that was begun before has ended."""
 
-    def speak(model: Any, writer: Any, step: int) -> None:
+    def speak(training: Training) -> None:
         while complete_steps(config.run_dir) != [task["saved"]]:
             time.sleep(0.01)
         kill_self()
 
-    train(config, speak=speak)
+    Training.speak = speak
+    run_module.speech_samples = lambda *_: None
+    train(config)
 
 
 def run_train_killed_in_save(config: TrainConfig, task: dict[str, Any]) -> Any:
@@ -77,10 +80,10 @@ def run_train_noting_samples(config: TrainConfig, task: dict[str, Any]) -> Any:
     With `at`, the run stops after that step, whether or not that step saved.
     """
     Path(config.run_dir).mkdir(exist_ok=True)
-    micro_step = Engine.micro_step
+    micro_step = TrainEngine.micro_step
     with open(Path(config.run_dir) / f"samples-{WORLD.rank}.jsonl", "a") as notes:
 
-        def noting(trainer: Engine, batch: Any, *, lr: float) -> Any:
+        def noting(trainer: TrainEngine, batch: Any, *, lr: float) -> Any:
             step = trainer._engine.global_steps + 1
             notes.write(json.dumps({"step": step, "processes": WORLD.size, "keys": batch.keys}) + "\n")
             return micro_step(trainer, batch, lr=lr)
@@ -92,13 +95,13 @@ def run_train_noting_samples(config: TrainConfig, task: dict[str, Any]) -> Any:
             return agreed
 
         after_step = Training.after_step
-        Engine.micro_step, Training.after_step = noting, stopping
+        TrainEngine.micro_step, Training.after_step = noting, stopping
         try:
             train(config)
         except Stopped:
             pass
         finally:
-            Engine.micro_step, Training.after_step = micro_step, after_step
+            TrainEngine.micro_step, Training.after_step = micro_step, after_step
 
 
 def run_train_killed_in_conversion(config: TrainConfig, task: dict[str, Any]) -> Any:
@@ -117,7 +120,7 @@ def run_train_killed_in_conversion(config: TrainConfig, task: dict[str, Any]) ->
 
 def run_in_first(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Work that takes longer than processes wait in one operation, and ends with an error."""
-    engine.POLL_SEC, ran, start = 0.05, torch.zeros(1), time.monotonic()
+    group.POLL_SEC, ran, start = 0.05, torch.zeros(1), time.monotonic()
 
     def work() -> None:
         time.sleep(0.5)
@@ -125,11 +128,11 @@ def run_in_first(config: TrainConfig, task: dict[str, Any]) -> Any:
         raise UserError("no", next_step="go")
 
     try:
-        engine.in_first(work)
+        group.in_first(work)
     except UserError as error:
         errors = torch.tensor([1.0 if error.next_step == "go" else 0.0])
     waits = time.monotonic() - start >= 0.5
-    engine.sum_over_ranks(errors), engine.sum_over_ranks(ran)
+    group.sum_over_ranks(errors), group.sum_over_ranks(ran)
     return {"errors": errors.item(), "ran": ran.item(), "waits": waits}
 
 
@@ -196,8 +199,8 @@ def run_files(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Write a state as DeepSpeed itself does and as the saver does; are the files of the first process the same?"""
     run = prepare(config, WORLD)
     model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
-    trainer = Engine.create(model, run.settings, config.optimizer, WORLD)
-    for batch in next(steps(run, 0, Pace()))[2]:
+    trainer = TrainEngine.create(model, run.settings, config.optimizer, WORLD)
+    for batch in next(planned_batches(run, 0, Pace()))[2]:
         trainer.micro_step(batch, lr=config.optimizer.lr)
     ours, theirs = (Path(config.run_dir) / kind / "step-1" for kind in ("ours", "theirs"))
     trainer._engine.save_checkpoint(str(theirs.parent), tag=theirs.name, save_latest=False)
@@ -211,7 +214,7 @@ def run_files(config: TrainConfig, task: dict[str, Any]) -> Any:
         mine, other = (torch.load(path / file, weights_only=False) for path in (ours, theirs))
         mine.pop("universal_checkpoint_info", None)  # only the saver adds it
         same.append(content(mine) == content(other))
-    engine.barrier()
+    group.barrier()
     names = [sorted(path.name for path in directory.iterdir()) for directory in (ours, theirs)]
     return {"same": same, "names": names}
 
@@ -234,9 +237,11 @@ def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
     adamw = torch.optim.AdamW(
         parameter_groups(plain, options.weight_decay), lr=options.lr, betas=options.betas[:2], eps=options.eps
     )
-    trainer = Engine.create(model, run.settings, options, WORLD)
+    trainer = TrainEngine.create(model, run.settings, options, WORLD)
     worst, norms = 0.0, []
-    for (_, _, batches), (_, _, whole) in zip(steps(run, 0, Pace()), steps(alone, 0, Pace()), strict=True):
+    for (_, _, batches), (_, _, whole) in zip(
+        planned_batches(run, 0, Pace()), planned_batches(alone, 0, Pace()), strict=True
+    ):
         for batch in batches:
             trainer.micro_step(batch, lr=options.lr)
         adamw.zero_grad()

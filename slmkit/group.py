@@ -1,0 +1,94 @@
+"""What the processes of torch's process group tell each other, as plain values.
+
+Every function here is a collective operation: all processes of the group call it, in the same order. The group itself
+is made by `train.engine.process_group`.
+
+Example:
+    newest = from_first(find_newest() if world.is_first else None)
+    total = sum_over_ranks(torch.tensor([3.0]))
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from slmkit.errors import UserError
+
+POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
+_host_groups: list[Any] = []  # at most one, beside nccl
+
+
+def from_first(value: Any) -> Any:
+    """The first process's `value`, in every process."""
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def from_all(value: Any) -> list[Any]:
+    """The `value` of every process, by rank, in every process."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_host_group())
+    return values
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Sum of `values` over all processes, in place."""
+    dist.all_reduce(values)
+    return values
+
+
+def largest(values: Sequence[float]) -> list[float]:
+    """The largest of every value over all processes, through host memory: no accelerator is waited for."""
+    numbers = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_host_group())
+    return numbers.tolist()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    dist.barrier()
+
+
+def in_first(work: Callable[[], None]) -> None:
+    """Run `work` in the first process while the others wait, however long it takes. Without a group, just run it.
+
+    It runs in a thread beside short collective operations, none of which can time out. A UserError is raised in every
+    process.
+    """
+    if not dist.is_initialized():
+        work()
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        running = pool.submit(work) if dist.get_rank() == 0 else None
+        is_done, error = False, None
+        while not is_done:
+            if running is not None:
+                is_done = bool(wait([running], timeout=POLL_SEC).done)
+                try:
+                    if is_done:
+                        running.result()
+                except UserError as raised:
+                    error = raised
+            is_done, error = from_first((is_done, error))
+    if error is not None:
+        raise error
+
+
+def leave() -> None:
+    """Wait for all processes, then end the group."""
+    dist.barrier()
+    _host_groups.clear()
+    dist.destroy_process_group()
+
+
+def _host_group() -> Any:
+    """A group that works on host memory; None, for the group of all, where that one does."""
+    if dist.get_backend() == "gloo":
+        return None
+    if not _host_groups:
+        _host_groups.append(dist.new_group(backend="gloo"))
+    return _host_groups[0]

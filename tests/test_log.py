@@ -1,0 +1,20 @@
+"""Tables of the commands."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slmkit.log import COLUMNS, table
+
+WORDS = st.text(alphabet="abcdefgh", min_size=1, max_size=20)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "run", "checkpoints"]), st.lists(WORDS, max_size=40)), min_size=1))
+def test_a_table_fits_80_columns_and_loses_no_word(rows: list[tuple[str, list[str]]]) -> None:
+    lines = table([(name, " ".join(words)) for name, words in rows])
+    assert max(map(len, lines)) <= COLUMNS
+    assert " ".join(lines).split() == [word for name, words in rows for word in [*name.split(), *words]]
+
+
+def test_a_word_that_is_too_long_stays_whole() -> None:
+    """Paths can be copied."""
+    assert table([("run", "in " + 90 * "x"), ("", "")]) == ["run  in", "     " + 90 * "x", ""]
