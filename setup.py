@@ -1,8 +1,17 @@
 """Packaging of slmkit. CHANGELOG.md says which versions the tests ran with."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+# Recipes, DeepSpeed settings and Slurm scripts: an installed slmkit has copies of them below slmkit/assets/.
+ASSETS = (
+    *("launch/*.yaml", "launch/recipes/*.yaml", "launch/*.sbatch"),
+    *("ds_configs/*.json", "tokenize_jobs/*.yaml", "tokenize_jobs/*.sbatch"),
+)
 
 # The upper bound of torch is exact on purpose: without it pip may fetch a CUDA build newer than any that was tested.
 REQUIRED = [
@@ -52,16 +61,57 @@ EXTRAS = {
     ],
 }
 
+
+class BuildWithAssets(build_py):
+    """Puts the assets into the package. A checkout installed with --editable uses them where they are."""
+
+    def assets(self):
+        return [path.relative_to(ROOT).as_posix() for pattern in ASSETS for path in sorted(ROOT.glob(pattern))]
+
+    def built(self):
+        return {f"{self.build_lib}/slmkit/assets/{path}": path for path in self.assets()}
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for target, path in self.built().items():
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(ROOT / path, target)
+
+    def get_outputs(self, include_bytecode=True):
+        return [*super().get_outputs(include_bytecode), *({} if self.editable_mode else self.built())]
+
+    def get_source_files(self):  # what a source distribution holds
+        return [*super().get_source_files(), *self.assets()]
+
+
 setup(
     name="slmkit",
     version="0.4.0",
     description="Train speech language models on codec codes with DeepSpeed, from audio files to a model that speaks",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="the slmkit developers",
+    maintainer="the slmkit developers",
+    project_urls={"Paper": "https://arxiv.org/abs/2506.12537"},
+    license="MIT",
+    license_files=["LICENSE"],
+    keywords=["speech", "language model", "text to speech", "codec", "DeepSpeed"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Multimedia :: Sound/Audio :: Speech",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     packages=find_packages(include=["slmkit", "slmkit.*"]),
-    package_data={"slmkit.infer": ["product.c"]},
+    package_data={"": ["*.c", "*.json", "*.html", "*.css", "*.js", "templates/*", "static/*"]},
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["slmkit = slmkit.cli.main:main"]},
+    cmdclass={"build_py": BuildWithAssets},
 )

@@ -51,6 +51,18 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
         temporary.unlink(missing_ok=True)
 
 
+def check_new_directory(path: str | Path) -> None:
+    """Raise UserError where a directory to be made exists. Commands ask before they import what takes seconds."""
+    if Path(path).exists():
+        raise UserError("the directory already exists", got=path, next_step="remove it or choose another name")
+
+
+def check_directory(what: str, path: str | Path) -> None:
+    """Raise UserError where a directory to be read is not one; `what` it holds is named: "the model"."""
+    if not Path(path).is_dir():
+        raise UserError(f"{what} is not there", got=path, expected="a directory", next_step="check the path")
+
+
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """A temporary directory that takes the name `path` when the block ends without an error.
@@ -58,8 +70,7 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     Raises UserError if `path` exists, or the disk refuses to make or rename the directory.
     """
     path = Path(path)
-    if path.exists():
-        raise UserError("the directory already exists", got=path, next_step="remove it or choose another name")
+    check_new_directory(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with _disk_errors_named(path):

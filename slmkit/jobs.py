@@ -37,6 +37,7 @@ JOB, RECORDS, NOTES = "job.json", "outputs.jsonl", ".outputs.part"
 ELSEWHERE = "choose another output directory, or give the settings that this one was begun with"
 MAX_SHOWN_CHARS = 200  # of a setting, in an error
 LINE_EVERY_SEC = 5.0  # between two lines of progress where there is no terminal
+BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # figures fit 80 columns
 
 Record = dict[str, Any]
 
@@ -57,7 +58,7 @@ class ResumableJob:
         """
         directory, settings = Path(directory), json.loads(json.dumps(settings))
         if not (directory / JOB).exists():
-            _check_empty(directory)
+            check_empty(directory)
         with _locked(directory / NOTES) as notes:
             if (directory / JOB).exists():
                 description = read_description(directory)
@@ -134,8 +135,9 @@ def _read_records(directory: Path) -> dict[str, Record]:
     return {record["id"]: record for path in paths for record in read_records(path)}
 
 
-def _check_empty(directory: Path) -> None:
+def check_empty(directory: str | Path) -> None:
     """Raise UserError where a job would begin among other things. What killed processes left does not count."""
+    directory = Path(directory)
     is_free = directory.is_dir() and all(path.name.endswith(".part") for path in directory.iterdir())
     if directory.exists() and not is_free:
         raise UserError(
@@ -186,9 +188,12 @@ class ProgressBar:
             bar.show(done, "12.5 s of speech")
     """
 
-    def __init__(self, total: int, unit: str, log: logging.Logger, *, initial: int = 0) -> None:
+    def __init__(
+        self, total: int, unit: str, log: logging.Logger, *, initial: int = 0, line_every_sec: float | None = None
+    ) -> None:
         """`initial` of `total` items were done by earlier starts."""
         self._total, self._unit, self._log, self._initial = total, unit, log, initial
+        self._line_every_sec = LINE_EVERY_SEC if line_every_sec is None else line_every_sec
         self._began = self._shown = time.monotonic()
         self._exits = ExitStack()
         self._bar: Any = None
@@ -198,7 +203,7 @@ class ProgressBar:
             from tqdm import tqdm
             from tqdm.contrib.logging import logging_redirect_tqdm
 
-            bar = tqdm(total=self._total, initial=self._initial, unit=f" {self._unit}", dynamic_ncols=True)
+            bar = tqdm(total=self._total, initial=self._initial, bar_format=BAR, dynamic_ncols=True)
             self._bar = self._exits.enter_context(bar)
             self._exits.enter_context(logging_redirect_tqdm([logging.getLogger("slmkit")]))
         return self
@@ -213,7 +218,7 @@ class ProgressBar:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._shown < LINE_EVERY_SEC:
+        if now - self._shown < self._line_every_sec:
             return
         self._shown = now
         left_sec = (now - self._began) / max(1, done - self._initial) * (self._total - done)

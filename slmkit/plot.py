@@ -18,8 +18,9 @@ import numpy.typing as npt
 PANEL_INCHES = (10.0, 3.2)
 DPI = 110
 PNG_COLOURS = 128
+DARK, LIGHT = "#1b1e24", "#cdd3da"  # ground and text of spectra
 HISTOGRAMS_A_ROW, HISTOGRAM_BINS = 4, 20
-MAX_NAMED = 16  # curves of a panel that get a line in its legend
+MAX_LEGEND = 16  # curves of a panel that get a line in its legend
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def curves(panels: Sequence[Panel], *, title: str, marks: Mapping[int, str], x_l
             axis.axvline(mark, color="0.5", linestyle=":", linewidth=1)
         axis.set_ylabel(panel.label)
         axis.grid(alpha=0.25)
-        if 0 < len(panel.curves) <= MAX_NAMED:
+        if 0 < len(panel.curves) <= MAX_LEGEND:
             axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", frameon=False)
     for mark, text in marks.items():
         axes[0].annotate(
@@ -57,7 +58,7 @@ def curves(panels: Sequence[Panel], *, title: str, marks: Mapping[int, str], x_l
 
 
 def histograms(columns: Mapping[str, Sequence[float]]) -> bytes:
-    """PNG of how the values of each column are spread, four beside each other."""
+    """PNG of the distributions of the values of each column, four beside each other."""
     num_rows = -(-len(columns) // HISTOGRAMS_A_ROW)
     figure = _figure(3.0 * HISTOGRAMS_A_ROW, 2.3 * num_rows)
     axes = figure.subplots(num_rows, HISTOGRAMS_A_ROW, squeeze=False).flatten()
@@ -75,22 +76,25 @@ def histograms(columns: Mapping[str, Sequence[float]]) -> bytes:
 
 
 def spectra(pictures: Mapping[str, npt.NDArray[Any]], *, sec_per_column: float) -> npt.NDArray[np.uint8]:
-    """RGB image [height, width, 3] of `pictures` below each other, on one scale of time and of colour.
+    """RGB image [height, width, 3] of `pictures` below each other, on one scale of time and of colour, on a dark ground
+    that suits light and dark pages.
 
     Each is float [bands, columns] in dB, the lowest band first.
     """
     longest = max(picture.shape[1] for picture in pictures.values())
     loudest = max(float(picture.max(initial=-np.inf)) for picture in pictures.values())
     quietest = min(float(picture.min(initial=np.inf)) for picture in pictures.values())
-    figure = _figure(8.0, 2.2 * len(pictures))
+    figure = _figure(5.6, 1.7 * len(pictures))
     axes = figure.subplots(len(pictures), 1, sharex=True, squeeze=False)[:, 0]
     for (name, picture), axis in zip(pictures.items(), axes, strict=True):
         extent = (0.0, picture.shape[1] * sec_per_column, 0.0, float(picture.shape[0]))
         axis.imshow(picture, origin="lower", aspect="auto", extent=extent, vmin=quietest, vmax=loudest, cmap="magma")
         axis.set_xlim(0.0, longest * sec_per_column)
-        axis.set_title(name, fontsize="medium")
-        axis.set_ylabel("mel band")
-    axes[-1].set_xlabel("seconds")
+        axis.set_title(name, fontsize="medium", color=LIGHT)
+        axis.set_ylabel("mel band", color=LIGHT)
+        axis.tick_params(colors=LIGHT)
+    axes[-1].set_xlabel("seconds", color=LIGHT)
+    figure.set_facecolor(DARK)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 

@@ -97,6 +97,12 @@ class Browser:
         """Into what has the focus."""
         self._call("Input.insertText", text=text)
 
+    def emulate(self, *, width: int, height: int, dark: bool) -> None:
+        """Another size of the window, and a person who prefers dark or light pages."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._call("Emulation.setEmulatedMedia", features=[scheme])
+
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png")["data"]))
 

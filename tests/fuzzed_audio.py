@@ -1,6 +1,7 @@
 """Damaged audio files from a seed.
 
-Each is made of a good file (WAV, FLAC, AIFF, MP3, Ogg Vorbis, Ogg Opus; 0.3 to 1.5 s) by one kind of harm. Some harm
+Each is made of a good file (WAV, FLAC, AIFF, MP3, Ogg Vorbis, Ogg Opus, M4A, WebM, WMA, AMR; 0.3 to 1.5 s) by one kind
+of harm. Some harm
 leaves nothing that could be a recording, or leaves less than the header promises: such a file is surely bad and must
 end in the ledger. Other harm may be survived, and then any finite wave will do.
 
@@ -12,6 +13,7 @@ import io
 import itertools
 from collections.abc import Iterator
 
+import av
 import numpy as np
 import soundfile
 
@@ -23,9 +25,15 @@ KINDS = {
     "mp3": ("MP3", None),
     "ogg": ("OGG", "VORBIS"),
     "opus": ("OGG", "OPUS"),
+    "m4a": ("ipod", "aac"),
+    "webm": ("webm", "libopus"),
+    "wma": ("asf", "wmav2"),
+    "amr": ("amr", "libopencore_amrnb"),
 }
+FFMPEG = ("m4a", "webm", "wma", "amr")  # written by FFmpeg, mono, the others by libsndfile
+BIT_RATE = {"wma": 32_000, "amr": 12_200}
 RATES = (8000, 16000, 48000)  # Hz; Opus takes only these and two more
-PROMISING = ("wav", "float.wav", "flac", "aiff", "mp3")  # kinds whose header says how long they are
+PROMISING = ("wav", "float.wav", "flac", "aiff", "mp3", "m4a")  # kinds whose header says how long they are
 HEADER_BYTES = 100
 
 
@@ -42,16 +50,30 @@ def fuzzed(seed: int, count: int) -> Iterator[tuple[str, bytes, bool]]:
 
 def good(kind: str, random: np.random.Generator) -> bytes:
     """An undamaged file."""
-    rate = int(random.choice(RATES))
+    rate = 8000 if kind == "amr" else int(random.choice(RATES))
     seconds = random.uniform(0.3, 1.5)
     times = np.arange(round(seconds * rate)) / rate
     wave = 0.3 * np.sin(2 * np.pi * random.uniform(80, 800) * times) + random.normal(0, 0.05, len(times))
-    if random.integers(2):
-        wave = np.stack([wave, 0.7 * wave], axis=1)
     container, subtype = KINDS[kind]
     buffer = io.BytesIO()
+    if kind in FFMPEG:
+        _write_by_ffmpeg(buffer, wave.astype(np.float32), rate, kind)
+        return buffer.getvalue()
+    if random.integers(2):
+        wave = np.stack([wave, 0.7 * wave], axis=1)
     soundfile.write(buffer, wave, rate, format=container, subtype=subtype)
     return _timeless(buffer.getvalue())
+
+
+def _write_by_ffmpeg(buffer: io.BytesIO, wave: np.ndarray, rate: int, kind: str) -> None:
+    container, codec = KINDS[kind]
+    with av.open(buffer, "w", format=container, options={"fflags": "+bitexact"}) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = BIT_RATE.get(kind, 48_000)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            file.mux(packet)
 
 
 def _timeless(content: bytes) -> bytes:
@@ -183,7 +205,7 @@ HARMS = [
     (_nothing, ("wav",), True),
     (_truncated, PROMISING, True),
     (_truncated_header, None, True),
-    (_beheaded, ("wav", "float.wav", "flac", "aiff", "ogg", "opus"), True),
+    (_beheaded, ("wav", "float.wav", "flac", "aiff", "ogg", "opus", "webm", "wma"), True),
     (_silenced, ("wav", "float.wav"), True),
     (_not_a_number, ("float.wav",), True),
     (_impossible_rate, ("wav", "float.wav"), True),

@@ -23,7 +23,7 @@ from train.place import FRAMES, Place
 from train.ranks import start_ranks
 
 from slmkit.config import run_dir
-from slmkit.export.consolidate import consolidate
+from slmkit.export import consolidate
 from slmkit.model.pretrained import load
 from slmkit.stopping import STOPPED
 

@@ -58,6 +58,9 @@ def test_names_stand_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert deepspeed_file("zero2_bf16") == ROOT / "ds_configs" / "zero2_bf16.json"
     recipe = config_file("kaldi")
     assert load_config(TokenizeConfig, recipe, ["source=s", "codec=c", "out=o"]).kind == "kaldi"
+    (tmp_path / "kaldi").mkdir()
+    assert config_file("kaldi") == recipe
+    (tmp_path / "kaldi").rmdir()
     (tmp_path / "kaldi").write_text("")
     assert config_file("kaldi") == "kaldi"
     with pytest.raises(UserError, match=r"no such DeepSpeed file(.|\n)*zero2_fp32"):

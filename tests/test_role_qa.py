@@ -25,7 +25,7 @@ from slmkit.data.prompt import normalize_text
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import open_source
 from slmkit.errors import UserError
-from slmkit.evaluate.answers import exact_match
+from slmkit.evaluate.metrics.answers import exact_match
 from slmkit.infer.request import Words
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer

@@ -10,6 +10,7 @@ Example:
 
 import difflib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def find(name: str, *kinds: str) -> Asset:
 
 def config_file(given: str) -> str:
     """The path of a YAML file, given as a path or as the name of a recipe. Raises UserError when there is none."""
-    if Path(given).exists():
+    if _is_file(given):
         return given
     if Path(given).suffix or "/" in given:
         expected = "a YAML file, or the name of a recipe (see `slmkit recipe list`)"
@@ -89,9 +90,14 @@ def config_file(given: str) -> str:
 
 def deepspeed_file(given: str) -> Path:
     """DeepSpeed's JSON file, given as a path or by name. Raises UserError when there is none."""
-    if Path(given).exists():
+    if _is_file(given):
         return Path(given)
     if Path(given).suffix or "/" in given:
         known = ", ".join(asset.name for asset in assets() if asset.kind == "deepspeed")
         raise UserError("there is no such DeepSpeed file", got=given, expected=f"a JSON file, or one of {known}")
     return find(given, "deepspeed").path
+
+
+def _is_file(given: str) -> bool:
+    """Whether a path is there, as a file or pipe. Directories do not count: they may be called like a recipe."""
+    return os.path.exists(given) and not os.path.isdir(given)

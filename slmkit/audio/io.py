@@ -1,4 +1,4 @@
-"""Audio files in and out: any file libsndfile reads becomes mono float32 at the wanted rate.
+"""Audio files in and out: any file that libsndfile or FFmpeg reads becomes mono float32 at the wanted rate.
 
 Files are hostile: every way in which one cannot be used is a `BadSample` whose reason is a stable word (`REASONS`).
 Memory is bounded by the samples asked for, mono at the file's own rate, and a time limit stops the decoder even when
@@ -7,10 +7,7 @@ the header lies. Of a long recording, a cut decodes only what is needed. Knows n
 Channels become their mean. Where they cancel each other in it (a microphone wired the wrong way round), the loudest
 channel is taken. A number that is not finite in any channel refuses the file: it is damaged, and not only there.
 
-Invariant: equal bytes give equal samples, and the number of samples is `units.resampled_samples` of the file's.
-
-Not noticed: an Ogg file, or an MP3 file without a length, cut between two pages or frames is a shorter valid file.
-Not done: a WAV file whose header says that it holds nothing is taken at its word ("empty").
+Invariant: equal bytes give equal samples, and a resampled length is the nearest whole number to the exact one.
 
 Example:
     wave = read_audio("a.flac", 16000, max_sec=30.0)
@@ -27,7 +24,7 @@ import numpy as np
 import soxr
 
 from slmkit.audio import quality, units
-from slmkit.audio.decoder import Decoder
+from slmkit.audio.decoding import Decoder, open_decoder
 from slmkit.audio.encode import encoded
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
@@ -88,7 +85,7 @@ def read_recording(
     offset = float(mono.mean(dtype=np.float64))
     if abs(offset) > quality.OFFSET_LIMIT:
         mono = mono - np.float32(offset)
-    wave = mono if piece.rate == sample_rate else soxr.resample(mono, piece.rate, sample_rate, quality="HQ")
+    wave = resampled(mono, piece.rate, sample_rate)
     if len(wave) == 0:
         raise _bad("too_short", name, "is less than half a sample at the wanted rate")
     return Recording(wave, float(clipped.mean()), offset, quality.silence_share(mono, piece.rate))
@@ -104,6 +101,13 @@ def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: 
         file.write(content)
 
 
+def resampled(wave: np.ndarray, source_rate: int, target_rate: int) -> np.ndarray:
+    """`wave`, float [samples] at `source_rate` Hz, as float32 at `target_rate` Hz (soxr HQ); at the wanted rate it is
+    left as it is."""
+    wave = np.asarray(wave, dtype=np.float32)
+    return wave if source_rate == target_rate else soxr.resample(wave, source_rate, target_rate, quality="HQ")
+
+
 class _Piece:
     """Decoded samples, mono, and what has been seen of their channels."""
 
@@ -114,17 +118,19 @@ class _Piece:
         self.gaps: tuple[int, int] | None = None  # of a cut: where speech starts and ends
         self._mono: list[np.ndarray] = []
         self._clipped: list[np.ndarray] = []
-        # Of each channel and of their mean: sum and sum of squares.
+        # Of each channel and of their mean: sum and sum of squares. Of one channel there is nothing to tell.
         self._sums, self._squares = np.zeros(decoder.channels + 1), np.zeros(decoder.channels + 1)
 
     def add(self, block: np.ndarray) -> None:
         """Take float32 [samples, channels]."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = block.mean(axis=1, dtype=np.float32)
-            self.finite = self.finite and bool(np.isfinite(mean).all())
-            both = np.column_stack([block, mean]).astype(np.float64)
-            self._sums += both.sum(axis=0)
-            self._squares += np.square(both).sum(axis=0)
+        mean = block[:, 0].copy()
+        if block.shape[1] > 1:
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean = block.mean(axis=1, dtype=np.float32)
+                for values, place in ((block, slice(0, -1)), (mean[:, None], slice(-1, None))):
+                    self._sums[place] += values.sum(axis=0, dtype=np.float64)
+                    self._squares[place] += np.einsum("sc,sc->c", values, values, dtype=np.float64)
+        self.finite = self.finite and bool(np.isfinite(mean).all())
         self.num_samples += len(block)
         self._mono.append(mean if self.channel is None else block[:, self.channel].copy())
         self._clipped.append(quality.clipped(block, self.subtype))
@@ -156,7 +162,7 @@ def _read(
     channel: int | None,
 ) -> _Piece:
     """All samples of the file, or those between the earliest and the latest of a cut. `channel` None: the mean."""
-    with contextlib.closing(Decoder(source, name)) as decoder:
+    with contextlib.closing(open_decoder(source, name)) as decoder:
         rate = decoder.sample_rate
         if not RATES[0] <= rate <= RATES[1]:
             raise _bad("unreadable", name, "has an impossible sample rate", got=rate, expected=f"{RATES} Hz")
@@ -168,7 +174,7 @@ def _read(
         for block in decoder.blocks(0, None):
             piece.add(block)
             _check_too_long(piece.num_samples, rate, name, max_sec)
-        promised = decoder.promised_samples()
+        promised = decoder.promised_samples
         if piece.num_samples < promised or decoder.error:
             got = f"{piece.num_samples} samples{decoder.error}"
             raise _bad("truncated", name, "is cut short or damaged", got=got, expected=f"{promised} by its header")

@@ -2,8 +2,7 @@
 
 The arithmetic is exact (rational numbers), so lengths never depend on the order of multiplications.
 
-Invariant: seconds_to_samples(samples_to_seconds(n, rate), rate) == n, and a resampled length is within half a sample of
-the exact one.
+Invariant: seconds_to_samples(samples_to_seconds(n, rate), rate) == n.
 
 Example:
     seconds_to_samples(1.5, 16000)        # 24000
@@ -36,21 +35,6 @@ def samples_to_frames(num_samples: int, hop_samples: int) -> int:
     return nearest(Fraction(num_samples, hop_samples))
 
 
-def frames_to_samples(num_frames: int, hop_samples: int) -> int:
-    """Samples that `num_frames` frames stand for."""
-    return num_frames * hop_samples
-
-
-def seconds_to_frames(seconds: float, sample_rate: int, hop_samples: int) -> int:
-    """Frames in `seconds`, rounded once (not first to samples)."""
-    return nearest(Fraction(seconds) * sample_rate / hop_samples)
-
-
 def frames_to_seconds(num_frames: int, sample_rate: int, hop_samples: int) -> float:
     """Seconds that `num_frames` frames stand for."""
-    return frames_to_samples(num_frames, hop_samples) / sample_rate
-
-
-def resampled_samples(num_samples: int, source_rate: int, target_rate: int) -> int:
-    """Samples after a change of the sample rate from `source_rate` to `target_rate` Hz."""
-    return nearest(Fraction(num_samples) * target_rate / source_rate)
+    return num_frames * hop_samples / sample_rate

@@ -26,8 +26,7 @@ from slmkit.bench.synthetic import codec_spec
 from slmkit.config.tokenize import FilterConfig, TokenizeConfig
 from slmkit.data.index import ShardIndex, index_path, shard_name
 from slmkit.data.ledger import Failure
-from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.finalize import finalize
+from slmkit.tokenization.corpus_job import CorpusJob, finalize
 from slmkit.tokenization.job import plan_corpus
 from slmkit.tokenization.plan import ShardPlan
 

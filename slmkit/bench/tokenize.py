@@ -50,7 +50,7 @@ from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
 from slmkit.tokenization.job import plan_corpus
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan
 
 SUMMARY = "the offline stage: the codecs' speed, and audio files to shards with one process and two"
 PARTS = ("codec", "melvq", "stage")
@@ -261,7 +261,7 @@ def time_shares(source: Path, codec_dir: str, out: Path, sizes: Sizes) -> dict[s
     )
     codec: Codec = open_codec(config.codec)
     plan_corpus(codec.spec, config)
-    plan, job = Plan.open(out), CorpusJob.open(out)
+    plan, job = TokenizationPlan.open(out), CorpusJob.open(out)
     decoding = Decoding(sample_rate=codec.spec.sample_rate, min_sec=config.min_sec, max_sec=config.max_sec)
     batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
     spent = dict.fromkeys(("reading and decoding", "encoding", "writing"), 0.0)

@@ -1,17 +1,17 @@
-"""Ask an exported model a question, or a file of questions: it answers in words, then aloud.
+"""Ask an exported model a question, or every question of a file: it answers in text and in speech.
 
   slmkit answer MODEL "Who wrote it?" --codec CODEC --speaker voice.wav --out answer.wav
   slmkit answer MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
-The model must have been trained with the task qa. It answers in the voice of --speaker: an audio file, a .npy vector,
-or CORPUS:KEY (a sample of a tokenized corpus). A model trained with speaker input follows it; any other model needs it
-all the same, because the codec does. The words of the answer are printed first, on a line of their own.
+The model must have been trained for the task qa. --speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY
+(a sample of a tokenized corpus). A model trained with speaker input follows it. Other models need it too, because the
+codec does. The text of the answer is printed first, on a line of its own.
 
-A line of FILE is {"question": "Who wrote it?"}; all else is as for `slmkit synthesize --jsonl`. The words of each
-answer stand in outputs.jsonl as "answer".
+Each line of FILE is an object such as {"question": "Who wrote it?"}; everything else is as for `slmkit synthesize
+--jsonl`. The text of each answer is "answer" in outputs.jsonl.
 
-Exit codes: 0 done; 2 an error to mend, or more failures than --max-failure-share; 75 told to stop (SIGTERM, SIGINT,
-SIGUSR1).
+Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 told to stop (SIGTERM,
+SIGINT, SIGUSR1).
 """
 
 import argparse
@@ -22,12 +22,12 @@ from slmkit.cli.speaking import add_speaking_arguments, prepare, speak_file
 from slmkit.errors import UserError
 
 DEFAULT_OUT = "answer.wav"
-UNMARKED = "the model did not write [ta] and [ua] around its words, as the task qa teaches; these are all of them"
+UNMARKED = "the model did not mark its answer with [ta] and [ua], as the task qa teaches; this is all that it wrote"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    question = parser.add_argument("question", help="the question to answer; not with --jsonl")
+    question = parser.add_argument("question", help="question to answer; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
     add_speaking_arguments(parser, question)

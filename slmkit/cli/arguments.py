@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from slmkit.assets import config_file
 
-OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 CONTINUED = 4  # columns by which the further lines of a long one are indented
 
 
@@ -68,11 +68,12 @@ def _override(text: str) -> str:
 
 
 def parse(parser: "Parser", words: Sequence[str]) -> argparse.Namespace:
-    """The arguments. Overrides may stand anywhere, also after other options, and after those of `--set`."""
+    """The arguments. Overrides may stand anywhere; `args.overrides` has them in the order of the words."""
     args, unknown = parser.parse_known_args(words)
     if hasattr(args, "overrides"):
         # argparse fills a list of words from one stretch of the command line only, and leaves the others.
-        args.overrides = [*args.set, *args.overrides, *(word for word in unknown if OVERRIDE.match(word))]
+        given = [*args.set, *args.overrides, *filter(OVERRIDE.match, unknown)]
+        args.overrides = [*(word for word in args.set if word not in words), *(word for word in words if word in given)]
         unknown = [word for word in unknown if not OVERRIDE.match(word)]
     if unknown:
         parser.error(f"unknown arguments: {' '.join(unknown)}")

@@ -9,12 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.corpora.folders import AUDIO_SUFFIXES, files_under
 from slmkit.errors import BadSample, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_MAX_HOURS = 2.0
 DEFAULT_MAX_SEC = 60.0
@@ -77,7 +79,7 @@ def _copy(args: argparse.Namespace) -> int:
     import torch
 
     from slmkit.audio.io import read_audio, write_wav
-    from slmkit.audio.log_mel import log_mel_distance
+    from slmkit.audio.mel import log_mel_distance
     from slmkit.codec.open import open_codec
 
     if args.out.exists() and not args.replace:
@@ -115,7 +117,7 @@ class _Corpus:
         self.used, self.seconds = 0, 0.0
         self.skipped: Counter[str] = Counter()
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> "Iterator[np.ndarray]":
         from slmkit.audio.io import read_audio
         from slmkit.codec.melvq import SAMPLE_RATE
 

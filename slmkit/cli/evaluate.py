@@ -1,32 +1,31 @@
 """Score a model on utterances of a corpus, in two stages: generate and store everything, then score what is stored.
 
-  slmkit evaluate MODEL --corpus SHARDS --codec CODEC --out OUT --limit 100 --slots 8
-  slmkit evaluate --copy --corpus SHARDS --codec CODEC --out CEILING --limit 100
-  slmkit evaluate --only score --corpus SHARDS --codec CODEC --out OUT --asr whisper-large-v3
+  slmkit evaluate MODEL --corpus SHARDS --codec CODEC --out OUT --limit 100
+  slmkit evaluate --copy --corpus SHARDS --codec CODEC --out CEILING
+  slmkit evaluate --only score --corpus SHARDS --codec CODEC --out OUT --asr WHISPER
   slmkit evaluate --compare OUT CEILING --out TABLE
 
-OUT holds report.html (tables, plots, sounds), report.json, the spoken WAV files with their codes, and outputs.jsonl. A
-command that was ended goes on where it was when it is given again. OUT takes one model and one set of settings; scoring
-again adds scores. An utterance without speech counts as a failure: no success, every word lost, no frame equal, silence
-in place of sound; of its voice and quality nothing can be said, and the tables say of how many.
+OUT holds report.html (tables, plots, sounds), report.json, the spoken WAV files with their codes, and outputs.jsonl.
+Each score is printed as soon as it is computed: mean and 95 % bootstrap interval over utterances. An interrupted
+command continues when it is given again. OUT takes one model and one set of settings; scoring again adds scores. An
+utterance without speech counts as a failure: no success, every word lost, no frame equal, silence in place of sound; it
+is left out of the scores of voice and quality, and the tables count how many are.
 
 --copy scores the codec's decoding of the true codes as if a model had chosen them: the ceiling.
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.arguments import natural, positive
-from slmkit.cli.speaking import add_sampling_arguments, check_directories, open_synthesizer, settings_of
+from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
+from slmkit.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from slmkit.codec.base import Codec
     from slmkit.data.index import Corpus
-    from slmkit.data.shards import Sample
-    from slmkit.evaluate.alignment import Alignment
-    from slmkit.evaluate.scoring import Scorers
+    from slmkit.evaluate.spoken import Tools
 
 DEFAULT_LIMIT = 8
 
@@ -37,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", help="tokenized corpus with the true codes")
     parser.add_argument("--codec", help="directory of the codec")
     parser.add_argument("--out", required=True, help="directory for waves, codes and scores")
-    parser.add_argument("--only", choices=("generate", "score"), help="one of the two stages")
+    parser.add_argument("--only", choices=("generate", "score"), help="one of the two stages alone")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     _add_choice(parser.add_argument_group("which utterances, in which voices"))
     _add_generation(parser.add_argument_group("how they are spoken"))
-    _add_scoring(parser.add_argument_group("what is scored beside codes, sound, voice by the codec, and speed"))
+    _add_scoring(parser.add_argument_group("more scores; success, codes, sound, voice and speed are always scored"))
     others = parser.add_argument_group("several models side by side")
-    others.add_argument("--compare", nargs="+", metavar="DIR", help="evaluations that were scored; --out is new")
+    others.add_argument("--compare", nargs="+", metavar="DIR", help="evaluations that were scored; --out must be new")
     others.add_argument("--common", action="store_true", help="leave out utterances that not all of them have")
 
 
@@ -65,7 +64,7 @@ def _add_generation(group: Any) -> None:
     group.add_argument(
         "--task", choices=("tts", "qa"), default="tts", help="read the text, or answer the question (default: tts)"
     )
-    group.add_argument("--slots", type=positive, default=1, help="decoded at a time (default: %(default)s)")
+    group.add_argument("--slots", type=positive, default=1, help="utterances decoded at a time (default: %(default)s)")
     add_sampling_arguments(group)
 
 
@@ -73,25 +72,26 @@ def _add_scoring(group: Any) -> None:
     group.add_argument("--asr", metavar="DIR", help="Whisper model: WER and CER, EM and F1 of spoken answers")
     group.add_argument("--wavlm", metavar="DIR", help="WavLM model with an x-vector head: speaker similarity")
     group.add_argument("--utmos", metavar="FILE", help="weights of UTMOS22-strong: predicted naturalness")
-    group.add_argument("--copy-quality", action="store_true", help="STOI and PESQ of copies whose recordings are there")
+    group.add_argument("--copy-quality", action="store_true", help="with --copy: STOI and PESQ against the recordings")
     group.add_argument(
-        "--alignment", action="store_true", help="how near text and speech lie in the hidden states of MODEL"
+        "--alignment", action="store_true", help="distance of text and speech in the hidden states of MODEL"
     )
-    group.add_argument("--unseen-speakers", metavar="FILE", help="speakers not trained on: their voices apart")
+    group.add_argument("--unseen-speakers", metavar="FILE", help="speakers not trained on: their scores apart as well")
 
 
 def run(args: argparse.Namespace) -> int:
-    from slmkit.errors import UserError
-
     if args.compare:
-        return _compare(args)
+        from slmkit.evaluate.compare import compare_directories, text_table
+
+        print("\n".join(text_table(compare_directories(args.compare, args.out, common=args.common))))
+        return 0
     if not args.corpus or not args.codec:
         raise UserError("an evaluation needs a corpus and its codec", next_step="give --corpus and --codec")
     if args.only != "score" and bool(args.model) == args.copy:
         raise UserError(
             "an evaluation is of a model or of the codec's own copies", expected="a model directory, or --copy"
         )
-    check_directories(args.model, args.codec)
+    _check_paths(args)
     from slmkit.codec.open import open_codec
     from slmkit.data.index import Corpus
 
@@ -104,11 +104,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_paths(args: argparse.Namespace) -> None:
+    """Refuse what is not there, or holds something else, before torch is imported."""
+    from slmkit.files import check_directory
+    from slmkit.jobs import JOB, check_empty
+
+    check_directory("the codec", args.codec)
+    if args.model:
+        check_directory("the model", args.model)
+    for path, file, what in (
+        (args.corpus, "manifest.json", "a tokenized corpus"),
+        (args.model, "config.json", "a model that `slmkit consolidate` wrote"),
+        (args.asr, "config.json", "a Whisper model"),
+        (args.wavlm, "config.json", "a WavLM model"),
+        (args.utmos, "", "the weights of UTMOS22-strong"),
+        (args.keys, "", "a list of keys"),
+        (args.unseen_speakers, "", "a list of speakers"),
+    ):
+        if path and not Path(path).exists():
+            raise UserError(f"{path} does not exist", expected=what)
+        if path and file and not (Path(path) / file).is_file():
+            raise UserError(f"{path} is not {what}", expected=f"a directory with {file}")
+    is_begun = (Path(args.out) / JOB).is_file()
+    if args.only == "score" and not is_begun:
+        raise UserError(f"{args.out} holds no generated outputs", next_step="generate them first: without --only score")
+    if not is_begun:
+        check_empty(args.out)
+
+
 def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from slmkit import log
     from slmkit.evaluate.generation import copy_synthesis, generate
     from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
-    from slmkit.export.consolidate import export_sha256
+    from slmkit.model.pretrained import export_sha256
 
     log.set_up()
     settings = settings_of(args)
@@ -129,66 +157,53 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
 
 
 def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
-    from pathlib import Path
-
-    from slmkit.evaluate.report import PAGE, lines, score_outputs, write_page
+    from slmkit.evaluate.report import write_page
+    from slmkit.evaluate.results import REPORT_PAGE
+    from slmkit.evaluate.scoring import score_outputs
     from slmkit.evaluate.selection import read_list
-    from slmkit.evaluate.truth import Truths
+    from slmkit.evaluate.spoken import Truths
 
-    scorers = _scorers(args, codec)
+    tools = _tools(args)
     unseen = frozenset(read_list(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
     truths = Truths(corpus, codec)
+    measured_with = {name: path for name in ("asr", "wavlm", "utmos") if (path := getattr(args, name))}
+    print(f"{args.out}, scored on {args.corpus}:", flush=True)
     report = score_outputs(
         args.out,
         truths,
-        scorers,
-        measured_with={name: path for name in ("asr", "wavlm", "utmos") if (path := getattr(args, name))},
+        tools,
+        measured_with=measured_with,
         unseen=unseen,
+        tell=lambda line: print(line, flush=True),
     )
     write_page(args.out, report, truths)
-    print(f"scores of {report['names']['model']} on {args.corpus}, with sounds in {Path(args.out) / PAGE}")
-    print("\n".join(lines(report)))
+    print(f"see {Path(args.out) / REPORT_PAGE}")
 
 
-def _scorers(args: argparse.Namespace, codec: "Codec") -> "Scorers":
-    from slmkit.evaluate.copy_quality import pesq, stoi
-    from slmkit.evaluate.naturalness import Utmos
-    from slmkit.evaluate.recognize import Recognizer
-    from slmkit.evaluate.scoring import Scorers
-    from slmkit.evaluate.voices import CodecVoice, WavLMVoice
-
-    return Scorers(
-        codec_voice=CodecVoice(codec),
-        recognizer=Recognizer.load(args.asr, args.device) if args.asr else None,
-        wavlm=WavLMVoice.load(args.wavlm, args.device) if args.wavlm else None,
-        utmos=Utmos.load(args.utmos, args.device) if args.utmos else None,
-        copy_quality={"stoi": stoi, "pesq": pesq} if args.copy_quality else {},
-        alignment=_aligner(args) if args.alignment else None,
-    )
-
-
-def _aligner(args: argparse.Namespace) -> "Callable[[Sample], Alignment]":
-    """Measures the model that the outputs are of, which must be given."""
+def _tools(args: argparse.Namespace) -> "Tools":
     import torch
 
     from slmkit.data.text import TextTokenizer
-    from slmkit.errors import UserError
-    from slmkit.evaluate.alignment import alignment
-    from slmkit.evaluate.layers import hidden_pairs
+    from slmkit.evaluate.metrics.naturalness import Utmos
+    from slmkit.evaluate.metrics.voices import WavLMVoice
     from slmkit.evaluate.outputs import finished
-    from slmkit.export.consolidate import export_sha256
-    from slmkit.model.pretrained import load
+    from slmkit.evaluate.recognizer import Recognizer
+    from slmkit.evaluate.spoken import Tools
+    from slmkit.model.pretrained import export_sha256, load
 
-    if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
-        raise UserError(
-            "--alignment is of the model that spoke", got=args.model, expected=f"the model of the outputs in {args.out}"
-        )
-    model, tokenizer = torch.nn.Module.to(load(args.model), args.device), TextTokenizer.load(args.model)
-    return lambda sample: alignment(*hidden_pairs(model, tokenizer, sample)[-1])
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from slmkit.evaluate.compare import compare_directories, lines
-
-    print("\n".join(lines(compare_directories(args.compare, args.out, common=args.common))))
-    return 0
+    model = None
+    if args.alignment:
+        if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
+            raise UserError(
+                "--alignment needs the model that spoke",
+                got=args.model,
+                expected=f"the model of the outputs in {args.out}",
+            )
+        model = torch.nn.Module.to(load(args.model), args.device), TextTokenizer.load(args.model)
+    return Tools(
+        recognizer=Recognizer.load(args.asr, args.device) if args.asr else None,
+        wavlm=WavLMVoice.load(args.wavlm, args.device) if args.wavlm else None,
+        utmos=Utmos.load(args.utmos, args.device) if args.utmos else None,
+        copy_quality=args.copy_quality,
+        model=model,
+    )

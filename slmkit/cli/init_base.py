@@ -1,24 +1,27 @@
-"""Make a tiny base model where Qwen2.5-0.5B is not at hand.
+"""Make a tiny base model, for where Qwen2.5-0.5B is not at hand.
 
-Trains a byte-pair tokenizer on the text of a tokenized corpus (or of a text file, one text a line) and writes it with
-random weights to OUT, which loads wherever a Qwen2.5 directory does. Good for a first run and for tests; it has learnt
-nothing. Equal text, sizes and seed give equal files.
+Trains a byte-pair tokenizer on the text of a tokenized corpus, or of a text file with one text per line, and writes it
+with random weights to OUT, which loads wherever a Qwen2.5 directory does. It has learnt nothing: use it to try things
+out. Equal text, sizes and seed give equal files.
 """
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from slmkit.errors import UserError
+from slmkit.files import check_directory, check_new_directory
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new directory for the base model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus", metavar="DIR", help="tokenized corpus whose text trains the tokenizer")
-    source.add_argument("--text", metavar="FILE", help="UTF-8 text file, one text a line")
+    source.add_argument("--text", metavar="FILE", help="UTF-8 text file, one text per line")
     sizes = [
         ("--hidden-size", 256, "width of the model"),
         ("--num-layers", 6, "decoder layers"),
-        ("--vocab-size", 4096, "most tokens of the tokenizer, at least 259"),
+        ("--vocab-size", 4096, "largest number of tokens, 259 or more"),
         ("--seed", 0, "of the random weights"),
     ]
     for name, default, meaning in sizes:
@@ -28,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_new_directory(args.out)
+    if args.corpus:
+        check_directory("the corpus", args.corpus)
+    elif not Path(args.text).exists():
+        raise UserError(f"cannot read {args.text}: there is no such file", next_step="check the path")
     from slmkit.model.init_base import init_base
 
     init_base(
@@ -45,8 +53,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    from slmkit.errors import UserError
-
     try:
         with path.open(encoding="utf-8") as file:
             yield from file

@@ -1,24 +1,36 @@
-"""Speak for other programs: a small HTTP server with a page to try it on.
+"""Speak for other programs: an HTTP server with the API of OpenAI's speech, and a page to try it on.
 
   slmkit serve OUT --codec CODEC --voices voices/
   curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": "Hello there.", "voice": "anna"}' > hello.wav
 
 A voice is a WAV, FLAC or .npy file (of a folder, all of them; its name is the file's), or CORPUS:KEY of a tokenized
-corpus (its name is the key). Addresses, all in JSON but for sound:
+corpus (its name is the key). Addresses:
 
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3), stream or stream_format
                           (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
   POST /v1/answer         the same with a question in place of input: role-playing QA; text, and speech in base64
-  GET  /v1/models, /v1/audio/voices, /health, /metrics, and the page at /
+  GET  /v1/models, /v1/audio/voices, /health, /metrics (Prometheus), /docs, and the page at /
 
 A streamed WAV file has the length 0xFFFFFFFF, "unknown", in its header. The server has no passwords: it listens on
-this machine alone unless --host says otherwise. SIGTERM or SIGINT end it: running answers have 5 s to end, then exit
-code 0.
+this machine alone unless --host says otherwise. SIGTERM, SIGINT or SIGUSR1 end it: running answers have 5 s to end,
+then exit code 0. Needs `pip install 'slmkit[serve]'`.
 """
 
 import argparse
+import socket
 
 from slmkit.cli.arguments import natural, positive
+from slmkit.errors import UserError
+
+PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
+
+
+def port_number(text: str) -> int:
+    """0 to 65535. Raises ValueError for others."""
+    number = natural(text)
+    if number > 65535:
+        raise ValueError
+    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--voices", required=True, nargs="+", metavar="SOURCE", help="folders, files, CORPUS:KEY")
     parser.add_argument("--name", help="of the model in requests (default: its directory's)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=natural, default=8000, help="0 picks a free one (default: %(default)s)")
+    parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
     parser.add_argument("--slots", type=positive, default=4, help="answers at a time (default: %(default)s)")
     parser.add_argument(
         "--max-waiting", type=natural, default=32, help="requests that wait; more are refused (default: %(default)s)"
@@ -37,33 +49,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound there (port 0: a free one) and does not listen yet. Raises UserError."""
+    listener = None
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        return listener
+    except (OSError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        raise UserError(
+            f"cannot listen at {host}, port {port}: {error}", next_step="give another --host or --port"
+        ) from error
+
+
 def run(args: argparse.Namespace) -> int:
+    import importlib.util
+    import os
     import time
     from pathlib import Path
 
     from slmkit import log
-    from slmkit.infer.synthesizer import Synthesizer, Voices
-    from slmkit.serve.server import Server
-    from slmkit.serve.service import Service, Settings
-    from slmkit.serve.voices import read_voices
+    from slmkit.serve.voices import find_voices
     from slmkit.stopping import Signals
 
-    log.set_up()
-    settings = Settings(
-        model=args.name or Path(args.model).resolve().name,
-        max_chars=args.max_chars,
-        max_sec=args.max_sec,
-        max_waiting=args.max_waiting,
-    )
-    synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
-    voices = read_voices(args.voices, Voices(synthesizer.codec).vector)
-    service = Service(synthesizer, voices, settings)
-    with Signals.installed() as signals, Server(service, args.host, args.port) as server:
-        print(f"listening at {server.address} with {len(voices)} voices: {', '.join(voices)}", flush=True)
-        if not server.is_loopback:
-            log.get_logger("slmkit.serve").warning("anyone who can reach this address may use it: no passwords here")
-        while signals.received is None and service.worker.is_alive:
-            time.sleep(0.1)
-        signals.is_obeyed = True
-        print("stopping", flush=True)
+    # Whatever can be refused without torch is, before it is imported.
+    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
+    if not Path(args.model, "config.json").is_file():
+        raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
+    sources = find_voices(args.voices)
+    with bind(args.host, args.port) as listener:
+        from slmkit.infer.synthesizer import Synthesizer, Voices
+        from slmkit.serve.server import Server
+        from slmkit.serve.service import ServeSettings, Service
+
+        log.set_up()
+        settings = ServeSettings(
+            model=args.name or Path(args.model).resolve().name,
+            max_chars=args.max_chars,
+            max_sec=args.max_sec,
+            max_waiting=args.max_waiting,
+        )
+        synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
+        read = Voices(synthesizer.codec).vector
+        voices = {name: read(source) for name, source in sources.items()}
+        service = Service(synthesizer, voices, settings)
+        with Signals.installed() as signals, Server(service, listener) as server:
+            print(f"listening at {server.address} with {len(voices)} voices: {', '.join(voices)}", flush=True)
+            if not server.is_loopback:
+                log.get_logger("slmkit.serve").warning("no passwords here: anyone who reaches this address may use it")
+            while signals.received is None and server.is_alive:
+                time.sleep(0.1)
+            signals.is_obeyed = True
+            print("stopping", flush=True)
+    if service.worker.is_alive:  # in a turn that takes long; Python would wait for its thread
+        os._exit(0)
     return 0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.arguments import positive
 from slmkit.errors import UserError
+from slmkit.files import check_directory
 
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec
@@ -20,20 +21,20 @@ if TYPE_CHECKING:
     from slmkit.infer.request import SpeakingSettings
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-UNAWARE = "the model has no speaker input: the voice is what the codec makes of it"
+UNAWARE = "the model has no speaker input: only the codec follows the voice"
 STDOUT = "-"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
 SETTINGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
-    "temperature": (float, 0.0, "0 is greedy (default)"),
-    "text_temperature": (float, None, "of the words around the speech (default: the same)"),
-    "top_k": (int, 0, "keep the k most probable classes, 0 all (default)"),
-    "top_p": (float, 1.0, "keep the fewest classes that hold this share of the probability (default: all)"),
-    "repetition_penalty": (float, 1.0, "above 1, what came recently comes less often (default: 1, none)"),
-    "repetition_window": (int, 50, "frames or words that count as recent (default: %(default)s)"),
-    "seed": (int, 0, "of what is sampled (default: %(default)s)"),
-    "max_sec": (float, 30.0, "longest speech, seconds (default: %(default)s)"),
-    "max_text_tokens": (int, 256, "longest text of an answer (default: %(default)s)"),
+    "temperature": (float, 0.0, "0 takes the most probable class, 1 draws as the model says (default: 0)"),
+    "text_temperature": (float, None, "the same for the words around the speech (default: as --temperature)"),
+    "top_k": (int, 0, "draw among the K most probable classes only, 0 for all (default: 0)"),
+    "top_p": (float, 1.0, "draw among the fewest classes that together are as probable as this (default: 1, all)"),
+    "repetition_penalty": (float, 1.0, "above 1: what was chosen recently becomes less probable (default: 1, off)"),
+    "repetition_window": (int, 50, "how many frames, or tokens of text, are recent (default: %(default)s)"),
+    "seed": (int, 0, "for what is drawn at random (default: %(default)s)"),
+    "max_sec": (float, 30.0, "longest speech in seconds (default: %(default)s)"),
+    "max_text_tokens": (int, 256, "longest text of an answer, in tokens (default: %(default)s)"),
 }
 
 
@@ -55,8 +56,8 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
 
 def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
     """Codec, voice, sampling and device; and a file of lines instead of the argument `text`."""
-    parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
-    parser.add_argument("--speaker", help=f"voice: {VOICE}")
+    parser.add_argument("--codec", required=True, help="directory of the codec that the model was trained with")
+    parser.add_argument("--speaker", metavar="VOICE", help=VOICE)
     parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="speak every line of this file")
     parser.add_argument(
         "--slots", type=positive, metavar="N", help=f"with --jsonl: answers at a time (default: {NUM_SLOTS})"
@@ -66,16 +67,16 @@ def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Actio
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="with --jsonl: share of lines that may give no speech (default: %(default)s)",
+        help="with --jsonl: largest share of lines without speech that is no error (default: %(default)s)",
     )
     add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
 class _Instead(argparse.Action):
-    """An option that stands for an argument, which is then not asked for any more.
+    """An option in place of an argument, which is then not required any more.
 
-    An argument with nargs "?" would not do: before Python 3.12 it is only found right behind the one before it.
+    An argument with nargs "?" would not do: before Python 3.12 it is found only directly after the one before it.
     """
 
     def __init__(self, *args: Any, of: argparse.Action, **options: Any) -> None:
@@ -87,15 +88,8 @@ class _Instead(argparse.Action):
         self._of.nargs, self._of.required = "?", False
 
 
-def check_directories(model: str | None, codec: str) -> None:
-    """Raise UserError where model or codec are no directories. It takes no time: nothing is imported or read."""
-    for what, path in (("the model", model), ("the codec", codec)):
-        if path is not None and not Path(path).is_dir():
-            raise UserError(f"there is no directory of {what}", got=path, next_step="check the path")
-
-
 def check_voice(source: str) -> None:
-    """Raise UserError where a voice is a file that does not exist. It takes no time."""
+    """Raise UserError where a voice is a file that does not exist."""
     directory, colon, _ = source.rpartition(":")
     if not source:
         raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
@@ -111,7 +105,8 @@ def prepare(
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
     path = Path(out)
-    check_directories(args.model, args.codec)
+    check_directory("the model", args.model)
+    check_directory("the codec", args.codec)
     check_voice(args.speaker or "")
     if not (is_stream and out == STDOUT):
         if path.exists() and not args.overwrite:
@@ -146,14 +141,15 @@ def speak_file(args: argparse.Namespace, task: "Task") -> int:
 
     if not Path(args.jsonl).exists():
         raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
-    check_directories(args.model, args.codec)
+    check_directory("the model", args.model)
+    check_directory("the codec", args.codec)
     if args.speaker:
         check_voice(args.speaker)
     log.set_up()
     try:
         with stopping():
-            from slmkit.export.consolidate import export_sha256  # these take seconds
             from slmkit.infer.batch import read_items, speak_all
+            from slmkit.model.pretrained import export_sha256  # these take seconds
 
             listed = read_items(args.jsonl, task, settings_of(args), speaker=args.speaker or "")
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)

@@ -1,23 +1,28 @@
-"""Speak a sentence, or a file of sentences, with an exported model.
+"""Speak a sentence, or every line of a file, with an exported model.
 
   slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --out hello.wav
   slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --stream --out - | aplay
   slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
-The voice comes from --speaker: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model
-trained with speaker input follows it; any other model needs it all the same, because the codec does.
+--speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model trained
+with speaker input follows it. Other models need it too, because the codec does.
 
-With --stream the sound is written while it is spoken, to a WAV file that grows or (-) to standard output.
+--stream writes the sound as soon as there is some: to a WAV file that grows, or to standard output (--out -).
 
-A line of FILE is {"text": "Some words."} and may have an "id" that names its WAV (default: its number), and "speaker",
-"seed", "max_sec" and the fields of sampling ("temperature", "top_k", ...) where it wants others than the flags say.
---slots of them are spoken at a time. DIR gets wav/ID.wav, outputs.jsonl (a line for each answer: how long, how many
-steps, why it stopped) and failures.jsonl (lines that cannot be read, speakers that are not there, answers without
-speech). Killed or stopped, the same command goes on; with the same --slots, threads and device the files are the same,
-byte for byte, as if nothing had happened, with others they may differ in roundings.
+Each line of FILE is an object such as {"text": "Some words."}. It may also have "id", which names its WAV file
+(default: the number of the line), and "speaker", "seed", "max_sec", "temperature" and so on, in place of the flags of
+these names. DIR gets
 
-Exit codes: 0 done; 2 an error to mend, or more failures than --max-failure-share; 75 told to stop (SIGTERM, SIGINT,
-SIGUSR1).
+  wav/ID.wav       the speech of a line
+  outputs.jsonl    for each of them a line: how long it is, how many steps it took, why it stopped
+  failures.jsonl   for each line of FILE without speech a line: the reason
+
+A bad line does not stop the others. When the command was killed or stopped, the same command continues the work. With
+equal --slots, threads and device the files are then the same, byte for byte, as without the interruption; otherwise
+they may differ by rounding.
+
+Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 told to stop (SIGTERM,
+SIGINT, SIGUSR1).
 """
 
 import argparse
@@ -41,10 +46,10 @@ DEFAULT_OUT = "speech.wav"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    text = parser.add_argument("text", help="the text to speak; not with --jsonl")
+    text = parser.add_argument("text", help="text to speak; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
-    parser.add_argument("--stream", action="store_true", help="write the sound while it is spoken")
+    parser.add_argument("--stream", action="store_true", help="write the sound as soon as there is some")
     add_speaking_arguments(parser, text)
 
 
@@ -99,13 +104,13 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
 
 @contextlib.contextmanager
 def _sink(out: str) -> Iterator[BinaryIO]:
-    """The file or standard output. A file in which nothing could be written is taken away."""
+    """The file or standard output. A file that stays empty is removed."""
     try:
         with open(1, "wb", closefd=False) if out == STDOUT else open(out, "wb") as file:
             yield file
     except OSError as error:
         what = f"cannot write {out}: {error.strerror or error}"
-        raise UserError(what, next_step="what was written before is kept") from error
+        raise UserError(what, next_step="what was written is kept") from error
     finally:
         with contextlib.suppress(OSError):
             if out != STDOUT and os.path.isfile(out) and not os.path.getsize(out):  # and no device or pipe

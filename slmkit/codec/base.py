@@ -14,13 +14,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from slmkit.errors import UserError
+
+if TYPE_CHECKING:  # a corpus is planned, indexed and looked at without torch
+    import torch
 
 Role = Literal["prosody", "content", "detail", "coupled"]
 
@@ -96,9 +98,9 @@ class CodecSpec:
 class Encoded(NamedTuple):
     """What `Codec.encode` returns."""
 
-    codes: torch.Tensor  # int16 [B, K, T], 0 beyond an utterance's frames
-    num_frames: torch.Tensor  # int64 [B]
-    speaker: torch.Tensor  # float32 [B, D]
+    codes: "torch.Tensor"  # int16 [B, K, T], 0 beyond an utterance's frames
+    num_frames: "torch.Tensor"  # int64 [B]
+    speaker: "torch.Tensor"  # float32 [B, D]
 
 
 class Reach(NamedTuple):
@@ -115,7 +117,7 @@ class Codec(Protocol):
     def spec(self) -> CodecSpec: ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> "torch.device": ...
 
     @property
     def reach_frames(self) -> Reach:
@@ -126,14 +128,14 @@ class Codec(Protocol):
         """Frames that `num_samples` samples give; 0 when they are too few to encode."""
         ...
 
-    def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
+    def encode(self, waves: "torch.Tensor", num_samples: "torch.Tensor") -> Encoded:
         """Codes of `waves`, float32 [B, N] in [-1, 1], of which utterance i has num_samples[i] (int64 [B]) samples.
 
         Raises ValueError when an utterance is too short to give a frame.
         """
         ...
 
-    def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: "torch.Tensor", speaker: "torch.Tensor") -> "torch.Tensor":
         """Waves float32 [B, T * hop] in [-1, 1] of codes int [B, K or len(lm_streams), T], speaker float32 [B, D].
 
         With only the language model's streams given, the detail streams are left out.
@@ -142,10 +144,12 @@ class Codec(Protocol):
         ...
 
 
-@torch.inference_mode()
 def decode_alone(
     codec: Codec, codes: npt.NDArray[np.int16], speaker: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
     """Wave float32 [N] of the codes int16 [K, T] of one utterance in the voice of speaker float32 [D]."""
-    batch = (torch.from_numpy(array)[None].to(codec.device) for array in (codes, speaker))
-    return codec.decode(*batch)[0].float().cpu().numpy()
+    import torch
+
+    with torch.inference_mode():
+        batch = (torch.from_numpy(array)[None].to(codec.device) for array in (codes, speaker))
+        return codec.decode(*batch)[0].float().cpu().numpy()

@@ -11,6 +11,7 @@ Example:
 import copy
 import difflib
 import itertools
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -173,9 +174,10 @@ def _as_yaml(value: Any) -> str:
 
 
 def _override(values: dict[str, Any], text: str) -> Iterator[str]:
-    """Put `key=value` into `values`; yields what is wrong with it."""
+    """Put `key=value` into `values`; yields what is wrong with it. `sources[0].weight` reaches into a list."""
     key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
+    parts = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key.strip())]
+    if not equals or not parts:
         yield f"override {_shown(text)}: expected key=value"
         return
     try:
@@ -183,15 +185,17 @@ def _override(values: dict[str, Any], text: str) -> Iterator[str]:
     except (yaml.YAMLError, ValueError, RecursionError):
         yield f"override {_shown(text)}: the value is not YAML"
         return
-    *parents, leaf = key.strip().split(".")
-    for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
-            yield f"override {_shown(text)}: {parent} is not a group of options"
+    group: Any = values
+    for index, part in enumerate(parts):
+        is_there = part < len(group) if isinstance(part, int) and isinstance(group, list) else isinstance(part, str)
+        if not is_there or not isinstance(group, dict if isinstance(part, str) else list):
+            yield f"override {_shown(text)}: {_dotted(parts[:index])} has no {_dotted([part])}"
             return
-    values[leaf] = value
+        if index == len(parts) - 1:
+            group[part] = value
+        elif isinstance(group, dict) and group.get(part) is None:
+            group[part] = {}
+        group = group[part]
 
 
 def _build(kind: type[C], values: dict[str, Any], source: str, problems: list[str]) -> C:
@@ -307,7 +311,7 @@ def _is_inside(key: str, taken_out: Sequence[str]) -> bool:
 
 
 def _dotted(path: Sequence[int | str]) -> str:
-    """A path as it is written in overrides: data.sources[0].path."""
+    """A path of keys and places in lists, as overrides have it: data.sources[0].path."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 

@@ -49,7 +49,7 @@ RUNTIME = (
 
 
 class FilterConfig(Config):
-    """Which utterances of the source are left out, by what the source says of them; each reason is counted."""
+    """Which utterances are left out, by what the source says about them; each reason is counted."""
 
     min_dnsmos: Dnsmos | None = Field(
         default=None, description="utterances with a lower DNSMOS, or none, are left out; null keeps all"

@@ -8,6 +8,7 @@ Example:
 """
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,9 +44,9 @@ class SourceConfig(Config):
     path: PathText = Field(
         description="directory (or URL) of a corpus of shards; for the task text a JSONL file of conversations"
     )
-    task: Task = Field(default="tts", description="prompt of the examples")
+    task: Task = Field(default="tts", description="what the examples teach: see data.task")
     weight: Positive = Field(
-        default=1.0, description="passes over this source in an epoch of the run; 0.5: each sample every second one"
+        default=1.0, description="passes over this source in an epoch; 0.5: each sample in every second epoch"
     )
     max_samples: Count | None = Field(default=None, description="only the first samples of the source")
 
@@ -56,7 +57,11 @@ class DataConfig(Config):
     corpus: PathText | None = Field(
         default=None, description="directory of shards that `slmkit tokenize` or `slmkit import` wrote"
     )
-    task: Task = Field(default="tts", description="prompt of the corpus's examples")
+    task: Task = Field(
+        default="tts",
+        description="what the examples teach: to speak a text (tts), to write down speech (asr), dialogue in text "
+        "(text), to answer a question aloud (qa)",
+    )
     max_samples: Count | None = Field(
         default=None, description="train on the first samples of the corpus only, to try things out"
     )
@@ -96,7 +101,7 @@ class DataConfig(Config):
         description="shards in random order, samples shuffled within this many; keeps open files few; null: within all",
     )
     on_damage: Literal["stop", "skip"] = Field(
-        default="stop", description="what a sample that cannot be read does; skips are counted"
+        default="stop", description="what to do at a sample that cannot be read; skipped ones are counted"
     )
 
     def clashes(self) -> Iterable[tuple[bool, str]]:
@@ -128,19 +133,20 @@ class DataConfig(Config):
 
 
 class ModelConfig(Config):
-    """Which model grows on the base model."""
+    """The speech language model that is built on the base model."""
 
     group: Natural = Field(
         default=0, description="speech tokens predicted a step: 0 next-token, 3, 6, 12, ... (a multiple of the streams)"
     )
-    head: Literal["linear", "mlp", "transformer"] = Field(
-        default="linear", description="kind of the speech heads (group > 0)"
-    )
+    head: str = Field(default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer")
     fusion: Literal["mean", "mlp"] = Field(
         default="mean", description="how the embeddings of a group become one (group > 0)"
     )
     speaker: Flag = Field(default=False, description="condition on the speaker vector")
-    softmax: Literal["full", "stream"] = Field(default="full", description="classes of next-token losses (group 0)")
+    softmax: Literal["full", "stream"] = Field(
+        default="full",
+        description="classes of the loss of next-token models (group 0): the whole vocabulary, or the token's stream",
+    )
     text_loss_weight: Share = Field(default=0.2, description="weight of the text loss; speech has the rest")
 
     def clashes(self) -> Iterable[tuple[bool, str]]:
@@ -193,7 +199,7 @@ class TrainConfig(Config):
     model: ModelConfig = Field(default=ModelConfig(), description="model")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="optimizer")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="learning rate")
-    seed: Seed = Field(default=0, description="of the order of the data and of the new parameters")
+    seed: Seed = Field(default=0, description="seed of the order of data and of new parameters")
     steps: Count | None = Field(default=None, description="optimizer steps of the run; this or epochs")
     epochs: Count | None = Field(default=None, description="passes over the corpus; this or steps")
     global_rows: Count = Field(default=8, description="rows of an optimizer step over all processes")
@@ -212,12 +218,14 @@ class TrainConfig(Config):
     async_save: Flag = Field(
         default=True, description="write checkpoints while training goes on, from a copy in host memory"
     )
-    on_save_error: Literal["stop", "continue"] = Field(default="stop", description="what a full disk does to the run")
+    on_save_error: Literal["stop", "continue"] = Field(
+        default="stop", description="what to do when a checkpoint cannot be written, as on a full disk"
+    )
     max_skipped_steps: Natural = Field(
         default=10, description="steps with a non-finite loss or gradient that a run may skip in all"
     )
     hang_timeout_sec: SecondsOrZero = Field(
-        default=600.0, description="how long a process may make no progress before the run ends; 0: for ever"
+        default=600.0, description="how long a process may make no progress before the run ends; 0: no limit"
     )
     eval_every_steps: Count = Field(
         default=500, description="steps from one evaluation to the next, if any data is held out"
@@ -248,7 +256,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     too. Raises UserError or ConfigError as `load_config` does.
     """
     config = load_config(TrainConfig, path, overrides)
-    beside = Path(path).parent / config.deepspeed
-    if Path(config.deepspeed).exists() or not beside.is_file():
+    beside = os.path.join(os.path.dirname(path), config.deepspeed)
+    if os.path.isfile(config.deepspeed) or not os.path.isfile(beside):
         return config
-    return config.model_copy(update={"deepspeed": str(beside)})
+    return config.model_copy(update={"deepspeed": beside})

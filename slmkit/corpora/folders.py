@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from slmkit.audio import AUDIO_SUFFIXES
 from slmkit.errors import UserError
-
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf")
 
 
 class Folder(NamedTuple):

@@ -1,13 +1,14 @@
 """Where the files in a tar lie, found without reading them.
 
-Nothing is extracted, so that the names, links and modes in a tar can do no harm: only plain files are named at all.
-Zero blocks are passed over (tars may be joined). Where a header is damaged, or a file is said to go on beyond the end
-of the tar, reading goes on at the next header that is whole, wherever it begins.
+Nothing is extracted, so that the names, links and modes in a tar can do no harm: only plain files are named at all. The
+standard library reads the headers; which blocks it is asked to look at is decided here, so that a damaged place does
+not end the reading. Zero blocks are passed over (tars may be joined).
 
-Invariant: a whole header with its content is given, whatever lies before and behind it.
+Invariants: every member before a damaged place is given, and behind it every one whose header begins a block; what is
+no part of a member and holds more than zeros is a `Damage`.
 
-Not done: where more than a block is missing from the last but one member, its length may cover the last one, which is
-then lost without a word.
+Not done: where bytes are missing, members behind that place do not begin a block, and are not sought; where whole
+blocks are missing, the member that lacks them may cover the next one.
 
 Example:
     for found in members("EN-B000000.tar"): found      # Member("EN_B00000_S00000_W000000.mp3", 1536, 40960)
@@ -16,24 +17,18 @@ Example:
 import os
 import tarfile
 from collections.abc import Iterator
-from typing import IO, NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any, NamedTuple
 
 from slmkit.errors import UserError
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
-SCAN_BYTES = 2**20
-MAGIC, MAGIC_AT = b"ustar", 257  # of every header that the tars of today have
-MAX_NAME_BYTES = 2**16
-LONG_NAME, LONG_LINK, EXTENDED, GLOBAL = tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"x", b"g"
-PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-WITHOUT_CONTENT = (
-    tarfile.LNKTYPE,
-    tarfile.SYMTYPE,
-    tarfile.DIRTYPE,
-    tarfile.FIFOTYPE,
-    tarfile.CHRTYPE,
-    tarfile.BLKTYPE,
-)
+# Headers of long names are read into memory, and searched in a time that grows with the square of their size.
+MAX_EXTENDED_BYTES = 2**14
+EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+MAGICS = (b"ustar", bytes(5))  # of the tars of today, and of the oldest
+# What tarfile raises for headers that are none: its own errors, and others that it lets through.
+HEADER_ERRORS = (tarfile.HeaderError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 class Member(NamedTuple):
@@ -45,19 +40,24 @@ class Member(NamedTuple):
     whole: bool = True  # False: the tar ends before
 
 
-class Header(NamedTuple):
-    """What a block says of the content behind it."""
-
-    name: str
-    size: int  # bytes
-    kind: bytes  # of `tarfile`'s types
-
-
 class Damage(NamedTuple):
-    """A place where no header is."""
+    """A place that is no part of a member."""
 
     start_byte: int
     what: str
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is believed only with the magic of one, since a checksum alone may hold by chance."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if bytes(buf[257:262]) not in MAGICS or (header.type in EXTENDED and header.size > MAX_EXTENDED_BYTES):
+            raise tarfile.HeaderError("no header of a tar")
+        if header.type == tarfile.XGLTYPE:
+            header.type = b"?"  # passed over: a name or a size for all members is nonsense
+        return header
 
 
 def members(path: str | os.PathLike[str]) -> Iterator[Member | Damage]:
@@ -70,115 +70,37 @@ def members(path: str | os.PathLike[str]) -> Iterator[Member | Damage]:
 
 
 def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
-    at = content = 0  # `content`: behind the last whole header; if bytes are gone, the next one begins before `at`
-    known: dict[str, str] = {}  # what extended headers say of the next file: its path, its size
+    # What `fromtarfile` wants of a TarFile, which itself would stop at the first damage.
+    tar: Any = SimpleNamespace(fileobj=file, encoding="utf-8", errors="surrogateescape", offset=0, pax_headers={})
+    at = 0
+    damaged_at: int | None = None  # where the blocks begin that are no part of a member
+    is_told = False  # that something is wrong there
     while at < tar_bytes:
         file.seek(at)
-        block = file.read(BLOCK_BYTES)
-        header = parse_header(block)
-        if header is None and not block.strip(b"\0"):
-            at = _first_nonzero_block(file, at, tar_bytes)
+        try:
+            header = _Header.fromtarfile(tar)
+            if header.size < 0:
+                raise tarfile.HeaderError("a negative size")
+        except HEADER_ERRORS:
+            file.seek(at)
+            if damaged_at is None and file.read(BLOCK_BYTES).strip(b"\0"):
+                damaged_at = at
+            at += BLOCK_BYTES
             continue
-        if header is None:
-            yield Damage(at, "no header is there")
-            at, known = _next_header(file, content, tar_bytes), {}
-            continue
-        content, size = at + BLOCK_BYTES, _size(header, known)
-        whole = content + size <= tar_bytes
-        after = content + -(-size // BLOCK_BYTES) * BLOCK_BYTES
-        if header.kind in (LONG_NAME, LONG_LINK, EXTENDED, GLOBAL):
-            if whole and header.kind in (LONG_NAME, EXTENDED):
-                known |= _read_extended(file, header.kind, size)
-            at = after if whole else _next_header(file, content, tar_bytes)
-            continue
-        if header.kind in PLAIN:
-            yield Member(known.get("path", header.name), content, size, whole)
+        if damaged_at is not None and not is_told:
+            yield Damage(damaged_at, "no header is there")
+        content = header.offset_data
+        whole = not _has_content(header) or content + header.size <= tar_bytes
+        if header.isreg() and not header.issparse():
+            yield Member(header.name, content, header.size, whole)
         elif not whole:
             yield Damage(at, "its content goes on beyond the end of the tar")
-        at, known = after if whole else _next_header(file, content, tar_bytes), {}
+        # A length that is not true may cover members, so that they are sought from where the content begins.
+        at = tar.offset if whole else content
+        damaged_at, is_told = (None, False) if whole else (content, True)
+    if damaged_at is not None and not is_told:
+        yield Damage(damaged_at, "no header is there")
 
 
-def parse_header(block: bytes) -> Header | None:
-    """The header in a block, None when its checksum does not hold or it is none.
-
-    Its magic is looked at too (the oldest tars have zeros there): the checksum alone may hold one byte beside it.
-    """
-    magic = block[MAGIC_AT : MAGIC_AT + 6]
-    if len(block) < BLOCK_BYTES or not (magic.startswith(MAGIC) or not block[MAGIC_AT:].strip(b"\0")):
-        return None
-    size, total = _number(block[124:136]), _number(block[148:156])
-    if size is None or total is None or total not in _checksums(block):
-        return None
-    kind, name = block[156:157], block[:100].partition(b"\0")[0]
-    if magic == MAGIC + b"\0" and (prefix := block[345:500].partition(b"\0")[0]):
-        name = prefix + b"/" + name
-    if kind == tarfile.AREGTYPE and name.endswith(b"/"):
-        kind = tarfile.DIRTYPE  # as the oldest tars have folders
-    return Header(name.decode("utf-8", "surrogateescape"), size, kind)
-
-
-def _number(field: bytes) -> int | None:
-    """Octal digits, or a binary number after 0x80; None for others and for negative ones."""
-    if field[0] == 0x80:
-        return int.from_bytes(field[1:])
-    digits = field.partition(b"\0")[0].strip() or b"0"
-    return int(digits, 8) if digits.isdigit() and max(digits) < ord("8") else None
-
-
-def _checksums(block: bytes) -> tuple[int, int]:
-    """The sum of the bytes with spaces in place of the sum itself; as unsigned bytes, and as signed ones."""
-    others = block[:148] + block[156:]
-    total = sum(others) + 8 * ord(" ")
-    return total, total if block.isascii() else total - 256 * sum(byte > 127 for byte in others)
-
-
-def _size(header: Header, known: dict[str, str]) -> int:
-    """Bytes of content behind a header."""
-    if header.kind in WITHOUT_CONTENT:
-        return 0
-    digits = known.get("size", "") if header.kind in PLAIN else ""
-    return int(digits) if digits.isdecimal() and len(digits) < 20 else header.size
-
-
-def _read_extended(file: IO[bytes], kind: bytes, size: int) -> dict[str, str]:
-    """`path` and `size` in the content of an extended header, which begins where the file stands."""
-    content = file.read(min(size, MAX_NAME_BYTES))
-    if kind == LONG_NAME:
-        return {"path": os.fsdecode(content.rstrip(b"\0"))}
-    found = {}
-    while content:
-        digits, space, _ = content[:20].partition(b" ")
-        if not space or not digits.isdigit() or int(digits) <= len(digits) + 1:
-            break
-        name, _, value = content[len(digits) + 1 : int(digits)].rstrip(b"\n").partition(b"=")
-        if name in (b"path", b"size"):
-            found[name.decode()] = value.decode("utf-8", "surrogateescape")
-        content = content[int(digits) :]
-    return found
-
-
-def _first_nonzero_block(file: IO[bytes], at: int, tar_bytes: int) -> int:
-    """Where the first block from `at` on lies that is not all zeros, or the end."""
-    while at < tar_bytes:
-        file.seek(at)
-        content = file.read(SCAN_BYTES)
-        zeros = len(content) - len(content.lstrip(b"\0"))
-        if zeros < len(content):
-            return at + zeros // BLOCK_BYTES * BLOCK_BYTES
-        at += len(content) or tar_bytes
-    return tar_bytes
-
-
-def _next_header(file: IO[bytes], at: int, tar_bytes: int) -> int:
-    """Where the first whole header from `at` on begins, or the end."""
-    while at < tar_bytes:
-        file.seek(at)
-        content = file.read(SCAN_BYTES + BLOCK_BYTES)
-        found = content.find(MAGIC, MAGIC_AT)
-        while found >= 0:
-            start = found - MAGIC_AT
-            if parse_header(content[start : start + BLOCK_BYTES]) is not None:
-                return at + start
-            found = content.find(MAGIC, found + 1)
-        at += SCAN_BYTES
-    return tar_bytes
+def _has_content(header: tarfile.TarInfo) -> bool:
+    return header.isreg() or header.type not in tarfile.SUPPORTED_TYPES

@@ -108,7 +108,7 @@ class ShardIndex:
 
     def write(self, path: str | Path, *, replace: bool = False) -> None:
         """Write as JSON, whole or not at all. Raises UserError if `path` exists, unless `replace` is set."""
-        with atomic_write(path) as file:  # without indentation: half the bytes, read in half the time
+        with atomic_write(path, replace=replace) as file:  # without indentation: half the bytes, read in half the time
             file.write(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     @staticmethod

@@ -256,9 +256,10 @@ class ShardReader:
         start = min(offset for offset, _ in places.values())
         end = max(offset + size for offset, size in places.values())
         tar = self._open(index)
+        tar_bytes = os.fstat(tar.handle).st_size
+        if end > tar_bytes:  # before memory is asked for what a damaged index says
+            raise ValueError(f"the tar ends {end - tar_bytes} bytes too early")
         content = os.pread(tar.handle, end - start, start)
-        if len(content) < end - start:
-            raise ValueError(f"the tar ends {end - start - len(content)} bytes too early")
         members = {m: content[offset - start : offset - start + size] for m, (offset, size) in places.items()}
         if index.crc32 is not None and (found := _checksum(members)) != index.crc32[row]:
             raise ValueError(f"its bytes have changed: CRC-32 {found:08x}, expected {int(index.crc32[row]):08x}")

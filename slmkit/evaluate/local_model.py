@@ -5,7 +5,7 @@ alone, which builds no objects. Weights that do not match the config are refused
 ones.
 
 Example:
-    model = load_model(WhisperForConditionalGeneration, "whisper-large-v3", "whisper", "cuda", what="a recogniser")
+    model = load_model(WhisperForConditionalGeneration, "whisper-large-v3", "whisper", "cuda", what="a recognizer")
 """
 
 import pickle

@@ -1,93 +1,155 @@
-"""The second stage as a whole: stored outputs to `report.json` and `report.html`, with sounds and pictures in `listen`.
+"""The page of an evaluation: a table of scores, their distributions, and the utterances worth hearing.
 
-What was generated is only read. A report that is there is replaced; its scores are kept, see `results`.
+Those are the worst by each metric, with the codec's copy, the recording and a picture beside; sounds and pictures lie
+in `listen`, in place of what an earlier report left there.
 
 Example:
-    report = score_outputs("scores", Truths(corpus, codec), Scorers(codec_voice=CodecVoice(codec)))
-    write_page("scores", report, Truths(corpus, codec))
-    print("\\n".join(lines(report)))
+    write_page("scores", score_outputs("scores", truths, Tools()), truths)
 """
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slmkit import plot
-from slmkit.evaluate.intervals import Score
-from slmkit.evaluate.listening import LISTEN, make_listening, worst
-from slmkit.evaluate.metrics import TIMED, metric
-from slmkit.evaluate.outputs import finished
-from slmkit.evaluate.report_page import render
-from slmkit.evaluate.results import ALL, REPORT, build, read_report, scores_of
-from slmkit.evaluate.scoring import Scorers, score
-from slmkit.evaluate.truth import Truths
-from slmkit.files import atomic_write, write_json
+from slmkit import pages, plot
+from slmkit.audio.io import write_wav
+from slmkit.audio.mel import HOP_SEC, log_mel
+from slmkit.evaluate.metrics import Metric
+from slmkit.evaluate.outputs import read_wave, wav_path
+from slmkit.evaluate.results import ALL, NOT_AVAILABLE, REPORT_PAGE, TASK_TITLES, Json, cell, metrics_of
+from slmkit.evaluate.spoken import Truths
+from slmkit.files import atomic_write
 
-PAGE, HISTOGRAMS = "report.html", f"{LISTEN}/histograms.png"
-
-
-def score_outputs(
-    directory: str | Path,
-    truths: Truths,
-    scorers: Scorers,
-    *,
-    measured_with: Mapping[str, str] | None = None,
-    unseen: frozenset[str] = frozenset(),
-) -> dict[str, Any]:
-    """Score the outputs in a directory and write `report.json`; `unseen` are speakers the model was not trained on.
-
-    Raises UserError as `outputs.finished` and `scoring.score` do, or when the disk refuses.
-    """
-    directory = Path(directory)
-    outputs = finished(directory)
-    rows = list(score(outputs, truths, scorers))
-    before = read_report(directory) if (directory / REPORT).exists() else None
-    report = build(outputs, rows, before, measured_with=dict(measured_with or {}), unseen=unseen)
-    write_json(directory / REPORT, report, replace=True)
-    return report
+LISTEN, HISTOGRAMS = "listen", "listen/histograms.png"
+PER_METRIC = 3
+ABOUT = ("key", "voice", "voice_key", "speaker", "question", "true_answers", "answer", "heard")
 
 
-def write_page(directory: str | Path, report: dict[str, Any], truths: Truths) -> None:
+def write_page(directory: str | Path, report: Json, truths: Truths) -> None:
     """Write `report.html` and what it shows. Raises UserError when the disk refuses, or a sound cannot be read."""
-    directory = Path(directory)
-    heard = make_listening(directory, worst(report["utterances"]), truths)
-    spread = _spread(report)
-    if spread:
+    directory, metrics = Path(directory), metrics_of(report)
+    shutil.rmtree(directory / LISTEN, ignore_errors=True)
+    examples = [_worst_example(directory, row, worst_by, metrics, truths) for row, worst_by in worst(report)]
+    columns = {}
+    for name, metric in metrics.items():
+        scores = [row["scores"].get(name) for row in report["utterances"]]
+        values = [score[0] / score[1] for score in scores if score is not None and score[1]]
+        if values and not metric.is_detail and not metric.is_timed:
+            columns[metric.title] = [100 * value if metric.unit == "%" else value for value in values]
+    if columns:
         with atomic_write(directory / HISTOGRAMS, replace=True) as file:
-            file.write(plot.histograms(spread))
-    page = render(report, heard, histograms=HISTOGRAMS if spread else None)
-    with atomic_write(directory / PAGE, replace=True) as file:
+            file.write(plot.histograms(columns))
+    name = report["names"].get("model") or "model"
+    page = pages.render(
+        "report.html",
+        title=f"Evaluation of {name}",
+        name=name,
+        facts=_facts(report),
+        groups=[(group, values["utterances"]) for group, values in report["summary"].items()],
+        scores=[
+            (metric, [cell(metric, values["metrics"].get(name)) for values in report["summary"].values()])
+            for name, metric in metrics.items()
+            if name in report["summary"][ALL]["metrics"]
+        ],
+        histograms=HISTOGRAMS if columns else "",
+        examples=examples,
+    )
+    with atomic_write(directory / REPORT_PAGE, replace=True) as file:
         file.write(page.encode())
 
 
-def lines(report: dict[str, Any]) -> list[str]:
-    """The scores of all utterances as text."""
-    found = []
-    for name, values in report["summary"][ALL]["metrics"].items():
-        one = metric(name)
-        left_out = f", {values['left_out']} left out" if values["left_out"] else ""
-        shown = "not to be had"
-        if values["mean"] is not None:
-            shown = f"{one.shown(values['mean'])} {one.unit}".strip()
-        if values["low"] is not None:
-            shown += f" ({one.shown(values['low'])} to {one.shown(values['high'])})"
-        found.append(f"  {one.title}: {shown}{left_out}")
-    return found
+def worst(report: Json, per_metric: int = PER_METRIC) -> list[tuple[Json, list[str]]]:
+    """The worst utterances by each metric that has a better side, each once with the labels of those metrics.
+
+    One that a metric could not be computed of is worst of all by it; none is where all are equally good. Those that are
+    bad by many metrics come first. The first utterances, without labels, where no metric tells them apart.
+    """
+    rows = report["utterances"]
+    labels: dict[int, list[str]] = {}  # place in `rows` -> labels
+    for name, metric in metrics_of(report).items():
+        if not metric.better or metric.is_timed or metric.is_detail:
+            continue
+        goodness = {}
+        for place, row in enumerate(rows):
+            if name not in row["scores"]:
+                continue
+            if row["scores"][name] is None:
+                goodness[place] = float("-inf")
+            else:
+                amount, weight = row["scores"][name]
+                value = amount / weight if weight else amount
+                goodness[place] = value if metric.better == "higher" else -value
+        best = max(goodness.values(), default=0.0)
+        ranked = sorted((value, place) for place, value in goodness.items() if value < best)
+        for _, place in ranked[:per_metric]:
+            labels.setdefault(place, []).append(metric.label)
+    if not labels:
+        return [(row, []) for row in rows[:per_metric]]
+    return [(rows[place], labels[place]) for place in sorted(labels, key=lambda place: (-len(labels[place]), place))]
 
 
-def _spread(report: dict[str, Any]) -> dict[str, list[float]]:
-    """Values of each metric, a value per utterance, by title."""
-    columns = {}
-    for name in report["summary"][ALL]["metrics"]:
-        scores = scores_of(name, report["utterances"])
-        values = [_value(score) for score in scores if score is not None and score[1]]
-        if values and ":" not in name and name not in TIMED:  # names of streams are the codec's
-            one = metric(name)
-            scale = 100 if one.unit == "%" else 1
-            columns[f"{one.title} {one.unit}".strip()] = [scale * value for value in values]
-    return columns
+def _worst_example(
+    directory: Path, row: Json, worst_by: Sequence[str], metrics: Mapping[str, Metric], truths: Truths
+) -> dict[str, Any]:
+    """Write the sounds and the picture of an utterance; what the page shows of it."""
+    place, number, rate = row["place"], row["number"], truths.codec.spec.sample_rate
+    sounds, waves = [], {}
+    if row["frames"]:
+        stored = wav_path(directory, place)
+        sounds.append(("generated", stored.relative_to(directory).as_posix()))
+        waves["generated"] = read_wave(stored)
+    for label, wave in (("copy", truths.copy(number)), ("recording", truths.source(number))):
+        if wave is not None:
+            name = f"{LISTEN}/{place:05d}-{label}.wav"
+            write_wav(directory / name, wave, rate, replace=True)
+            sounds.append((label, name))
+            waves[label] = wave
+    levels = {label: log_mel(wave, rate) for label, wave in waves.items() if len(wave)}
+    picture = f"{LISTEN}/{place:05d}-mel.png" if levels else ""
+    if picture:
+        with atomic_write(directory / picture, replace=True) as file:
+            file.write(plot.png(plot.spectra(levels, sec_per_column=HOP_SEC)))
+    failure = ""
+    if row["reason"] == "refused":
+        failure = f"Not asked of the model: {row['why']}."
+    elif row["reason"] == "limit":
+        failure = f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
+    elif not row["frames"]:
+        failure = "The model ended its answer without speech."
+    values = []
+    for name, score in row["scores"].items():
+        if name in metrics:
+            is_known = score is not None and score[1]
+            value = metrics[name].shown(score[0] / score[1]) if is_known else NOT_AVAILABLE
+            values.append((metrics[name].label, f"{value} {metrics[name].unit}".strip() if is_known else value, False))
+    return {
+        "text": row["text"],
+        "failure": failure,
+        "worst_by": worst_by,
+        "sounds": sounds,
+        "picture": picture,
+        "about": [
+            (name.replace("_", " "), " / ".join(row[name]) if isinstance(row[name], list) else row[name])
+            for name in ABOUT
+            if row.get(name)
+        ],
+        "values": values,
+    }
 
 
-def _value(score: Score) -> float:
-    amount, weight = score
-    return amount / weight
+def _facts(report: Json) -> list[tuple[str, str]]:
+    settings, rows = report["settings"], report["utterances"]
+    codec = settings["codec"]
+    seconds = sum(row["frames"] for row in rows) * codec["hop_samples"] / codec["sample_rate"]
+    facts = [
+        ("task", TASK_TITLES[settings["task"]]),
+        ("corpus", report["names"].get("corpus", "")),
+        ("codec", f"{codec['name']} {codec['weights_sha256'][:12]}"),
+        ("utterances", f"{len(rows):,}"),
+        ("speech", f"{seconds:,.1f} s"),
+        ("seed", str(settings["seed"])),
+        ("temperature", f"{settings['sampling']['temperature']:g}"),
+    ]
+    facts += [(name, str(settings[name])) for name in ("slots", "device") if name in settings]
+    return facts + [(f"measured with {name}", path) for name, path in report["measured_with"].items()]

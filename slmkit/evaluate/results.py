@@ -1,109 +1,167 @@
-"""The numbers of an evaluation: rows of scores to a summary by groups of voices, kept as `report.json`.
+"""The numbers of an evaluation: scores of utterances to means with intervals, as they stand in `report.json`.
 
-Scoring adds to what is there: the same outputs scored again with a recogniser keep the scores that need none. Groups
-are all utterances; each voice, where there are several; and voices the model has seen and has not, where a list of the
-unseen speakers is given.
+A mean is the sum of the amounts divided by the sum of the weights (see `metrics`): a plain mean where every weight is
+1, the error rate of all words where the weights are words. Its interval is the 95 % percentile bootstrap interval over
+utterances (Efron and Tibshirani 1993), from 1 000 resamples with a fixed seed.
 
-Invariant: equal outputs and scorers give an equal file.
+Kept free of torch, since comparing reports needs none.
+
+Invariant: equal scores give equal numbers.
 
 Example:
-    report = build(outputs, rows, earlier(directory), measured_with={"asr": "whisper-small"}, unseen=frozenset())
-    report["summary"]["all"]["metrics"]["wer"]      # {"mean": 0.031, "low": 0.02, "high": 0.05, "counted": 200, ...}
+    bootstrap([(3, 12), (0, 8)])                    # Interval(mean=0.15, low=0.0, high=0.25)
+    read_report("scores")["summary"]["all"]["metrics"]["wer"]      # {"mean": 0.031, "low": 0.02, "high": 0.05, ...}
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from slmkit.data.ledger import printable
+import numpy as np
+import numpy.typing as npt
+
 from slmkit.errors import UserError
-from slmkit.evaluate.intervals import Score, bootstrap
-from slmkit.evaluate.metrics import TIMED, in_order
-from slmkit.evaluate.outputs import RECORDS, Finished
-from slmkit.files import provenance, read_json, sha256_file
+from slmkit.evaluate.metrics import Metric, Score
+from slmkit.files import read_json
 
-REPORT = "report.json"
-ALL, SEEN, UNSEEN = "all", "seen voices", "unseen voices"
-KEYS = ("names", "settings", "outputs_sha256", "measured_with", "summary", "utterances")
+REPORT, REPORT_PAGE = "report.json", "report.html"
+ALL, SEEN_VOICES, UNSEEN_VOICES = "all", "seen voices", "unseen voices"
+KEYS = {"names", "settings", "outputs_sha256", "measured_with", "metrics", "summary", "utterances"}
+RESAMPLES, CONFIDENCE = 1000, 0.95
+BATCH_VALUES = 2**20  # drawn at a time, so that memory is bounded
+NOT_AVAILABLE = "n/a"
+TASK_TITLES = {"tts": "reading sentences", "qa": "answering questions"}
+TABLE_HEAD = f"  {'':26}{'mean':>8}   95 % bootstrap interval"
 
-Row = dict[str, Any]
-
-
-def build(
-    outputs: Finished, rows: Sequence[Row], before: Row | None, *, measured_with: dict[str, str], unseen: frozenset[str]
-) -> Row:
-    """The report of `rows`, with the scores of the report `before` that they lack. `measured_with` names scorers."""
-    outputs_sha256 = sha256_file(outputs.directory / RECORDS)
-    if before is not None and before["outputs_sha256"] == outputs_sha256:
-        measured_with = {**before["measured_with"], **measured_with}
-        rows = [
-            {**old, **new, "scores": {**old["scores"], **new["scores"]}}
-            for old, new in zip(before["utterances"], rows, strict=True)
-        ]
-    rows = [_ready(row) for row in rows]
-    return {
-        "names": _ready(outputs.names),
-        "settings": _ready({name: value for name, value in outputs.settings.items() if name != "utterances"}),
-        "outputs_sha256": outputs_sha256,
-        "measured_with": measured_with,
-        "summary": {name: summary(members) for name, members in groups(rows, unseen).items()},
-        "utterances": rows,
-        "made_by": provenance(),
-    }
+Json = dict[str, Any]
 
 
-def read_report(directory: str | Path) -> Row:
-    """The report in a directory. Raises UserError when there is none, or it is something else."""
-    path = Path(directory) / REPORT
-    if not path.is_file():
-        raise UserError(f"{directory} holds no scores", expected=REPORT, next_step="score the outputs first")
-    report = read_json(path)
-    if not isinstance(report, dict) or not report.keys() >= set(KEYS):
-        raise UserError(f"{path} is not the report of an evaluation", next_step="score the outputs again")
-    return report
+class Interval(NamedTuple):
+    """The mean of all utterances, and between which values 95 % of the resampled means lie."""
+
+    mean: float
+    low: float
+    high: float
 
 
-def groups(rows: Sequence[Row], unseen: frozenset[str]) -> dict[str, list[Row]]:
-    """Rows by name of the group; groups overlap."""
+class Cell(NamedTuple):
+    """A mean as it is shown."""
+
+    mean: str
+    interval: str  # "" where there is none
+    left_out: int  # utterances of which the metric could not be computed
+
+
+def bootstrap(scores: Sequence[Score]) -> Interval | None:
+    """The mean of all scores with its interval; None where the weights sum to nothing."""
+    table = np.array(scores, dtype=np.float64).reshape(-1, 2)
+    return _interval(_ratio, table[:, 0], table[:, 1])
+
+
+def difference(first: Sequence[Score], second: Sequence[Score]) -> Interval | None:
+    """How much more the second is than the first; utterance i of both is drawn together, as they are of one sentence.
+
+    Raises ValueError when the two are not equally many.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} scores against {len(second)}")
+    a, b = (np.array(scores, dtype=np.float64).reshape(-1, 2) for scores in (first, second))
+
+    def more(*columns: npt.NDArray[np.float64], axis: int = -1) -> Any:
+        return _ratio(*columns[2:], axis=axis) - _ratio(*columns[:2], axis=axis)
+
+    return _interval(more, a[:, 0], a[:, 1], b[:, 0], b[:, 1])
+
+
+def _ratio(amounts: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], *, axis: int = -1) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = amounts.sum(axis=axis) / weights.sum(axis=axis)
+    return np.where(np.isfinite(ratio), ratio, np.nan)
+
+
+def _interval(statistic: Callable[..., Any], *columns: npt.NDArray[np.float64]) -> Interval | None:
+    mean, count = float(statistic(*columns)), len(columns[0])
+    if np.isnan(mean):
+        return None
+    if count == 1:  # which scipy refuses
+        return Interval(mean, mean, mean)
+    from scipy import stats  # takes a second to import
+
+    found = stats.bootstrap(
+        columns,
+        # A resample without weight, such as no words at all, says nothing: it takes the mean.
+        lambda *drawn, axis: np.nan_to_num(statistic(*drawn, axis=axis), nan=mean),
+        n_resamples=RESAMPLES,
+        batch=max(1, BATCH_VALUES // count),
+        vectorized=True,
+        paired=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def summarize(rows: Sequence[Json], metrics: Mapping[str, Metric]) -> Json:
+    """How many rows there are and, of each metric that they have, its mean with an interval, how many rows count and
+    how many are left out. Metrics stand in the order of `metrics`."""
+    found = {}
+    for name, metric in metrics.items():
+        scores = [row["scores"][name] for row in rows if name in row["scores"]]
+        counted = [(score[0], score[1]) for score in scores if score is not None]
+        if scores:
+            values = dict.fromkeys(Interval._fields) | (interval._asdict() if (interval := bootstrap(counted)) else {})
+            if metric.is_timed:
+                values |= {"low": None, "high": None}
+            found[name] = {**values, "counted": len(counted), "left_out": len(scores) - len(counted)}
+    return {"utterances": len(rows), "metrics": found}
+
+
+def groups(rows: Sequence[Json], unseen: frozenset[str]) -> dict[str, list[Json]]:
+    """Rows by name of the group, which overlap: all; each voice, where there are several; and voices that the model has
+    seen and has not, where the unseen speakers are given."""
     found = {ALL: list(rows)}
     voices = list(dict.fromkeys(row["voice"] for row in rows))
     if len(voices) > 1:
         found |= {f"voice {voice}": [row for row in rows if row["voice"] == voice] for voice in voices}
     if unseen:
-        found[SEEN] = [row for row in rows if row["speaker"] not in unseen]
-        found[UNSEEN] = [row for row in rows if row["speaker"] in unseen]
+        found[SEEN_VOICES] = [row for row in rows if row["speaker"] not in unseen]
+        found[UNSEEN_VOICES] = [row for row in rows if row["speaker"] in unseen]
     return found
 
 
-def summary(rows: Sequence[Row]) -> Row:
-    """How many rows there are and, of each metric, its mean with an interval, how many count and are left out."""
-    names = in_order({name for row in rows for name in row["scores"]})
-    return {"utterances": len(rows), "metrics": {name: _summary(name, rows) for name in names}}
+def read_report(directory: str | Path) -> Json:
+    """The report in a directory. Raises UserError when there is none, or it is something else."""
+    path = Path(directory) / REPORT
+    if not path.is_file():
+        raise UserError(f"{directory} holds no scores", expected=REPORT, next_step="score the outputs first")
+    report = read_json(path)
+    if not isinstance(report, dict) or not report.keys() >= KEYS:
+        raise UserError(f"{path} is not the report of an evaluation", next_step="remove it and score the outputs")
+    return report
 
 
-def scores_of(name: str, rows: Sequence[Row]) -> list[Score | None]:
-    """The scores of a metric, None where it was left out; rows that it does not concern are not there."""
-    return [None if score is None else (score[0], score[1]) for row in rows for score in _there(name, row)]
+def metrics_of(report: Json) -> dict[str, Metric]:
+    """The metrics that a report holds, in order. Raises TypeError when they are not described as metrics are."""
+    found = [Metric(**values) for values in report["metrics"]]
+    return {metric.name: metric for metric in sorted(found, key=lambda metric: (metric.order, metric.name))}
 
 
-def _there(name: str, row: Row) -> list[Any]:
-    return [row["scores"][name]] if name in row["scores"] else []
+def cell(metric: Metric, summary: Json | None, *, signed: bool = False) -> Cell | None:
+    """A metric's part of a summary, or of differences (`signed`), as it is shown; None where it is not there."""
+    if summary is None:
+        return None
+    if summary["mean"] is None:
+        return Cell(NOT_AVAILABLE, "", summary["left_out"])
+    mean, low, high = (
+        "" if summary[name] is None else metric.shown(summary[name], signed=signed) for name in Interval._fields
+    )
+    return Cell(mean, f"{low} to {high}" if low else "", summary.get("left_out", 0))
 
 
-def _summary(name: str, rows: Sequence[Row]) -> Row:
-    scores = scores_of(name, rows)
-    counted = [score for score in scores if score is not None]
-    found = bootstrap(counted)
-    values = dict(found._asdict() if found else dict.fromkeys(("mean", "low", "high")))
-    if name in TIMED:
-        values |= {"low": None, "high": None}
-    return {**values, "counted": len(counted), "left_out": len(scores) - len(counted)}
-
-
-def _ready(value: Any) -> Any:
-    """Plain values that can be written as UTF-8."""
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {_ready(name): _ready(item) for name, item in value.items()}
-    return [_ready(item) for item in value] if isinstance(value, list | tuple) else value
+def line(metric: Metric, summary: Json) -> str:
+    """A metric as a line of text under `TABLE_HEAD`."""
+    shown = cell(metric, summary)
+    assert shown is not None, "summaries hold what is asked for"
+    left_out = f"   {shown.left_out} left out" if shown.left_out else ""
+    return f"  {metric.title[:26]:26}{shown.mean:>8}   {shown.interval:22}{left_out}".rstrip()

@@ -240,4 +240,4 @@ class Engine:
         return chosen.view(len(slots), -1)
 
     def _grammar(self) -> Grammar:
-        return make_grammar(self.model.layout, self.model.group, self.model.lm_model.lm_head.out_features)
+        return make_grammar(self.model.layout, self.model.group)

@@ -6,43 +6,34 @@ turns, a b c a ..., and `<eosp>` only stands where a frame is whole. `Grouped` (
 one class per head; `<eosp>` from any head ends the speech and voids the step; `<|speech_pad|>` voids the frames of the
 step from its own on. So whatever is chosen decodes to whole frames.
 
-Shapes: G ids per position, V vocabulary rows, K streams, H heads, C classes of a head.
+Shapes: G ids per position, K streams, H heads, C classes of a head.
 
 Invariant: in text no code can be chosen, and `frames` always holds whole frames.
 
-Two ways in: `text_step` and `speech_step` take all logits, mask and choose; `accept_text` and `accept_speech` take what
-was chosen among `allowed(state)` alone.
-
 Example:
-    grammar = make_grammar(layout, group=3, vocab_rows=3850)
-    token = grammar.text_step(choose, lm_logits)
+    grammar = make_grammar(layout, group=3)
+    allowed = grammar.allowed(grammar.state)
+    grammar.accept_text(allowed[int(logits[allowed].argmax())])
 """
-
-import functools
-import math
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from slmkit.data.prompt import MARKS
 from slmkit.data.sequence import frames_per_step
 from slmkit.data.vocab import VocabLayout
 
-Choose = Callable[[torch.Tensor], torch.Tensor]  # logits [..., V] to classes int64 [...]
 TEXT, SPEECH = 0, 1  # states; in an interleaved grammar SPEECH + k is the turn of stream k
 
 
 class Grammar:
     """State of one answer. `mode` is "text", "speech" or "end"."""
 
-    def __init__(self, layout: VocabLayout, vocab_rows: int) -> None:
+    def __init__(self, layout: VocabLayout) -> None:
         self.layout = layout
         self.mode = "text"
         self.text_ids: list[int] = []
         self.frames: list[list[int]] = []  # whole frames, K codes each
-        self._rows = vocab_rows
         self._sosp, self._eosp = layout.id_of("<sosp>"), layout.id_of("<eosp>")
 
     @property
@@ -60,12 +51,6 @@ class Grammar:
         """int16 [K, T]: the frames so far, from frame `first` on."""
         return np.array(self.frames[first:], dtype=np.int16).reshape(-1, self.layout.num_streams).T
 
-    def text_step(self, choose: Choose, logits: torch.Tensor) -> int:
-        """Choose the next text token from vocabulary logits [V]; returns its id."""
-        token = int(choose(logits + self._masks[TEXT].to(logits)))
-        self.accept_text(token)
-        return token
-
     def accept_text(self, token: int) -> None:
         """Take the text token that was chosen."""
         if token == self.layout.eos_id:
@@ -75,31 +60,16 @@ class Grammar:
         else:
             self.text_ids.append(token)
 
-    def speech_step(self, choose: Choose, logits: list[torch.Tensor]) -> list[int]:
-        """Choose the next speech position from logits: [V] (interleaved) or [C] per head; returns its G ids."""
-        raise NotImplementedError
-
     def accept_speech(self, chosen: list[int]) -> list[int]:
         """Take what was chosen, a token id (interleaved) or one class per head; returns the G ids of the position."""
         raise NotImplementedError
-
-    @functools.cached_property
-    def _masks(self) -> list[torch.Tensor]:
-        """Of each state, [V]: what to add to logits so that nothing else is chosen."""
-        return [self._mask(self.allowed(TEXT), self._rows)]
-
-    @staticmethod
-    def _mask(allowed: list[int], rows: int) -> torch.Tensor:
-        mask = torch.full((rows,), -math.inf)
-        mask[allowed] = 0
-        return mask
 
 
 class Interleaved(Grammar):
     """One token per position, the streams in turn."""
 
-    def __init__(self, layout: VocabLayout, vocab_rows: int) -> None:
-        super().__init__(layout, vocab_rows)
+    def __init__(self, layout: VocabLayout) -> None:
+        super().__init__(layout)
         self._open: list[int] = []  # codes of the frame that is not whole yet
 
     @property
@@ -112,13 +82,6 @@ class Interleaved(Grammar):
         _, first, size = self.layout.streams[state - SPEECH]
         codes = [*range(first, first + size)]
         return [*codes, self._eosp] if state == SPEECH else codes
-
-    @functools.cached_property
-    def _masks(self) -> list[torch.Tensor]:
-        return [self._mask(self.allowed(state), self._rows) for state in range(SPEECH + self.layout.num_streams)]
-
-    def speech_step(self, choose: Choose, logits: list[torch.Tensor]) -> list[int]:
-        return self.accept_speech([int(choose(logits[0] + self._masks[self.state].to(logits[0])))])
 
     def accept_speech(self, chosen: list[int]) -> list[int]:
         (token,) = chosen
@@ -135,13 +98,10 @@ class Interleaved(Grammar):
 class Grouped(Grammar):
     """One step of `group` tokens per position, a head for each."""
 
-    def __init__(self, layout: VocabLayout, vocab_rows: int, group: int) -> None:
-        super().__init__(layout, vocab_rows)
+    def __init__(self, layout: VocabLayout, group: int) -> None:
+        super().__init__(layout)
         self._frames_per_step = frames_per_step(group, layout.num_streams)
         self._pad = layout.id_of("<|speech_pad|>")
-
-    def speech_step(self, choose: Choose, logits: list[torch.Tensor]) -> list[int]:
-        return self.accept_speech([int(choose(head_logits)) for head_logits in logits])
 
     def accept_speech(self, chosen: list[int]) -> list[int]:
         num_streams, sizes = self.layout.num_streams, self.layout.codebook_sizes
@@ -158,6 +118,6 @@ class Grouped(Grammar):
         return ids
 
 
-def make_grammar(layout: VocabLayout, group: int, vocab_rows: int) -> Grammar:
-    """The grammar of a model with `group` tokens per step (0 for NTP) and `vocab_rows` rows of logits."""
-    return Grouped(layout, vocab_rows, group) if group else Interleaved(layout, vocab_rows)
+def make_grammar(layout: VocabLayout, group: int) -> Grammar:
+    """The grammar of a model with `group` tokens per step (0 for NTP)."""
+    return Grouped(layout, group) if group else Interleaved(layout)

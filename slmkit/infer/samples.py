@@ -13,13 +13,10 @@ Example:
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from slmkit import plot
-from slmkit.audio import units
-from slmkit.audio.mel import mel_filterbank
-from slmkit.audio.spectrum import Grid, stft
+from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.codec.open import open_codec
 from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
@@ -28,9 +25,6 @@ from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.slm import SpeechLM
 
 MAX_SEC = 12.0  # of a sample; an untrained model would speak without end
-PICTURE_HOP_SEC, PICTURE_WINDOW_SEC = 0.0125, 0.05
-PICTURE_BANDS = 64
-FLOOR_DB = -80.0
 
 
 class SpeechSamples:
@@ -72,21 +66,6 @@ class SpeechSamples:
             waves["reference"] = synthesizer.decode(sample.codes[: model.layout.num_streams], voice)
             for name, wave in waves.items():
                 writer.add_audio(f"speech/{sample.key}/{name}", wave, step, sample_rate=rate)
-            writer.add_image(f"speech/{sample.key}/mel", picture(waves, rate), step, dataformats="HWC")
+            picture = plot.spectra({name: log_mel(wave, rate) for name, wave in waves.items()}, sec_per_column=HOP_SEC)
+            writer.add_image(f"speech/{sample.key}/mel", picture, step, dataformats="HWC")
         model.train(was_training)
-
-
-def picture(waves: dict[str, np.ndarray], sample_rate: int) -> np.ndarray:
-    """Log-mel spectra of `waves`, float [samples], as one image uint8 [height, width, 3]."""
-    levels = {name: log_mel(wave, sample_rate) for name, wave in waves.items()}
-    return plot.spectra(levels, sec_per_column=PICTURE_HOP_SEC)
-
-
-def log_mel(wave: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Levels float64 [bands, columns] in dB, the lowest band first, never below FLOOR_DB."""
-    hop, window = (units.seconds_to_samples(sec, sample_rate) for sec in (PICTURE_HOP_SEC, PICTURE_WINDOW_SEC))
-    grid = Grid(n_fft=2 * 2 ** (window - 1).bit_length(), window=window, hop=hop)
-    columns = max(1, units.samples_to_frames(len(wave), hop))
-    spectrum = stft(torch.from_numpy(np.asarray(wave, dtype=np.float64)), columns, grid).abs().numpy()
-    mel = spectrum @ mel_filterbank(sample_rate, grid.n_fft, PICTURE_BANDS).T
-    return 20 * np.log10(np.maximum(mel.T, 10 ** (FLOOR_DB / 20)))

@@ -283,19 +283,20 @@ def read_export_config(directory: str | Path) -> SpeechLMConfig:
     return SpeechLMConfig.from_pretrained(directory, **LOCAL)
 
 
-def weights_sha256(directory: str | Path) -> str:
-    """SHA-256 of the weights of an export. Raises UserError when there are none."""
-    files = sorted(Path(directory).glob(WEIGHTS))
-    if not files:
+def export_sha256(directory: str | Path) -> str:
+    """One hash of all files that make an export the model it is: weights, config, tokenizer, vocabulary, codec spec.
+
+    Raises UserError when it holds no weights.
+    """
+    files = sorted([*Path(directory).glob(WEIGHTS), *Path(directory).glob("*.json")])
+    if not any(file.match(WEIGHTS) for file in files):
         raise UserError(
-            "init_from holds no weights",
-            got=directory,
-            expected=WEIGHTS,
-            next_step="restore the model that the run started from, or name another one for a new run",
+            f"{directory} holds no model",
+            expected="a directory that `slmkit consolidate` wrote",
+            next_step="check the path, or restore the model",
         )
-    if len(files) == 1:
-        return sha256_file(files[0])
-    return hashlib.sha256("".join(f"{file.name} {sha256_file(file)}\n" for file in files).encode()).hexdigest()
+    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files if file.name != PROVENANCE_FILE)
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _check_option(name: str, theirs: Any, ours: Any, directory: str | Path) -> None:

@@ -1,31 +1,31 @@
-"""What the server has to give, without HTTP: from a checked request to an answer under way, and figures.
+"""What the server has to give, without HTTP: from a request's body to a call that the worker has taken.
 
 Example:
-    service = Service(synthesizer, voices, Settings(model="mtp3"))
-    service.start()
-    answer = service.ask(asked(body, service.offer, text_field="input"), is_question=False)
+    service = Service(synthesizer, {"anna": vector}, ServeSettings(model="mtp3"))
+    service.worker.start()
+    call = service.ask(SpeechBody(input="Hello.", voice="anna"), sounds.put)
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from slmkit.audio import encode
+from slmkit.audio.encode import formats
 from slmkit.errors import UserError
 from slmkit.infer.request import Output
+from slmkit.infer.sampling import LEAST_FACTOR, Sampling
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
-from slmkit.serve.counts import Counts
-from slmkit.serve.fields import Asked, Offer
-from slmkit.serve.problem import invalid
-from slmkit.serve.worker import Answer, Job, Worker
+from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, refused
+from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker, from_user_error
+
+STREAMED_FORMATS = ("wav", "pcm")  # those that are a file at every moment
+UNSUPPORTED = "unsupported_value"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Limits of a server. Raises UserError for those out of range."""
+class ServeSettings:
+    """Name and limits of a server. Raises UserError for those out of range."""
 
     model: str  # its name in requests
     max_chars: int = MAX_TEXT_CHARS  # of a text
@@ -34,7 +34,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_chars <= MAX_TEXT_CHARS:
-            raise UserError("texts cannot be so long", got=self.max_chars, expected=f"1 to {MAX_TEXT_CHARS}")
+            raise UserError("texts cannot be so long", got=self.max_chars, expected=f"1 to {MAX_TEXT_CHARS} characters")
         if not 0 < self.max_sec < float("inf"):
             raise UserError("answers cannot be so long", got=self.max_sec, expected="a number of seconds above 0")
         if self.max_waiting < 0:
@@ -42,66 +42,82 @@ class Settings:
 
 
 class Service:
-    """See the module."""
+    """What the routes need: the worker, and what the server has to give."""
 
-    def __init__(
-        self, synthesizer: Synthesizer, voices: Mapping[str, npt.NDArray[np.float32]], settings: Settings
-    ) -> None:
+    def __init__(self, synthesizer: Synthesizer, voices: Mapping[str, Wave], settings: ServeSettings) -> None:
         """`voices`: speaker vectors float32 [D] by name.
 
         Raises UserError for no voices, and for a voice of another codec.
         """
         if not voices:
             raise UserError("the server has no voices", next_step="name at least one")
-        width = synthesizer.codec.spec.speaker_dim
+        spec = synthesizer.codec.spec
         for name, vector in voices.items():
-            if vector.shape != (width,):
-                raise UserError(f"the voice {name} is not of this codec", got=vector.shape, expected=(width,))
-        self.synthesizer, self._voices, self.settings = synthesizer, dict(voices), settings
-        self.sample_rate = synthesizer.codec.spec.sample_rate
-        self.offer = Offer(
-            model=settings.model,
-            voices=tuple(voices),
-            formats=encode.formats(self.sample_rate),
-            max_chars=settings.max_chars,
-            max_sec=settings.max_sec,
+            if vector.shape != (spec.speaker_dim,):
+                raise UserError(
+                    f"the voice {name} is not of this codec", got=vector.shape, expected=(spec.speaker_dim,)
+                )
+        self.synthesizer, self.voices, self.settings = synthesizer, dict(voices), settings
+        self.sample_rate, self.formats = spec.sample_rate, formats(spec.sample_rate)
+        self.metrics = ServeMetrics()
+        self.worker = Worker(synthesizer, self.metrics, max_waiting=settings.max_waiting)
+        created = int(time.time())
+        self.model = {"id": settings.model, "object": "model", "created": created, "owned_by": "slmkit"}
+
+    def check(self, body: SpokenBody) -> None:
+        """Raise ApiError for what this server cannot give. (Types and ranges were pydantic's to check.)"""
+        settings, field = self.settings, body.text_field
+        if body.model not in (None, settings.model):
+            raise refused(
+                "model", "no such model", got=body.model, expected=settings.model, code="model_not_found", status=404
+            )
+        if not body.text.strip():
+            raise refused(field, "there is no text", code="empty_text")
+        if len(body.text) > settings.max_chars:
+            what = f"the text has {len(body.text)} characters; split it into sentences"
+            raise refused(field, what, expected=f"at most {settings.max_chars}", code="string_above_max_length")
+        if body.voice not in self.voices:
+            expected = f"one of {', '.join(self.voices)}"
+            raise refused("voice", "no such voice", got=body.voice, expected=expected, code="voice_not_found")
+        if body.stream is False and body.stream_format is not None:
+            raise refused("stream_format", '"stream": false contradicts it')
+        if body.response_format not in (served := STREAMED_FORMATS if body.streaming else self.formats):
+            what = "cannot be streamed" if body.streaming else "cannot be made at this sample rate"
+            expected = f"one of {', '.join(served)}"
+            raise refused("response_format", what, got=body.response_format, expected=expected, code=UNSUPPORTED)
+        if body.speed != 1.0:
+            raise refused("speed", "only 1.0 is served", got=body.speed, code=UNSUPPORTED)
+        if body.instructions.strip():
+            raise refused("instructions", "this model follows no instructions", code=UNSUPPORTED)
+        if 0 < body.temperature < LEAST_FACTOR:
+            raise refused("temperature", "too small", got=body.temperature, expected=f"0, or {LEAST_FACTOR:g} to 100")
+        if body.max_sec is not None and body.max_sec > settings.max_sec:
+            raise refused("max_sec", "too long", got=body.max_sec, expected=f"at most {settings.max_sec:g}")
+
+    def ask(self, body: SpokenBody, deliver: Callable[[Sound | ApiError], None]) -> Call:
+        """Queue a request; its events go to `deliver`, in the worker's thread. Raises ApiError when it is refused."""
+        self.check(body)
+        make = self.synthesizer.answering if isinstance(body, QuestionBody) else self.synthesizer.reading
+        speaker = self.voices[body.voice]
+        sampling = Sampling(
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            repetition_penalty=body.repetition_penalty,
         )
-        self.counts = Counts()
-        self.worker = Worker(synthesizer, self.counts, max_waiting=settings.max_waiting)
-
-    @property
-    def most_at_once(self) -> int:
-        """Requests in slots and waiting; known when it has started."""
-        return self.synthesizer.engine.num_slots + self.settings.max_waiting
-
-    def start(self) -> None:
-        """Begin to answer. Raises UserError as `Worker.start`."""
-        self.worker.start()
-
-    def close(self, grace_sec: float) -> None:
-        """As `Worker.close`."""
-        self.worker.close(grace_sec)
-
-    def ask(self, asked: Asked, *, is_question: bool) -> Answer:
-        """Queue a text to read, or a question to answer. Raises Problem when it does not fit or there is no room."""
-        make = self.synthesizer.answering if is_question else self.synthesizer.reading
-        speaker = self._voices[asked.voice]
-        self.counts.add("asked")
+        max_sec = body.max_sec or self.settings.max_sec
         try:
-            request = make(asked.text, speaker, sampling=asked.sampling, max_sec=asked.max_sec, seed=asked.seed)
+            request = make(body.text, speaker, sampling=sampling, max_sec=max_sec, seed=body.seed)
             self.synthesizer.engine.check(request)
         except UserError as error:
-            self.counts.add("failed")
-            raise invalid(error.what, got=error.got, expected=error.expected) from error
-        return self.worker.submit(Job(request=request, speaker=speaker, is_streamed=asked.streaming is not None))
+            raise from_user_error(error) from error
+        call = Call(request, speaker, is_streamed=body.streaming is not None, deliver=deliver)
+        self.worker.submit(call)
+        return call
 
-    def words(self, output: Output) -> str:
-        """What the model wrote in answer to a question."""
-        return self.synthesizer.words_of(output).text
-
-    def metrics(self) -> dict[str, Any]:
-        """How much the server does and how fast."""
-        active, waiting = self.worker.load()
-        places = {"active": active, "slots": self.synthesizer.engine.num_slots}
-        places |= {"waiting": waiting, "max_waiting": self.settings.max_waiting}
-        return places | self.counts.values()
+    def facts(self, body: SpokenBody, output: Output) -> dict[str, Any]:
+        """How an answer came out; of a question its words, too."""
+        spec = self.synthesizer.codec.spec
+        seconds = round(output.codes.shape[1] * spec.hop_samples / spec.sample_rate, 4)
+        facts: dict[str, Any] = {"seconds": seconds, "reason": output.reason, "limit": output.limit}
+        return facts | {"text": self.synthesizer.words_of(output).text} if isinstance(body, QuestionBody) else facts

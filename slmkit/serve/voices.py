@@ -1,44 +1,42 @@
-"""The voices of a server: names and speaker vectors, all read before it starts.
+"""The voices that a server is to have: names and where each comes from. Needs no torch: it is asked before that loads.
 
 Example:
-    voices = read_voices(["voices/", "shards/train:LJ-0001"], synthesizer.read_speaker)
+    find_voices(["voices/", "shards/train:LJ-0001"])  # {"anna": "voices/anna.wav", "LJ-0001": "shards/train:LJ-0001"}
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from slmkit.errors import UserError
 
 SUFFIXES = (".wav", ".flac", ".npy")
-Vector = npt.NDArray[np.float32]
 
 
-def read_voices(sources: Sequence[str], read: Callable[[str], Vector]) -> dict[str, Vector]:
-    """Vectors float32 [D] by name, in the order of `sources` and in a folder by name; `read` is given one voice.
+def find_voices(sources: Sequence[str]) -> dict[str, str]:
+    """What `Synthesizer.read_speaker` reads, by name, in the order of `sources` and in a folder by name.
 
     A folder gives one voice for each WAV, FLAC or .npy file in it, named as the file; a file gives one; `CORPUS:KEY`
-    one named KEY. Raises UserError when a source gives none, two have the same name, or as `read` does.
+    one named KEY. Raises UserError when a source gives none, or two have the same name.
     """
-    voices: dict[str, Vector] = {}
-    for name, place in (found for source in sources for found in _places(source)):
-        if name in voices:
-            raise UserError("two voices have the same name", got=name, next_step=f"rename one; the second is {place}")
-        voices[name] = read(place)
+    voices: dict[str, str] = {}
+    for source in sources:
+        path, (corpus, colon, key) = Path(source), source.rpartition(":")
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = [(file.stem, str(file)) for file in files]
+            if not files:
+                expected = f"files ending in {', '.join(SUFFIXES)}"
+                raise UserError("the folder holds no voices", got=path, expected=expected)
+        elif path.is_file():
+            found = [(path.stem, source)]
+        elif colon and Path(corpus).is_dir():
+            found = [(key, source)]
+        else:
+            raise UserError("no such voice", got=source, expected="a folder, an audio or .npy file, or CORPUS:KEY")
+        for name, place in found:
+            if name in voices:
+                raise UserError(
+                    "two voices have the same name", got=name, next_step=f"rename {voices[name]} or {place}"
+                )
+            voices[name] = place
     return voices
-
-
-def _places(source: str) -> list[tuple[str, str]]:
-    """(name, what to read) of each voice of a source."""
-    path = Path(source)
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise UserError("the folder holds no voices", got=path, expected=f"files ending in {', '.join(SUFFIXES)}")
-        return [(file.stem, str(file)) for file in files]
-    corpus, colon, key = source.rpartition(":")
-    if colon and Path(corpus).is_dir():
-        return [(key, source)]
-    return [(path.stem, source)]

@@ -1,315 +1,307 @@
 """The one thread that computes: it owns model, engine and codec, and answers all requests at once.
 
-Each turn it takes one waiting request into a free slot, goes one position on in every running answer, and hands what is
-new to whoever listens. Other threads only put requests in and take events out. Nothing here waits for a client: what a
-slow one has not fetched lies in its own queue, at most the seconds of speech that a request may have.
+Each turn it takes one waiting request into a free slot, decodes one position of every running answer, and delivers
+what is new. Other threads only submit requests and give them up. A slow client holds nothing up: what it has not
+fetched waits in its own queue, at most the seconds of speech that a request may have.
 
-A streamed answer is decoded by `SpeechStream` as its frames come; a whole one at its end in one piece, so that it is
-bit for bit what `Synthesizer.speak` gives. Not done: decoding a long whole answer in turns with the others' steps.
+A streamed answer is decoded by `SpeechStream` as its frames come; a whole one at its end, so that it is bit for bit
+what `Synthesizer.speak` gives. Not done: decoding a long whole answer in turns with the others' steps.
 
-Invariant: every answer gets exactly one last event, `Done` or `Failed`, unless it was given up; whatever happens to a
-request, its slot is free afterwards and the next one is answered.
+Invariant: every call gets exactly one last event (a `Sound` with an output, or an ApiError) unless it was given up.
+Whatever happens to a request, its slot is free afterwards, and the other requests get the answers that they would
+have got without it.
 
 Example:
-    worker = Worker(synthesizer, Counts(), max_waiting=16)
+    worker = Worker(synthesizer, ServeMetrics(), max_waiting=16)
     worker.start()
-    answer = worker.submit(Job(request=request, speaker=speaker, is_streamed=True))
-    while not isinstance(event := answer.next(1.0), Done): ...
+    events = queue.SimpleQueue()
+    call = Call(request, speaker, is_streamed=True, deliver=events.put)
+    worker.submit(call)
+    events.get().wave
 """
 
 import contextlib
-import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from slmkit import log
-from slmkit.data.sequence import Example
 from slmkit.errors import UserError
 from slmkit.infer.request import Output, Request
 from slmkit.infer.stream import SpeechStream
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.serve.counts import Counts
-from slmkit.serve.problem import Problem, internal, invalid, overloaded, stopping
+from slmkit.serve.schema import ApiError, internal, overloaded, shutting_down
 
-TURN_SEC = 30.0  # that the last turn of a stopping worker may take
+SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # upper bounds of the histograms' buckets
+NEWEST_SHARE = 0.2  # of the newest answer in the mean time of an answer
 
 Wave = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What is computed for one client."""
+class ServeMetrics:
+    """What `/metrics` shows, in a registry of its own."""
 
-    request: Request
-    speaker: Wave  # float32 [D]
-    is_streamed: bool
-
-    @property
-    def num_prompt_positions(self) -> int:
-        prompt = self.request.prompt
-        return len(prompt.tokens) if isinstance(prompt, Example) else len(prompt)
-
-
-class Piece(NamedTuple):
-    """Sound that follows what came before, float32 [samples], never empty."""
-
-    wave: Wave
-
-
-class Done(NamedTuple):
-    """The end of an answer: the last of its sound, or all of it where it is not streamed."""
-
-    wave: Wave
-    output: Output
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        of: Any = {"registry": self.registry}
+        self.requests = Counter(
+            "slmkit_requests", "Requests by outcome: done refused failed given_up", ["outcome"], **of
+        )
+        for outcome in ("done", "refused", "failed", "given_up"):
+            self.requests.labels(outcome)  # shown as 0 from the start
+        self.audio_sec = Counter("slmkit_audio_seconds", "Speech made", **of)
+        self.busy_sec = Counter("slmkit_busy_seconds", "Time that model and codec have computed", **of)
+        self.first_audio_sec = Histogram(
+            "slmkit_first_audio_seconds", "From a request to its first sound", buckets=SECONDS, **of
+        )
+        self.answer_sec = Histogram("slmkit_answer_seconds", "From a request to its last sound", buckets=SECONDS, **of)
+        self.running = Gauge("slmkit_running_requests", "Requests in slots", **of)
+        self.waiting = Gauge("slmkit_waiting_requests", "Requests that wait for a slot", **of)
+        self.slots = Gauge("slmkit_slots", "Answers at a time", **of)
 
 
-class Failed(NamedTuple):
-    """There will be no more."""
+class Sound(NamedTuple):
+    """Sound that follows what came before. It is empty only with an output, which comes with the last."""
 
-    problem: Problem
-
-
-Event = Piece | Done | Failed
+    wave: Wave  # float32 [samples]
+    output: Output | None = None
 
 
-class Answer:
-    """What one client waits for; made by `Worker.submit`."""
+class Call:
+    """One client's request, from the queue to its last sound."""
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.began = job, time.monotonic()
-        self.is_given_up = False
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-
-    def next(self, limit_sec: float) -> Event | None:
-        """What came next, or None when nothing came in time."""
-        with contextlib.suppress(queue.Empty):
-            return self._events.get(timeout=limit_sec)
-        return None
+    def __init__(
+        self, request: Request, speaker: Wave, *, is_streamed: bool, deliver: Callable[[Sound | ApiError], None]
+    ) -> None:
+        """`speaker` float32 [D], the voice the codec gives. `deliver` is called in the worker's thread."""
+        self.request, self.speaker, self.is_streamed, self.deliver = request, speaker, is_streamed, deliver
+        self.began = time.monotonic()
+        self.stream: SpeechStream | None = None
+        self.has_sound = self.is_given_up = self.is_suspect = False
 
     def give_up(self) -> None:
         """Nobody listens any more: the worker frees the slot with its next turn. Harmless once the answer is done."""
         self.is_given_up = True
 
-    def put(self, event: Event) -> None:
-        """For the worker."""
-        self._events.put(event)
-
-
-class _Running:
-    """An answer in a slot."""
-
-    def __init__(self, answer: Answer, stream: SpeechStream | None) -> None:
-        self.answer, self.stream = answer, stream
-        self.has_sound = False
-
 
 class Worker:
     """See the module."""
 
-    def __init__(self, synthesizer: Synthesizer, counts: Counts, *, max_waiting: int) -> None:
+    def __init__(self, synthesizer: Synthesizer, metrics: ServeMetrics, *, max_waiting: int) -> None:
         """At most `max_waiting` requests wait beside those in the slots."""
-        self._synthesizer, self._counts, self._max_waiting = synthesizer, counts, max_waiting
+        self._synthesizer, self._metrics, self._max_waiting = synthesizer, metrics, max_waiting
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._work: Future[None] | None = None
         self._changed = threading.Condition()
-        # Below: shared, under the lock of `_changed`.
-        self._waiting: deque[Answer] = deque()
+        # Shared, under the lock of `_changed`:
+        self._waiting: deque[Call] = deque()
         self._num_running = 0
         self._stop_at: float | None = None
         self._is_ended = False
-        # Below: the thread's own.
-        self._running: dict[int, _Running] = {}
+        # The thread's own:
+        self._running: dict[int, Call] = {}
+        self._suspects: deque[Call] = deque()
         self._next_number = 0
+        self._mean_answer_sec = 1.0
+        metrics.running.set_function(lambda: self._num_running)
+        metrics.waiting.set_function(lambda: len(self._waiting))
 
     def start(self) -> None:
         """Begin to answer. Raises UserError as making the engine does."""
         try:
-            # Made there: its rounding is tried out with the threads that the worker's own thread computes with.
+            # In the worker's thread: how the engine rounds is measured with the threads that it will compute with.
             self._thread.submit(lambda: self._synthesizer.engine).result()
+            self._metrics.slots.set(self._synthesizer.engine.num_slots)
             self._work = self._thread.submit(self._run)
         finally:
-            self._thread.shutdown(wait=False)  # no more than this
+            self._thread.shutdown(wait=False)  # it takes nothing more, and ends after `_run`
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are answered; also while it is stopping."""
+        """Whether the thread runs."""
         return self._work is not None and not self._work.done()
 
-    def load(self) -> tuple[int, int]:
-        """Requests in slots, and waiting ones."""
-        with self._changed:
-            return self._num_running, len(self._waiting)
+    @property
+    def is_open(self) -> bool:
+        """Whether requests are taken."""
+        return self.is_alive and self._stop_at is None
 
-    def submit(self, job: Job) -> Answer:
-        """Queue a request. Raises Problem 503 when there is no room for it or the worker is stopping."""
-        answer = Answer(job)
+    def submit(self, call: Call) -> None:
+        """Queue a request. Raises ApiError 503 when there is no room for it or the worker is stopping."""
         with self._changed:
+            error: ApiError | None = None
             if self._stop_at is not None or self._is_ended:
-                self._counts.add("refused")
-                raise stopping()
-            slots = self._synthesizer.engine.num_slots
-            if self._num_running + len(self._waiting) >= slots + self._max_waiting:
-                self._counts.add("refused")
-                raise overloaded("all places are taken", self._counts.answer_sec)
-            self._waiting.append(answer)
+                error = shutting_down()
+            elif self._num_running + len(self._waiting) >= self._synthesizer.engine.num_slots + self._max_waiting:
+                error = overloaded(self._mean_answer_sec)
+            if error is not None:
+                self._metrics.requests.labels("refused").inc()
+                raise error
+            self._waiting.append(call)
             self._changed.notify()
-        return answer
 
-    def close(self, grace_sec: float) -> None:
-        """Refuse what waits, let running answers end for `grace_sec` seconds, cut the others, and end the thread.
+    def close(self, grace_sec: float, turn_sec: float = 2.0) -> None:
+        """Refuse what waits, let running answers end for `grace_sec` seconds, fail the others and end the thread.
 
+        A turn that takes longer than `turn_sec` seconds after that is not waited for: `is_alive` is then still true.
         Raises what ended the thread before, if anything did.
         """
         with self._changed:
             self._stop_at = time.monotonic() + grace_sec
             self._changed.notify()
         if self._work is not None:
-            self._work.result(grace_sec + TURN_SEC)
+            with contextlib.suppress(TimeoutError):
+                self._work.result(grace_sec + turn_sec)
 
     def _run(self) -> None:
         try:
-            while self._has_work():
+            while self._wait_for_work():
                 began = time.perf_counter()
                 self._drop_given_up()
-                if self._synthesizer.engine.num_free:
-                    self._take_in()
+                self._admit_one()
                 if self._running:
                     self._step()
-                self._counts.worked(time.perf_counter() - began)
+                self._metrics.busy_sec.inc(time.perf_counter() - began)
         finally:
-            self._end()
+            with self._changed:
+                self._is_ended = True
+                left = [*self._waiting, *self._suspects, *self._running.values()]
+                self._waiting.clear()
+                error = shutting_down() if self._stop_at is not None else internal()
+            for number in list(self._running):
+                self._leave_slot(number)
+            for call in left:
+                self._fail(call, error)
 
-    def _has_work(self) -> bool:
+    def _wait_for_work(self) -> bool:
         """Wait until there is something to do; False when it is time to end."""
         with self._changed:
             while True:
+                is_busy = bool(self._running or self._suspects)
                 if self._stop_at is not None:
                     while self._waiting:
-                        self._waiting.popleft().put(Failed(stopping()))
-                    return bool(self._running) and time.monotonic() < self._stop_at
-                if self._running or self._waiting:
+                        self._fail(self._waiting.popleft(), shutting_down())
+                    return is_busy and time.monotonic() < self._stop_at
+                if is_busy or self._waiting:
                     return True
                 self._changed.wait()
 
     def _drop_given_up(self) -> None:
-        for number, running in list(self._running.items()):
-            if running.answer.is_given_up:
-                self._release(number)
-                self._synthesizer.engine.cancel(number)
-                self._counts.add("given_up")
+        for number, call in list(self._running.items()):
+            if call.is_given_up:
+                self._leave_slot(number)
+                self._metrics.requests.labels("given_up").inc()
         with self._changed:
-            for answer in [answer for answer in self._waiting if answer.is_given_up]:
-                self._waiting.remove(answer)
-                self._counts.add("given_up")
+            for calls in (self._waiting, self._suspects):
+                for call in [call for call in calls if call.is_given_up]:
+                    calls.remove(call)
+                    self._metrics.requests.labels("given_up").inc()
 
-    def _take_in(self) -> None:
-        """Begin one waiting request; one per turn, so that those who run are not kept waiting for many prompts."""
+    def _admit_one(self) -> None:
+        """Begin one request; one per turn, so that those who run are not kept waiting for many prompts.
+
+        A suspect runs alone, and nothing beside it.
+        """
         with self._changed:
-            if not self._waiting:
+            if any(call.is_suspect for call in self._running.values()):
                 return
-            answer = self._waiting.popleft()
+            if self._suspects:
+                if self._running:
+                    return
+                call = self._suspects.popleft()
+            elif self._waiting and self._synthesizer.engine.num_free:
+                call = self._waiting.popleft()
+            else:
+                return
             self._num_running += 1
-        number, job = self._next_number, answer.job
+        number = self._next_number
         self._next_number += 1
-        stream = SpeechStream(self._synthesizer.codec, job.speaker) if job.is_streamed else None
-        self._running[number] = _Running(answer, stream)
+        self._running[number] = call
+        if call.is_streamed and call.stream is None:
+            call.stream = SpeechStream(self._synthesizer.codec, call.speaker)
         try:
-            self._synthesizer.engine.admit(job.request, number)
+            self._synthesizer.engine.admit(call.request, number)
         except UserError as error:
-            self._fail(number, invalid(error.what, got=error.got, expected=error.expected))
-        except RuntimeError:
+            self._fail(self._leave_slot(number), from_user_error(error))
+        except (RuntimeError, ValueError):
             log.get_logger(__name__).exception("a prompt could not be read")
-            self._fail(number, internal())
+            self._fail(self._leave_slot(number), internal())
 
     def _step(self) -> None:
         """One position of every running answer."""
         try:
-            done = self._synthesizer.engine.step()
-        except RuntimeError:  # torch's, as for want of memory: what was in the slots is lost, the engine is not
-            log.get_logger(__name__).exception("a step failed; %d answers are given up", len(self._running))
-            for number in list(self._running):
-                with contextlib.suppress(KeyError):
-                    self._synthesizer.engine.cancel(number)
-                self._fail(number, internal())
+            done = dict(self._synthesizer.engine.step())
+        except (RuntimeError, ValueError):  # torch's, as for want of memory
+            log.get_logger(__name__).exception("a step failed with %d answers", len(self._running))
+            calls = [self._leave_slot(number) for number in list(self._running)]
+            if len(calls) == 1:
+                self._fail(calls[0], internal())
+                return
+            # Which of them it was is not known. An answer depends on its request alone, so each is computed again
+            # from its beginning, without company, and whoever fails then is the one. What was sent stays sent.
+            for call in calls:
+                call.is_suspect = True
+            self._suspects.extend(calls)
             return
-        for number, output in done:
-            self._decoded(number, output)
-        for number in list(self._running):
-            self._decoded(number, None)
+        for number, call in list(self._running.items()):
+            output = done.get(number)
+            try:
+                self._deliver(number, call, output)
+            except (RuntimeError, ValueError):
+                log.get_logger(__name__).exception("codes could not be decoded")
+                self._fail(self._leave_slot(number), internal())
 
-    def _decoded(self, number: int, output: Output | None) -> None:
-        """Hand out what an answer has of new sound, all that is left when it is at its end."""
-        running = self._running[number]
-        try:
-            if output is None:
-                self._hand_out(number, running)
-            else:
-                self._finish(number, running, output)
-        except (RuntimeError, ValueError):
-            log.get_logger(__name__).exception("codes could not be decoded")
-            if output is None:
-                self._synthesizer.engine.cancel(number)
-            self._fail(number, internal())
+    def _deliver(self, number: int, call: Call, output: Output | None) -> None:
+        """Hand out what an answer has of new sound; with `output`, all that is left."""
+        wave = np.zeros(0, np.float32)
+        if call.stream is not None:
+            first = call.stream.num_frames
+            codes = self._synthesizer.engine.frames(number, first) if output is None else output.codes[:, first:]
+            wave = call.stream.push(codes)
+            if output is not None:
+                wave = np.concatenate([wave, call.stream.finish()])
+        elif output is not None and output.codes.shape[1]:
+            wave = self._synthesizer.decode(output.codes, torch.from_numpy(call.speaker))
+        now = time.monotonic()
+        if len(wave) and not call.has_sound:
+            call.has_sound = True
+            self._metrics.first_audio_sec.observe(now - call.began)
+        if output is not None:
+            self._leave_slot(number)
+            spec = self._synthesizer.codec.spec
+            self._metrics.requests.labels("done").inc()
+            self._metrics.answer_sec.observe(now - call.began)
+            self._metrics.audio_sec.inc(output.codes.shape[1] * spec.hop_samples / spec.sample_rate)
+            self._mean_answer_sec += NEWEST_SHARE * (now - call.began - self._mean_answer_sec)
+        if len(wave) or output is not None:
+            call.deliver(Sound(wave, output))
 
-    def _hand_out(self, number: int, running: _Running) -> None:
-        if running.stream is None:
-            return
-        wave = running.stream.push(self._synthesizer.engine.frames(number, running.stream.num_frames))
-        if len(wave):
-            self._note_sound(running)
-            running.answer.put(Piece(wave))
+    def _fail(self, call: Call, error: ApiError) -> None:
+        self._metrics.requests.labels("failed").inc()
+        call.deliver(error)
 
-    def _finish(self, number: int, running: _Running, output: Output) -> None:
-        if running.stream is not None:
-            last = running.stream.push(output.codes[:, running.stream.num_frames :])
-            wave = np.concatenate([last, running.stream.finish()])
-        elif output.codes.shape[1]:
-            wave = self._synthesizer.decode(output.codes, torch.from_numpy(running.answer.job.speaker))
-        else:
-            wave = np.zeros(0, np.float32)
-        if len(wave):
-            self._note_sound(running)
-        self._release(number)
-        spec = self._synthesizer.codec.spec
-        audio_sec = output.codes.shape[1] * spec.hop_samples / spec.sample_rate
-        self._counts.answered(time.monotonic() - running.answer.began, audio_sec)
-        running.answer.put(Done(wave, output))
-
-    def _note_sound(self, running: _Running) -> None:
-        if not running.has_sound:
-            running.has_sound = True
-            self._counts.first_audio(time.monotonic() - running.answer.began)
-
-    def _fail(self, number: int, problem: Problem) -> None:
-        self._counts.add("failed")
-        self._release(number).put(Failed(problem))
-
-    def _release(self, number: int) -> Answer:
-        """Forget an answer that has left its slot."""
+    def _leave_slot(self, number: int) -> Call:
+        """Forget a running answer, in the engine too if it is still there."""
+        with contextlib.suppress(KeyError):
+            self._synthesizer.engine.cancel(number)
         with self._changed:
             self._num_running -= 1
-        return self._running.pop(number).answer
+        return self._running.pop(number)
 
-    def _end(self) -> None:
-        """Whatever is left hears that there will be no more."""
-        with self._changed:
-            self._is_ended = True
-            left = [*self._waiting, *(running.answer for running in self._running.values())]
-            self._waiting.clear()
-            self._num_running = 0
-            problem = stopping() if self._stop_at is not None else internal()
-        for answer in left:
-            self._counts.add("failed")
-            answer.put(Failed(problem))
-        for number in self._running:
-            with contextlib.suppress(KeyError):
-                self._synthesizer.engine.cancel(number)
-        self._running.clear()
+
+def from_user_error(error: UserError) -> ApiError:
+    """What the engine says of a request, for the client."""
+    parts = [error.what]
+    if error.got is not None:
+        parts.append(f"got {error.got}")
+    if error.expected is not None:
+        parts.append(f"expected {error.expected}")
+    return ApiError(400, "; ".join(parts), code="invalid_value")

@@ -1,46 +1,43 @@
 """Utterances of a corpus decoded again, beside the audio they were made of.
 
-For each: both waves as WAV files, a picture of their log-mel levels, and the log-mel distance between them. A distance
+For each: both waves as WAV files, a picture of their log-mel spectra, and the log-mel distance between them. A distance
 alone says little, so the same is measured between each source and the decoded speech of another utterance: that is what
 a wrong pairing would give.
-
-It knows nothing of plans or files of audio: the caller gives the source's wave.
 
 Invariant: no more than five waves are in memory at a time.
 
 Example:
-    copies = make_copies(ShardReader(corpus), codec, [3, 14], open_source, Path("report"))
+    copies = make_copies(ShardReader(corpus), codec, [3, 14], planned_audio("shards", 16000), Path("report"))
     copies[0].distance_db, copies[0].other_db       # 7.1, 15.8
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from slmkit import plot
 from slmkit.audio.io import write_wav
-from slmkit.audio.log_mel import HOP_SEC, log_mel, log_mel_distance
+from slmkit.audio.mel import HOP_SEC, log_mel, log_mel_distance
 from slmkit.audio.units import samples_to_seconds
 from slmkit.codec.base import Codec, decode_alone
 from slmkit.data.ledger import Failure, printable
-from slmkit.data.shards import Sample, ShardReader
+from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.files import atomic_write
+from slmkit.tokenization import decode
 from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.decode import Decoding
-from slmkit.tokenization.decode import decode as decode_item
-from slmkit.tokenization.plan import Plan
+from slmkit.tokenization.plan import TokenizationPlan
 
 OpenSource = Callable[[int, str], np.ndarray | None]
-SOURCE, DECODED, PICTURE = "{}-source.wav", "{}-decoded.wav", "{}-mel.png"
+SOURCE_WAV, DECODED_WAV, PICTURE_PNG = "{}-source.wav", "{}-decoded.wav", "{}-mel.png"
 
 
 class Copy(NamedTuple):
-    """An utterance that was decoded. File names are relative to the report; texts can be written as UTF-8."""
+    """An utterance that was decoded. Texts can be written as UTF-8."""
 
-    name: str  # of its files
+    name: str  # of its files: SOURCE_WAV, DECODED_WAV and PICTURE_PNG
     shard: str  # file name of the tar
     key: str
     text: str
@@ -61,64 +58,63 @@ class Copy(NamedTuple):
 def make_copies(
     reader: ShardReader, codec: Codec, numbers: Sequence[int], open_source: OpenSource, directory: Path
 ) -> list[Copy]:
-    """Decode the samples with these numbers and write their files to `directory`; samples that cannot be read are left
-    out. `open_source(shard, key)` gives a wave at the codec's rate, or None where it is not to be had.
+    """Decode the samples with these numbers and write their files to `directory`.
+
+    Samples that cannot be read are left out: `integrity.check_shards` reports them. `open_source(shard, key)` gives
+    the wave an utterance was made of, float32 [samples] at the codec's rate, or None where it is not available.
     """
     copies: list[Copy] = []
-    rate, first, previous = codec.spec.sample_rate, None, None
+    compared: list[int] = []  # places of the copies that have a source
+    rate, first_source, previous = codec.spec.sample_rate, None, None
     for number in numbers:
         try:
             sample = reader.read(number)
-        except UserError:  # told by `integrity.check_shards`
+        except UserError:
             continue
         shard, _ = reader.corpus.locate(number)
-        source, decoded = open_source(shard, sample.key), decode(codec, sample)
-        copy = _copy(f"{len(copies):04d}", reader.corpus.shards[shard].tar, sample, source, decoded, rate)
-        _write_files(directory, copy.name, source, decoded, rate)
+        source = open_source(shard, sample.key)
+        speaker = np.zeros(0, np.float32) if sample.speaker is None else sample.speaker
+        decoded = decode_alone(codec, sample.codes, speaker)
+        checks = sample.meta.get("checks")
+        text, spoken_by, language, origin = (
+            printable(str(sample.meta.get(name, ""))) for name in ("text", "speaker", "language", "source")
+        )
+        copy = Copy(
+            name=f"{len(copies):04d}",
+            shard=reader.corpus.shards[shard].tar,
+            key=printable(sample.key),
+            text=text,
+            speaker=spoken_by,
+            language=language,
+            source=origin,
+            seconds=samples_to_seconds(len(decoded), rate),
+            checks={
+                printable(name): float(value)  # the sample may be a stranger's
+                for name, value in sorted(checks.items() if isinstance(checks, dict) else ())
+                if isinstance(value, int | float) and np.isfinite(value)
+            },
+            distance_db=None if source is None else log_mel_distance(source, decoded, rate),
+        )
+        if source is not None:
+            write_wav(directory / SOURCE_WAV.format(copy.name), source, rate)
+        write_wav(directory / DECODED_WAV.format(copy.name), decoded, rate)
+        waves = {"source": source, "decoded": decoded}
+        levels = {title: log_mel(wave, rate) for title, wave in waves.items() if wave is not None}
+        with atomic_write(directory / PICTURE_PNG.format(copy.name)) as file:
+            file.write(plot.png(plot.spectra(levels, sec_per_column=HOP_SEC)))
         if source is not None:
             if previous is None:
-                first = copy, source
+                first_source = source
             else:
                 copy = copy._replace(other_db=_distance_to_other(source, previous, rate))
+            compared.append(len(copies))
             previous = decoded
         copies.append(copy)
-    if first is not None and previous is not None and sum(copy.distance_db is not None for copy in copies) > 1:
-        copy, source = first
-        copies[copies.index(copy)] = copy._replace(other_db=_distance_to_other(source, previous, rate))
+    if len(compared) > 1 and first_source is not None and previous is not None:
+        # The first is compared with the last, as each other one is with the one before it.
+        other_db = _distance_to_other(first_source, previous, rate)
+        copies[compared[0]] = copies[compared[0]]._replace(other_db=other_db)
     return copies
-
-
-def decode(codec: Codec, sample: Sample) -> np.ndarray:
-    """The speech of a sample, float32 [samples]."""
-    speaker = np.zeros(0, np.float32) if sample.speaker is None else sample.speaker
-    return decode_alone(codec, sample.codes, speaker)
-
-
-def _copy(
-    name: str, tar: str, sample: Sample, source: np.ndarray | None, decoded: np.ndarray, sample_rate: int
-) -> Copy:
-    return Copy(
-        name=name,
-        shard=tar,
-        key=printable(sample.key),
-        text=_text(sample.meta, "text"),
-        speaker=_text(sample.meta, "speaker"),
-        language=_text(sample.meta, "language"),
-        source=_text(sample.meta, "source"),
-        seconds=samples_to_seconds(len(decoded), sample_rate),
-        checks=_checks(sample.meta),
-        distance_db=None if source is None else log_mel_distance(source, decoded, sample_rate),
-    )
-
-
-def _write_files(directory: Path, name: str, source: np.ndarray | None, decoded: np.ndarray, sample_rate: int) -> None:
-    waves = {"decoded": decoded} if source is None else {"source": source, "decoded": decoded}
-    if source is not None:
-        write_wav(directory / SOURCE.format(name), source, sample_rate)
-    write_wav(directory / DECODED.format(name), decoded, sample_rate)
-    levels = {title: log_mel(wave, sample_rate) for title, wave in waves.items()}
-    with atomic_write(directory / PICTURE.format(name)) as file:
-        file.write(plot.png(plot.spectra(levels, sec_per_column=HOP_SEC)))
 
 
 def _distance_to_other(source: np.ndarray, decoded: np.ndarray, sample_rate: int) -> float | None:
@@ -129,36 +125,20 @@ def _distance_to_other(source: np.ndarray, decoded: np.ndarray, sample_rate: int
     return log_mel_distance(source[:shared], decoded[:shared], sample_rate)
 
 
-def _text(meta: dict[str, Any], column: str) -> str:
-    return printable(str(meta.get(column, "")))
-
-
-def _checks(meta: dict[str, Any]) -> dict[str, float]:
-    """The checks that are finite numbers: the sample may be a stranger's."""
-    checks = meta.get("checks")
-    if not isinstance(checks, dict):
-        return {}
-    return {
-        printable(name): float(value)
-        for name, value in sorted(checks.items())
-        if isinstance(value, int | float) and np.isfinite(value)
-    }
-
-
 def planned_audio(directory: str | Path, sample_rate: int) -> OpenSource:
-    """Opens the audio an utterance was made of, at `sample_rate`; gives None where the corpus has no plan, or the file
-    is gone."""
-    if not Plan.exists(directory):
+    """Opens the audio an utterance was made of, at `sample_rate` Hz; gives None where the corpus has no plan, or the
+    file is gone."""
+    if not TokenizationPlan.exists(directory):
         return lambda shard, key: None
-    plan, settings = Plan.open(directory), CorpusJob.open(directory).settings
+    plan, settings = TokenizationPlan.open(directory), CorpusJob.open(directory).settings
     # With the job's own max_sec, which bounds where a long recording is cut.
-    decoding = Decoding(sample_rate=sample_rate, max_sec=settings.get("max_sec"))
+    decoding = decode.Decoding(sample_rate=sample_rate, max_sec=settings.get("max_sec"))
 
     def open_source(shard: int, key: str) -> np.ndarray | None:
         item = next((item for item in plan.items(shard) if item.key == key), None)
         if item is None:
             return None
-        decoded = decode_item(item, decoding)
+        decoded = decode.decode(item, decoding)
         return None if isinstance(decoded, Failure) else decoded.wave
 
     return open_source

@@ -1,30 +1,46 @@
-"""The directory of a job that writes a corpus: whose it is, and its shards.
+"""The directory of a job that writes a corpus: whose it is, its shards, and how it becomes a corpus.
 
 `job.json` is written first and says what the job is: another job, or another codec, is refused. A shard is done when
 its index exists; it is written whole or not at all, so that a job may be stopped at any moment, and two processes that
-write the same shard do no harm. `finalize` makes a corpus of the directory when every shard is there.
+write the same shard do no harm.
 
-It knows nothing of audio, codecs or plans: it takes samples and ledger lines.
+`finalize` compares every shard with what was planned and writes `failures.jsonl` (what the plan refused, then what
+could not be encoded, shard by shard), `outliers.jsonl` and, last, `manifest.json`. A corpus with holes is refused, and
+they are named; nothing that is done is lost.
+
+It knows nothing of audio and codecs: it takes samples and ledger lines. torch is imported when a shard is written.
+
+Invariant: items of the source = samples in the shards + lines in failures.jsonl.
 
 Example:
     job = CorpusJob("out", "libritts", spec, settings)
     if not job.is_done(shard):
         job.write(shard, (encode(item) for item in items))
+    finalize(job, plan.shards, refused=plan.refused, max_failure_share=0.05)
 """
 
-from collections.abc import Iterable
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from slmkit.codec.base import CodecSpec
-from slmkit.data.index import ShardIndex, index_path, shard_name
+from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, index_path, shard_name, write_manifest
 from slmkit.data.ledger import Failure
-from slmkit.data.shards import Sample, ShardWriter
 from slmkit.errors import UserError
-from slmkit.files import provenance, read_json, write_json
+from slmkit.files import atomic_write, provenance, read_json, write_json
+from slmkit.jobs import JOB, check_same
 from slmkit.log import get_logger
+from slmkit.tokenization.outliers import OutlierSearch
+from slmkit.tokenization.plan import INTENDED, ShardPlan
 
-JOB = "job.json"
+if TYPE_CHECKING:
+    from slmkit.data.shards import Sample
+
+FAILURES, OUTLIERS = "failures.jsonl", "outliers.jsonl"
+SHOWN_REASONS = 5
+SHOWN_SHARDS = 20  # ranges of missing shards that an error names
 log = get_logger(__name__)
 
 
@@ -35,17 +51,8 @@ class CorpusJob:
         """Start or go on. Raises UserError when the directory belongs to another job, or to none and is not empty."""
         self.directory, self.name, self.codec, self.settings = Path(directory), name, codec, settings
         work = {"codec": codec.to_dict(), "settings": settings}
-        path = self.directory / JOB
-        foreign = self.directory.exists() and _holds_more_than_parts(self.directory)  # looked at before job.json
-        if path.exists():
-            _check_same_work(self.directory, read_json(path), work)
-            return
-        if foreign:
-            raise UserError(
-                f"{self.directory} is not an empty directory and holds no {JOB}",
-                next_step="give a new directory for the shards",
-            )
-        write_json(path, {**work, "made_by": provenance()}, replace=True)
+        if not check_directory(self.directory, work):
+            write_json(self.directory / JOB, {**work, "made_by": provenance()}, replace=True)
 
     @staticmethod
     def open(directory: str | Path) -> "CorpusJob":
@@ -71,8 +78,15 @@ class CorpusJob:
         """Where the index of this shard stands, or will."""
         return index_path(self.directory, shard_name(self.name, shard))
 
-    def write(self, shard: int, results: Iterable[Sample | Failure], plan_sha256: str = "") -> ShardIndex:
+    def missing(self, num_shards: int) -> list[int]:
+        """The shards of 0 .. num_shards - 1 that are not done. Looks at the directory once."""
+        done = {path.name for path in self.directory.glob(f"{self.name}-*{INDEX_SUFFIX}")}
+        return [shard for shard in range(num_shards) if self.index_path(shard).name not in done]
+
+    def write(self, shard: int, results: "Iterable[Sample | Failure]", plan_sha256: str = "") -> ShardIndex:
         """Write a shard and its part of the ledger. Raises UserError when the disk refuses; done shards stay."""
+        from slmkit.data.shards import ShardWriter
+
         writer = ShardWriter(self.directory, self.name, shard)
         failures = []
         for result in results:
@@ -89,24 +103,141 @@ class CorpusJob:
         return {**read_json(self.directory / JOB)["made_by"], "config": self.settings}
 
 
-def _holds_more_than_parts(path: Path) -> bool:
-    """Whether `path` is not a directory, or has anything in it but unfinished writes and the job file of a sibling."""
-    return not path.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in path.iterdir())
+def check_directory(directory: str | Path, work: dict[str, Any]) -> bool:
+    """Whether a job of this `work` ("settings", and "codec" where it is known) was begun in the directory.
+
+    Raises UserError when another job was, or it holds no job and is not empty.
+    """
+    directory, path = Path(directory), Path(directory) / JOB
+    # Looked at before job.json, which another task may write at this moment. What unfinished writes leave is no matter.
+    foreign = directory.exists() and (
+        not directory.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in directory.iterdir())
+    )
+    if path.exists():
+        stored = read_json(path)
+        before = {group: stored.get(group) for group in work} if isinstance(stored, dict) else {}
+        check_same(directory, _flat(before), _flat(work))
+        return True
+    if foreign:
+        raise UserError(
+            f"{directory} is not an empty directory and holds no {JOB}",
+            next_step="give a new directory for the shards",
+        )
+    return False
 
 
-def _check_same_work(directory: Path, stored: Any, work: dict[str, Any]) -> None:
-    before, now = (_flat(side) for side in (stored, work))
-    for name in now:
-        if before.get(name) != now[name]:
-            raise UserError(
-                f"{directory} holds another job: {name} differs",
-                got=now[name],
-                expected=before.get(name, "absent"),
-                next_step="give a new directory for the shards, or the settings that this one was begun with",
-            )
-
-
-def _flat(work: Any) -> dict[str, Any]:
+def _flat(work: dict[str, Any]) -> dict[str, Any]:
     """{"codec.name": ..., "settings.corpus": ...} of what decides the shards' bytes."""
-    groups = {group: work.get(group) for group in ("codec", "settings")} if isinstance(work, dict) else {}
-    return {f"{group}.{name}": v for group, d in groups.items() if isinstance(d, dict) for name, v in d.items()}
+    return {f"{group}.{name}": v for group, d in work.items() if isinstance(d, dict) for name, v in d.items()}
+
+
+def finalize(
+    job: CorpusJob,
+    planned: Sequence[ShardPlan],
+    *,
+    refused: Mapping[str, int] | None = None,
+    refused_lines: Path | None = None,
+    max_failure_share: float,
+) -> None:
+    """Check the shards, write ledger, outliers and manifest. `refused` and `refused_lines` are the plan's own ledger.
+
+    Raises UserError when shards are missing, are not what was planned, or nothing or too little of the source could be
+    used: then the shards and the ledger stay, and no manifest is written.
+    """
+    _check_all_there(job, len(planned))
+    with atomic_write(job.directory / FAILURES, replace=True) as ledger:
+        if refused_lines is not None:
+            with open(refused_lines, "rb") as lines:
+                shutil.copyfileobj(lines, ledger)
+        search = OutlierSearch()
+        summaries = [_check_shard(job, shard, planned[shard], ledger, search) for shard in range(len(planned))]
+    reasons = Counter(refused or {})
+    for summary in summaries:
+        reasons.update(summary.failures)
+    samples = sum(summary.samples for summary in summaries)
+    _check_share(job, samples, reasons, max_failure_share)
+    outliers = _write_outliers(job, search)
+    for part in job.directory.glob(f".{job.name}-*.part"):  # of tasks that were killed
+        part.unlink(missing_ok=True)
+    made_by = job.made_by()
+    write_manifest(job.directory, job.name, job.codec, summaries, made_by, refused=refused, outliers=outliers)
+    hours = sum(summary.seconds for summary in summaries) / 3600
+    shape = f"{samples} samples, {hours:.2f} h in {len(planned)} shards"
+    log.info("%s: %s; %d in %s, %d in %s", job.directory, shape, reasons.total(), FAILURES, outliers.total(), OUTLIERS)
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words, such as "0, 3 to 7"; the first `SHOWN_SHARDS` stretches."""
+    stretches: list[list[int]] = []
+    for number in numbers:
+        if stretches and number == stretches[-1][1] + 1:
+            stretches[-1][1] = number
+        else:
+            stretches.append([number, number])
+    words = [f"{first}" if first == last else f"{first} to {last}" for first, last in stretches]
+    return ", ".join(words[:SHOWN_SHARDS]) + (", ..." if len(words) > SHOWN_SHARDS else "")
+
+
+def _check_all_there(job: CorpusJob, num_shards: int) -> None:
+    if missing := job.missing(num_shards):
+        raise UserError(
+            f"{job.directory} has holes: {len(missing)} of {num_shards} shards are missing",
+            got=f"no shard {ranges(missing)}",
+            next_step="run the tasks again that lack them (`slmkit tokenize run`); what is done is kept",
+        )
+    found = len(list(job.directory.glob(f"{job.name}-*{INDEX_SUFFIX}")))
+    if found != num_shards:
+        raise UserError(
+            f"{job.directory} holds shards that were not planned",
+            got=f"{found} shards",
+            expected=num_shards,
+            next_step="if the source has changed, tokenize it into a new directory",
+        )
+
+
+def _check_shard(
+    job: CorpusJob, shard: int, planned: ShardPlan, ledger: IO[bytes], search: OutlierSearch
+) -> ShardSummary:
+    """Compare a shard with its plan, write its lines of the ledger and look at its checks."""
+    path = job.index_path(shard)
+    index = ShardIndex.read(path)
+    items = len(index) + len(index.failures)
+    if items != planned.items or index.plan_sha256 != planned.sha256:
+        raise UserError(
+            f"{path} was not made of what is planned",
+            got=f"{items} items, plan {index.plan_sha256[:12]}",
+            expected=f"{planned.items} items, plan {planned.sha256[:12]}",
+            next_step="remove this index and run its task again",
+        )
+    tar = job.directory / index.tar
+    if not tar.is_file():
+        raise UserError(f"{path} has no tar beside it", got=tar, next_step="remove this index and run its task again")
+    ledger.writelines(failure.line() for failure in index.failures)
+    search.add(index)
+    return index.summary
+
+
+def _check_share(job: CorpusJob, samples: int, reasons: Counter[str], max_failure_share: float) -> None:
+    """Filters are meant to leave items out; all else counts as failed."""
+    failed = sum(count for reason, count in reasons.items() if reason not in INTENDED)
+    total = failed + samples
+    if samples and failed <= max_failure_share * total:
+        return
+    common = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(SHOWN_REASONS))
+    raise UserError(
+        f"{failed} of {total} items of the source failed",
+        got=common or "an empty source",
+        expected=f"a share of at most {max_failure_share}",
+        next_step=f"see {job.directory / FAILURES}; to accept the loss, run `slmkit tokenize finalize` with a larger "
+        "max_failure_share (what is done is kept)",
+    )
+
+
+def _write_outliers(job: CorpusJob, search: OutlierSearch) -> Counter[str]:
+    """List the utterances whose checks stand out; count them by check."""
+    found: Counter[str] = Counter()
+    with atomic_write(job.directory / OUTLIERS, replace=True) as file:
+        for outlier in search.outliers():
+            found[outlier.check] += 1
+            file.write(outlier.line())
+    return found

@@ -1,10 +1,9 @@
 """Audio files to waves in parallel processes, in the order of the source.
 
 Files are hostile: a worker that a file crashes, or that takes too long, is replaced, and the file becomes a ledger
-line. Workers are started afresh (not forked, so that no thread or device of the main process is copied), ignore the
-signals that are for the main process, and end when it does. torch is not imported here, to keep their start quick.
+line. torch is not imported here, to keep the start of workers quick.
 
-A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoder.py).
+A worker keeps nothing of one file for the next: a cut of a long recording is sought each time (see audio/decoding.py).
 
 Invariant: as many results as items, in the same order, the same for any number of workers.
 
@@ -13,15 +12,9 @@ Example:
 """
 
 import contextlib
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -32,8 +25,8 @@ from slmkit.audio.io import Recording, read_recording
 from slmkit.corpora.base import Utterance, read_transcript
 from slmkit.corpora.content import open_audio
 from slmkit.data.ledger import Failure
-from slmkit.errors import BadSample, UserError
-from slmkit.stopping import STOPPING
+from slmkit.errors import BadSample
+from slmkit.tokenization.workers import WorkerDied, Workers
 
 T = TypeVar("T")
 
@@ -68,15 +61,34 @@ def decode_in_order(
         for tag, item in items:
             yield tag, item if isinstance(item, Failure) else decode(item, decoding)
         return
-    with contextlib.closing(_Workers(decoding, num_workers)) as workers:
-        waiting: deque[tuple[T, _Waiting | Failure]] = deque()
+    with contextlib.closing(Workers(num_workers)) as workers:
+        waiting: deque[tuple[T, Failure | _Submitted]] = deque()
         for tag, item in items:
-            waiting.append((tag, workers.submit(item)))
+            if isinstance(item, Failure):
+                waiting.append((tag, item))
+            else:
+                future = workers.submit(decode, item, decoding, limit_sec=decoding.limit_sec)
+                waiting.append((tag, _Submitted(item.key, future)))
             if len(waiting) > ahead:
                 first, oldest = waiting.popleft()
-                yield first, workers.result(oldest)
+                yield first, _result(oldest, decoding)
         for tag, remaining in waiting:
-            yield tag, workers.result(remaining)
+            yield tag, _result(remaining, decoding)
+
+
+class _Submitted(NamedTuple):
+    key: str
+    future: "Future[Decoded | Failure]"
+
+
+def _result(item: Failure | _Submitted, decoding: Decoding) -> Decoded | Failure:
+    if isinstance(item, Failure):
+        return item
+    try:
+        return item.future.result()
+    except WorkerDied:
+        what = f"decoding it crashed the process or took more than {decoding.limit_sec} s"
+        return Failure.of(item.key, BadSample("crashed", what))
 
 
 def decode(utterance: Utterance, decoding: Decoding) -> Decoded | Failure:
@@ -116,97 +128,3 @@ def checks_of(utterance: Utterance, text: str, recording: Recording, sample_rate
 def significant(value: float) -> float:
     """To four significant digits: short in JSON, and the same where the last bits of a sum are not."""
     return float(f"{value:.4g}") + 0.0  # no minus zero
-
-
-class _Waiting(NamedTuple):
-    item: Utterance
-    future: "Future[Decoded | Failure]"
-
-
-class _Workers:
-    """A pool that outlives its workers, and a single process in which the files it died of are tried alone."""
-
-    def __init__(self, decoding: Decoding, num_workers: int) -> None:
-        self.decoding = decoding
-        self.num_workers = num_workers
-        self._pool: ProcessPoolExecutor | None = None
-        self._single: ProcessPoolExecutor | None = None
-
-    def submit(self, item: Utterance | Failure) -> "_Waiting | Failure":
-        """Decode soon; a pool that has died is replaced."""
-        if isinstance(item, Failure):
-            return item
-        self._pool = self._pool or self._start(self.num_workers)
-        try:
-            return _Waiting(item, self._pool.submit(_decode_in_worker, item, self.decoding))
-        except BrokenProcessPool:
-            self._pool = None
-            return self.submit(item)
-
-    def result(self, waiting: "_Waiting | Failure") -> Decoded | Failure:
-        """Wait for an item. If the pool died meanwhile, whoever's fault it was, the item is tried alone."""
-        if isinstance(waiting, Failure):
-            return waiting
-        try:
-            return waiting.future.result()
-        except BrokenProcessPool:
-            return self._alone(waiting.item)
-
-    def _alone(self, item: Utterance) -> Decoded | Failure:
-        self._single = self._single or self._start(1)
-        try:
-            return self._single.submit(_decode_in_worker, item, self.decoding).result()
-        except BrokenProcessPool:
-            self._single = self._start(1)
-            _check_alive(self._single)
-            what = f"decoding it crashed the process or took more than {self.decoding.limit_sec} s"
-            return Failure.of(item.key, BadSample("crashed", what))
-
-    def close(self) -> None:
-        """End the workers without waiting for what nobody asks for any more."""
-        for pool in (self._pool, self._single):
-            if pool is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    @staticmethod
-    def _start(num_workers: int) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(num_workers, mp_context=context, initializer=start_worker)
-
-
-def _check_alive(pool: ProcessPoolExecutor) -> None:
-    """Raise UserError when not even an empty task survives: then no file is to blame."""
-    try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "decoding processes cannot be started", next_step="check the memory left, or run with num_workers=0"
-        ) from error
-
-
-def start_worker() -> None:
-    """Make this process a worker: signals do not end it, the death of its parent does, and C code is silent."""
-    # They are for the main process. Slurm sends them to all: a worker that died while handing a result over would leave
-    # the main process waiting for the rest of it.
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    # libmpg123 writes a line about each damaged frame, and each place sought, to file descriptor 2.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _decode_in_worker(item: Utterance, decoding: Decoding) -> Decoded | Failure:
-    signal.setitimer(signal.ITIMER_REAL, decoding.limit_sec)  # SIGALRM is not handled: it ends the process
-    try:
-        return decode(item, decoding)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)

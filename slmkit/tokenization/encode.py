@@ -9,7 +9,7 @@ Example:
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,12 +22,27 @@ from slmkit.tokenization.decode import Decoded, significant
 
 
 def encode_in_order(
-    codec: Codec, results: Iterable[Decoded | Failure], *, window: int, batch_samples: int
+    codec: Codec,
+    results: Iterable[Decoded | Failure],
+    *,
+    window: int,
+    batch_samples: int,
+    advance: Callable[[int, float], None] = lambda items, seconds: None,
 ) -> Iterator[Sample | Failure]:
-    """Encode every decoded utterance; failures pass through. At most `window` results are held at a time."""
+    """Encode every decoded utterance; failures pass through. At most `window` results are held at a time.
+
+    `advance` is told after each batch how many items are done, and the seconds of their audio.
+    """
     results = iter(results)
-    while held := list(itertools.islice(results, window)):
-        yield from _encode_window(codec, [_long_enough(codec, result) for result in held], batch_samples)
+    while held := [_long_enough(codec, result) for result in itertools.islice(results, window)]:
+        done: dict[int, Sample | Failure] = {place: r for place, r in enumerate(held) if isinstance(r, Failure)}
+        advance(len(done), 0.0)
+        decoded = [(place, r) for place, r in enumerate(held) if isinstance(r, Decoded)]
+        for batch in batches([len(r.wave) for _, r in decoded], batch_samples):
+            samples = _encode_batch(codec, [decoded[i][1] for i in batch])
+            done.update(zip((decoded[i][0] for i in batch), samples, strict=True))
+            advance(len(samples), sum(sample.meta["seconds"] for sample in samples))
+        yield from (done[place] for place in range(len(held)))
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -46,15 +61,6 @@ def _long_enough(codec: Codec, result: Decoded | Failure) -> Decoded | Failure:
         return result
     error = BadSample("too_short", "the audio is too short to give a frame", got=f"{len(result.wave)} samples")
     return Failure.of(result.utterance.key, error)
-
-
-def _encode_window(codec: Codec, held: list[Decoded | Failure], batch_samples: int) -> list[Sample | Failure]:
-    done: dict[int, Sample | Failure] = {place: r for place, r in enumerate(held) if isinstance(r, Failure)}
-    decoded = [(place, r) for place, r in enumerate(held) if isinstance(r, Decoded)]
-    for batch in batches([len(r.wave) for _, r in decoded], batch_samples):
-        samples = _encode_batch(codec, [decoded[i][1] for i in batch])
-        done.update(zip((decoded[i][0] for i in batch), samples, strict=True))
-    return [done[place] for place in range(len(held))]
 
 
 def _encode_batch(codec: Codec, batch: list[Decoded]) -> list[Sample]:

@@ -15,7 +15,7 @@ Example:
 
 import contextlib
 import itertools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
@@ -25,79 +25,106 @@ from tqdm import tqdm
 from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
-from slmkit.corpora import layouts, published
-from slmkit.corpora.base import SourcePart, with_sound_keys
-from slmkit.corpora.layouts import ReadOptions
+from slmkit.corpora import published
+from slmkit.corpora.base import with_sound_keys
+from slmkit.corpora.layouts import ReadOptions, read_parts
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
 from slmkit.errors import UserError
+from slmkit.jobs import ProgressBar
 from slmkit.log import get_logger
-from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.decode import Decoded, Decoding, decode_in_order
+from slmkit.tokenization.corpus_job import CorpusJob, finalize
+from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
-from slmkit.tokenization.finalize import finalize
-from slmkit.tokenization.plan import Plan, ShardPlan, make_plan
-from slmkit.tokenization.progress import Report
-from slmkit.tokenization.sift import Rules, Sifted, sift_parts
+from slmkit.tokenization.plan import Rules, ShardPlan, Sifted, TokenizationPlan, make_plan, sift_parts
+from slmkit.tokenization.progress import LINE_EVERY_SEC, Progress
 
 log = get_logger(__name__)
 
 
-def tokenize(codec: Codec, config: TokenizeConfig) -> None:
+def tokenize(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> None:
     """All three in this process; of several tasks, the encoding alone. Raises UserError as they do."""
     if config.num_tasks == 1:
         plan_corpus(codec.spec, config)
-    encode_share(codec, config)
+    encode_share(codec, config, show=show)
     if config.num_tasks == 1:
         finalize_corpus(config.out, config.max_failure_share)
 
 
-def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> Plan:
+def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
     """Begin the job, or find it begun, and plan its source unless that is done.
 
     Raises UserError when the directory belongs to another job, and as `make_plan` does.
     """
     CorpusJob(config.out, config.corpus, codec, config.settings())
-    if Plan.exists(config.out):
-        return Plan.open(config.out)
+    if TokenizationPlan.exists(config.out):
+        return TokenizationPlan.open(config.out)
     rules = Rules(
         min_sec=config.min_sec,
         max_sec=config.max_sec,
         min_dnsmos=config.filters.min_dnsmos,
         languages=frozenset(config.filters.languages),
     )
-    with tqdm(desc="planning", unit=" items", unit_scale=True, disable=None) as progress:
-        chunks = sift_parts(read_parts(config), rules, num_workers=config.num_workers)
-        plan = make_plan(config.out, _counted(chunks, progress), shard_samples=config.shard_samples)
+    options = ReadOptions(columns=config.columns, language=config.language, max_sec=config.max_sec)
+    parts = read_parts(config.kind, Path(config.source).absolute(), options)  # absolute: tasks may run elsewhere
+    with tqdm(desc="planning", unit=" items", unit_scale=True, disable=None) as bar:
+        chunks = sift_parts(parts, rules, num_workers=config.num_workers)
+        plan = make_plan(config.out, _counted(chunks, bar), shard_samples=config.shard_samples)
     refused = ", ".join(f"{reason} {count}" for reason, count in plan.refused.items()) or "none"
     log.info("planned: %d utterances in %d shards; refused: %s", plan.num_items, len(plan.shards), refused)
     return plan
 
 
-def encode_share(codec: Codec, config: TokenizeConfig) -> None:
+def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> None:
     """Write the shards of `config.task` that are not done. Goes on where an earlier run ended.
 
-    Raises UserError for everything that is not slmkit's fault: a directory of another job, no plan, a full disk.
+    With `show`, the screen says how far it is. Raises UserError for everything that is not slmkit's fault: a directory
+    of another job, no plan, a full disk.
     """
     job = CorpusJob(config.out, config.corpus, codec.spec, config.settings())
-    plan = Plan.open(config.out)
+    plan = TokenizationPlan.open(config.out)
     mine = [s for s in range(config.task, len(plan.shards), config.num_tasks) if not job.is_done(s)]
-    report = Report(config.out, task=config.task, num_tasks=config.num_tasks, shards=len(mine))
-    try:
-        _encode_shards(codec, config, job, plan, mine, report)
-    except UserError as error:
-        report.end("failed", str(error))
-        raise
-    except BaseException:
-        report.end("stopped")
-        raise
-    report.end("done")
+    decoding = Decoding(
+        sample_rate=codec.spec.sample_rate,
+        min_sec=config.min_sec,
+        max_sec=config.max_sec,
+        limit_sec=config.decode_limit_sec,
+    )
+    batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
+    with contextlib.ExitStack() as stack:
+        bar = None
+        if show and mine:
+            num_items = sum(plan.shards[shard].items for shard in mine)
+            bar = stack.enter_context(ProgressBar(num_items, "utterances", log, line_every_sec=LINE_EVERY_SEC))
+        progress = stack.enter_context(
+            Progress(config.out, plan, mine, task=config.task, num_tasks=config.num_tasks, bar=bar)
+        )
+        # Decoding runs ahead across the borders of shards, and a shard is written while the next one is encoded.
+        items = ((shard, item) for shard in mine for item in plan.items(shard))
+        decoded = stack.enter_context(
+            contextlib.closing(decode_in_order(items, decoding, num_workers=config.num_workers, ahead=config.window))
+        )
+        writing = stack.enter_context(ThreadPoolExecutor(1))
+        before: Future[ShardIndex] | None = None
+        for shard, group in itertools.groupby(decoded, key=itemgetter(0)):
+            results = (result for _, result in group)
+            encoded = encode_in_order(
+                codec, results, window=config.window, batch_samples=batch_samples, advance=progress.advance
+            )
+            samples = list(encoded)
+            if before is not None:
+                before.result()
+                progress.shard_done()
+            before = writing.submit(job.write, shard, samples, plan.shards[shard].sha256)
+        if before is not None:
+            before.result()
+            progress.shard_done()
 
 
 def finalize_corpus(out: str | Path, max_failure_share: float) -> None:
     """Check the job in `out` against its plan and make it a corpus. Raises UserError as `finalize` does."""
-    plan = Plan.open(out)
+    plan = TokenizationPlan.open(out)
     finalize(
         CorpusJob.open(out),
         plan.shards,
@@ -123,67 +150,10 @@ def import_codes(config: ImportConfig) -> None:
     finalize(job, planned, max_failure_share=config.max_failure_share)
 
 
-def read_parts(config: TokenizeConfig) -> Iterator[SourcePart]:
-    """The corpus in parts, in their fixed order."""
-    source = Path(config.source).absolute()  # the tasks may run elsewhere
-    options = ReadOptions(columns=config.columns, language=config.language, max_sec=config.max_sec)
-    return layouts.read_parts(config.kind, source, options)
-
-
-def _encode_shards(
-    codec: Codec, config: TokenizeConfig, job: CorpusJob, plan: Plan, shards: list[int], report: Report
-) -> None:
-    """Decode, encode and write `shards`; one is written while the next is encoded."""
-    batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
-    with (
-        tqdm(desc=config.corpus, unit=" s of audio", unit_scale=True, disable=None) as progress,
-        contextlib.closing(_decode_shards(codec, config, plan, shards)) as decoded,
-        ThreadPoolExecutor(1) as writing,
-    ):
-        before: Future[ShardIndex] | None = None
-        for shard, group in itertools.groupby(decoded, key=itemgetter(0)):
-            results = (result for _, result in group)
-            encoded = encode_in_order(codec, results, window=config.window, batch_samples=batch_samples)
-            samples = list(_reported(encoded, progress, report))
-            if before is not None:
-                _finish(before, report)
-            before = writing.submit(job.write, shard, samples, plan.shards[shard].sha256)
-        if before is not None:
-            _finish(before, report)
-
-
-def _finish(written: "Future[ShardIndex]", report: Report) -> None:
-    written.result()
-    report.shard_done()
-
-
-def _decode_shards(
-    codec: Codec, config: TokenizeConfig, plan: Plan, shards: list[int]
-) -> Generator[tuple[int, Decoded | Failure], None, None]:
-    """(shard, decoded item) of every item of `shards`; decoding runs ahead across the borders of shards."""
-    decoding = Decoding(
-        sample_rate=codec.spec.sample_rate,
-        min_sec=config.min_sec,
-        max_sec=config.max_sec,
-        limit_sec=config.decode_limit_sec,
-    )
-    tagged = ((shard, item) for shard in shards for item in plan.items(shard))
-    return decode_in_order(tagged, decoding, num_workers=config.num_workers, ahead=config.window)
-
-
-def _reported(results: Iterable[Sample | Failure], progress: tqdm, report: Report) -> Iterator[Sample | Failure]:
-    """The results; the bar shows seconds of audio, and per second how many of them."""
-    for result in results:
-        if isinstance(result, Sample):
-            progress.update(result.meta["seconds"])
-            report.add(result.meta["seconds"])
-        yield result
-
-
-def _counted(chunks: Iterable[Sifted], progress: tqdm) -> Iterator[Sifted]:
+def _counted(chunks: Iterable[Sifted], bar: tqdm) -> Iterator[Sifted]:
     for chunk in chunks:
         yield chunk
-        progress.update(len(chunk.keys))
+        bar.update(len(chunk.keys))
 
 
 def _check_same_items(path: Path, items: list[Sample | Failure]) -> None:

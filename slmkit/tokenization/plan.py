@@ -5,33 +5,43 @@
 shard's line begins. Shard s holds the items s * shard_samples and following. A task reads the lines of its shards
 alone, so that any number of tasks, killed and started again, write the same bytes; the source is not listed again.
 
-Of several items with one key the first is planned. No audio is opened (see sift.py for the rules).
+The source is read in its parts by several processes at once. Of several items with one key the first is planned. No
+audio is opened: `Rules` go by what the source says.
 
-Invariant: items of the source = utterances in items.jsonl + lines in refused.jsonl.
+Invariants: items of the source = utterances in items.jsonl + lines in refused.jsonl; the plan is the same for any
+number of processes.
 
 Example:
     plan = make_plan("out", sift_parts(read_parts(...), Rules(max_sec=30.0), num_workers=2), shard_samples=1000)
     plan.items(0)                     # the utterances of the first shard
 """
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from slmkit.corpora.base import Utterance, key_refusal
+from slmkit.corpora.base import SourcePart, Utterance, key_refusal, text_file
+from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, read_json, write_json
-from slmkit.tokenization.sift import Sifted
+from slmkit.tokenization.workers import WorkerDied, Workers
 
 DIRECTORY, PLAN, ITEMS, REFUSED = "plan", "plan.json", "items.jsonl", "refused.jsonl"
 INTENDED = frozenset({"low_dnsmos", "no_dnsmos", "other_language"})  # reasons of filters, which no one calls failures
 AGAIN = "plan the corpus again, into a new directory"
+CHUNK_ITEMS = 1000  # read and judged together
+OBJECTS_PER_COLLECTION = 200_000
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=text_file).encode
 
 
 class ShardPlan(NamedTuple):
@@ -45,7 +55,7 @@ class ShardPlan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TokenizationPlan:
     """A finished plan."""
 
     directory: Path
@@ -68,7 +78,7 @@ class Plan:
         return (Path(out) / DIRECTORY / PLAN).is_file()
 
     @staticmethod
-    def open(out: str | Path) -> "Plan":
+    def open(out: str | Path) -> "TokenizationPlan":
         """The plan in `out`. Raises UserError when there is none, or it is damaged."""
         directory = Path(out) / DIRECTORY
         path = directory / PLAN
@@ -80,7 +90,7 @@ class Plan:
             refused = {str(reason): int(count) for reason, count in values["refused"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is not a plan: {error!r}", next_step=AGAIN) from error
-        return Plan(directory=directory, shards=shards, refused=refused)
+        return TokenizationPlan(directory=directory, shards=shards, refused=refused)
 
     def items(self, shard: int) -> list[Utterance]:
         """The utterances of a shard, in order. Raises UserError when the line is not what was planned."""
@@ -100,10 +110,48 @@ class Plan:
         return self.directory / REFUSED
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which utterances are refused, by what the source says of them."""
+
+    min_sec: float = 0.0
+    max_sec: float = float("inf")
+    min_dnsmos: float | None = None
+    languages: frozenset[str] = field(default_factory=frozenset)  # none: all
+
+    def refusal(self, utterance: Utterance) -> Failure | None:
+        """Why this utterance is left out; None when it is not."""
+        seconds = utterance.seconds
+        if seconds is not None and not seconds >= self.min_sec:
+            return Failure(utterance.key, "too_short", f"{seconds} s, at least {self.min_sec} s are wanted")
+        if seconds is not None and not seconds <= self.max_sec:
+            what = f"{seconds} s, at most {self.max_sec} s are wanted, and the source has no time stamps to cut it by"
+            return Failure(utterance.key, "too_long", what)
+        if self.languages and utterance.language not in self.languages:
+            what = f"the language is {utterance.language or 'unknown'}, wanted are {', '.join(sorted(self.languages))}"
+            return Failure(utterance.key, "other_language", what)
+        if self.min_dnsmos is not None:
+            dnsmos = utterance.extra.get("dnsmos")
+            if not isinstance(dnsmos, int | float):
+                return Failure(utterance.key, "no_dnsmos", "the source gives no DNSMOS")
+            if not dnsmos >= self.min_dnsmos:
+                return Failure(utterance.key, "low_dnsmos", f"DNSMOS {dnsmos}, at least {self.min_dnsmos} is wanted")
+        return None
+
+
+class Sifted(NamedTuple):
+    """Some items in order, an entry for each in every list."""
+
+    keys: list[str | None]  # None for an item that its reader refused
+    lines: list[str]  # the JSON of an utterance that is kept, else ""
+    seconds: list[float]  # of audio, 0 where the source does not say
+    refusals: list[Failure | None]  # why it is not kept
+
+
 SHARD_TYPES = (int, float, int, int, str)
 
 
-def make_plan(out: str | Path, chunks: Iterable[Sifted], *, shard_samples: int) -> Plan:
+def make_plan(out: str | Path, chunks: Iterable[Sifted], *, shard_samples: int) -> TokenizationPlan:
     """Read the source to its end and write the plan, whole or not at all.
 
     Raises UserError when there is a plan already, the disk refuses, or a reader does.
@@ -116,7 +164,7 @@ def make_plan(out: str | Path, chunks: Iterable[Sifted], *, shard_samples: int) 
         with atomic_write(temporary / ITEMS) as planned, atomic_write(temporary / REFUSED) as refused:
             shards = list(_write_shards(_keep(chunks, refused, reasons), planned, shard_samples))
         write_json(temporary / PLAN, {"refused": dict(sorted(reasons.items())), "shards": shards})
-    return Plan.open(out)
+    return TokenizationPlan.open(out)
 
 
 def _keep(chunks: Iterable[Sifted], ledger: IO[bytes], reasons: Counter[str]) -> Iterator[tuple[str, float]]:
@@ -148,3 +196,66 @@ def _shard_plan(values: list[object]) -> ShardPlan:
     if [type(value) for value in values] != list(SHARD_TYPES):
         raise ValueError(f"a shard is {values}")
     return ShardPlan(*values)  # type: ignore[arg-type]
+
+
+def sift_parts(parts: Iterable[SourcePart], rules: Rules, *, num_workers: int) -> Iterator[Sifted]:
+    """What becomes of each item of the parts, in their order. The first part is read here; if there are more, worker
+    processes read them, a few ahead of what is asked for.
+
+    Raises UserError where a reader does, or a process dies.
+    """
+    parts = iter(parts)
+    for part in parts if num_workers < 2 else itertools.islice(parts, 1):
+        yield from _sift(part, rules)
+    with contextlib.closing(Workers(num_workers or 1)) as workers:
+        ahead: deque[Future[list[Sifted]]] = deque()
+        try:
+            for part in parts:
+                ahead.append(workers.submit(_sift_whole, part, rules))
+                if len(ahead) > 2 * num_workers:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        except WorkerDied as error:
+            raise UserError(
+                "a process that reads the source died",
+                next_step="check the memory left, or run with num_workers=0 to see where",
+            ) from error
+
+
+def _sift_whole(part: SourcePart, rules: Rules) -> list[Sifted]:
+    return list(_sift(part, rules))
+
+
+def _sift(part: SourcePart, rules: Rules) -> Iterator[Sifted]:
+    items = iter(part())
+    while True:
+        with _rare_garbage_collection():
+            some = list(itertools.islice(items, CHUNK_ITEMS))
+            chunk = _chunk(some, rules)
+        if not some:
+            return
+        yield chunk
+
+
+def _chunk(items: list[Utterance | Failure], rules: Rules) -> Sifted:
+    sifted = Sifted([], [], [], [])
+    for item in items:
+        refusal = item if isinstance(item, Failure) else rules.refusal(item)
+        sifted.keys.append(None if item is refusal else item.key)
+        sifted.lines.append("" if refusal else _encode(item))
+        sifted.seconds.append(0.0 if isinstance(item, Failure) else item.seconds or 0.0)
+        sifted.refusals.append(refusal)
+    return sifted
+
+
+@contextmanager
+def _rare_garbage_collection() -> Iterator[None]:
+    """Inside, cycles are looked for after many more objects than usual: nothing here makes any, and looking through
+    the items again and again takes a quarter of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(OBJECTS_PER_COLLECTION, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

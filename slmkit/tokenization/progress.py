@@ -1,53 +1,111 @@
-"""How far a job is: each task keeps a small file in `OUT/tasks/`, and `look` reads them all beside the shards.
+"""How far a job is: on the screen while it runs, and for `slmkit tokenize status` from anywhere.
+
+Each task keeps a small file in `OUT/tasks/`, and `look` reads them all beside the shards.
 
 Invariant: a task's file never decides what is done; the shards do.
 
 Example:
-    report = Report("out", task=3, num_tasks=8)
-    report.add(seconds=12.5)
+    with Progress("out", plan, shards, task=3, num_tasks=8) as progress:
+        progress.advance(items=8, seconds=12.5)
     print("\\n".join(look(job, plan).lines()))
 """
 
+import math
 import os
 import socket
 import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from slmkit.data.index import MANIFEST
 from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
-from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.finalize import missing_shards, ranges
-from slmkit.tokenization.plan import Plan
+from slmkit.jobs import ProgressBar
+from slmkit.tokenization.corpus_job import CorpusJob, ranges
+from slmkit.tokenization.plan import TokenizationPlan
 
 TASKS = "tasks"
 EVERY_SEC = 5.0  # how often a task writes its file
+LINE_EVERY_SEC = 60.0  # how often a line of the log says how far it is, where there is no terminal
 LOST_SEC = 120.0  # a task that has not written for so long is not running any more
-State = Literal["running", "done", "stopped", "failed"]
 
 
-class Report:
-    """One task's file, rewritten every few seconds."""
+class Done(NamedTuple):
+    """How much of some shards is done."""
 
-    def __init__(self, out: str | Path, *, task: int, num_tasks: int, shards: int) -> None:
-        """`shards` of this task are not done yet."""
+    items: int  # utterances, failed ones included
+    num_items: int
+    seconds: float  # of audio
+    num_seconds: float | None  # None where the source does not tell: then it is guessed from what is done
+    elapsed_sec: float
+
+    @property
+    def figures(self) -> str:
+        """Such as "1.2 of about 3.3 h audio, 41x real time"."""
+        if not self.seconds:
+            return "starting"
+        total, about = self.num_seconds, ""
+        if total is None:
+            total, about = self.seconds * self.num_items / self.items, "about "
+        unit, unit_sec = ("min", 60) if total < 7200 else ("h", 3600)
+        speed = self.seconds / max(1e-3, self.elapsed_sec)
+        return f"{self.seconds / unit_sec:.1f} of {about}{total / unit_sec:.1f} {unit} audio, {speed:.3g}x real time"
+
+
+class Progress:
+    """How far one task is: in its file, which is rewritten every few seconds, and on the screen where one is given.
+
+    A context; its end says whether the task is done, failed (a UserError) or was stopped.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        plan: TokenizationPlan,
+        shards: Sequence[int],
+        *,
+        task: int = 0,
+        num_tasks: int = 1,
+        bar: ProgressBar | None = None,
+    ) -> None:
+        """`shards` are those of this task that are not done yet."""
         self._path = Path(out) / TASKS / f"{task}-of-{num_tasks}.json"
-        self._started, self._written = time.time(), 0.0
+        self._started, self._written, self._bar = time.time(), 0.0, bar
+        planned = [plan.shards[shard] for shard in shards]
+        known = all(shard.seconds > 0 for shard in planned)
         self._values: dict[str, Any] = {
             "state": "running",
             "task": task,
             "num_tasks": num_tasks,
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "shards_left": shards,
+            "shards_left": len(shards),
             "shards_done": 0,
+            "items": sum(shard.items for shard in planned),
+            "items_done": 0,
+            "seconds": sum(shard.seconds for shard in planned) if known else None,
             "seconds_done": 0.0,
         }
         self._write()
 
-    def add(self, seconds: float) -> None:
-        """So much more audio is encoded (seconds)."""
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UserError):
+            self._values |= {"state": "failed", "error": str(error)}
+        else:
+            self._values["state"] = "done" if error is None else "stopped"
+        self._write()
+
+    def advance(self, items: int, seconds: float) -> None:
+        """So many more utterances are encoded or have failed, with so much audio (seconds)."""
+        self._values["items_done"] += items
         self._values["seconds_done"] += seconds
+        if self._bar is not None:
+            done = _done([self._values], time.time() - self._started)
+            self._bar.show(done.items, done.figures)
         if time.time() - self._written > EVERY_SEC:
             self._write()
 
@@ -57,21 +115,39 @@ class Report:
         self._values["shards_done"] += 1
         self._write()
 
-    def end(self, state: State, error: str = "") -> None:
-        """The task ends."""
-        self._values |= {"state": state, "error": error} if error else {"state": state}
-        self._write()
-
     def _write(self) -> None:
         self._written = time.time()
         write_json(self._path, {**self._values, "started": self._started, "updated": self._written}, replace=True)
+
+
+def done_by(out: str | Path, processes: Collection[int]) -> Done | None:
+    """What the tasks that run in these processes have done together; None when one has not begun."""
+    found = [read_json(path) for path in (Path(out) / TASKS).glob("*-of-*.json")]
+    tasks = [
+        values for values in found if values.get("process") in processes and values["host"] == socket.gethostname()
+    ]
+    if len(tasks) < len(processes):
+        return None
+    started, updated = min(values["started"] for values in tasks), max(values["updated"] for values in tasks)
+    return _done(tasks, updated - started)
+
+
+def _done(tasks: Sequence[Mapping[str, Any]], elapsed_sec: float) -> Done:
+    seconds = [values["seconds"] for values in tasks]
+    return Done(
+        items=sum(values["items_done"] for values in tasks),
+        num_items=sum(values["items"] for values in tasks),
+        seconds=math.fsum(values["seconds_done"] for values in tasks),
+        num_seconds=None if None in seconds else math.fsum(seconds),
+        elapsed_sec=elapsed_sec,
+    )
 
 
 class Task(NamedTuple):
     """What a task's file says."""
 
     name: str  # such as "3-of-8"
-    state: str  # of `State`, or "lost": it says running, but has not written for a while
+    state: str  # running, done, stopped, failed, or lost: it says running, but has not written for a while
     host: str
     shards_left: int
     seconds_done: float  # of audio, since the task was last started
@@ -87,6 +163,7 @@ class Status(NamedTuple):
     missing: list[int]  # shards that are not done
     seconds_left: float | None  # of audio, None where the source does not say
     tasks: list[Task]
+    is_finalized: bool
 
     @property
     def time_left_sec(self) -> float | None:
@@ -116,18 +193,25 @@ class Status(NamedTuple):
         for task in self.tasks:
             if task.state != "done":
                 lines.append(f"  task {task.name} on {task.host}: {_describe(task)}")
-        return lines
+        finalize = "not finalized yet: `slmkit tokenize finalize` when no shard is missing"
+        return [*lines, "finalized" if self.is_finalized else finalize]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For programs."""
+        tasks = [task._asdict() for task in self.tasks]
+        return {**self._asdict(), "time_left_sec": self.time_left_sec, "tasks": tasks}
 
 
-def look(job: CorpusJob, plan: Plan, now: float | None = None) -> Status:
+def look(job: CorpusJob, plan: TokenizationPlan, now: float | None = None) -> Status:
     """How far the job is at `now` (seconds since 1970)."""
     now = time.time() if now is None else now
-    missing = missing_shards(job, len(plan.shards))
+    missing = job.missing(len(plan.shards))
     known = all(plan.shards[shard].seconds > 0 for shard in missing)
     seconds_left = sum(plan.shards[shard].seconds for shard in missing) if known else None
     paths = sorted((job.directory / TASKS).glob("*-of-*.json"))
-    tasks = [task for task in (_read_task(path, now) for path in paths) if task is not None]
-    return Status(len(plan.shards), missing, seconds_left, tasks)
+    tasks = [task for path in paths if (task := _read_task(path, now)) is not None]
+    is_finalized = (job.directory / MANIFEST).is_file()
+    return Status(len(plan.shards), missing, seconds_left, tasks, is_finalized)
 
 
 def _read_task(path: Path, now: float) -> Task | None:

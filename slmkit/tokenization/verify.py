@@ -1,7 +1,8 @@
 """Whether a tokenized corpus can be trusted: read through, compared with its plan, and listened to.
 
 `verify_corpus` reads every shard again, decodes a random sample with the codec that made the codes, and writes a
-directory to keep: `index.html` with sounds and pictures, and `verify.json` with the same in numbers. It mends nothing.
+directory to keep: `index.html` with sounds and pictures, and `verify.json` with the same in numbers. It repairs
+nothing.
 
 Invariants: the report appears whole or not at all, also when shards are damaged; the same seed chooses the same
 samples.
@@ -18,17 +19,26 @@ from typing import Any
 
 import numpy as np
 
+from slmkit import pages
 from slmkit.codec.base import Codec
 from slmkit.data.index import MANIFEST, Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, provenance, read_json, write_json
-from slmkit.tokenization.copies import Copy, OpenSource, make_copies, planned_audio
-from slmkit.tokenization.integrity import PlannedKeys, Problem, check_shards
-from slmkit.tokenization.plan import Plan
-from slmkit.tokenization.verify_page import render
+from slmkit.tokenization.copies import (
+    DECODED_WAV,
+    PICTURE_PNG,
+    SOURCE_WAV,
+    Copy,
+    OpenSource,
+    make_copies,
+    planned_audio,
+)
+from slmkit.tokenization.integrity import PlannedKeys, ShardProblem, check_shards
+from slmkit.tokenization.outliers import LIMITS
+from slmkit.tokenization.plan import TokenizationPlan
 
-PAGE, NUMBERS = "index.html", "verify.json"
+VERIFY_PAGE, VERIFY_NUMBERS = "index.html", "verify.json"
 SHOWN_PROBLEMS = 100  # in the error; the report has all
 
 
@@ -44,38 +54,29 @@ class Verification:
     failures: int  # items of the source that gave no sample
     outliers: dict[str, int]  # check -> utterances listed
     seed: int
-    problems: tuple[Problem, ...]
+    problems: tuple[ShardProblem, ...]
     copies: tuple[Copy, ...]
 
-    @property
-    def mean_db(self) -> float | None:
-        """Mean distance of the decoded speech to its source; None where nothing was compared."""
-        return _mean([copy.distance_db for copy in self.copies])
-
-    @property
-    def worst_db(self) -> float | None:
-        """The greatest of these distances."""
-        return max((copy.distance_db for copy in self.copies if copy.distance_db is not None), default=None)
-
-    @property
-    def other_db(self) -> float | None:
-        """Mean distance to the decoded speech of other utterances."""
-        return _mean([copy.other_db for copy in self.copies])
+    def distances_db(self) -> dict[str, float | None]:
+        """Mean and largest distance of the decoded speech to its source, and the mean distance to the decoded speech of
+        other utterances; None where nothing was compared."""
+        own = [copy.distance_db for copy in self.copies if copy.distance_db is not None]
+        others = [copy.other_db for copy in self.copies if copy.other_db is not None]
+        return {
+            "mean": sum(own) / len(own) if own else None,
+            "worst": max(own, default=None),
+            "mean_to_others": sum(others) / len(others) if others else None,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "corpus": self.corpus,
             "codec": self.codec,
-            "counts": {
-                "shards": self.shards,
-                "samples": self.samples,
-                "seconds": self.seconds,
-                "failures": self.failures,
-            },
+            "counts": {name: getattr(self, name) for name in ("shards", "samples", "seconds", "failures")},
             "outliers": self.outliers,
             "problems": [problem._asdict() for problem in self.problems],
-            "log_mel_distance_db": {"mean": self.mean_db, "worst": self.worst_db, "mean_to_others": self.other_db},
+            "log_mel_distance_db": self.distances_db(),
             "seed": self.seed,
             "copies": [copy._asdict() for copy in self.copies],
             "made_by": provenance(),
@@ -91,22 +92,65 @@ class Verification:
             ("failures", f"{self.failures:,}"),
             ("outliers", f"{sum(self.outliers.values()):,}"),
         ]
-        distances = (("mean distance", self.mean_db), ("worst distance", self.worst_db), ("to others", self.other_db))
-        drawn = [("decoded", f"{len(self.copies)}, seed {self.seed}")] if self.copies else []
-        return found + drawn + [(name, f"{db:.1f} dB") for name, db in distances if db is not None]
+        if self.copies:
+            found.append(("decoded samples", f"{len(self.copies)}, seed {self.seed}"))
+        labels = {"mean": "mean distance", "worst": "largest distance", "mean_to_others": "mean distance to others"}
+        return found + [(labels[name], f"{db:.1f} dB") for name, db in self.distances_db().items() if db is not None]
 
     def lines(self) -> list[str]:
         """The facts and the problems as text."""
         return [*(f"  {name}: {value}" for name, value in self.facts()), *(f"  {problem}" for problem in self.problems)]
+
+    def verdict(self) -> str:
+        """How many files have problems, as a clause."""
+        num_files = len({problem.where for problem in self.problems})
+        return f"{num_files} {'file is' if num_files == 1 else 'files are'} damaged or not as planned"
+
+    def page(self) -> str:
+        """The page: what is wrong, and the decoded utterances to listen to, doubtful ones first."""
+        measured = [db for copy in self.copies for db in (copy.distance_db, copy.other_db) if db is not None]
+        longest_db = max(measured, default=0.0) or 1.0
+        unlimited = (float("-inf"), float("inf"))
+        shown = []
+        for copy in sorted(self.copies, key=lambda copy: (not copy.is_doubtful, -(copy.distance_db or 0.0))):
+            about = [(name, getattr(copy, name)) for name in ("key", "shard", "speaker", "language", "source")]
+            files = [("source", SOURCE_WAV)] * (copy.distance_db is not None) + [("decoded", DECODED_WAV)]
+            checks = []
+            for name, value in copy.checks.items():
+                low, high = LIMITS.get(name, unlimited)
+                checks.append((name, f"{value:g}", not low <= value <= high))
+            shown.append(
+                {
+                    "text": copy.text,
+                    "is_doubtful": copy.is_doubtful,
+                    "sounds": [(label, file.format(copy.name)) for label, file in files],
+                    "picture": PICTURE_PNG.format(copy.name),
+                    "distance_db": copy.distance_db,
+                    "other_db": copy.other_db,
+                    "share": 100 * (copy.distance_db or 0.0) / longest_db,
+                    "other_share": None if copy.other_db is None else 100 * copy.other_db / longest_db,
+                    "about": [pair for pair in about if pair[1]] + [("length", f"{copy.seconds:.2f} s")],
+                    "checks": checks,
+                }
+            )
+        return pages.render(
+            "verify.html",
+            title=f"{self.corpus} verified",
+            corpus=self.corpus,
+            verdict=f"{self.verdict()}.",
+            facts=self.facts(),
+            problems=self.problems,
+            copies=shown,
+        )
 
 
 def verify_job(
     out: str | Path, codec: Codec | None, *, samples: int = 20, seed: int = 0, report: str | Path
 ) -> Verification:
     """Verify a corpus against the plan and the audio it was made of, where it has a plan. Raises as `verify_corpus`."""
-    if not Plan.exists(out):
+    if not TokenizationPlan.exists(out):
         return verify_corpus(out, codec, samples=samples, seed=seed, report=report)
-    plan = Plan.open(out)
+    plan = TokenizationPlan.open(out)
 
     def planned_keys(shard: int) -> Sequence[str]:
         return [item.key for item in plan.items(shard)] if shard < len(plan.shards) else []
@@ -147,73 +191,53 @@ def verify_corpus(
     if report.exists():
         raise UserError("the report exists already", got=report, next_step="remove it, or give another directory")
     if codec is not None:
-        _check_codec(corpus, codec)
+        corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="this command")
+        if corpus.codec.speaker_dim != codec.spec.speaker_dim:
+            raise UserError(
+                f"{corpus.directory} cannot be decoded: its speaker vectors are not the codec's",
+                got=f"width {corpus.codec.speaker_dim}",
+                expected=f"width {codec.spec.speaker_dim}",
+                next_step="verify it without a codec",
+            )
     with new_directory(report) as directory:
         problems = list(check_shards(corpus, planned_keys, num_planned))
         copies: list[Copy] = []
         if codec is not None:
-            copies = make_copies(ShardReader(corpus), codec, _draw(len(corpus), samples, seed), open_source, directory)
-        problems += [_doubt(copy) for copy in copies if copy.is_doubtful]
-        verification = _verification(corpus, seed, problems, copies)
-        write_json(directory / NUMBERS, verification.to_dict())
-        page = render(title=verification.corpus, facts=verification.facts(), problems=problems, copies=copies)
-        with atomic_write(directory / PAGE) as file:
-            file.write(page.encode())
-    if problems:
-        raise _damaged(corpus, problems, report)
-    return verification
-
-
-def _check_codec(corpus: Corpus, codec: Codec) -> None:
-    corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="this command")
-    if corpus.codec.speaker_dim != codec.spec.speaker_dim:
-        raise UserError(
-            f"{corpus.directory} cannot be decoded: its speaker vectors are not the codec's",
-            got=f"width {corpus.codec.speaker_dim}",
-            expected=f"width {codec.spec.speaker_dim}",
-            next_step="verify it without a codec",
+            rng, count = np.random.default_rng(seed), min(samples, len(corpus))
+            drawn = sorted(int(number) for number in rng.choice(len(corpus), size=count, replace=False))
+            copies = make_copies(ShardReader(corpus), codec, drawn, open_source, directory)
+        problems += [
+            ShardProblem(
+                copy.shard,
+                f"sample {copy.key!r} decodes to speech that is no more like its source than another utterance's is: "
+                f"{copy.distance_db:.1f} dB, {copy.other_db:.1f} dB",
+            )
+            for copy in copies
+            if copy.is_doubtful
+        ]
+        manifest = read_json(corpus.directory / MANIFEST)
+        verification = Verification(
+            corpus=manifest["corpus"],
+            codec=f"{corpus.codec.name} {corpus.codec.weights_sha256[:12]}".strip(),
+            shards=len(corpus.shards),
+            samples=len(corpus),
+            seconds=corpus.seconds,
+            failures=sum(manifest.get("failures", {}).values()),
+            outliers=manifest.get("outliers", {}),
+            seed=seed,
+            problems=tuple(problems),
+            copies=tuple(copies),
         )
-
-
-def _draw(num_samples: int, wanted: int, seed: int) -> list[int]:
-    """Numbers of samples, ascending."""
-    drawn = np.random.default_rng(seed).choice(num_samples, size=min(wanted, num_samples), replace=False)
-    return sorted(int(number) for number in drawn)
-
-
-def _doubt(copy: Copy) -> Problem:
-    what = f"sample {copy.key!r} decodes to speech that is no more like its source than another utterance's is"
-    return Problem(copy.shard, f"{what}: {copy.distance_db:.1f} dB, {copy.other_db:.1f} dB")
-
-
-def _verification(corpus: Corpus, seed: int, problems: Sequence[Problem], copies: Sequence[Copy]) -> Verification:
-    manifest = read_json(corpus.directory / MANIFEST)
-    return Verification(
-        corpus=manifest["corpus"],
-        codec=f"{corpus.codec.name} {corpus.codec.weights_sha256[:12]}".strip(),
-        shards=len(corpus.shards),
-        samples=len(corpus),
-        seconds=corpus.seconds,
-        failures=sum(manifest.get("failures", {}).values()),
-        outliers=manifest.get("outliers", {}),
-        seed=seed,
-        problems=tuple(problems),
-        copies=tuple(copies),
-    )
-
-
-def _damaged(corpus: Corpus, problems: Sequence[Problem], report: Path) -> UserError:
-    num_files = len({problem.where for problem in problems})
-    files = "1 file is" if num_files == 1 else f"{num_files} files are"
-    listed = [f"\n  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-    more = [f"\n  - and {len(problems) - SHOWN_PROBLEMS} more"] if len(problems) > SHOWN_PROBLEMS else []
-    return UserError(
-        f"{corpus.directory}: {files} damaged or not as planned{''.join(listed + more)}",
-        next_step=f"see {report / PAGE}; restore the files from a copy, or remove the tar and the index of each shard "
-        f"that is named, and `slmkit tokenize run` makes it again",
-    )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+        write_json(directory / VERIFY_NUMBERS, verification.to_dict())
+        with atomic_write(directory / VERIFY_PAGE) as file:
+            file.write(verification.page().encode())
+    if problems:
+        listed = [f"\n  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+        if len(problems) > SHOWN_PROBLEMS:
+            listed.append(f"\n  - and {len(problems) - SHOWN_PROBLEMS} more")
+        raise UserError(
+            f"{corpus.directory}: {verification.verdict()}{''.join(listed)}",
+            next_step=f"see {report / VERIFY_PAGE}; restore the files from a copy, or remove the tar and the index of "
+            "each shard that is named and give `slmkit tokenize run` again, which makes them anew",
+        )
+    return verification

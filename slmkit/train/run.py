@@ -41,7 +41,7 @@ from slmkit.files import read_json, write_json
 from slmkit.group import in_first
 from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.pretrained import base_layout, check_export, config_on_base, weights_sha256
+from slmkit.model.pretrained import base_layout, check_export, config_on_base, export_sha256
 from slmkit.model.slm import SpeechLM
 from slmkit.train.evaluation import term_names
 from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
@@ -215,7 +215,7 @@ def known_facts(
             for source, given in zip(sources, config.data.all_sources, strict=True)
         ],
         "precision": precision(settings),
-        "init_from": None if config.init_from is None else weights_sha256(config.init_from),
+        "init_from": None if config.init_from is None else export_sha256(config.init_from),
         **{name: getattr(config, name) for name in FIXED},
         **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
         **{f"model.{name}": value for name, value in to_dict(config.model).items()},

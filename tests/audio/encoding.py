@@ -1,13 +1,14 @@
 """Waves and encoded files for the tests of audio."""
 
 import io
+import tempfile
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 
 from slmkit.audio.io import read_audio
-from slmkit.audio.mp3 import _parsed
 
 RATE = 16000
 CORPUS = Path(__file__).parents[2] / "tokenize_jobs" / "sample_corpus"
@@ -38,13 +39,32 @@ def encoded(wave, rate=RATE, kind="WAV", subtype=None, **options):
     return buffer.getvalue()
 
 
+def by_ffmpeg(wave, container, codec, rate=RATE, bit_rate=48_000, **options):
+    """The bytes of a mono file that FFmpeg writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a")
+        _write_by_ffmpeg(path, wave, container, codec, rate, bit_rate, options)
+        return path.read_bytes()
+
+
+def _write_by_ffmpeg(path, wave, container, codec, rate, bit_rate, options):
+    with av.open(str(path), "w", format=container, options=options) as file:
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = bit_rate
+        frame = av.AudioFrame.from_ndarray(np.asarray(wave, np.float32)[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = rate, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            file.mux(packet)
+
+
 def variable_mp3(wave, rate=RATE):
     return encoded(wave, rate, "MP3", bitrate_mode="VARIABLE", compression_level=0.5)
 
 
 def without_tag(mp3):
     """An MP3 file as old encoders and recorders of streams leave it: without the frame that says how long it is."""
-    return mp3[_parsed(mp3[:4]).num_bytes :]
+    with av.open(io.BytesIO(mp3), format="mp3") as file:
+        return mp3[next(file.demux()).pos :]
 
 
 def unknown_flac(wave, rate=RATE):

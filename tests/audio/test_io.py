@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ import soxr
 from audio.encoding import RATE, encoded, tone, unknown_flac
 
 from slmkit.audio import units
-from slmkit.audio.decoder import UNKNOWN_FRAMES
-from slmkit.audio.io import REASONS, read_audio, write_wav
-from slmkit.audio.ogg import SEARCHED_BYTES
+from slmkit.audio.decoding import UNKNOWN_SAMPLES
+from slmkit.audio.ffmpeg import SEARCHED_BYTES
+from slmkit.audio.io import REASONS, read_audio, resampled, write_wav
 from slmkit.errors import BadSample, UserError
 
 HOUR_SEC = 3600
@@ -63,7 +64,7 @@ BAD = {
     "cut.flac": ("truncated", lambda: cut(encoded(tone(), kind="FLAC")), "is cut short"),
     "cut.mp3": ("truncated", lambda: cut(encoded(tone(2.0), kind="MP3")), "is cut short"),
     "too_large.wav": ("truncated", lambda: wav_with(40, 3 * RATE), "is cut short"),
-    "says_nothing.wav": ("empty", lambda: wav_with(40, 0), "holds no samples"),
+    "says_nothing.wav": ("empty", lambda: wav_with(40, 0)[:44] + b"LIST\4\0\0\0INFO", "holds no samples"),
     "huge_chunk.wav": ("unreadable", lambda: wav_with(16, 2**31), "cannot be read as audio"),
     "chained.ogg": (
         "unreadable",
@@ -129,6 +130,7 @@ ODD = {
     "mu-law": lambda wave: encoded(wave, subtype="ULAW"),
     "flac": lambda wave: encoded(wave, kind="FLAC"),
     "flac of unknown length": unknown_flac,
+    "wav of length 0": lambda wave: encoded(wave).replace(struct.pack("<I", 2 * len(wave)), bytes(4)),
     "wav of unknown length": lambda wave: encoded(wave).replace(struct.pack("<I", 2 * len(wave)), b"\xff" * 4),
     "vorbis": lambda wave: encoded(wave, kind="OGG", subtype="VORBIS"),
     "opus": lambda wave: encoded(wave, kind="OGG", subtype="OPUS"),
@@ -185,7 +187,7 @@ def test_mp3_blocks_join_without_clicks(monkeypatch):
     wave = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
     data = encoded(wave, kind="MP3")
     whole = read_audio(io.BytesIO(data), RATE)
-    monkeypatch.setattr("slmkit.audio.decoder.BLOCK_VALUES", 1000)
+    monkeypatch.setattr("slmkit.audio.decoding.BLOCK_VALUES", 1000)
     assert np.abs(read_audio(io.BytesIO(data), RATE) - whole).max() < 1e-5
 
 
@@ -200,7 +202,7 @@ def test_channels_are_averaged(channels):
 def test_resampling_keeps_pitch_and_length(rate):
     wave = tone(3.0, rate)[: 3 * rate - 7]
     read = read_audio(io.BytesIO(encoded(wave, rate, subtype="FLOAT")), RATE)
-    assert len(read) == units.resampled_samples(len(wave), rate, RATE)
+    assert len(read) == units.nearest(Fraction(len(wave) * RATE, rate))
     assert np.abs(read - tone(3.0)[: len(read)])[200:-200].max() < 1e-3
     assert np.array_equal(read, soxr.resample(wave, rate, RATE, quality="HQ"))  # blocks leave no trace
 
@@ -233,7 +235,7 @@ def test_ogg_files_of_one_stream_are_not_taken_for_several():
 
 
 def test_hour_is_refused_by_its_header(monkeypatch):
-    monkeypatch.setattr("slmkit.audio.decoder.Decoder._read", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("slmkit.audio.decoding.Libsndfile._read", lambda *_: pytest.fail("decoded"))
     with pytest.raises(BadSample, match=r"is too long\n.*3600\.000 s.*\n.*at most 30") as caught:
         read_audio(io.BytesIO(hour()), RATE, max_sec=30)
     assert caught.value.reason == "too_long"
@@ -241,8 +243,8 @@ def test_hour_is_refused_by_its_header(monkeypatch):
 
 def test_hour_with_a_lying_header_is_refused_after_the_limit(monkeypatch):
     data = unknown_flac(np.tile(tone(1.0, 4000), HOUR_SEC))
-    assert soundfile.info(io.BytesIO(data)).frames > UNKNOWN_FRAMES
-    monkeypatch.setattr("slmkit.audio.decoder.BLOCK_VALUES", 4000)
+    assert soundfile.info(io.BytesIO(data)).frames > UNKNOWN_SAMPLES
+    monkeypatch.setattr("slmkit.audio.decoding.BLOCK_VALUES", 4000)
     with pytest.raises(BadSample, match=r"is too long\n.*3[01]\.\d+ s or more"):
         read_audio(io.BytesIO(data), RATE, max_sec=30)
 
@@ -287,3 +289,19 @@ def test_writing_refuses_what_is_no_wave(tmp_path, wave):
     with pytest.raises(ValueError, match="expected a finite wave"):
         write_wav(tmp_path / "a.wav", wave, RATE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("source", "target"), [(16000, 10000), (24000, 16000), (16000, 44100)])
+def test_a_tone_stays_a_tone(source, target):
+    num_samples = source // 2 + 1
+    wave = np.sin(2 * np.pi * 440 * np.arange(num_samples) / source)
+    found = resampled(wave, source, target)
+    expected = np.sin(2 * np.pi * 440 * np.arange(len(found)) / target)
+    assert found.dtype == np.float32
+    assert len(found) == units.nearest(Fraction(num_samples * target, source))
+    assert np.abs(found - expected)[200:-200].max() < 1e-3
+
+
+def test_the_same_rate_leaves_the_wave():
+    wave = np.random.default_rng(0).standard_normal(99).astype(np.float32)
+    assert resampled(wave, 16000, 16000) is wave

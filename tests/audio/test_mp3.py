@@ -1,4 +1,4 @@
-"""MP3 files whose length or beginning libsndfile gets wrong."""
+"""MP3 files that do not say how long they are, with other bytes before and after, joined, cut short."""
 
 import io
 import struct
@@ -8,7 +8,6 @@ import pytest
 from audio.encoding import RATE, encoded, speech, variable_mp3, without_tag
 
 from slmkit.audio.io import read_audio
-from slmkit.audio.mp3 import mended
 from slmkit.errors import BadSample
 
 SECONDS = 12
@@ -54,7 +53,7 @@ def best_agreement(read_wave, wave):
         lambda mp3: bytes(417) + mp3,
         lambda mp3: noise(5000) + mp3,
         lambda mp3: id3(300) + noise(999) + mp3,
-        lambda mp3: mp3 + noise(20_000),
+        lambda mp3: mp3 + noise(2000),
         lambda mp3: b"RIFF" + struct.pack("<I", len(mp3)) + b"WAVEjunk" + mp3,
     ],
 )
@@ -98,16 +97,6 @@ def test_a_name_says_nothing_of_the_content(mp3, wave, tmp_path):
     assert np.array_equal(read_audio(tmp_path / "c.wav", RATE), read(without_tag(mp3)))
 
 
-def test_fine_files_and_other_files_are_left_alone(mp3, wave):
-    frames, num_bytes = struct.unpack_from(">II", mp3, mp3.index(b"Xing") + 8)
-    vbri = bytearray(mp3)
-    vbri[4:200] = bytes(196)
-    vbri[36:54] = b"VBRI" + struct.pack(">HHHII", 1, 0, 75, num_bytes, frames)
-    others = [encoded(wave), encoded(wave, kind="FLAC"), encoded(wave, kind="OGG"), b"", b"text" * 9999, b"\xff" * 9999]
-    for data in (mp3, id3(300) + mp3, bytes(vbri), *others):
-        assert mended(io.BytesIO(data)) is None
-
-
 def test_a_tag_that_says_too_little_is_replaced(mp3):
     data = bytearray(mp3)
     struct.pack_into(">II", data, data.index(b"Xing") + 8, 100, 4000)
@@ -118,16 +107,3 @@ def test_a_tag_without_a_length_is_replaced(mp3):
     data = bytearray(mp3)
     struct.pack_into(">I", data, data.index(b"Xing") + 4, 0)
     assert 0 <= len(read(bytes(data))) - SECONDS * RATE < 3500
-
-
-def test_a_mended_stream_reads_and_seeks_like_a_file(mp3):
-    stream = mended(io.BytesIO(noise(300) + without_tag(mp3)))
-    whole = stream.read()
-    assert whole.endswith(without_tag(mp3))
-    assert stream.seek(-10, io.SEEK_END) == len(whole) - 10
-    assert stream.read() == whole[-10:]
-    for place in (0, 5, len(whole) - len(mp3), 5000, len(whole)):
-        assert stream.seek(place) == stream.tell() == place
-        assert stream.read(3000)[:100] == whole[place : place + 100]
-    stream.seek(50)
-    assert stream.seek(25, io.SEEK_CUR) == 75

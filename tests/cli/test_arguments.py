@@ -12,7 +12,7 @@ from slmkit.cli.arguments import fill
 from slmkit.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-HEAVY = ("torch", "pydantic", "yaml", "transformers", "deepspeed")
+HEAVY = ("torch", "numpy", "pydantic", "yaml", "transformers", "deepspeed")
 ACTIONS = {"codec": ["fit", "copy"], "recipe": ["list", "copy"]}
 ACTIONS["tokenize"] = ["plan", "run", "submit", "status", "finalize", "verify"]
 
@@ -110,6 +110,7 @@ print("\\n" + json.dumps([code, heavy, used.ru_utime + used.ru_stime]))
         (["launch", "--processes", "x"], 2, []),
         (["tokenize", "run", "--task", "x"], 2, []),
         (["train", "--config", "gone.yaml"], 2, []),
+        (["codec", "ftt"], 2, []),
         (["recipe", "list"], 0, []),
         (["train", "--config", "libritts_ntp", "steps=1"], 2, ["pydantic", "yaml"]),
         (["train", "--config", "libritts_ntp", "deepspeed=gone.json"], 2, ["pydantic", "yaml"]),

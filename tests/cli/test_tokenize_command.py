@@ -16,7 +16,10 @@ from raw_corpora import read_source
 from slmkit.cli.main import main
 from slmkit.config.load import load_config
 from slmkit.config.tokenize import TokenizeConfig
+from slmkit.corpora.base import Audio, Utterance
+from slmkit.corpora.layouts import LAYOUTS, layout
 from slmkit.data.index import Corpus
+from slmkit.data.shards import ShardReader
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "tokenize_jobs").glob("*.yaml"))
@@ -84,6 +87,9 @@ def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     assert once in again
     assert "shards: 1 of 4 done" in once
     assert "missing: shard 0, 2 to 3" in once
+    assert main(["tokenize", "status", str(out), "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert (status["num_shards"], status["missing"], status["is_finalized"]) == (4, [0, 2, 3], False)
     assert main(["tokenize", "finalize", str(out)]) == 2
     assert "3 of 4 shards are missing\n  got:      no shard 0, 2 to 3" in capsys.readouterr().err
     for task in (0, 2):
@@ -142,6 +148,67 @@ def test_no_action_is_an_error(capsys):
 def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
     assert tokenize(tmp_path / "missing", codec, tmp_path / "out") == 2
     assert "missing does not exist" in capsys.readouterr().err
+
+
+def test_what_can_be_refused_at_once_is_refused_before_torch_is_imported(codec, tmp_path):
+    assert tokenize(SAMPLES, codec, tmp_path / "other") == 0
+    for words, message in (
+        ([tmp_path / "missing", codec, tmp_path / "out"], "missing does not exist"),
+        ([SAMPLES, codec, tmp_path / "out", "kind=libritss"], "did you mean libritts?"),
+        ([SAMPLES, codec, tmp_path / "other"], "holds another job: settings.corpus differs"),
+    ):
+        code = "import sys\nfrom slmkit.cli.main import main\nprint(main(sys.argv[1:]), 'torch' in sys.modules)"
+        command = [sys.executable, "-c", code, "tokenize", "run", *map(str, words)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+        assert done.stdout == "2 False\n"
+        assert message in done.stderr
+
+
+@pytest.fixture
+def pairs():
+    """A layout that slmkit does not know, added by who uses it."""
+
+    @layout("pairs", files="DIR/a.flac beside DIR/a.trans")
+    def read_pairs(source, options):
+        def part():
+            for path in sorted(Path(source).glob("*.flac")):
+                yield Utterance(path.stem, Audio(str(path)), path.with_suffix(".trans"), path.name)
+
+        return [part]
+
+    yield
+    del LAYOUTS["pairs"]
+
+
+def test_a_layout_added_from_outside_is_tokenized(pairs, codec, tmp_path, capsys):
+    for i, path in enumerate(sorted(SAMPLES.rglob("*.flac"))[:3]):
+        (tmp_path / f"{i}.flac").write_bytes(path.read_bytes())
+        (tmp_path / f"{i}.trans").write_text(f"Number {i}.")
+    assert tokenize(tmp_path, codec, tmp_path / "out", "kind=pairs") == 0
+    corpus = Corpus.open(tmp_path / "out")
+    assert [ShardReader(corpus).read(i).meta["text"] for i in range(3)] == ["Number 0.", "Number 1.", "Number 2."]
+    with pytest.raises(SystemExit):
+        main(["tokenize", "run", "--help"])
+    assert "DIR/a.flac beside DIR/a.trans" in capsys.readouterr().out
+
+
+def test_codec_fit_and_tokenize_find_the_same_files(codec, tmp_path, capsys):
+    """Speakers are links to folders elsewhere, with a loop in them; a Mac has left its files."""
+    store, source = tmp_path / "store/60", tmp_path / "source/6"
+    for path in sorted(SAMPLES.rglob("*.flac"))[:10]:
+        for folder in (store, store / ".hidden", store / "__MACOSX"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / path.name).write_bytes(path.read_bytes())
+            (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        (store / f"{path.stem}.normalized.txt").write_text("Words.")
+    (store / "loop").symlink_to(store)
+    source.mkdir(parents=True)
+    (source / "60").symlink_to(store)
+    assert tokenize(source.parent, codec, tmp_path / "out") == 0
+    assert len(Corpus.open(tmp_path / "out")) == 10
+    capsys.readouterr()
+    assert main(["codec", "fit", str(source.parent), str(tmp_path / "fitted")]) == 0
+    assert "fitted to 10 files" in capsys.readouterr().out
 
 
 def test_missing_options_are_listed(capsys):

@@ -75,7 +75,7 @@ def test_a_wrong_config_is_reported_once_and_ends_every_process(place: Path) -> 
 
 def test_the_config_is_printed_and_can_be_used_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Overrides may stand before and after other options; the last one counts."""
-    words = ["steps=7", "--print-config", "optimizer.lr=1e-3", "--set", "model.group=12", "model.group=6"]
+    words = ["steps=6", "--print-config", "steps=7", "optimizer.lr=1e-3", "--set", "model.group=12", "model.group=6"]
     assert main(["train", *words, "--config", str(place / "run.yaml")]) == 0
     shown = capsys.readouterr().out
     config = yaml.safe_load(shown)

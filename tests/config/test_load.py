@@ -110,6 +110,16 @@ def test_a_clash_is_not_claimed_of_a_value_that_is_wrong_itself() -> None:
     assert problems({"name": "a", "first": 11, "last": "x"}) == ("last: got 'x', expected a whole number, at least 0",)
 
 
+def test_an_override_reaches_into_a_list(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: a\nparts: [{}, {rate: 1}]\n")
+    config = load_config(Outer, tmp_path / "c.yaml", ["parts[1].rate=0.25", "flags=[true, true]", "flags[0]=false"])
+    assert (config.parts[1].rate, config.flags) == (0.25, (False, True))
+    with pytest.raises(ConfigError, match=r"override 'parts\[2\].rate=1': parts has no \[2\]"):
+        load_config(Outer, tmp_path / "c.yaml", ["parts[2].rate=1"])
+    with pytest.raises(ConfigError, match=r"override 'name.deep=1': name has no deep"):
+        load_config(Outer, tmp_path / "c.yaml", ["name.deep=1"])
+
+
 @pytest.mark.parametrize("override", ["name", "=3", "name=[", "name.deep=1", "name=*a"])
 def test_bad_overrides_are_named(override: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: a\n")

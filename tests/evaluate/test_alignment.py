@@ -1,12 +1,22 @@
-"""Alignment of two sets of states: values by hand, a naive twin, and the laws."""
+"""Alignment of two sets of states: values by hand, a naive twin, the laws; and where the states come from."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memorising import BASE, one_batch, small_model
+from synthetic import codec_spec
 
-from slmkit.evaluate.alignment import SHRINKAGE, alignment, spd_distance
+from slmkit.data.shards import Sample
+from slmkit.data.text import TextTokenizer
+from slmkit.errors import BadSample
+from slmkit.evaluate.metrics.alignment import SHRINKAGE, alignment, hidden_pair, spd_distance
+from slmkit.model.backbone import Packing
 
+TEXT = "  THE cat, it sat on Read this sentence. "
 CROSS = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
 
 
@@ -104,3 +114,53 @@ def test_shapes_that_do_not_fit(other):
     for pair in ((states(0, 3), other), (other, states(0, 3))):
         with pytest.raises(ValueError, match=r"expected \[n, D\] and \[m, D\]"):
             alignment(*pair)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return TextTokenizer.load(BASE)
+
+
+def sample_of(frames=7, text=TEXT, streams=3):
+    rng = np.random.default_rng(frames)
+    codes = rng.integers(0, 16, (streams, frames)).astype(np.int16)
+    return Sample("a", codes, rng.standard_normal(8).astype(np.float32), {"text": text})
+
+
+@pytest.mark.parametrize("speaker_dim", [0, 8])
+@pytest.mark.parametrize(("group", "num_speech"), [(0, 21), (3, 7), (6, 4)])
+def test_pairs(tokenizer, group, num_speech, speaker_dim):
+    """States of the words and codes alone, found again in the batch that training would make of the sample."""
+    model = small_model(tokenizer, codec_spec(), group, speaker_dim=speaker_dim).eval()
+    text, speech = hidden_pair(model, tokenizer, sample_of())
+    batch = one_batch(model, tokenizer, [sample_of()])
+    with torch.no_grad():
+        embedded = model.embed(batch.tokens, batch.speech_mask, batch.speaker, batch.speaker_positions)[None]
+        packing = Packing(batch.cu_seqlens, batch.num_tokens)
+        last = model.hidden(embedded, batch.position_ids[None], packing=packing)[0].numpy()
+    ids = batch.tokens[:, 0].tolist()
+    eosp = ids.index(model.layout.id_of("<eosp>"))
+    assert speech.shape == (num_speech, 64)
+    assert speech == pytest.approx(last[eosp - num_speech : eosp], abs=1e-5)
+    start = next(i for i in range(len(ids)) if text[0] == pytest.approx(last[i], abs=1e-5))
+    inside = slice(start, start + len(text))
+    assert text == pytest.approx(last[inside], abs=1e-5)
+    words = "The cat, it sat on read this sentence."
+    assert tokenizer.decode(ids[inside]).strip(" .\n") == words.lower().capitalize().strip(".")
+
+
+def test_detail_streams_are_left_out(tokenizer):
+    model = small_model(tokenizer, codec_spec(), 3).eval()
+    more = sample_of(streams=5)
+    fewer = replace(more, codes=more.codes[:3])
+    assert np.array_equal(hidden_pair(model, tokenizer, more)[1], hidden_pair(model, tokenizer, fewer)[1])
+
+
+def test_samples_without_text_or_speech(tokenizer):
+    model = small_model(tokenizer, codec_spec(), 3, speaker_dim=8).eval()
+    with pytest.raises(BadSample, match="a has no frames"):
+        hidden_pair(model, tokenizer, sample_of(frames=0))
+    with pytest.raises(BadSample, match="a has no speaker vector, and the model wants one"):
+        hidden_pair(model, tokenizer, replace(sample_of(), speaker=None))
+    with pytest.raises(BadSample, match="the sample has no text"):
+        hidden_pair(model, tokenizer, sample_of(text=" "))

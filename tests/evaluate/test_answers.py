@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmkit.evaluate.answers import exact_match, f1, normalized_answer
+from slmkit.evaluate.metrics.answers import exact_match, f1, normalized_answer
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
 """Evaluations side by side: what is best, what differs and how surely, over which utterances."""
 
 import json
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from slmkit.errors import UserError
-from slmkit.evaluate.compare import best, compare, compare_directories, lines, render
-from slmkit.evaluate.intervals import bootstrap, difference
+from slmkit.evaluate.compare import best, compare_directories, compare_reports, page, text_table
+from slmkit.evaluate.metrics import Metric
+from slmkit.evaluate.results import bootstrap, difference
 from slmkit.files import write_json
 
+SUCCESS = Metric(name="success", label="success", unit="%", better="higher", digits=1, order=1, note="")
+WER = Metric(name="wer", label="WER", unit="%", better="lower", digits=1, order=2, note="")
 NAME = "</bdi><script>document.title='owned'</script>"
 
 
@@ -29,38 +35,38 @@ def report(errors: dict[str, int | None], *, text: str = "say", asr: str = "w", 
     ]
     settings = {"task": "tts", "codec": {"name": "melvq", "weights_sha256": "1"}, **changes}
     empty = {"names": {}, "outputs_sha256": "", "measured_with": {"asr": asr}, "summary": {}}
-    return {**empty, "settings": settings, "utterances": rows}
+    return {**empty, "settings": settings, "metrics": [asdict(SUCCESS), asdict(WER)], "utterances": rows}
 
 
 def test_the_best_is_marked_and_differences_are_of_pairs() -> None:
     first, second = {"a": 4, "b": 2, "c": 6}, {"c": 5, "a": 3, "b": 1}
-    found = compare({"ntp": report(first), "mtp": report(second)})
+    found = compare_reports({"ntp": report(first), "mtp": report(second)})
     assert found["utterances"] == 3
     assert found["models"]["ntp"]["wer"]["mean"] == 12 / 30
     assert found["models"]["mtp"]["wer"]["mean"] == 9 / 30
     expected = bootstrap([(3, 10), (1, 10), (5, 10)])
     assert expected is not None
     assert {name: found["models"]["mtp"]["wer"][name] for name in ("mean", "low", "high")} == expected._asdict()
-    assert best("wer", found["models"]) == {"mtp"}
-    assert best("success", found["models"]) == set()  # all are equal
+    assert best(WER, found["models"]) == {"mtp"}
+    assert best(SUCCESS, found["models"]) == set()  # all are equal
     # Each sentence has one error less, so there is no doubt of the difference, wide as the intervals of the means are.
     wer = found["differences"]["mtp"]["wer"]
     assert found["differences_to"] == "ntp"
     assert [round(wer[name], 9) for name in ("mean", "low", "high")] == [-0.1, -0.1, -0.1]
     assert wer["pairs"] == 3
-    assert [line.split() for line in lines(found)] == [
-        ["success", "WER"],
-        ["ntp", "100.0", "40.0"],
-        ["mtp", "100.0", "30.0*"],
+    assert [line.split() for line in text_table(found)] == [
+        ["ntp", "mtp"],
+        ["success", "%", "100.0", "100.0"],
+        ["WER", "%", "40.0", "30.0*"],
     ]
-    page = render(found)
-    assert '<td class="best">30.0 <small>10.0 to 50.0</small></td>' in page
-    assert "<strong>-10.0</strong>" in page
-    assert "<strong>0.0</strong>" not in page
+    html = page(found)
+    assert '<td class="best">30.0 <small>10.0 to 50.0</small></td>' in html
+    assert "<strong>-10.0</strong> <small>-10.0 to -10.0</small>" in html
+    assert "<td>+0.0 <small>+0.0 to +0.0</small></td>" in html
 
 
 def test_a_score_that_one_model_lacks_makes_no_pair() -> None:
-    found = compare({"a": report({"x": 4, "y": 2}), "b": report({"x": None, "y": 3})})
+    found = compare_reports({"a": report({"x": 4, "y": 2}), "b": report({"x": None, "y": 3})})
     assert found["models"]["b"]["wer"] | {"low": 0, "high": 0} == {
         "mean": 0.3,
         "low": 0,
@@ -71,47 +77,56 @@ def test_a_score_that_one_model_lacks_makes_no_pair() -> None:
     pairs = difference([(2, 10)], [(3, 10)])
     assert pairs is not None
     assert found["differences"]["b"]["wer"] == {**pairs._asdict(), "pairs": 1}
-    nothing = compare({"a": report({"x": None}), "b": report({"x": 3})})
+    nothing = compare_reports({"a": report({"x": None}), "b": report({"x": 3})})
     assert nothing["differences"]["b"].keys() == {"success"}
-    assert lines(nothing)[1].split() == ["a", "100.0", "-"]
-    assert best("wer", nothing["models"]) == set()
+    assert text_table(nothing)[2].split() == ["WER", "%", "n/a", "30.0"]
+    assert best(WER, nothing["models"]) == set()
 
 
 def test_other_utterances_are_refused_or_left_out_and_counted() -> None:
     reports = {"a": report({"x": 1, "y": 1}), "b": report({"y": 2, "z": 2})}
     with pytest.raises(UserError, match="not of the same utterances"):
-        compare(reports)
-    found = compare(reports, common=True)
+        compare_reports(reports)
+    found = compare_reports(reports, common=True)
     assert (found["utterances"], found["left_out"]) == (1, {"a": 1, "b": 1})
-    assert "left out of <bdi>a</bdi>" in render(found)
+    assert "<bdi>left out of a</bdi>" in page(found)
     with pytest.raises(UserError, match="no utterance in common"):
-        compare({"a": report({"x": 1}), "b": report({"z": 2})}, common=True)
+        compare_reports({"a": report({"x": 1}), "b": report({"z": 2})}, common=True)
 
 
 def test_a_sentence_in_another_voice_is_another_utterance() -> None:
     reports = {"a": report({"x": 1, "y": 1}), "b": report({"x": 1, "y": 1})}
     reports["b"]["utterances"][0]["voice_key"] = "y"
     with pytest.raises(UserError, match="1 in common"):
-        compare(reports)
+        compare_reports(reports)
 
 
 def test_what_cannot_be_compared_is_named() -> None:
     with pytest.raises(UserError, match="the evaluations are not of one task"):
-        compare({"a": report({"x": 1}), "b": report({"x": 1}, task="qa")})
+        compare_reports({"a": report({"x": 1}), "b": report({"x": 1}, task="qa")})
     with pytest.raises(UserError, match="the evaluations have different texts for 'x'"):
-        compare({"a": report({"x": 1}), "b": report({"x": 1}, text="sing")})
+        compare_reports({"a": report({"x": 1}), "b": report({"x": 1}, text="sing")})
 
 
-def test_models_of_two_codecs_and_recognisers_are_compared_and_that_is_told() -> None:
+def test_models_of_two_codecs_and_recognizers_are_compared_and_that_is_told() -> None:
     other = report({"x": 1}, asr="v", codec={"name": "facodec", "weights_sha256": "2"})
-    found = compare({"a": report({"x": 1}), "b": other})
+    found = compare_reports({"a": report({"x": 1}), "b": other})
     assert found["codecs"] == {"a": "melvq 1", "b": "facodec 2"}
-    assert lines(found)[-2:] == [
-        "The models speak through different codecs: SIM codec, mel distance and frames equal are each of its own.",
+    assert text_table(found)[-2:] == [
+        "The models use different codecs: SIM codec, mel distance and frames equal are each relative to its own.",
         "Measured with different models for asr: v, w.",
     ]
-    assert render(found).count('<p class="why">') == 2
-    assert len(lines(compare({"a": other, "b": other}))) == 3
+    assert page(found).count('<p class="why">') == 2
+    assert len(text_table(compare_reports({"a": other, "b": other}))) == 3
+
+
+def test_many_models_are_printed_in_tables_of_80_columns() -> None:
+    names = [f"runs/{'long' * 5}/model-{i}" for i in range(7)]
+    printed = text_table(compare_reports({name: report({"x": i}) for i, name in enumerate(names)}))
+    assert max(map(len, printed)) <= 80
+    assert len(printed) == 9  # three blocks of a line of names and two metrics
+    assert "…" in printed[0]
+    assert printed[0].split()[0].endswith("/model-0")
 
 
 def test_directories_are_read_and_named(tmp_path: Path) -> None:
@@ -135,4 +150,9 @@ def test_directories_are_read_and_named(tmp_path: Path) -> None:
     broken = report({"x": 1})
     del broken["settings"]["codec"]
     with pytest.raises(UserError, match="not that of an evaluation"):
-        compare({"a": broken, "b": broken})
+        compare_reports({"a": broken, "b": broken})
+
+
+def test_comparing_needs_no_torch() -> None:
+    code = "import sys, slmkit.evaluate.compare; print({'torch', 'scipy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

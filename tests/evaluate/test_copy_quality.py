@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slmkit.audio.io import read_audio
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import read_audio, resampled
 from slmkit.errors import UserError
-from slmkit.evaluate.copy_quality import PESQ_LONGEST_SEC, pesq, stoi
+from slmkit.evaluate.metrics.copy_quality import PESQ_LONGEST_SEC, pesq, stoi
 
 CORPUS = Path(__file__).parents[2] / "tokenize_jobs" / "sample_corpus"
 RATE = 16000

@@ -5,12 +5,12 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -23,18 +23,18 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.generation import copy_synthesis, generate
+from slmkit.evaluate.metrics.voices import codec_vector
 from slmkit.evaluate.outputs import finished
-from slmkit.evaluate.report import lines, score_outputs, write_page
+from slmkit.evaluate.report import write_page
 from slmkit.evaluate.results import read_report
-from slmkit.evaluate.scoring import Scorers
+from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_voices, select
-from slmkit.evaluate.truth import Truths
-from slmkit.evaluate.voices import CodecVoice
-from slmkit.export.consolidate import export_sha256
+from slmkit.evaluate.spoken import Tools, Truths
 from slmkit.infer.batch import Task
 from slmkit.infer.engine import Engine
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.model.pretrained import export_sha256
 
 MODEL = "made in the test"
 
@@ -45,7 +45,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Listener:
-    """A recogniser that knows what waves of each length say, and hears nothing else."""
+    """A recognizer that knows what waves of each length say, and hears nothing else."""
 
     spellings: dict[str, str] = {}  # noqa: RUF012 - as the protocol has it
 
@@ -54,6 +54,16 @@ class Listener:
 
     def text(self, wave: np.ndarray, sample_rate: int) -> str:
         return self.says.get(len(wave), "")
+
+
+class CodecVoice:
+    """The codec's own vector in place of WavLM's."""
+
+    def __init__(self, codec: MelVQ) -> None:
+        self.codec = codec
+
+    def vector(self, wave: np.ndarray, sample_rate: int) -> np.ndarray:
+        return codec_vector(self.codec, wave, sample_rate)
 
 
 def means(report: dict[str, Any], group: str = "all") -> dict[str, float]:
@@ -68,11 +78,10 @@ def spoken(
     task: Task = "tts",
     **choice: Any,
 ) -> dict[str, Any]:
-    """Generate and score, with a recogniser that hears nothing."""
+    """Generate and score, with a recognizer that hears nothing."""
     generate(synthesizer, corpus, select(corpus, **choice), settings or SpeakingSettings(), out, model=MODEL, task=task)
     codec = synthesizer.codec
-    scorers = Scorers(codec_voice=CodecVoice(codec), recognizer=Listener({}))
-    return score_outputs(out, Truths(corpus, codec), scorers)
+    return score_outputs(out, Truths(corpus, codec), Tools(recognizer=Listener({})))
 
 
 def test_a_model_that_knows_the_corpus_reaches_copy_synthesis(
@@ -89,8 +98,10 @@ def test_a_model_that_knows_the_corpus_reaches_copy_synthesis(
         name="m",
     )
     copy_synthesis(codec, corpus, items, SpeakingSettings(), tmp_path / "copy")
-    scorers = Scorers(codec_voice=CodecVoice(codec))
-    model, copy = (score_outputs(tmp_path / name, Truths(corpus, codec), scorers) for name in ("model", "copy"))
+    told: list[str] = []
+    model, copy = (
+        score_outputs(tmp_path / name, Truths(corpus, codec), Tools(), tell=told.append) for name in ("model", "copy")
+    )
     assert all((a == b).all() for a, b in zip(codes_of(tmp_path / "model"), codes_of(tmp_path / "copy"), strict=True))
     for name, mean in means(copy).items():
         if mean is not None:
@@ -105,8 +116,14 @@ def test_a_model_that_knows_the_corpus_reaches_copy_synthesis(
     assert means(model, "voice swapped")["other_voice_similarity"] < 0.6
     assert means(model)["frames_per_step"] == pytest.approx(200 / sum(row["steps"] for row in model["utterances"]))
     assert model["summary"]["all"]["metrics"]["real_time_factor"]["low"] is None
-    assert "  success: 100.0 % (100.0 to 100.0)" in lines(model)
-    assert "  mel to source: not to be had, 4 left out" in lines(copy)  # the corpus has no plan that knows the files
+    assert [line.split() for line in told[:3]] == [
+        ["8", "utterances"],
+        ["mean", "95", "%", "bootstrap", "interval"],
+        ["success", "%", "100.0", "100.0", "to", "100.0"],
+    ]
+    # The corpus has no plan that knows the files.
+    assert ["mel", "to", "source", "dB", "n/a", "4", "left", "out"] in [line.split() for line in told]
+    assert max(map(len, told)) <= 80
 
 
 def test_a_codec_that_swaps_voices_is_found_out(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
@@ -118,7 +135,7 @@ def test_a_codec_that_swaps_voices_is_found_out(corpus: Corpus, codec: MelVQ, tm
 
     swapping = Swapping(codec._weights["codebooks"], codec._weights["average"])
     copy_synthesis(swapping, corpus, select(corpus), SpeakingSettings(), tmp_path / "out")
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(codec_voice=CodecVoice(codec)))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools())
     assert means(report)["frame_agreement"] == 1.0
     assert means(report)["codec_similarity"] < 0.5
 
@@ -153,11 +170,11 @@ def test_a_model_that_never_ends_has_no_success(chain: Path, corpus: Corpus, tmp
 
 
 def test_words_are_scored_against_the_sentence(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
-    """A recogniser that hears the first sentence in everything: right once, wrong in counted words elsewhere."""
+    """A recognizer that hears the first sentence in everything: right once, wrong in counted words elsewhere."""
     copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), tmp_path / "out")
     length = len(Truths(corpus, codec).copy(0))
-    scorers = Scorers(recognizer=Listener({length: "The kettle is on the stove!"}))
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), scorers, measured_with={"asr": "a listener"})
+    tools = Tools(recognizer=Listener({length: "The kettle is on the stove!"}))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), tools, measured_with={"asr": "a listener"})
     first, second = report["utterances"]
     assert (first["text"], second["text"]) == ("The kettle is on the stove.", "We left before the rain began.")
     assert first["scores"]["wer"] == [0, 6]
@@ -171,10 +188,8 @@ def test_scoring_again_adds_scores_and_keeps_outputs(corpus: Corpus, codec: MelV
     copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), out)
     stored = {path: path.stat().st_mtime_ns for path in sorted(out.rglob("*")) if path.is_file()}
     truths = Truths(corpus, codec)
-    score_outputs(
-        out, truths, Scorers(codec_voice=CodecVoice(codec), recognizer=Listener({})), measured_with={"asr": "a"}
-    )
-    report = score_outputs(out, truths, Scorers(), measured_with={"utmos": "u"})
+    score_outputs(out, truths, Tools(recognizer=Listener({})), measured_with={"asr": "a"})
+    report = score_outputs(out, truths, Tools(), measured_with={"utmos": "u"})
     assert report["measured_with"] == {"asr": "a", "utmos": "u"}
     assert means(report)["wer"] == 1.0
     assert means(report)["codec_similarity"] > 0.9
@@ -191,7 +206,7 @@ def test_what_a_measure_cannot_tell_is_left_out_and_counted(corpus: Corpus, code
 
     second = Truths(corpus, codec).copy(1)
     copy_synthesis(codec, corpus, select(corpus, limit=3), SpeakingSettings(), tmp_path / "out")
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(utmos=Judge()))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools(utmos=Judge()))
     assert [row["scores"]["utmos"] for row in report["utterances"]] == [[3.5, 1.0], None, [3.5, 1.0]]
     found = report["summary"]["all"]["metrics"]["utmos"]
     assert found == {"mean": 3.5, "low": 3.5, "high": 3.5, "counted": 2, "left_out": 1}
@@ -199,7 +214,7 @@ def test_what_a_measure_cannot_tell_is_left_out_and_counted(corpus: Corpus, code
 
 def test_voices_that_were_not_trained_on_are_told_apart(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
     copy_synthesis(codec, corpus, select(corpus), SpeakingSettings(), tmp_path / "out")
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Scorers(), unseen=frozenset(["12"]))
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools(), unseen=frozenset(["12"]))
     assert [(name, group["utterances"]) for name, group in report["summary"].items()] == [
         ("all", 4),
         ("seen voices", 2),
@@ -214,7 +229,7 @@ def test_questions_are_scored_by_their_answers(
     what was heard."""
     settings, truths = SpeakingSettings(max_text_tokens=30, max_sec=1.0), Truths(corpus, codec)
     items, reports = select(corpus, limit=2), {}
-    scorers = Scorers(recognizer=Listener({len(truths.copy(0)): "another"}))
+    tools = Tools(recognizer=Listener({len(truths.copy(0)): "another"}))
     broken = Synthesizer.load(chain / "model", chain / "codec")
     with torch.no_grad():
         broken.model.lm_model.model.layers[0].self_attn.v_proj.weight.zero_()
@@ -222,7 +237,7 @@ def test_questions_are_scored_by_their_answers(
     generate(synthesizer, corpus, items, settings, tmp_path / "model", model=MODEL, task="qa")
     generate(broken, corpus, items, settings, tmp_path / "broken", model=MODEL, task="qa")
     for name in ("copy", "model", "broken"):
-        reports[name] = score_outputs(tmp_path / name, truths, scorers)
+        reports[name] = score_outputs(tmp_path / name, truths, tools)
     for name in ("copy", "model"):
         found = means(reports[name])
         assert (found["success"], found["exact_match"], found["f1"], found["frame_agreement"]) == (1, 1, 1, 1), name
@@ -255,13 +270,14 @@ def test_what_cannot_be_asked_counts_as_a_failure(
     assert "Not asked of the model: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) -> None:
     """Killed without warning once the first output is there; sampled, in two voices, two at a time."""
     words = [str(chain / "model"), "--corpus", str(chain / "corpus"), "--codec", str(chain / "codec"), "--limit", "0"]
     words += ["--only", "generate", "--slots", "2", "--voices", "own", "swapped", "--temperature", "1.2"]
     words += ["--text-temperature", "0", "--max-sec", "1"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([sys.executable, "-m", "slmkit", "evaluate", *words, "--out", str(killed)])
+    process = forked.Process(["-m", "slmkit", "evaluate", *words, "--out", str(killed)])
     records = killed / ".outputs.part"
     while not records.exists() or not records.read_bytes().count(b"\n"):
         assert process.poll() is None, "it ended before it could be killed"
@@ -312,8 +328,7 @@ def test_a_voice_from_outside_is_followed(
     outside = [voice for voice in voices if isinstance(voice, NamedVoice)]
     generate(synthesizer, corpus, items, SpeakingSettings(), tmp_path / "out", model=MODEL, voices=outside)
     (tmp_path / "voice.npy").unlink()
-    scorers = Scorers(codec_voice=CodecVoice(codec), wavlm=CodecVoice(codec))
-    report = score_outputs(tmp_path / "out", Truths(corpus, codec), scorers)
+    report = score_outputs(tmp_path / "out", Truths(corpus, codec), Tools(wavlm=CodecVoice(codec)))
     assert means(report)["codec_similarity"] > 0.9
     assert report["utterances"][0]["speaker"] == name
     assert report["utterances"][0]["scores"]["wavlm_similarity"] is None  # there is no recording of it
@@ -344,7 +359,9 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec")]
     model, copy = str(tmp_path / "model"), str(tmp_path / "copy")
     assert main(["evaluate", str(chain / "model"), *parts, "--out", model, "--limit", "1"]) == 0
-    assert "  success: 100.0 %" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "  success %                    100.0   100.0 to 100.0" in printed
+    assert printed.splitlines()[-1] == f"see {model}/report.html"
     (tmp_path / "unseen").write_text("12\n")
     again = ["--only", "score", "--unseen-speakers", str(tmp_path / "unseen")]
     assert main(["evaluate", *parts, "--out", model, *again]) == 0
@@ -352,13 +369,10 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["evaluate", "--copy", *parts, "--out", copy, "--limit", "1", "--only", "generate"]) == 0
     assert main(["evaluate", *parts, "--out", copy, "--only", "score"]) == 0
     assert main(["evaluate", "--compare", model, copy, "--out", str(tmp_path / "table")]) == 0
-    assert "model" in capsys.readouterr().out.splitlines()[-2]
+    assert ["model", "copy"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     for words, message in (
         ([*parts, "--out", "x"], "an evaluation is of a model or of"),
-        (
-            [str(chain / "model"), "--copy", *parts, "--out", "x"],
-            "an evaluation is of a model or of",
-        ),
+        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "an evaluation is of a model or of"),
         ([str(chain / "model"), "--out", "x"], "needs a corpus and its codec"),
         ([str(chain / "model"), *parts, "--out", "x", "--temperature", "-1"], "temperature"),
         ([str(chain / "model"), *parts, "--out", "x", "--max-sec", "0"], "max_sec"),
@@ -368,8 +382,29 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert message in capsys.readouterr().err
 
 
+def test_what_is_not_there_is_refused_before_torch_is_imported(
+    chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec")]
+    model, out = str(chain / "model"), str(tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    for words, message in (
+        ([str(tmp_path / "no"), *parts, "--out", out], "the model is not there"),
+        ([str(chain / "corpus"), *parts, "--out", out], "corpus is not a model that `slmkit consolidate` wrote"),
+        ([model, "--corpus", str(chain / "model"), *parts[2:], "--out", out], "model is not a tokenized corpus"),
+        ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "no does not exist"),
+        ([model, *parts, "--out", str(tmp_path / "full")], "the output directory exists and holds something else"),
+        ([*parts, "--out", out, "--only", "score"], "holds no generated outputs"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.full
 def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A recogniser that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
+    """A recognizer that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
     save_tiny_whisper(tmp_path / "whisper", steps=0)
     assert main(["tokenize", "run", str(AUDIO), str(chain / "codec"), str(tmp_path / "shards")]) == 0
     parts = ["--corpus", str(tmp_path / "shards"), "--codec", str(chain / "codec"), "--limit", "1"]
@@ -393,4 +428,4 @@ def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsy
     assert found["alignment_riemannian"] > 0
     capsys.readouterr()
     assert main(["evaluate", "--copy", *parts, "--out", str(tmp_path / "other")]) == 2
-    assert "--alignment is of the model that spoke" in capsys.readouterr().err
+    assert "--alignment needs the model that spoke" in capsys.readouterr().err

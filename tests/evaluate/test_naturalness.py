@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.errors import BadSample, UserError
-from slmkit.evaluate.naturalness import STRIDES, Utmos, network_of
+from slmkit.evaluate.metrics.naturalness import STRIDES, Utmos, network_of
 
 RATE = 16000
 KERNELS = (10, 3, 3, 3, 3, 2, 2)

@@ -12,11 +12,10 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.errors import UserError
 from slmkit.evaluate.generation import copy_synthesis, generate, seed_of
-from slmkit.evaluate.report import score_outputs
 from slmkit.evaluate.results import read_report
-from slmkit.evaluate.scoring import Scorers
+from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_list, select
-from slmkit.evaluate.truth import Truths
+from slmkit.evaluate.spoken import Tools, Truths
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
 
@@ -93,7 +92,7 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
     copy_synthesis(codec, corpus, select(corpus, limit=2), SpeakingSettings(), out)
 
     def report() -> object:
-        return score_outputs(out, truths, Scorers())
+        return score_outputs(out, truths, Tools())
 
     def damaged(path: str, change: Callable[[bytes], bytes], message: str) -> None:
         content = (out / path).read_bytes()
@@ -118,6 +117,6 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
     with pytest.raises(UserError, match="are not finished"):
         report()
     with pytest.raises(UserError, match="holds no generated outputs"):
-        score_outputs(tmp_path / "nothing", truths, Scorers())
+        score_outputs(tmp_path / "nothing", truths, Tools())
     with pytest.raises(UserError, match="holds no scores"):
         read_report(tmp_path)

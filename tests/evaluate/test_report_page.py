@@ -4,7 +4,9 @@ Set SLMKIT_SCREENSHOTS to a directory to keep the screenshots.
 """
 
 import os
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import browser as browsers
 import numpy as np
@@ -18,12 +20,11 @@ from tiny_codec import SPEC, TinyCodec
 from slmkit.data.index import Corpus, ShardIndex, index_path, write_manifest
 from slmkit.data.shards import Sample
 from slmkit.evaluate.generation import copy_synthesis
-from slmkit.evaluate.listening import worst
-from slmkit.evaluate.report import score_outputs, write_page
-from slmkit.evaluate.scoring import Scorers
+from slmkit.evaluate.metrics import families
+from slmkit.evaluate.report import worst, write_page
+from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import select
-from slmkit.evaluate.truth import Truths
-from slmkit.evaluate.voices import CodecVoice
+from slmkit.evaluate.spoken import Tools, Truths
 from slmkit.infer.request import SpeakingSettings
 
 OWNED = "document.title='owned'"
@@ -40,7 +41,7 @@ class Buzz(TinyCodec):
 
 
 class Echo:
-    """A recogniser that hears something hostile."""
+    """A recognizer that hears something hostile."""
 
     spellings: dict[str, str] = {}  # noqa: RUF012 - as the protocol has it
 
@@ -48,6 +49,7 @@ class Echo:
         return SCRIPT
 
 
+@pytest.mark.full
 @pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed")
 def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> None:
     samples = []
@@ -62,8 +64,8 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
     corpus, codec, out = Corpus.open(tmp_path / "c"), Buzz(), tmp_path / "out"
     copy_synthesis(codec, corpus, select(corpus), SpeakingSettings(), out, task="qa")
     truths = Truths(corpus, codec)
-    scorers = Scorers(codec_voice=CodecVoice(codec), recognizer=Echo())
-    report = score_outputs(out, truths, scorers, measured_with={"asr": SCRIPT}, unseen=frozenset([SCRIPT]))
+    tools = Tools(recognizer=Echo())
+    report = score_outputs(out, truths, tools, measured_with={"asr": SCRIPT}, unseen=frozenset([SCRIPT]))
     report["names"]["model"] = SCRIPT
     write_page(out, report, truths)
     with Browser.open(tmp_path, height=2600) as browser:
@@ -71,30 +73,31 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
         browser.wait_for("document.readyState === 'complete'")
         browser.wait_for("[...document.querySelectorAll('audio')].every((audio) => audio.duration > 0.9)")
         browser.screenshot(Path(os.environ.get("SLMKIT_SCREENSHOTS", tmp_path)) / "report.png")
-        count = len(worst(report["utterances"]))
+        count = len(worst(report))
         assert count >= 3
         assert browser.value("document.querySelectorAll('audio').length") == 2 * count
         widths = browser.value("[...document.querySelectorAll('img')].map((image) => image.naturalWidth)")
         assert len(widths) == count + 1
         assert min(widths) > 400
-        assert browser.value("document.title").startswith("</bdi></h3></title><script>")
+        assert browser.value("document.title").startswith("Evaluation of </bdi></h3></title><script>")
         assert browser.value("document.querySelectorAll('script, iframe, svg').length") == 0
         assert browser.value("performance.getEntriesByType('resource').every((one) => one.name.startsWith('file:'))")
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")
 
 
-def row(place: int, **scores: list[float] | None) -> dict[str, object]:
-    return {"place": place, "scores": scores}
+def report_of(*scores: dict[str, list[float] | None]) -> dict[str, Any]:
+    described = [asdict(metric) for family in families() for metric in family.metrics]
+    return {"metrics": described, "utterances": [{"place": i, "scores": each} for i, each in enumerate(scores)]}
 
 
 def test_the_worst_come_first_and_only_where_rows_differ() -> None:
-    rows = [
-        row(0, wer=[0, 10], success=[1, 1]),
-        row(1, wer=[5, 10], success=[1, 1]),
-        row(2, wer=[9, 10], success=[0, 1], codec_similarity=None),
-        row(3, wer=[1, 10], success=[1, 1], codec_similarity=[0.5, 1]),
-    ]
-    chosen = [(found["place"], titles) for found, titles in worst(rows, 2)]
-    assert chosen == [(2, ("success", "WER", "SIM codec")), (1, ("WER",))]
-    equal = [row(i, wer=[0, 10], success=[1, 1]) for i in range(5)]
-    assert [(found["place"], titles) for found, titles in worst(equal, 2)] == [(0, ()), (1, ())]
+    report = report_of(
+        {"wer": [0, 10], "success": [1, 1]},
+        {"wer": [5, 10], "success": [1, 1]},
+        {"wer": [9, 10], "success": [0, 1], "codec_similarity": None},
+        {"wer": [1, 10], "success": [1, 1], "codec_similarity": [0.5, 1]},
+    )
+    chosen = [(found["place"], labels) for found, labels in worst(report, 2)]
+    assert chosen == [(2, ["success", "WER", "SIM codec"]), (1, ["WER"])]
+    equal = report_of(*[{"wer": [0, 10], "success": [1, 1]}] * 5)
+    assert [(found["place"], labels) for found, labels in worst(equal, 2)] == [(0, []), (1, [])]

@@ -8,9 +8,9 @@ import torch
 from tiny_codec import TinyCodec
 from transformers import Wav2Vec2FeatureExtractor, WavLMConfig, WavLMForXVector
 
-from slmkit.audio.resample import resampled
+from slmkit.audio.io import resampled
 from slmkit.errors import BadSample, UserError
-from slmkit.evaluate.voices import CodecVoice, WavLMVoice, cosine
+from slmkit.evaluate.metrics.voices import WavLMVoice, codec_vector, cosine
 
 RATE = 16000
 
@@ -36,7 +36,7 @@ def wavlm(tmp_path_factory):
         xvector_output_dim=20,
         num_labels=3,
         use_weighted_layer_sum=True,
-        feat_extract_norm="layer",  # group norm would hide whether waves are normalised
+        feat_extract_norm="layer",  # group norm would hide whether waves are normalized
         conv_bias=True,
     )
     model = WavLMForXVector(config)
@@ -64,8 +64,8 @@ def test_vectors_of_two_widths(other):
 def test_the_codecs_vector():
     """The tiny codec's is mean and peak."""
     wave = np.array([0.5, -0.25] * 400, np.float32)
-    assert CodecVoice(TinyCodec()).vector(wave, RATE) == pytest.approx([0.125, 0.5])
-    slow = CodecVoice(TinyCodec()).vector(np.full(8000, 0.5, np.float32), 8000)
+    assert codec_vector(TinyCodec(), wave, RATE) == pytest.approx([0.125, 0.5])
+    slow = codec_vector(TinyCodec(), np.full(8000, 0.5, np.float32), 8000)
     assert slow == pytest.approx([0.5, 0.5], abs=0.1)
 
 
@@ -85,7 +85,7 @@ def test_wavlm_naive_twin(wavlm):
 
 
 def test_wavlm_as_published(wavlm, tmp_path):
-    """Published files are pickled tensors with the older names of weight normalisation."""
+    """Published files are pickled tensors with the older names of weight normalization."""
     old = tmp_path / "old"
     old.mkdir()
     model = WavLMForXVector.from_pretrained(wavlm)
@@ -113,7 +113,7 @@ def test_the_shortest_wave(wavlm):
 
 def test_too_short_for_the_codec():
     with pytest.raises(BadSample, match="too short to tell its voice"):
-        CodecVoice(TinyCodec()).vector(noise()[:199], RATE)
+        codec_vector(TinyCodec(), noise()[:199], RATE)
 
 
 def test_another_model_is_refused(tmp_path):

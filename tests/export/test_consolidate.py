@@ -12,12 +12,12 @@ from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from slmkit import export as module
 from slmkit.cli.main import main
 from slmkit.config.run_dir import MODEL, read
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.export import consolidate as module
-from slmkit.export.consolidate import consolidate, merged_weights
+from slmkit.export import consolidate, merged_weights
 from slmkit.files import read_json
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load

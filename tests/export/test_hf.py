@@ -22,8 +22,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.export.consolidate import convert, is_export
-from slmkit.export.hf import CHAT_TEMPLATE, from_causal_lm, save_hf
+from slmkit.export import CHAT_TEMPLATE, convert, from_causal_lm, is_export, save_hf
 from slmkit.files import read_json
 from slmkit.infer.engine import Engine
 from slmkit.infer.grammar import make_grammar
@@ -112,7 +111,7 @@ def check_same(
     """What transformers heard and said, token by token, beside the engine's output and what was learnt."""
     assert heard["prompt"] == prompt
     assert heard["answer"][-1] == model.layout.eos_id
-    grammar = make_grammar(model.layout, 0, model.layout.size)
+    grammar = make_grammar(model.layout, 0)
     for token in heard["answer"]:
         if grammar.mode == "text":
             grammar.accept_text(token)

@@ -115,14 +115,19 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
             hidden = model.hidden(embedded, where, cache=cache)
             heads = head_logits(model, hidden, where, cache=cache)
             vocabulary = model.lm_model.lm_head(hidden)[0]
-        grammar = make_grammar(model.layout, model.group, model.lm_model.lm_head.out_features)
+        grammar = make_grammar(model.layout, model.group)
         for step, (ids, spoken) in enumerate(steps):
             at = len(start.tokens) - 1 + step
-            if spoken:
-                logits = [head[0, at] for head in heads] if model.group else [vocabulary[at]]
-                assert grammar.speech_step(lambda x: x.argmax(-1), logits) == list(ids)
+            if spoken and model.group:
+                chosen = [int(head[0, at].argmax()) for head in heads]
             else:
-                assert grammar.text_step(lambda x: x.argmax(-1), vocabulary[at]) == ids[0]
+                allowed = grammar.allowed(grammar.state)
+                chosen = [allowed[int(vocabulary[at, allowed].argmax())]]
+            if spoken:
+                assert grammar.accept_speech(chosen) == list(ids)
+            else:
+                grammar.accept_text(chosen[0])
+                assert chosen[0] == ids[0]
     assert sum(spoken for positions in seen for _, spoken in positions.values()) >= 5
 
 
@@ -290,6 +295,41 @@ def test_requests_that_do_not_fit_are_named_and_the_next_works(kind: int, fields
     with pytest.raises(UserError, match=message):
         engine(kind).generate([good, bad])
     assert engine(kind).generate([good])[0].num_steps <= 3
+
+
+@pytest.mark.parametrize("kind", CHEAP[:2])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_end_their_request_alone(
+    kind: int, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fourth step on all logits of the slot are no numbers, as with damaged weights; draws are sampled."""
+    model, rng, broken = talkative(kind), np.random.default_rng(8), 1
+    sampling = Sampling(temperature=1.0)
+    sampled = {"text_sampling": sampling, "speech_sampling": sampling, "max_steps": 12}
+    requests = [request(model, rng, seed=seed, **sampled) for seed in range(3)]
+    expected = engine(kind).generate(requests)
+    fresh, num_steps = Engine(model, num_slots=NUM_SLOTS, num_positions=128), 0
+    decoder, advance = fresh._decoder, fresh._decoder.advance
+
+    def counted(positions: dict) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        advance(positions)
+
+    def damaged(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        if num_steps >= 4:
+            logits[broken] = value
+        return logits
+
+    lm_logits, head_logits = decoder.lm_logits, decoder.head_logits
+    monkeypatch.setattr(decoder, "advance", counted)
+    monkeypatch.setattr(decoder, "lm_logits", lambda state: damaged(lm_logits(state)))
+    monkeypatch.setattr(decoder, "head_logits", lambda: [damaged(logits) for logits in head_logits()])
+    outputs = fresh.generate(requests)
+    assert [told(outputs[i]) for i in (0, 2)] == [told(expected[i]) for i in (0, 2)]
+    assert (outputs[broken].reason, outputs[broken].limit, outputs[broken].num_steps) == ("limit", "not_finite", 4)
+    assert outputs[broken].codes.tolist() == expected[broken].codes[:, : outputs[broken].codes.shape[1]].tolist()
 
 
 def test_a_prompt_of_another_group_is_refused() -> None:

@@ -10,7 +10,6 @@ from memorising import BASE, memorise, one_batch, small_model
 from synthetic import write_corpus, write_samples
 
 from slmkit.audio.io import read_audio, write_wav
-from slmkit.audio.mel import hertz_to_mel, mel_to_hertz
 from slmkit.codec.base import CodecSpec
 from slmkit.codec.melvq import MelVQ
 from slmkit.codec.stream import JOINED_BOUND
@@ -19,7 +18,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.sources import open_source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
-from slmkit.infer.samples import FLOOR_DB, PICTURE_BANDS, SpeechSamples, log_mel
+from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.pretrained import extended_tokenizer, save
@@ -180,19 +179,6 @@ def test_samples_for_tensorboard_leave_training_as_it_was(chain: Path, synthesiz
         assert image.dtype == np.uint8
         assert image.shape[2] == 3
         assert image.std() > 20
-
-
-def test_a_sound_is_a_bright_line_at_its_pitch() -> None:
-    """1 kHz in the first half: one band far above all others, then silence at the floor."""
-    time_sec = np.arange(16_000) / 16_000
-    wave = np.where(time_sec < 0.5, np.sin(2 * np.pi * 1000 * time_sec), 0)
-    levels = log_mel(wave, 16_000)
-    assert levels.shape == (PICTURE_BANDS, 80)
-    edges = mel_to_hertz(np.linspace(0, hertz_to_mel(8000), PICTURE_BANDS + 2))
-    loudest = levels[:, 20].argmax()
-    assert edges[loudest] < 1000 < edges[loudest + 2]
-    assert levels[-1, 20] < levels[loudest, 20] - 60
-    assert (levels[:, 60] == FLOOR_DB).all()
 
 
 def test_samples_need_a_corpus_of_the_same_codec(chain: Path, tmp_path: Path) -> None:

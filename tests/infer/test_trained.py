@@ -15,7 +15,7 @@ from voices import VOICES, Spoken, spoken
 
 from slmkit.data.prompt import normalize_text
 from slmkit.data.text import TextTokenizer
-from slmkit.evaluate.answers import exact_match
+from slmkit.evaluate.metrics.answers import exact_match
 from slmkit.infer.request import Output, Request, Words
 from slmkit.infer.synthesizer import Synthesizer
 

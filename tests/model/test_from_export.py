@@ -10,17 +10,16 @@ import torch
 from synthetic import WORDS, codec_spec
 
 from slmkit.errors import UserError
-from slmkit.files import sha256_file
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import (
     check_export,
     config_on_base,
+    export_sha256,
     extended_tokenizer,
     from_base,
     from_export,
     load,
     save,
-    weights_sha256,
 )
 from slmkit.model.published import save_published
 
@@ -135,15 +134,18 @@ def test_what_is_no_export_is_refused(place: Path, tmp_path: Path) -> None:
         check(place, published)
 
 
-def test_weights_are_known_by_their_hash(place: Path, tmp_path: Path) -> None:
-    file = place / "mtp" / "model.safetensors"
-    assert weights_sha256(place / "mtp") == sha256_file(file) != weights_sha256(place / "plain")
-    parts = tmp_path / "parts"
-    model = load(place / "mtp")
-    model.save_pretrained(parts, max_shard_size="20KB")
-    assert len(list(parts.glob("*.safetensors"))) > 1
-    whole = weights_sha256(parts)
+def test_an_export_is_known_by_its_hash(place: Path, tmp_path: Path) -> None:
+    """Of all that makes it the model it is, and not of the record of its making."""
+    copy, parts = tmp_path / "copy", tmp_path / "parts"
+    shutil.copytree(place / "mtp", copy)
+    whole = export_sha256(copy)
+    (copy / "provenance.json").write_text("{}")
+    assert export_sha256(copy) == whole == export_sha256(place / "mtp") != export_sha256(place / "plain")
+    (copy / "tokenizer.json").write_text("{}")
+    assert export_sha256(copy) != whole
+    load(place / "mtp").save_pretrained(parts, max_shard_size="20KB")
+    whole = export_sha256(parts)
     max(parts.glob("*.safetensors")).unlink()
-    assert weights_sha256(parts) != whole
-    with pytest.raises(UserError, match="init_from holds no weights"):
-        weights_sha256(tmp_path)
+    assert export_sha256(parts) != whole
+    with pytest.raises(UserError, match="holds no model"):
+        export_sha256(tmp_path)

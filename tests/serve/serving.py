@@ -1,123 +1,137 @@
-"""A model that speaks without end, servers of it, and a client, for the tests of the server."""
+"""A model that speaks without end, servers of it, and clients, for the tests of the server."""
 
 import contextlib
-import dataclasses
-import http.client
+import itertools
 import json
+import re
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
-from memorising import BASE, memorise, one_batch, small_model
+from memorising import BASE
+from transformers import Qwen2Config
 
-from slmkit.audio.io import read_audio, write_wav
+from slmkit.audio.io import write_wav
 from slmkit.codec.melvq import MelVQ
-from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
-from slmkit.infer.request import Output
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.model.pretrained import extended_tokenizer, save
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.pretrained import backbone_values, base_layout, extended_tokenizer, save
+from slmkit.model.slm import SpeechLM
 from slmkit.serve.server import Server
-from slmkit.serve.service import Service, Settings
-from slmkit.serve.worker import Worker
+from slmkit.serve.service import ServeSettings, Service
 
-AUDIO = Path(__file__).resolve().parents[2] / "tokenize_jobs" / "sample_corpus"
 RATE = 16_000
 TEXT = "A small boat crossed the lake."
+ENDLESS_SEC = 60.0  # longer than any test takes
+WAIT_SEC = 60.0  # for what comes at once on a machine that has time
 
 
 def make_chain(root: Path) -> Path:
-    """`codec`, `voices` and `model` in `root`. What the model reads it begins to say at once and never ends: how long
+    """`codec`, `voices` and `model` in `root`. Untrained, but made to begin to speak at once and never to end: how long
     it speaks is up to the request."""
-    waves = [read_audio(path, RATE)[: 2 * RATE] for path in sorted(AUDIO.glob("1[12]/*/*.flac"))]
-    codec = MelVQ.fit(waves, seed=0)
+    random = np.random.default_rng(0)
+    waves = [(0.1 * random.standard_normal(RATE)).astype(np.float32) for _ in range(4)]
+    codec = MelVQ.fit(waves, seed=0, num_entries=32)
     codec.save(root / "codec")
-    samples = []
-    for wave in (torch.from_numpy(wave[4000:8000]) for wave in waves[:2]):
-        encoded = codec.encode(wave[None], torch.tensor([len(wave)]))
-        samples.append(Sample(str(len(samples)), encoded.codes[0].numpy(), encoded.speaker[0].numpy(), {"text": TEXT}))
-    tokenizer = TextTokenizer.load(BASE)
-    model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
-    memorise(model, one_batch(model, tokenizer, samples))
-    with torch.no_grad():
-        for head, size in zip(model.heads, model.layout.codebook_sizes, strict=True):
-            head.output.weight[size:] = 0
-    save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
     (root / "voices").mkdir()
-    np.save(root / "voices" / "anna.npy", samples[0].speaker)
+    anna, bert = random.standard_normal((2, codec.spec.speaker_dim)).astype(np.float32)
+    np.save(root / "voices" / "anna.npy", anna)
     write_wav(root / "voices" / "bert.wav", waves[1], RATE)
+
+    tokenizer = TextTokenizer.load(BASE)
+    layout = base_layout(tokenizer, codec.spec, 3)
+    shape = Qwen2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=layout.size,
+        tie_word_embeddings=False,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    config = SpeechLMConfig(
+        backbone=backbone_values(shape.to_dict(), layout, layout.size),
+        layout=layout.to_dict(),
+        codec=codec.spec.to_dict(),
+        group=3,
+        speaker_dim=codec.spec.speaker_dim,
+    )
+    model = SpeechLM(config).eval()
+    synthesizer = Synthesizer(model, tokenizer, codec)
+    texts = (TEXT, "Hello.", "The river froze over one winter night.")
+    with torch.no_grad():
+        for head, size in zip(model.heads, layout.codebook_sizes, strict=True):
+            head.output.weight.mul_(20)  # some classes are far more probable than others
+            head.output.bias[size:] = -1e4
+        for _ in range(50):  # until both kinds of prompts are followed by speech
+            row = 10 * torch.randn(shape.hidden_size)  # so that it is chosen at any temperature
+            model.lm_model.lm_head.weight.zero_()
+            model.lm_model.lm_head.weight[layout.id_of("<sosp>")] = row
+            model.lm_model.lm_head.weight[layout.eos_id] = -row
+            requests = [
+                make(text, vector, max_sec=0.1)
+                for make in (synthesizer.reading, synthesizer.answering)
+                for text in texts
+                for vector in (anna, bert)
+            ]
+            if all(output.codes.shape[1] for output in synthesizer.engine.generate(requests)):
+                break
+        else:
+            raise AssertionError("no row of <sosp> fits all prompts")
+    save(model, root / "model", tokenizer=extended_tokenizer(BASE, layout))
     return root
 
 
-class Reply(NamedTuple):
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
+class Client(httpx.Client):
+    """Sends requests to a server on this machine."""
 
-    @property
-    def values(self) -> Any:
-        return json.loads(self.body)
+    def __init__(self, port: int) -> None:
+        limits = httpx.Limits(max_connections=None)
+        super().__init__(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_SEC, limits=limits, trust_env=False)
+        self.port = port
 
-    @property
-    def code(self) -> str:
-        """Of an error, whose form is checked."""
-        error = self.values["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert error["type"] == ("server_error" if self.status >= 500 else "invalid_request_error")
-        assert "Traceback" not in error["message"]
-        return error["code"]
-
-
-@dataclasses.dataclass
-class Client:
-    """Sends requests to a server, each on its own connection."""
-
-    port: int
-
-    def send(self, method: str, path: str, body: bytes | str | None = None, **headers: str) -> Reply:
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
-            connection.request(method, path, body, headers)
-            reply = connection.getresponse()
-            return Reply(reply.status, reply.headers, reply.read())
-
-    def get(self, path: str) -> Reply:
-        return self.send("GET", path)
-
-    def speech(self, path: str = "/v1/audio/speech", **fields: Any) -> Reply:
-        values = {"input": TEXT, "voice": "anna", "max_sec": 0.2} | fields
-        if path == "/v1/answer":
-            values["question"] = values.pop("input")
-        return self.send("POST", path, json.dumps(values))
-
-    def open(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
-
-    def raw(self, data: bytes) -> bytes:
-        """All that comes back for these bytes until the server closes."""
-        with self.open() as sock:
-            sock.sendall(data)
-            return read_all(sock)
+    def speech(self, path: str = "/v1/audio/speech", **fields: Any) -> httpx.Response:
+        return self.post(path, json=speech_fields(path, **fields))
 
     def begin(self, **fields: Any) -> socket.socket:
         """A connection whose request for speech is sent."""
-        body = json.dumps({"input": TEXT, "voice": "anna"} | fields).encode()
-        sock = self.open()
-        sock.sendall(
-            b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-        )
+        body = json.dumps(speech_fields(**{"max_sec": ENDLESS_SEC, **fields})).encode()
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_SEC)
+        sock.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+        sock.sendall(body)
         return sock
 
-    def wait_for(self, **figures: int) -> None:
-        """Until `/metrics` says so."""
-        deadline = time.monotonic() + 30
-        while (now := self.get("/metrics").values) | figures != now:
-            assert time.monotonic() < deadline, f"{now} and not {figures}"
-            time.sleep(0.02)
+    def figure(self, name: str) -> float:
+        """One of `/metrics`, as `requests_total{outcome="done"}`."""
+        found = re.search(rf"^slmkit_{re.escape(name)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+
+def speech_fields(path: str = "/v1/audio/speech", **fields: Any) -> dict[str, Any]:
+    values = {"input": TEXT, "voice": "anna", "max_sec": 0.2} | fields
+    if path == "/v1/answer":
+        values["question"] = values.pop("input")
+    return values
+
+
+def code_of(response: httpx.Response) -> str:
+    """Of an error, whose form is checked."""
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == ("server_error" if response.status_code >= 500 else "invalid_request_error")
+    assert "Traceback" not in error["message"]
+    return error["code"]
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -128,24 +142,42 @@ def read_all(sock: socket.socket) -> bytes:
     return data
 
 
-@contextlib.contextmanager
-def serving(synthesizer: Synthesizer, root: Path, **settings: Any) -> Iterator[tuple[Server, Client]]:
-    """A server in threads of this process."""
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SEC
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def make_service(synthesizer: Synthesizer, root: Path, **settings: Any) -> Service:
     voices = {name: synthesizer.read_speaker(root / "voices" / name) for name in ("anna.npy", "bert.wav")}
     named = {name.partition(".")[0]: vector for name, vector in voices.items()}
-    service = Service(synthesizer, named, Settings(**{"model": "tiny", "max_sec": 8.0} | settings))
-    with Server(service, "127.0.0.1", 0) as server:
-        yield server, Client(server.port)
+    return Service(synthesizer, named, ServeSettings(**{"model": "tiny", "max_sec": ENDLESS_SEC} | settings))
 
 
-def stand_still_when_full(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all slots taken nothing goes on until the worker is told to stop: no answer is over before that."""
-    engine = worker._synthesizer.engine
-    step = engine.step
+@contextlib.contextmanager
+def serving(
+    synthesizer: Synthesizer, root: Path, *, grace_sec: float = 0.0, **settings: Any
+) -> Iterator[tuple[Server, Client]]:
+    """A server in threads of this process."""
+    service = make_service(synthesizer, root, **settings)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    with Server(service, listener, grace_sec=grace_sec) as server, Client(server.port) as client:
+        yield server, client
 
-    def step_unless_full() -> list[tuple[int, Output]]:
-        while not engine.num_free and worker._stop_at is None:
-            time.sleep(0.01)
-        return step()
 
-    monkeypatch.setattr(engine, "step", step_unless_full)
+class Gate:
+    """Lets so many steps of the engine pass, and holds back the next until it is opened."""
+
+    def __init__(self, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, num_steps: int = 0) -> None:
+        self._open, steps = threading.Event(), itertools.count()
+        step = synthesizer.engine.step
+
+        def gated_step() -> list:
+            assert next(steps) < num_steps or self._open.wait(WAIT_SEC)
+            return step()
+
+        monkeypatch.setattr(synthesizer.engine, "step", gated_step)
+
+    def open(self) -> None:
+        self._open.set()

@@ -11,7 +11,7 @@ from pathlib import Path
 import browser as browsers
 import pytest
 from browser import Browser
-from serve.serving import Client, serving
+from serve.serving import TEXT, Client, serving, until
 
 from slmkit.infer.synthesizer import Synthesizer
 
@@ -20,6 +20,7 @@ VOICES = "[...document.querySelectorAll('#voice option')].map((option) => option
 ERROR = "!document.getElementById('error').hidden && document.getElementById('error').textContent"
 STATUS = "document.getElementById('status').textContent"
 DURATION = "document.getElementById('audio').duration"
+DONE = 'requests_total{outcome="done"}'
 IS_DONE = f"!document.getElementById('result').hidden && {DURATION} > 0"
 
 
@@ -66,31 +67,31 @@ def keep(page: Browser, name: str, directory: Path) -> None:
 def test_a_text_is_heard_in_the_voice_that_was_chosen(page: Browser, client: Client, tmp_path: Path) -> None:
     assert page.value(VOICES) == "anna,bert"
     assert page.value("document.title") == "tiny"
-    done_before = client.get("/metrics").values["requests"]["done"]
+    done_before = client.figure(DONE)
     page.value("make = URL.createObjectURL; URL.createObjectURL = (blob) => make(window.made = blob)")
     sounds = {}
     for voice in ("anna", "bert"):
-        write(page, "A small boat crossed the lake.")
+        write(page, TEXT)
         page.value(f"document.getElementById('voice').value = {voice!r}")
         page.click("#speak")
         page.wait_for(IS_DONE)
         assert page.value(DURATION) == pytest.approx(1.5, abs=0.01)
         sounds[voice] = bytes(page.value("window.made.arrayBuffer().then((b) => [...new Uint8Array(b)])"))
         page.value("document.getElementById('result').hidden = true")
-    assert client.get("/metrics").values["requests"]["done"] == done_before + 2
+    assert client.figure(DONE) == done_before + 2
     for voice, sound in sounds.items():
-        whole = client.speech(voice=voice, max_sec=1.5).body
+        whole = client.speech(voice=voice, max_sec=1.5).content
         assert sound[:44] == whole[:44]  # the length is known by now
         assert len(sound) == len(whole)
     assert sounds["anna"] != sounds["bert"]
-    assert "1.50 s of speech, cut at a limit (seconds) in" in page.value(STATUS)
+    assert "1.50 s of speech (stopped at the limit: seconds), ready after" in page.value(STATUS)
     page.value("document.getElementById('result').hidden = false")
     keep(page, "spoken", tmp_path)
     assert page.complaints == []
 
 
 def test_the_sound_can_be_played(page: Browser) -> None:
-    write(page, "A small boat crossed the lake.")
+    write(page, TEXT)
     page.click("#speak")
     page.wait_for(IS_DONE)
     audio = "document.getElementById('audio')"
@@ -101,13 +102,13 @@ def test_the_sound_can_be_played(page: Browser) -> None:
 
 
 def test_an_empty_text_is_named_on_the_page(page: Browser, client: Client, tmp_path: Path) -> None:
-    asked = client.get("/metrics").values["requests"]["asked"]
+    done = client.figure(DONE)
     for text in ("", "  "):
         write(page, text)
         page.click("#speak")
-        assert page.wait_for(ERROR) == "There is no text to speak."
+        assert page.wait_for(ERROR) == "Type a sentence first."
     keep(page, "empty", tmp_path)
-    assert client.get("/metrics").values["requests"]["asked"] == asked
+    assert client.figure(DONE) == done
     assert page.complaints == []
     write(page, "Hello.")
     page.click("#speak")
@@ -118,7 +119,7 @@ def test_an_empty_text_is_named_on_the_page(page: Browser, client: Client, tmp_p
 def test_what_the_server_refuses_is_named_on_the_page(page: Browser) -> None:
     write(page, "x" * 201)
     page.click("#speak")
-    assert "got 201 characters, expected at most 200" in page.wait_for(ERROR)
+    assert "has 201 characters; split it into sentences; expected at most 200" in page.wait_for(ERROR)
     assert page.value("document.getElementById('speak').disabled") is False
 
 
@@ -127,19 +128,44 @@ def test_an_answer_given_up_and_one_cut_by_the_server(browser: Browser, synthesi
         browser.go(f"http://127.0.0.1:{client.port}/")
         browser.wait_for(f"document.readyState === 'complete' && {VOICES}")
         browser.complaints.clear()
-        write(browser, "A small boat crossed the lake.")
+        write(browser, TEXT)
         browser.click("#speak")
         browser.wait_for(f"{STATUS} === 'Speaking'")
         browser.click("#stop")
-        client.wait_for(active=0)
+        until(lambda: client.figure("running_requests") == 0)
         browser.wait_for("document.getElementById('stop').disabled")
-        assert client.get("/metrics").values["requests"]["given_up"] == 1
+        assert client.figure('requests_total{outcome="given_up"}') == 1
         assert browser.value(ERROR) is False
         browser.click("#speak")
         browser.wait_for(f"{STATUS} === 'Speaking'")
-        server.close(0)
+        server.close()
         assert browser.wait_for(ERROR) == "the server is shutting down"
         assert browser.complaints == []
+
+
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.mark.parametrize(("name", "width", "dark"), [("light", 900, False), ("dark", 900, True), ("phone", 360, True)])
+def test_the_pages_fit_phones_and_follow_the_dark_preference(
+    name: str, width: int, dark: bool, page: Browser, client: Client, tmp_path: Path
+) -> None:
+    try:
+        page.emulate(width=width, height=760, dark=dark)
+        write(page, TEXT)
+        page.click("#speak")
+        page.wait_for(IS_DONE)
+        for path in ("page", "docs"):
+            if path == "docs":
+                page.go(f"http://localhost:{client.port}/docs")
+                page.wait_for("document.querySelectorAll('dt').length > 20")
+            assert page.value(OVERFLOW) <= 0
+            assert page.value(BACKGROUND) == ("rgb(20, 23, 27)" if dark else "rgb(245, 247, 249)")
+            keep(page, f"{path}_{name}", tmp_path)
+    finally:
+        page.emulate(width=900, height=760, dark=False)
+    assert page.complaints == []
 
 
 def test_nothing_comes_from_elsewhere(page: Browser, client: Client) -> None:

@@ -1,202 +1,233 @@
 """A server under load, with clients that go away, and told to stop: nothing hangs, the next request is answered."""
 
-import collections
-import json
 import socket
 import threading
-import time
+import wave
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
-from serve.serving import TEXT, Client, read_all, serving, stand_still_when_full
+from serve.serving import (
+    TEXT,
+    WAIT_SEC,
+    Client,
+    Gate,
+    code_of,
+    make_service,
+    read_all,
+    serving,
+    speech_fields,
+    until,
+)
 
+from slmkit.audio.encode import wav_header
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.serve import server as servers
-from slmkit.serve.server import Server
-from slmkit.serve.service import Service, Settings
+from slmkit.serve.server import GRACE_SEC, LEAVE_SEC, Server
+from slmkit.serve.worker import Call
 
-ENDLESS_SEC = 60.0
 NUM_CLIENTS = 200
+SOME_STEPS = 250  # enough for the first sound of a stream, and not for its end
+ENDING = b"0\r\n\r\n"  # of an answer in chunks
 
 
-def test_two_hundred_at_once_all_get_an_answer(synthesizer: Synthesizer, chain: Path) -> None:
-    with serving(synthesizer, chain, max_waiting=6) as (_, client):
-        alone = client.speech().body
+def test_two_hundred_at_once_get_what_each_gets_alone(synthesizer: Synthesizer, chain: Path) -> None:
+    with serving(synthesizer, chain, max_waiting=NUM_CLIENTS) as (_, client):
+        kinds = [
+            {"voice": voice, "seed": seed, "temperature": 0.8, "stream": stream, "input": text, "max_sec": 0.05}
+            for voice in ("anna", "bert")
+            for seed, stream in ((1, True), (2, False))
+            for text in (TEXT, "Hello.")
+        ]
+        alone = [client.speech(**kind).content for kind in kinds]
+        assert len(set(alone)) == len(kinds)
 
-        def ask(number: int) -> int:
-            reply = client.speech(stream=number % 2 == 1)
-            if reply.status == 200:
-                assert len(reply.body) == len(alone)
-                assert reply.body == alone or number % 2
-            else:
-                assert (reply.status, reply.code) == (503, "overloaded")
-                assert int(reply.headers["Retry-After"]) >= 1
-            return reply.status
+        def ask(number: int) -> bool:
+            response = client.speech(**kinds[number % len(kinds)])
+            return response.status_code == 200 and response.content == alone[number % len(kinds)]
 
         with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-            found = collections.Counter(clients.map(ask, range(NUM_CLIENTS)))
-        assert found[200] + found[503] == NUM_CLIENTS
-        assert found[200] >= 8
-        assert found[503] >= 1
-        assert client.speech().body == alone
-        figures = client.get("/metrics").values
-        assert (figures["active"], figures["waiting"]) == (0, 0)
-        assert figures["requests"]["refused"] == found[503]
-        assert figures["requests"]["asked"] == NUM_CLIENTS + 2
+            assert all(clients.map(ask, range(NUM_CLIENTS)))
+        assert client.figure('requests_total{outcome="done"}') == NUM_CLIENTS + len(kinds)
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_client_that_leaves_frees_its_slot(is_streamed: bool, synthesizer: Synthesizer, chain: Path) -> None:
-    with serving(synthesizer, chain, max_sec=ENDLESS_SEC, max_waiting=1) as (_, client):
-        leaving = [client.begin(stream=is_streamed)]
-        client.wait_for(active=1)
-        leaving += [client.begin(stream=is_streamed) for _ in range(2)]
-        client.wait_for(active=2, waiting=1)
-        if is_streamed:
+def test_beyond_the_queue_requests_are_refused_and_the_rest_answers(
+    synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(synthesizer, monkeypatch)
+    with serving(synthesizer, chain, max_waiting=1) as (_, client), ThreadPoolExecutor(3) as clients:
+        taken = [clients.submit(client.speech) for _ in range(3)]  # two slots and a place to wait
+        until(lambda: client.figure("running_requests") + client.figure("waiting_requests") == 3)
+        response = client.speech()
+        assert (response.status_code, code_of(response)) == (503, "overloaded")
+        assert int(response.headers["Retry-After"]) >= 1
+        assert [client.get(path).status_code for path in ("/", "/health", "/v1/models")] == [200] * 3
+        gate.open()
+        assert {future.result().status_code for future in taken} == {200}
+        assert client.speech().status_code == 200
+        assert client.figure('requests_total{outcome="refused"}') == 1
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"stream_format": "sse"}])
+def test_a_client_that_leaves_frees_its_slot(
+    fields: dict, synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream: in the middle of it."""
+    left: list[Call] = []
+    give_up = Call.give_up
+    monkeypatch.setattr(Call, "give_up", lambda call: (left.append(call), give_up(call)))
+    gate = Gate(synthesizer, monkeypatch, SOME_STEPS if fields else 0)
+    with serving(synthesizer, chain, max_waiting=1) as (_, client):
+        leaving = [client.begin(**fields) for _ in range(3)]
+        if fields:
             assert leaving[0].recv(12) == b"HTTP/1.1 200"
+        until(lambda: client.figure("running_requests") + client.figure("waiting_requests") == 3)
         for sock in leaving:
             sock.close()
-        client.wait_for(active=0, waiting=0)
-        assert client.speech().status == 200
-        requests = client.get("/metrics").values["requests"]
-        assert (requests["given_up"], requests["done"], requests["failed"]) == (3, 1, 0)
+        until(lambda: len(left) == 3)
+        gate.open()
+        until(lambda: client.figure('requests_total{outcome="given_up"}') == 3)
+        assert client.speech().status_code == 200
+        counts = [client.figure(f'requests_total{{outcome="{name}"}}') for name in ("given_up", "done", "failed")]
+        assert (counts, client.figure("running_requests")) == ([3, 1, 0], 0)
 
 
-def test_the_page_and_figures_answer_while_all_places_are_taken(synthesizer: Synthesizer, chain: Path) -> None:
-    with serving(synthesizer, chain, max_sec=ENDLESS_SEC, max_waiting=0) as (_, client):
-        taken = [client.begin() for _ in range(2)]
-        client.wait_for(active=2)
-        assert (client.speech().status, client.get("/").status, client.get("/health").status) == (503, 200, 200)
-        for sock in taken:
-            sock.close()
-        client.wait_for(active=0)
-        assert client.speech().status == 200
-
-
-def test_connections_beyond_the_most_wait_for_their_turn(
-    synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(servers, "SPARE_CONNECTIONS", 1)
-    with serving(synthesizer, chain, max_waiting=0) as (server, client):
-        held = [client.open() for _ in range(3)]  # as many as there are places
-        while len(server._connections) < 3:
-            time.sleep(0.01)
-        late = client.open()
-        late.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        late.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            late.recv(1)
-        held.pop().close()
-        late.settimeout(10)
-        answer = read_all(late)
-        assert answer.startswith(b"HTTP/1.1 200 OK")
-        assert b"Connection: close" in answer  # the others want the place
-        for sock in (*held, late):
-            sock.close()
-
-
-def test_a_stop_ends_answers_and_cuts_what_does_not_end(
-    synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with serving(synthesizer, chain, max_sec=ENDLESS_SEC) as (server, client):
-        stand_still_when_full(server.service.worker, monkeypatch)
-        idle = client.open()
-        endless = client.begin(stream=True)
-        assert endless.recv(12) == b"HTTP/1.1 200"
-        short = client.begin(max_sec=0.2)
-        client.wait_for(active=2)
-        waiting = client.begin()
-        client.wait_for(active=2, waiting=1)
-        began = time.monotonic()
-        server.close(3.0)
-        took = time.monotonic() - began
-        assert 2.5 < took < 7.5
+def test_a_stop_cuts_what_does_not_end(synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(synthesizer, monkeypatch, SOME_STEPS)
+    with serving(synthesizer, chain) as (server, client):
+        idle = socket.create_connection(("127.0.0.1", client.port), timeout=WAIT_SEC)
+        sound = client.begin(stream=True)
+        assert sound.recv(12) == b"HTTP/1.1 200"
+        events = client.begin(stream_format="sse")
+        until(lambda: client.figure("running_requests") + client.figure("waiting_requests") == 2)
+        closing = threading.Thread(target=server.close)
+        closing.start()
+        until(lambda: not server.service.worker.is_open)
+        gate.open()
+        closing.join(WAIT_SEC)
+        assert not server.is_alive
+        assert not read_all(sound).endswith(ENDING)
+        assert b"shutting_down" in read_all(events)
         assert read_all(idle) == b""
-        assert b"200 OK" in (whole := read_all(short))
-        assert len(whole.partition(b"\r\n\r\n")[2]) == 44 + 6400
-        assert not read_all(endless).endswith(b"0\r\n\r\n")
-        refused = read_all(waiting)
-        assert refused.startswith(b"HTTP/1.1 503 ")
-        assert b"shutting_down" in refused
         with pytest.raises(ConnectionRefusedError):
-            client.open()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("worker", "accepting"))]
+            socket.create_connection(("127.0.0.1", client.port), timeout=WAIT_SEC)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("worker", "http"))]
+
+
+def test_a_stop_lets_a_running_answer_end_and_refuses_what_waits(
+    synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(synthesizer, monkeypatch)
+    with serving(synthesizer, chain, grace_sec=WAIT_SEC) as (server, client), ThreadPoolExecutor(2) as clients:
+        running = clients.submit(client.speech)
+        until(lambda: client.figure("running_requests") == 1)
+        waiting = clients.submit(client.speech)
+        until(lambda: client.figure("waiting_requests") == 1)
+        closing = threading.Thread(target=server.close)
+        closing.start()
+        until(lambda: not server.service.worker.is_open)
+        gate.open()
+        assert len(running.result().content) == 44 + 6400
+        refused = waiting.result()
+        assert (refused.status_code, code_of(refused)) == (503, "shutting_down")
+        closing.join(WAIT_SEC)
+        assert not server.is_alive
 
 
 def test_a_stop_does_not_wait_for_a_client_that_takes_nothing(synthesizer: Synthesizer, chain: Path) -> None:
-    with serving(synthesizer, chain, max_sec=ENDLESS_SEC) as (server, client):
+    with serving(synthesizer, chain) as (server, client):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
         sock.connect(("127.0.0.1", client.port))
-        body = json.dumps({"input": TEXT, "voice": "anna", "stream": True}).encode()
-        sock.sendall(
-            b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-        )
-        client.wait_for(active=1)
-        began = time.monotonic()
-        server.close(0.2)
-        assert time.monotonic() - began < 6
-        sock.close()
-
-
-def test_an_idle_server_stops_at_once(synthesizer: Synthesizer, chain: Path) -> None:
-    with serving(synthesizer, chain) as (server, client):
-        assert client.get("/health").status == 200
-        began = time.monotonic()
+        request = httpx.Request("POST", "http://localhost/", json=speech_fields(stream=True, max_sec=30.0))
+        length = int(request.headers["Content-Length"])
+        sock.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length)
+        sock.sendall(request.content)
+        until(lambda: client.figure("running_requests") == 1)
         server.close()
-        assert time.monotonic() - began < 1
+        assert not server.is_alive
+        sock.close()
+    assert GRACE_SEC + LEAVE_SEC <= 7  # three seconds are left for the process to go
 
 
 def test_another_address_family(synthesizer: Synthesizer, chain: Path) -> None:
-    service = Service(synthesizer, {"anna": synthesizer.read_speaker(chain / "voices" / "anna.npy")}, SETTINGS)
-    with Server(service, "::1", 0) as server, socket.create_connection(("::1", server.port)) as sock:
+    listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    with Server(make_service(synthesizer, chain), listener, grace_sec=0) as server:
         assert server.address == f"http://[::1]:{server.port}"
-        sock.sendall(b"GET /health HTTP/1.0\r\nHost: [::1]:80\r\n\r\n")
-        assert read_all(sock).startswith(b"HTTP/1.1 200 OK")
-
-
-SETTINGS = Settings(model="tiny")
+        assert server.is_loopback
+        assert httpx.get(server.address + "/health", trust_env=False).status_code == 200
 
 
 def test_every_name_is_answered_on_addresses_of_the_network(synthesizer: Synthesizer, chain: Path) -> None:
-    service = Service(synthesizer, {"anna": synthesizer.read_speaker(chain / "voices" / "anna.npy")}, SETTINGS)
-    with Server(service, "0.0.0.0", 0) as server:
+    with Server(make_service(synthesizer, chain), socket.create_server(("0.0.0.0", 0)), grace_sec=0) as server:
         assert not server.is_loopback
-        assert Client(server.port).send("GET", "/health", Host="speech.example").status == 200
-
-
-def test_a_place_to_listen_that_is_not_to_be_had_is_named(synthesizer: Synthesizer, chain: Path) -> None:
-    service = Service(synthesizer, {"anna": synthesizer.read_speaker(chain / "voices" / "anna.npy")}, SETTINGS)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        for host, number in (("127.0.0.1", port), ("a..b", 0), ("127.0.0.1", 99_999), ("1.2.3.4", 0)):
-            with pytest.raises(UserError, match=f"cannot listen at {host}, port {number}"):
-                Server(service, host, number)
+        with Client(server.port) as client:
+            assert client.get("/health", headers={"Host": "speech.example"}).status_code == 200
 
 
 def test_an_engine_that_cannot_be_made_leaves_the_port_free(synthesizer: Synthesizer, chain: Path) -> None:
     none = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=0)
-    with pytest.raises(UserError, match="the engine has no slots"), serving(none, chain):
+    listener = socket.create_server(("127.0.0.1", 0))
+    with pytest.raises(UserError, match="the engine has no slots"), Server(make_service(none, chain), listener):
         pass
+    assert listener.fileno() == -1
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_chars": 0}, "texts cannot be so long"),
-        ({"max_chars": 2001}, "texts cannot be so long"),
-        ({"max_sec": 0.0}, "answers cannot be so long"),
-        ({"max_sec": float("nan")}, "answers cannot be so long"),
-        ({"max_waiting": -1}, "so many requests cannot wait"),
-    ],
-)
-def test_settings_out_of_range_are_named(settings: dict, message: str, synthesizer: Synthesizer, chain: Path) -> None:
-    with pytest.raises(UserError, match=message), serving(synthesizer, chain, **settings):
-        pass
+def test_a_port_that_was_taken_while_the_model_loaded_is_named(synthesizer: Synthesizer, chain: Path) -> None:
+    with socket.socket() as ours, socket.socket() as other:
+        for sock in (ours, other):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("127.0.0.1", ours.getsockname()[1]))
+        other.listen()
+        with (
+            pytest.raises(UserError, match=r"cannot listen at http://127.0.0.1:\d+: "),
+            Server(make_service(synthesizer, chain), ours),
+        ):
+            pass
 
 
-def test_a_server_without_voices_is_refused(synthesizer: Synthesizer) -> None:
-    with pytest.raises(UserError, match="the server has no voices"):
-        Service(synthesizer, {}, SETTINGS)
+def test_a_defect_of_the_worker_is_raised_when_the_server_closes(
+    synthesizer: Synthesizer, chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def defect() -> None:
+        raise AssertionError("a defect")
+
+    with pytest.raises(AssertionError, match="a defect"), serving(synthesizer, chain) as (server, client):
+        monkeypatch.setattr(synthesizer.engine, "step", defect)
+        assert code_of(client.speech()) == "internal_error"
+        until(lambda: not server.is_alive)
+        assert code_of(client.get("/health")) == "shutting_down"
+
+
+def test_the_client_of_openai_speaks(synthesizer: Synthesizer, chain: Path, tmp_path: Path) -> None:
+    with serving(synthesizer, chain, max_sec=0.5) as (server, client):
+        api = openai.OpenAI(
+            base_url=server.address + "/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
+        )
+        whole = client.speech(max_sec=0.5)
+        ours = {"model": "tiny", "input": TEXT, "voice": "anna"}
+        assert api.audio.speech.create(**ours, response_format="wav").content == whole.content
+        assert (
+            api.audio.speech.create(**ours | {"voice": {"id": "anna"}}, response_format="wav").content == whole.content
+        )
+        assert api.audio.speech.create(**ours, response_format="mp3").response.headers["content-type"] == "audio/mpeg"
+        assert (
+            api.audio.speech.create(**ours, response_format="pcm", extra_body={"seed": 3}).content == whole.content[44:]
+        )
+        with api.audio.speech.with_streaming_response.create(
+            **ours, response_format="wav", stream_format="audio"
+        ) as streamed:
+            pieces = b"".join(streamed.iter_bytes())
+        assert pieces[:44] == wav_header(16_000, None)
+        assert len(pieces) == len(whole.content)
+        api.audio.speech.create(**ours, response_format="wav").write_to_file(tmp_path / "speech.wav")
+        with wave.open(str(tmp_path / "speech.wav")) as file:
+            assert (file.getframerate(), file.getnframes()) == (16_000, 8000)
+        assert [model.id for model in api.models.list()] == ["tiny"]
+        with pytest.raises(openai.BadRequestError, match='no such voice; got "alloy"') as caught:
+            api.audio.speech.create(**ours | {"voice": "alloy"})
+        assert (caught.value.code, caught.value.param) == ("voice_not_found", "voice")
+        with pytest.raises(openai.NotFoundError, match="no such model"):
+            api.audio.speech.create(**ours | {"model": "tts-1"})

@@ -2,43 +2,37 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from synthetic import write_corpus
 
 from slmkit.errors import UserError
-from slmkit.serve.voices import read_voices
-
-
-def echo(source: str) -> np.ndarray:
-    return np.array([len(source)], dtype=np.float32)
+from slmkit.serve.voices import find_voices
 
 
 def test_folders_files_and_corpora_give_voices(tmp_path: Path) -> None:
-    folder = tmp_path / "voices"
-    folder.mkdir()
+    folder, corpus, single = tmp_path / "voices", tmp_path / "corpus", tmp_path / "dora.wav"
+    folder.mkdir(), corpus.mkdir(), single.touch()
     for name in ("bert.WAV", "anna.flac", "c.x.npy", "notes.txt"):
         (folder / name).touch()
     (folder / "sub.wav").mkdir()
-    corpus = write_corpus(tmp_path / "corpus", 2)
-    single = tmp_path / "dora.wav"
-    seen: list[str] = []
-
-    def read(source: str) -> np.ndarray:
-        seen.append(source)
-        return echo(source)
-
-    key = f"{tmp_path / 'corpus'}:{corpus.key(1)}"
-    voices = read_voices([key, str(folder), str(single)], read)
-    assert list(voices) == [corpus.key(1), "anna", "bert", "c.x", "dora"]
-    assert seen == [key, *(str(folder / name) for name in ("anna.flac", "bert.WAV", "c.x.npy")), str(single)]
+    assert list(find_voices([f"{corpus}:LJ-1", str(folder), str(single)]).items()) == [
+        ("LJ-1", f"{corpus}:LJ-1"),
+        ("anna", str(folder / "anna.flac")),
+        ("bert", str(folder / "bert.WAV")),
+        ("c.x", str(folder / "c.x.npy")),
+        ("dora", str(single)),
+    ]
 
 
 def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="two voices have the same name"):
-        read_voices([str(tmp_path / "a.wav"), str(tmp_path / "a.npy")], echo)
+    for name in ("a.wav", "a.npy"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"two voices have the same name\n.*a\n.*rename .*a.npy or .*a.wav"):
+        find_voices([str(tmp_path)])
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_what_gives_no_voice_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the folder holds no voices"):
-        read_voices([str(tmp_path)], echo)
+        find_voices([str(tmp_path)])
+    for source in (tmp_path / "missing.wav", f"{tmp_path}/none:KEY"):
+        with pytest.raises(UserError, match="no such voice"):
+            find_voices([str(source)])

@@ -1,140 +1,182 @@
-"""The thread that computes: every request has its end, and whatever befalls one, the next is answered."""
+"""The thread that computes: every request has its end, and whatever befalls one, the others have their answers."""
 
+import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from serve.serving import TEXT, stand_still_when_full
+from serve.serving import ENDLESS_SEC, TEXT, WAIT_SEC, Gate, until
 
 from slmkit.codec.stream import JOINED_BOUND
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.serve.counts import Counts
-from slmkit.serve.problem import Problem
-from slmkit.serve.worker import Answer, Done, Failed, Job, Piece, Worker
-
-ENDLESS_SEC = 60.0
+from slmkit.serve.schema import ApiError
+from slmkit.serve.worker import Call, ServeMetrics, Sound, Worker
 
 
 @pytest.fixture
-def counts() -> Counts:
-    return Counts()
+def metrics() -> ServeMetrics:
+    return ServeMetrics()
 
 
 @pytest.fixture
-def worker(synthesizer: Synthesizer, counts: Counts) -> Iterator[Worker]:
-    made = Worker(synthesizer, counts, max_waiting=3)
+def worker(synthesizer: Synthesizer, metrics: ServeMetrics) -> Iterator[Worker]:
+    made = Worker(synthesizer, metrics, max_waiting=3)
     made.start()
     yield made
     made.close(0)
 
 
-def job(synthesizer: Synthesizer, max_sec: float = 0.2, *, is_streamed: bool = False, **options: Any) -> Job:
-    speaker = np.zeros(80, np.float32)
-    request = synthesizer.reading(TEXT, speaker, max_sec=max_sec, **options)
-    return Job(request=request, speaker=speaker, is_streamed=is_streamed)
+def outcomes(metrics: ServeMetrics) -> dict[str, float]:
+    return {
+        name: metrics.registry.get_sample_value("slmkit_requests_total", {"outcome": name})
+        for name in ("done", "refused", "failed", "given_up")
+    }
 
 
-def events_of(answer: Answer) -> list:
-    events = []
-    while not events or isinstance(events[-1], Piece):
-        events.append(answer.next(30))
-    assert answer.next(0) is None
-    return events
+def load_of(metrics: ServeMetrics) -> tuple[float, float]:
+    names = ("slmkit_running_requests", "slmkit_waiting_requests")
+    return tuple(metrics.registry.get_sample_value(name) for name in names)
 
 
-def wave_of(answer: Answer) -> np.ndarray:
-    return np.concatenate([event.wave for event in events_of(answer)])
+class Listener:
+    """A call and what came of it."""
+
+    def __init__(self, synthesizer: Synthesizer, max_sec: float = 0.2, *, is_streamed: bool = False, **options: Any):
+        self.events: queue.SimpleQueue = queue.SimpleQueue()
+        speaker = np.full(synthesizer.codec.spec.speaker_dim, 0.5, np.float32)
+        request = synthesizer.reading(TEXT, speaker, max_sec=max_sec, **options)
+        self.call = Call(request, speaker, is_streamed=is_streamed, deliver=self.events.put)
+
+    def wait(self) -> list[Sound | ApiError]:
+        """All events."""
+        found = [self.events.get(timeout=WAIT_SEC)]
+        while isinstance(found[-1], Sound) and found[-1].output is None:
+            found.append(self.events.get(timeout=WAIT_SEC))
+        assert self.events.empty()
+        return found
+
+    def wave(self) -> np.ndarray:
+        return np.concatenate([event.wave for event in self.wait()])
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def submitted(worker: Worker, *listeners: Listener) -> list[Listener]:
+    for listener in listeners:
+        worker.submit(listener.call)
+    return list(listeners)
 
 
 def test_whole_answers_are_what_the_synthesizer_speaks(worker: Worker, synthesizer: Synthesizer) -> None:
     """Of more requests than slots at once, whole and streamed ones mixed."""
-    jobs = [job(synthesizer, 1.2, is_streamed=number % 2 == 1, seed=number) for number in range(4)]
-    found = [wave_of(answer) for answer in [worker.submit(one) for one in jobs]]
-    outputs = synthesizer.engine.generate([one.request for one in jobs])
-    for number, (one, wave, output) in enumerate(zip(jobs, found, outputs, strict=True)):
-        spoken = synthesizer.decode(output.codes, torch.from_numpy(one.speaker))
+    made = [Listener(synthesizer, 1.2, is_streamed=number % 2 == 1, seed=number) for number in range(4)]
+    found = [listener.wave() for listener in submitted(worker, *made)]
+    outputs = synthesizer.engine.generate([listener.call.request for listener in made])
+    for number, (listener, wave, output) in enumerate(zip(made, found, outputs, strict=True)):
+        spoken = synthesizer.decode(output.codes, torch.from_numpy(listener.call.speaker))
         assert len(spoken) == 19_200
         assert np.abs(wave - spoken).max() <= (JOINED_BOUND if number % 2 else 0)
 
 
 def test_a_stream_has_sound_before_its_end_and_the_same_codes(worker: Worker, synthesizer: Synthesizer) -> None:
-    events = events_of(worker.submit(job(synthesizer, 1.5, is_streamed=True)))
+    streamed, whole = submitted(worker, Listener(synthesizer, 1.5, is_streamed=True), Listener(synthesizer, 1.5))
+    events, (only,) = streamed.wait(), whole.wait()
     assert len(events) > 2
     assert all(len(event.wave) for event in events[:-1])
-    whole = events_of(worker.submit(job(synthesizer, 1.5)))
-    assert len(whole) == 1
-    assert np.array_equal(events[-1].output.codes, whole[0].output.codes)
+    assert np.array_equal(events[-1].output.codes, only.output.codes)
     assert events[-1].output.limit == "seconds"
 
 
-def test_requests_beyond_the_room_are_refused(worker: Worker, synthesizer: Synthesizer, counts: Counts) -> None:
-    answers = [worker.submit(job(synthesizer, ENDLESS_SEC)) for _ in range(5)]
-    until(lambda: worker.load() == (2, 3))
-    with pytest.raises(Problem, match="all places are taken; try again in 1 s") as caught:
-        worker.submit(job(synthesizer))
-    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
-    for answer in answers:
-        answer.give_up()
-    until(lambda: worker.load() == (0, 0))
-    assert len(wave_of(worker.submit(job(synthesizer)))) == 3200
-    requests = counts.values()["requests"]
-    assert (requests["refused"], requests["given_up"], requests["done"]) == (1, 5, 1)
-
-
-def test_without_a_queue_free_slots_are_filled_all_the_same(synthesizer: Synthesizer) -> None:
-    worker = Worker(synthesizer, Counts(), max_waiting=0)
-    worker.start()
-    answers = [worker.submit(job(synthesizer, ENDLESS_SEC)) for _ in range(2)]
-    with pytest.raises(Problem, match="all places are taken"):
-        worker.submit(job(synthesizer))
-    worker.close(0)
-    assert all(isinstance(event, Failed) for answer in answers for event in events_of(answer))
-
-
-def test_a_request_that_does_not_fit_leaves_the_slot_free(worker: Worker, synthesizer: Synthesizer) -> None:
-    unfit = Job(request=synthesizer.reading("word " * 390, np.zeros(80, np.float32)), speaker=None, is_streamed=False)
-    engine, most = synthesizer.engine, synthesizer.engine.num_positions
-    engine.num_positions = 100
-    try:
-        (event,) = events_of(worker.submit(unfit))
-    finally:
-        engine.num_positions = most
-    assert (event.problem.status, worker.load()) == (400, (0, 0))
-    assert "the prompt leaves no room for an answer" in event.problem.message
-    assert isinstance(events_of(worker.submit(job(synthesizer)))[-1], Done)
-
-
-@pytest.mark.parametrize("where", ["step", "admit"])
-def test_a_failing_step_fails_its_answers_alone(
-    where: str, worker: Worker, synthesizer: Synthesizer, counts: Counts, monkeypatch: pytest.MonkeyPatch
+def test_requests_beyond_the_room_are_refused(
+    worker: Worker, synthesizer: Synthesizer, metrics: ServeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    works, broken = getattr(synthesizer.engine, where), threading.Event()
+    gate = Gate(synthesizer, monkeypatch)
+    taken = submitted(worker, *(Listener(synthesizer, ENDLESS_SEC) for _ in range(5)))
+    with pytest.raises(ApiError, match="its queue is full; try again in 1 s") as caught:
+        worker.submit(Listener(synthesizer).call)
+    assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "1"})
+    for listener in taken:
+        listener.call.give_up()
+    gate.open()
+    until(lambda: load_of(metrics) == (0, 0))
+    assert len(submitted(worker, Listener(synthesizer))[0].wave()) == 3200
+    assert outcomes(metrics) == {"done": 1, "refused": 1, "failed": 0, "given_up": 5}
 
-    def fail_once(*args: Any) -> Any:
-        if not broken.is_set():
-            broken.set()
+
+def test_without_a_queue_free_slots_are_filled_all_the_same(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, gate = Worker(synthesizer, ServeMetrics(), max_waiting=0), Gate(synthesizer, monkeypatch)
+    worker.start()
+    taken = submitted(worker, *(Listener(synthesizer) for _ in range(2)))
+    with pytest.raises(ApiError, match="its queue is full"):
+        worker.submit(Listener(synthesizer).call)
+    gate.open()
+    assert all(len(listener.wave()) for listener in taken)
+    worker.close(0)
+
+
+def test_a_request_that_does_not_fit_leaves_the_slot_free(
+    worker: Worker, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesizer.engine, "num_positions", 5)
+        (error,) = submitted(worker, Listener(synthesizer))[0].wait()
+    assert error.status == 400
+    assert "the prompt leaves no room for an answer; got" in error.message
+    assert len(submitted(worker, Listener(synthesizer))[0].wave())
+
+
+def fail_for(synthesizer: Synthesizer, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step with a request of this seed in a slot fails, once it has spoken a little."""
+    engine, step = synthesizer.engine, synthesizer.engine.step
+
+    def failing_step() -> list:
+        if any(a.request.seed == seed and len(a.grammar.frames) > 60 for a in engine._active.values()):
             raise torch.OutOfMemoryError("a detail")
-        return works(*args)
+        return step()
 
-    monkeypatch.setattr(synthesizer.engine, where, fail_once)
-    (event,) = events_of(worker.submit(job(synthesizer)))
-    assert (event.problem.status, event.problem.code) == (500, "internal_error")
-    assert "detail" not in event.problem.message
+    monkeypatch.setattr(engine, "step", failing_step)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_row_that_fails_fails_alone(
+    is_streamed: bool,
+    worker: Worker,
+    synthesizer: Synthesizer,
+    metrics: ServeMetrics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """**law**: its neighbours' answers are those that they would have got without it, also what was sent already."""
+    alone = [submitted(worker, Listener(synthesizer, 1.5, seed=seed))[0].wave() for seed in (1, 2, 3)]
+    fail_for(synthesizer, 13, monkeypatch)
+    made = [Listener(synthesizer, 1.5, is_streamed=is_streamed, seed=seed) for seed in (1, 13, 2, 3)]
+    good, bad, *more = submitted(worker, *made)
+    for listener, wave in zip((good, *more), alone, strict=True):
+        assert np.abs(listener.wave() - wave).max() <= (JOINED_BOUND if is_streamed else 0)
+    assert bad.wait()[-1].code == "internal_error"
+    assert outcomes(metrics) == {"done": 6, "refused": 0, "failed": 1, "given_up": 0}
     assert synthesizer.engine.num_free == 2
-    assert isinstance(events_of(worker.submit(job(synthesizer)))[-1], Done)
-    assert counts.values()["requests"]["failed"] == 1
+
+
+def test_a_prompt_that_fails_fails_alone(
+    worker: Worker, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit, fails = synthesizer.engine.admit, iter([True, False])
+
+    def admit_or_fail(*args: Any) -> None:
+        if next(fails):
+            raise RuntimeError("a detail")
+        admit(*args)
+
+    monkeypatch.setattr(synthesizer.engine, "admit", admit_or_fail)
+    bad, good = submitted(worker, Listener(synthesizer), Listener(synthesizer))
+    (error,) = bad.wait()
+    assert (error.status, error.code) == (500, "internal_error")
+    assert "detail" not in error.message
+    assert len(good.wave())
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
@@ -149,57 +191,79 @@ def test_codes_that_cannot_be_decoded_fail_one_answer_alone(
         return decode(codes, speaker)
 
     monkeypatch.setattr(synthesizer.codec, "decode", fail_on_request)
-    speaker = np.zeros(80, np.float32)
-    speaker[0] = 7
-    request = synthesizer.reading(TEXT, np.zeros(80, np.float32), max_sec=1.3)
-    bad = worker.submit(Job(request=request, speaker=speaker, is_streamed=is_streamed))
-    good = worker.submit(job(synthesizer, 1.3, is_streamed=is_streamed))
-    assert [type(event) for event in events_of(bad)] == [Failed]
-    assert isinstance(events_of(good)[-1], Done)
-    assert worker.load() == (0, 0)
+    made = [Listener(synthesizer, 1.3, is_streamed=is_streamed) for _ in range(2)]
+    made[0].call.speaker[0] = 7
+    bad, good = submitted(worker, *made)
+    assert [event.code for event in bad.wait()] == ["internal_error"]
+    assert len(good.wave())
     assert synthesizer.engine.num_free == 2
 
 
 def test_an_engine_that_cannot_be_made_is_named(synthesizer: Synthesizer) -> None:
     none = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=0)
-    worker = Worker(none, Counts(), max_waiting=0)
+    worker = Worker(none, ServeMetrics(), max_waiting=0)
     with pytest.raises(UserError, match="the engine has no slots"):
         worker.start()
     assert not worker.is_alive
 
 
-def test_a_worker_told_to_stop_lets_answers_end(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(synthesizer, Counts(), max_waiting=3)
+def test_a_worker_told_to_stop_lets_answers_end(
+    synthesizer: Synthesizer, metrics: ServeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, gate = Worker(synthesizer, metrics, max_waiting=3), Gate(synthesizer, monkeypatch)
     worker.start()
-    stand_still_when_full(worker, monkeypatch)
-    running = [worker.submit(job(synthesizer, 0.5)), worker.submit(job(synthesizer, ENDLESS_SEC, is_streamed=True))]
-    waiting = worker.submit(job(synthesizer))
-    until(lambda: worker.load() == (2, 1))
-    began = time.monotonic()
-    worker.close(2.0)
-    assert time.monotonic() - began < 6.2
+    running, waiting = submitted(worker, Listener(synthesizer, 0.5), Listener(synthesizer))
+    until(lambda: load_of(metrics) == (1, 1))
+    closing = threading.Thread(target=worker.close, args=(WAIT_SEC,))
+    closing.start()
+    until(lambda: not worker.is_open)
+    with pytest.raises(ApiError, match="the server is shutting down"):
+        worker.submit(Listener(synthesizer).call)
+    gate.open()
+    closing.join(WAIT_SEC)
     assert not worker.is_alive
-    assert isinstance(events_of(running[0])[-1], Done)
-    for answer in (running[1], waiting):
-        assert events_of(answer)[-1].problem.code == "shutting_down"
-    with pytest.raises(Problem, match="the server is shutting down"):
-        worker.submit(job(synthesizer))
+    assert len(running.wave()) == 8000
+    assert [event.code for event in waiting.wait()] == ["shutting_down"]
+
+
+def test_what_does_not_end_in_time_is_cut(worker: Worker, synthesizer: Synthesizer) -> None:
+    endless = submitted(worker, Listener(synthesizer, ENDLESS_SEC, is_streamed=True))[0]
+    assert len(endless.events.get(timeout=WAIT_SEC).wave)
+    worker.close(0, WAIT_SEC)
+    assert not worker.is_alive
+    assert endless.wait()[-1].code == "shutting_down"
     assert synthesizer.engine.num_free == 2
+
+
+def test_a_turn_that_takes_long_is_not_waited_for(
+    synthesizer: Synthesizer, metrics: ServeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, gate = Worker(synthesizer, metrics, max_waiting=0), Gate(synthesizer, monkeypatch)
+    worker.start()
+    listener = submitted(worker, Listener(synthesizer, ENDLESS_SEC))[0]
+    until(lambda: synthesizer.engine.num_free < 2)
+    worker.close(0, 0.01)
+    assert worker.is_alive
+    gate.open()
+    assert listener.wait()[-1].code == "shutting_down"
+    until(lambda: not worker.is_alive)
 
 
 def test_a_defect_ends_the_worker_and_everybody_hears_of_it(
     synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = Worker(synthesizer, Counts(), max_waiting=3)
+    worker = Worker(synthesizer, ServeMetrics(), max_waiting=3)
     worker.start()
 
     def defect() -> None:
         raise AssertionError("a defect")
 
     monkeypatch.setattr(synthesizer.engine, "step", defect)
-    (event,) = events_of(worker.submit(job(synthesizer)))
-    assert event.problem.code == "internal_error"
+    (error,) = submitted(worker, Listener(synthesizer))[0].wait()
+    assert error.code == "internal_error"
     until(lambda: not worker.is_alive)
+    with pytest.raises(ApiError, match="the server is shutting down"):
+        worker.submit(Listener(synthesizer).call)
     with pytest.raises(AssertionError, match="a defect"):
         worker.close(0)
     assert synthesizer.engine.num_free == 2

@@ -1,7 +1,9 @@
 """Decoding workers: order, crashes, hangs, exceptions. Nothing hangs and no good item is lost."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +15,9 @@ import soundfile
 from slmkit.corpora.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
-from slmkit.tokenization import decode as decode_module
+from slmkit.tokenization import workers as workers_module
 from slmkit.tokenization.decode import Decoded, Decoding, decode, decode_in_order, significant
+from slmkit.tokenization.workers import Workers
 
 RATE = 8000
 
@@ -174,8 +177,9 @@ def test_what_decoders_in_c_write_stays_out_of_the_terminal(tmp_path):
     code = f"""
 import os, sys
 from slmkit.corpora.base import Audio, Cut, Utterance
-from slmkit.tokenization.decode import Decoding, start_worker, decode
-from slmkit.tokenization import decode as module
+from slmkit.tokenization.decode import Decoding, decode
+from slmkit.tokenization import workers as module
+from slmkit.tokenization.workers import start_worker
 module._end_with_parent = lambda: None
 if sys.argv[1:]:
     start_worker()
@@ -193,11 +197,27 @@ print("Python", file=sys.stderr)
     assert quiet == "Python\n"
 
 
-def _never_starts():
-    os._exit(1)
-
-
 def test_processes_that_never_start_are_an_error_and_no_file_is_blamed(monkeypatch):
-    monkeypatch.setattr(decode_module, "start_worker", _never_starts)
-    with pytest.raises(UserError, match="decoding processes cannot be started"):
+    monkeypatch.setattr(workers_module, "_serve", os._exit)
+    with pytest.raises(UserError, match="worker processes cannot be started"):
         decode_all([utterance("a"), utterance("b")])
+
+
+def _large(size):
+    return b"x" * size
+
+
+def _process():
+    return os.getpid()
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["waits for work", "hands over a result"])
+def test_a_worker_that_is_killed_leaves_nobody_waiting(writes):
+    """As the system does when it has no memory left; a result is larger than a pipe holds."""
+    with contextlib.closing(Workers(2)) as workers:
+        process = workers.submit(_process).result()
+        futures = [workers.submit(_large, 2**24 if writes else 1) for _ in range(20)]
+        os.kill(process, signal.SIGKILL)
+        assert all(len(future.result(timeout=60)) for future in futures)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)

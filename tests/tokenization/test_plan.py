@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from slmkit.corpora.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
-from slmkit.tokenization.plan import Plan, make_plan
-from slmkit.tokenization.sift import Rules, sift_parts
+from slmkit.tokenization.plan import Rules, TokenizationPlan, make_plan, sift_parts
 
 
 def utterance(key, **changes):
@@ -50,7 +49,7 @@ def test_an_utterance_survives_the_plan(tmp_path):
     ]
     plan = make(tmp_path, items, shard_samples=3)
     assert [*plan.items(0), *plan.items(1)] == items
-    assert Plan.open(tmp_path) == plan
+    assert TokenizationPlan.open(tmp_path) == plan
     assert (plan.num_items, plan.seconds) == (4, 3.0)
 
 
@@ -100,11 +99,11 @@ def test_a_plan_that_was_cut_short_is_none(tmp_path):
         make(tmp_path, source(), shard_samples=1)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match=r"holds no plan[\s\S]*slmkit tokenize plan"):
-        Plan.open(tmp_path)
+        TokenizationPlan.open(tmp_path)
     make(tmp_path, [utterance("a")], shard_samples=1)
     with pytest.raises(UserError, match="exists already"):
         make(tmp_path, [utterance("b")], shard_samples=1)
-    assert [item.key for item in Plan.open(tmp_path).items(0)] == ["a"]
+    assert [item.key for item in TokenizationPlan.open(tmp_path).items(0)] == ["a"]
 
 
 def test_a_plan_that_cannot_be_written_is_an_error(tmp_path):
@@ -117,7 +116,7 @@ def test_a_plan_that_was_changed_is_noticed(tmp_path):
     make(tmp_path, [utterance("a"), utterance("b")], shard_samples=1)
     path = tmp_path / "plan/items.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"a.wav"', b'"c.wav"'))
-    plan = Plan.open(tmp_path)
+    plan = TokenizationPlan.open(tmp_path)
     assert plan.items(1)[0].key == "b"
     with pytest.raises(UserError, match=r"items\.jsonl has changed since it was written: shard 0"):
         plan.items(0)
@@ -131,4 +130,4 @@ def test_a_file_that_is_no_plan_is_an_error(tmp_path, content):
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan/plan.json").write_text(content)
     with pytest.raises(UserError, match="is not a plan"):
-        Plan.open(tmp_path)
+        TokenizationPlan.open(tmp_path)

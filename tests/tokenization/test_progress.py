@@ -1,17 +1,22 @@
 """Progress of a job: what its tasks report, and what is made of it."""
 
+import io
 import json
 import os
+import re
+import sys
 
 import pytest
 from tiny_codec import SPEC
 
+from slmkit import log
 from slmkit.corpora.base import Audio, Utterance
+from slmkit.errors import UserError
+from slmkit.jobs import ProgressBar
 from slmkit.tokenization import progress
 from slmkit.tokenization.corpus_job import CorpusJob
-from slmkit.tokenization.plan import make_plan
-from slmkit.tokenization.progress import Report, look
-from slmkit.tokenization.sift import Rules, sift_parts
+from slmkit.tokenization.plan import Rules, make_plan, sift_parts
+from slmkit.tokenization.progress import Done, Progress, look
 
 
 def begin(out, seconds=10.0, shards=10):
@@ -29,9 +34,10 @@ def test_time_left_follows_the_rate_of_what_runs(tmp_path):
     for shard in (0, 1, 4, 5):
         job.write(shard, [])
     for task, state in ((0, "running"), (1, "running"), (2, "failed")):
-        report = Report(tmp_path, task=task, num_tasks=3, shards=3)
+        progress = Progress(tmp_path, plan, [6, 7, 8], task=task, num_tasks=3)
         if state == "failed":
-            report.end("failed", "disk full\n  next: free it")
+            with pytest.raises(UserError), progress:
+                raise UserError("disk full", next_step="free it")
         edit(tmp_path / f"tasks/{task}-of-3.json", started=100.0, updated=110.0, seconds_done=10.0 + 10.0 * task)
     status = look(job, plan, now=115.0)
     assert (status.num_shards, status.missing) == (10, [2, 3, 6, 7, 8, 9])
@@ -56,7 +62,7 @@ def test_time_left_follows_the_rate_of_what_runs(tmp_path):
 
 def test_a_silent_task_is_lost_and_a_file_that_is_none_is_passed_over(tmp_path):
     job, plan = begin(tmp_path, seconds=None)
-    Report(tmp_path, task=0, num_tasks=2, shards=5)
+    Progress(tmp_path, plan, [5], task=0, num_tasks=2)
     edit(tmp_path / "tasks/0-of-2.json", started=100.0, updated=200.0, shards_done=50)
     for name, content in (("1-of-2", "{"), ("2-of-2", "[]"), ("3-of-2", '{"state": "running"}')):
         (tmp_path / f"tasks/{name}.json").write_text(content)
@@ -65,17 +71,49 @@ def test_a_silent_task_is_lost_and_a_file_that_is_none_is_passed_over(tmp_path):
     assert [task.state for task in status.tasks] == ["lost"]
     assert status.time_left_sec is None
     assert "not known yet" in "\n".join(status.lines())
-    assert "start it again" in status.lines()[-1]
+    assert "start it again" in status.lines()[-2]
+    assert json.loads(json.dumps(status.to_dict()))["tasks"][0]["state"] == "lost"
 
 
 def test_a_task_reports_what_it_has_done(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "EVERY_SEC", 0.0)
-    report = Report(tmp_path, task=3, num_tasks=4, shards=2)
-    report.add(1.5)
-    report.add(2.0)
-    report.shard_done()
-    values = json.loads((tmp_path / "tasks/3-of-4.json").read_text())
-    assert (values["seconds_done"], values["shards_left"], values["state"]) == (3.5, 1, "running")
-    assert values["process"] == os.getpid()
-    report.end("stopped")
+    _, plan = begin(tmp_path)
+    with pytest.raises(KeyboardInterrupt), Progress(tmp_path, plan, [3, 7], task=3, num_tasks=4) as task:
+        task.advance(2, 1.5)
+        task.advance(1, 2.0)
+        task.shard_done()
+        values = json.loads((tmp_path / "tasks/3-of-4.json").read_text())
+        assert (values["items"], values["items_done"], values["seconds"], values["seconds_done"]) == (2, 3, 20.0, 3.5)
+        assert (values["shards_left"], values["state"], values["process"]) == (1, "running", os.getpid())
+        raise KeyboardInterrupt
     assert json.loads((tmp_path / "tasks/3-of-4.json").read_text())["state"] == "stopped"
+
+
+def test_figures_of_what_is_done():
+    known = Done(items=3, num_items=12, seconds=3600.0, num_seconds=14400.0, elapsed_sec=60.0)
+    assert known.figures == "1.0 of 4.0 h audio, 60x real time"
+    assert known._replace(num_seconds=None).figures == "1.0 of about 4.0 h audio, 60x real time"
+    assert known._replace(seconds=60.0, num_seconds=90.0).figures == "1.0 of 1.5 min audio, 1x real time"
+    assert "starting" in Done(0, 10, 0.0, None, 0.0).figures
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_and_the_log_never_share_a_line(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    log.set_up()
+    logger = log.get_logger("slmkit.tokenization")
+    _, plan = begin(tmp_path)
+    with ProgressBar(2, "utterances", logger) as bar, Progress(tmp_path, plan, [3, 7], bar=bar) as task:
+        task.advance(1, 10.0)
+        logger.info("a shard")
+        task.advance(1, 10.0)
+    lines = [line.rpartition("\r")[2].strip() for line in terminal.getvalue().split("\n")]  # what is left of each
+    assert lines[0].endswith("I a shard")
+    assert "%|" not in lines[0]
+    assert lines[1].startswith("100%|")
+    assert re.search(r"2/2 \[00:00<00:00, 0\.3 of 0\.3 min audio, [0-9.e+]+x real time\]$", lines[1])

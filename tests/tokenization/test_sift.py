@@ -11,7 +11,7 @@ from slmkit.corpora.layouts import ReadOptions
 from slmkit.corpora.manifest import manifest_parts
 from slmkit.data import lines
 from slmkit.errors import UserError
-from slmkit.tokenization.sift import Rules, sift_parts
+from slmkit.tokenization.plan import Rules, sift_parts
 
 
 def manifest(path, count=300):

@@ -279,4 +279,4 @@ def test_options_that_cannot_be_are_refused_all_at_once(tmp_path):
         make_config("x", "y", **bad, task=1, max_failure_share=2, shard_samples=0)
     assert len(caught.value.problems) == 9
     for name in (*bad, "task", "max_failure_share", "shard_samples"):
-        assert f"{name}: got" in str(caught.value)
+        assert f"- {name}" in str(caught.value)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from slmkit.audio.io import read_audio, write_wav
-from slmkit.audio.log_mel import log_mel_distance
+from slmkit.audio.mel import log_mel_distance
 from slmkit.cli.main import main
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, decode_alone
 from slmkit.codec.open import open_codec
 from slmkit.data.index import Corpus, index_path, write_manifest
 from slmkit.data.shards import Sample, ShardReader, ShardWriter
 from slmkit.errors import UserError
-from slmkit.tokenization.copies import decode, make_copies
+from slmkit.tokenization.copies import make_copies
 from slmkit.tokenization.verify import Verification, verify_corpus, verify_job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,8 +63,8 @@ def test_a_sound_corpus_is_decoded_and_compared(sound: Path, verified: tuple[Ver
     assert (found.corpus, found.shards, found.samples, found.problems) == ("libritts", SHARDS, 32, ())
     assert found.seconds == Corpus.open(sound).seconds
     stored = json.loads((report / "verify.json").read_text())
-    distances = {"mean": found.mean_db, "worst": found.worst_db, "mean_to_others": found.other_db}
-    assert stored["log_mel_distance_db"] == distances
+    distances = stored["log_mel_distance_db"]
+    assert distances == found.distances_db()
     assert 3 < distances["mean"] <= distances["worst"] < 9
     assert 11 < distances["mean_to_others"] < 25
     assert [copy["key"] for copy in stored["copies"]] == [copy.key for copy in found.copies]
@@ -73,7 +73,7 @@ def test_a_sound_corpus_is_decoded_and_compared(sound: Path, verified: tuple[Ver
     assert {path.name for path in report.iterdir()} == files | {"index.html", "verify.json"}
     assert [path.name for path in report.parent.iterdir()] == ["report"]
     assert re.fullmatch(r"  codec: melvq [0-9a-f]{12}", found.lines()[0])
-    assert f"  mean distance: {found.mean_db:.1f} dB" in found.lines()
+    assert f"  mean distance: {distances['mean']:.1f} dB" in found.lines()
 
 
 def test_the_files_of_a_copy_are_its_source_and_its_decoded_codes(
@@ -82,7 +82,8 @@ def test_the_files_of_a_copy_are_its_source_and_its_decoded_codes(
     found, report = verified
     reader = ShardReader(Corpus.open(sound))
     keys = [reader.corpus.key(number) for number in range(len(reader.corpus))]
-    waves = {copy.key: decode(codec, reader.read(keys.index(copy.key))) for copy in found.copies}
+    samples = {copy.key: reader.read(keys.index(copy.key)) for copy in found.copies}
+    waves = {key: decode_alone(codec, sample.codes, sample.speaker) for key, sample in samples.items()}
     for copy, other in zip(found.copies, [found.copies[-1], *found.copies], strict=False):
         assert copy.source == reader.read(keys.index(copy.key)).meta["source"]
         source = read_audio(SENTENCES / copy.source, codec.spec.sample_rate)
@@ -158,7 +159,7 @@ def test_a_damaged_shard_is_made_again(corpus: Path, codec_directory: Path, tmp_
     expected = tar.read_bytes()
     tar.write_bytes(expected[:-1] + b"x")
     with pytest.raises(
-        UserError, match=r"remove the tar and the index of each shard that is named, and `slmkit tokeni"
+        UserError, match=r"remove the tar and the index of each shard that is named and give `slmkit tok"
     ):
         verify_job(corpus, None, report=tmp_path / "before")
     tar.unlink()
@@ -222,7 +223,8 @@ def test_without_the_source_there_is_nothing_to_compare(sound: Path, codec: Code
     assert [copy.key for copy in found.copies] == keys
     assert [copy.distance_db is None for copy in found.copies] == [True, False, True]
     assert [copy.other_db for copy in found.copies] == [None, None, None]
-    assert (found.mean_db, found.other_db) == (found.copies[1].distance_db, None)
+    distance_db = found.copies[1].distance_db
+    assert found.distances_db() == {"mean": distance_db, "worst": distance_db, "mean_to_others": None}
     page = (tmp_path / "report/index.html").read_text()
     assert page.count("nothing to compare with") == 2
     assert not (tmp_path / "report/0000-source.wav").exists()

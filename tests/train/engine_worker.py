@@ -21,7 +21,7 @@ from slmkit.config.load import from_dict
 from slmkit.config.run_dir import UNIVERSAL, Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
-from slmkit.export.consolidate import merged_weights
+from slmkit.export import merged_weights
 from slmkit.group import barrier, in_first, sum_over_ranks
 from slmkit.train import parity
 from slmkit.train.engine import TrainEngine, process_group

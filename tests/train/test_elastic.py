@@ -11,7 +11,7 @@ from train.place import Place
 from train.ranks import ROOT
 
 from slmkit.config.run_dir import UNIVERSAL
-from slmkit.export.consolidate import consolidate
+from slmkit.export import consolidate
 from slmkit.model.pretrained import load
 
 STEPS, GLOBAL_ROWS = 10, 12

@@ -15,7 +15,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
-from slmkit.model.pretrained import from_base, load, weights_sha256
+from slmkit.model.pretrained import export_sha256, from_base, load
 from slmkit.train.run import checkpoint_bytes, parameters, prepare
 from slmkit.world import World
 
@@ -90,7 +90,7 @@ def test_a_run_from_an_export_resumes_exactly(place: Place) -> None:
 @pytest.mark.usefixtures("results")
 def test_the_source_is_recorded(place: Place) -> None:
     record = read_json(place.directory / "whole" / "provenance.json")
-    assert record["facts"]["init_from"] == weights_sha256(place.directory / "exported")
+    assert record["facts"]["init_from"] == export_sha256(place.directory / "exported")
     assert record["config"]["init_from"] == str(place.directory / "exported")
     later = read_json(place.directory / "later" / "provenance.json")
     assert later["config"]["facts"]["init_from"] == record["facts"]["init_from"]

@@ -13,7 +13,7 @@ from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
-from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, save, weights_sha256
+from slmkit.model.pretrained import config_on_base, export_sha256, extended_tokenizer, from_base, save
 from slmkit.train.run import parameters, prepare, run_table
 from slmkit.world import World
 
@@ -91,7 +91,7 @@ def test_a_run_from_an_export_is_shown_and_checked(place: Path, tmp_path: Path) 
     save(model, tmp_path / "out", tokenizer=extended_tokenizer(place / "base", model.layout))
     config = tiny_config(place, init_from=str(tmp_path / "out"), model={"speaker": True})
     lines = shown(config)
-    assert lines["init_from"] == f"{tmp_path / 'out'}, sha256 {weights_sha256(tmp_path / 'out')[:12]}"
+    assert lines["init_from"] == f"{tmp_path / 'out'}, sha256 {export_sha256(tmp_path / 'out')[:12]}"
     assert "had no speaker input" in lines[""]
     with pytest.raises(UserError, match=r"is not the model of this run: model\.group differs"):
         run_table(prepare(tiny_config(place, init_from=str(tmp_path / "out"), model={"group": 3}), World(size=1)))
@@ -111,7 +111,7 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
     [
         ({"global_rows": 5}, "must equal global_rows exactly"),
         ({"base": "nowhere"}, "no such model directory"),
-        ({"deepspeed": "nowhere.json"}, "there is no such DeepSpeed file"),
+        ({"deepspeed": "nowhere"}, "no file of this name comes with slmkit"),
         ({"data": {"corpus": "nowhere"}}, "holds no finished corpus"),
     ],
 )

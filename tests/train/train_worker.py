@@ -24,7 +24,7 @@ from slmkit.config.load import from_dict, to_dict
 from slmkit.config.run_dir import complete_steps
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
-from slmkit.export.consolidate import consolidate
+from slmkit.export import consolidate
 from slmkit.model.pretrained import from_base
 from slmkit.train import run as run_module
 from slmkit.train.engine import TrainEngine, parameter_groups, process_group

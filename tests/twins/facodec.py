@@ -44,7 +44,7 @@ from slmkit.codec.facodec.dimensions import (
     SNAKE_EPSILON,
     padding_of,
 )
-from slmkit.codec.facodec.filters import hann_window, kaiser_sinc_filter, log_mel, slaney_mel_basis
+from slmkit.codec.facodec.filters import hann_window, kaiser_sinc_filter, log_mel_of, slaney_mel_basis
 
 
 class WeightNorm(nn.Module):
@@ -314,9 +314,9 @@ class PlainFACodec(nn.Module):
         decoder, mel_transform = self.decoder, self.encoder.mel_transform
         latents = self.encoder.block(wave[None, None])[0].T
         reflected = F.pad(wave[None], (MEL_PADDING, MEL_PADDING), mode="reflect")
-        mel = log_mel(reflected, mel_transform.mel_basis[:MEL_BANDS_USED], mel_transform.hann_window)[0]
-        mel = F.pad(mel, (0, len(latents) - mel.shape[1]))
-        prosody, total = decoder.quantizer[0](decoder.melspec_encoder(decoder.melspec_linear(mel.T)))
+        mel = log_mel_of(mel_transform.mel_basis[:MEL_BANDS_USED], mel_transform.hann_window)(reflected)[0]
+        mel = F.pad(mel, (0, 0, 0, len(latents) - len(mel)))
+        prosody, total = decoder.quantizer[0](decoder.melspec_encoder(decoder.melspec_linear(mel)))
         content, quantized = decoder.quantizer[1](latents)
         detail, _ = decoder.quantizer[2](latents - (total + quantized))
         return torch.cat([prosody, content, detail]), decoder.timbre_encoder(latents).mean(dim=0)

@@ -23,7 +23,7 @@ from slmkit.data import prompt
 from slmkit.data.sequence import Example, build, tokenize
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
-from slmkit.infer.grammar import make_grammar
+from slmkit.infer.grammar import Grammar, make_grammar
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
 
@@ -68,7 +68,7 @@ def generate(
     """Answer a prompt. `speaker` float32 [D] fills the prompt's speaker slot; `seed` draws what is sampled."""
     limits = limits or Limits()
     generator = torch.Generator().manual_seed(seed)
-    grammar = make_grammar(model.layout, model.group, model.lm_model.lm_head.out_features)
+    grammar = make_grammar(model.layout, model.group)
     decoder = PlainDecoder(model)
     decoder.append(model.embed_prompt(start, speaker))
     num_steps = num_text_steps = 0
@@ -79,10 +79,7 @@ def generate(
         if is_speech and model.group:
             ids = grammar.accept_speech([pick(logits, sampling, generator) for logits in decoder.head_logits])
         else:
-            logits = torch.full_like(decoder.lm_logits, -math.inf)
-            allowed = grammar.allowed(grammar.state)
-            logits[allowed] = decoder.lm_logits[allowed]
-            token = pick(logits, sampling, generator)
+            token = pick(masked(grammar, decoder.lm_logits), sampling, generator)
             if is_speech:
                 grammar.accept_speech([token])
             else:
@@ -136,6 +133,13 @@ def head_logits(
     """
     states = [head.states(hidden, position_ids, model.backbone.rotary_emb, cache=cache) for head in model.heads]
     return [head.output(head.features(each)) for head, each in zip(model.heads, states, strict=True)]
+
+
+def masked(grammar: Grammar, logits: torch.Tensor) -> torch.Tensor:
+    """Vocabulary logits [V] with -inf at every token that may not come next."""
+    out, allowed = torch.full_like(logits, -math.inf), grammar.allowed(grammar.state)
+    out[allowed] = logits[allowed]
+    return out
 
 
 def pick(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:

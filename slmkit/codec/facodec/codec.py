@@ -37,7 +37,7 @@ from slmkit.codec.facodec.dimensions import (
     MEL_PADDING,
     SAMPLE_RATE,
 )
-from slmkit.codec.facodec.filters import log_mel
+from slmkit.codec.facodec.filters import log_mel_of
 from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, ResidualQuantizer, Transformer, decoder_reach
 
 LM_STREAMS = (
@@ -72,8 +72,8 @@ class FACodec:
         )
         self.items_at_once = 1 if device.type == "cpu" else None  # utterances that run as one batch; None: all
         self._encoder, self._decoder = ConvEncoder(encoder), ConvDecoder(decoder / "model")
-        self._mel_basis = encoder["mel_transform.mel_basis"][:MEL_BANDS_USED]
-        self._window = encoder["mel_transform.hann_window"]
+        mel_basis, window = encoder["mel_transform.mel_basis"], encoder["mel_transform.hann_window"]
+        self._log_mel = log_mel_of(mel_basis[:MEL_BANDS_USED], window)
         self._mel_linear, self._mel_encoder = decoder / "melspec_linear", Transformer(decoder / "melspec_encoder")
         self._timbre_encoder, self._timbre_linear = Transformer(decoder / "timbre_encoder"), decoder / "timbre_linear"
         self._prosody, self._content, self._detail = (
@@ -172,7 +172,7 @@ class FACodec:
         at = torch.arange(-MEL_PADDING, waves.shape[1] + MEL_PADDING, device=self.device).abs()
         last = torch.tensor(ends.counts, device=self.device)[:, None] - 1
         reflected = waves.gather(1, (last - (last - at).abs()).clamp(min=0))
-        return log_mel(reflected, self._mel_basis, self._window).transpose(1, 2)
+        return self._log_mel(reflected)
 
     def _decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
         books = self._content.codebooks + self._prosody.codebooks + self._detail.codebooks

@@ -5,15 +5,15 @@ The published files carry the results as buffers; these formulas give them to ne
 Invariant: pure functions; the log-mel spectrum of a row of a batch depends on that row alone.
 
 Example:
-    mel = log_mel(waves, slaney_mel_basis(), hann_window())
+    mel = log_mel_of(slaney_mel_basis(), hann_window())(reflected)
 """
 
 import functools
 import math
 
 import torch
-import torch.nn.functional as F
 
+from slmkit.audio.mel import Grid, LogMel, mel_filterbank
 from slmkit.codec.facodec.dimensions import (
     FFT,
     FILTER_CUTOFF,
@@ -27,12 +27,6 @@ from slmkit.codec.facodec.dimensions import (
     SAMPLE_RATE,
     WINDOW,
 )
-
-# Slaney's mel scale: linear below 1 kHz, then logarithmic with 27 steps to a factor of 6.4
-LINEAR_HZ_PER_MEL = 200 / 3
-BREAK_HZ = 1000.0
-BREAK_MEL = BREAK_HZ / LINEAR_HZ_PER_MEL
-LOG_STEP = math.log(6.4) / 27
 
 
 @functools.cache
@@ -54,25 +48,15 @@ def hann_window() -> torch.Tensor:
 @functools.cache
 def slaney_mel_basis() -> torch.Tensor:
     """Triangles of equal area on Slaney's mel scale over the FFT's bins, float32 [80, 513] on the CPU."""
-    top = BREAK_MEL + math.log(MEL_TOP / BREAK_HZ) / LOG_STEP
-    with torch.device("cpu"):
-        mels = torch.linspace(0, top, MEL_BANDS + 2, dtype=torch.float64)
-        bins = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
-    edges = torch.where(
-        mels < BREAK_MEL, mels * LINEAR_HZ_PER_MEL, BREAK_HZ * torch.exp(LOG_STEP * (mels - BREAK_MEL))
-    )[:, None]
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    triangles = torch.minimum(rising, falling).clamp(min=0)
-    return (triangles * 2 / (edges[2:] - edges[:-2])).float()
+    return torch.from_numpy(mel_filterbank(SAMPLE_RATE, FFT, MEL_BANDS, top_hz=MEL_TOP, slaney=True)).float()
 
 
-def log_mel(padded: torch.Tensor, mel_basis: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
-    """Log magnitudes of mel bands, float32 [B, bands, frames].
+def log_mel_of(mel_basis: torch.Tensor, window: torch.Tensor) -> LogMel:
+    """The log-mel spectrum of FACodec by a file's own buffers: mel_basis [bands, 513], window [800].
 
-    padded: float32 [B, N + 2 * 412], waves with their reflections. mel_basis: [bands, 513]. window: [800].
+    It takes waves with their reflections, float32 [B, N + 2 * 412].
     """
-    centred = F.pad(window, ((FFT - len(window)) // 2,) * 2)
-    spectrum = torch.fft.rfft(padded.unfold(1, FFT, HOP) * centred)
-    magnitude = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + MAGNITUDE_EPSILON)
-    return (magnitude @ mel_basis.T).clamp(min=MEL_FLOOR).log().transpose(1, 2)
+    grid = Grid(n_fft=FFT, window=WINDOW, hop=HOP)
+    return LogMel(
+        grid=grid, window=grid.centred(window), bank=mel_basis, floor=MEL_FLOOR, power_epsilon=MAGNITUDE_EPSILON
+    )

@@ -1,0 +1,144 @@
+"""How alike two voices are: the cosine of their speaker vectors.
+
+Two measures give vectors: the codec's own (the timbre vector that the model is given, so it flatters a model that
+obeys it), and WavLM with an x-vector head (WavLM-SV of arXiv 2110.13900, `WavLMForXVector` of transformers), which
+knows nothing of the codec. Vectors of different measures, or of different codecs, cannot be compared.
+
+Invariant: the vector of an utterance depends on its own samples only.
+
+Example:
+    voice = WavLMVoice.load("wavlm-base-plus-sv")
+    cosine(voice.vector(prompt, 16000), voice.vector(spoken, 16000))    # its authors' threshold for one voice is 0.86
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
+
+from slmkit.audio.io import resampled
+from slmkit.codec.base import Codec
+from slmkit.errors import BadSample
+from slmkit.evaluate.local_model import load_model, load_part
+from slmkit.evaluate.metrics import Metric, Score, Scores, measures, single
+from slmkit.evaluate.selection import OWN
+from slmkit.evaluate.spoken import Spoken, Vector
+
+FEWEST_FRAMES = 2  # over which a standard deviation can be taken
+
+
+@measures(
+    Metric(
+        name="codec_similarity",
+        label="SIM codec",
+        better="higher",
+        order=40,
+        note="Cosine of the codec's speaker vectors of the speech and of the voice that was asked for; no speech: left "
+        "out.",
+    ),
+    Metric(
+        name="other_voice_similarity",
+        label="SIM other",
+        better="lower",
+        order=41,
+        note="The same to the voice in which the corpus says the sentence, where another was asked for.",
+    ),
+)
+def codec_similarity(spoken: Spoken) -> Scores:
+    record, truths = spoken.record, spoken.truths
+    vector = spoken.measured(lambda wave, rate: codec_vector(truths.codec, wave, rate))
+    scores = {"codec_similarity": _similarity(vector, spoken.asked_vector)}
+    if record.voice != OWN:
+        scores["other_voice_similarity"] = _similarity(vector, truths.vector(record.number))
+    return scores
+
+
+@measures(
+    Metric(
+        name="wavlm_similarity",
+        label="SIM WavLM",
+        better="higher",
+        order=42,
+        note="Cosine of WavLM speaker vectors of the speech and of a recording of the voice (or the codec's copy where "
+        "there is none); no speech: left out.",
+    ),
+    needs=["wavlm"],
+)
+def wavlm_similarity(spoken: Spoken) -> Scores:
+    wavlm, number = spoken.tools.wavlm, spoken.record.voice_number
+    assert wavlm is not None, "the registry asks for it"
+    if number is None:  # a voice from outside the corpus: there is no recording of it
+        return {"wavlm_similarity": None}
+    known = spoken.tools.recorded_voices
+    if number not in known:
+        source = spoken.truths.source(number)
+        known[number] = spoken.measured(wavlm.vector, spoken.truths.copy(number) if source is None else source)
+    return {"wavlm_similarity": _similarity(spoken.measured(wavlm.vector), known[number])}
+
+
+def _similarity(a: Vector | None, b: Vector | None) -> Score | None:
+    return None if a is None or b is None else single(cosine(a, b))
+
+
+def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Cosine of the angle between vectors [D], -1 to 1; 0 where one of them is all zeros.
+
+    Raises ValueError when they are not of one width.
+    """
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"vectors of shapes {a.shape} and {b.shape} cannot be compared")
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(np.clip(a @ b / lengths, -1, 1)) if lengths else 0.0
+
+
+@torch.inference_mode()
+def codec_vector(codec: Codec, wave: npt.NDArray[Any], sample_rate: int) -> Vector:
+    """The codec's own speaker vector float32 [D] of `wave`, float [samples] at `sample_rate` Hz.
+
+    Raises BadSample "too_short" when it is too short to have one.
+    """
+    heard = resampled(wave, sample_rate, codec.spec.sample_rate)
+    if codec.num_frames(len(heard)) == 0:
+        raise _too_short(wave, sample_rate)
+    waves, lengths = torch.from_numpy(heard)[None].to(codec.device), torch.tensor([len(heard)], device=codec.device)
+    return codec.encode(waves, lengths).speaker[0].float().cpu().numpy()
+
+
+class WavLMVoice:
+    """The x-vector of a WavLM model."""
+
+    def __init__(self, model: Any, extractor: Any) -> None:
+        """Of a WavLMForXVector and its Wav2Vec2FeatureExtractor."""
+        self.model, self.extractor = model, extractor
+
+    @staticmethod
+    def load(path: str | Path, device: str | torch.device = "cpu") -> "WavLMVoice":
+        """The model in directory `path`, float32 on `device`. Raises UserError when it holds none."""
+        model = load_model(WavLMForXVector, path, "wavlm", device, what="a WavLM model with an x-vector head")
+        return WavLMVoice(model, load_part(Wav2Vec2FeatureExtractor, path))
+
+    @torch.inference_mode()
+    def vector(self, wave: npt.NDArray[Any], sample_rate: int) -> Vector:
+        """The x-vector float32 [D] of `wave`, float [samples] at `sample_rate` Hz.
+
+        Raises BadSample "too_short" when it is too short to have one.
+        """
+        rate, config = self.extractor.sampling_rate, self.model.config
+        heard = resampled(wave, sample_rate, rate)
+        frames = len(heard)  # in the end those whose statistics make the vector
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            frames = (frames - kernel) // stride + 1
+        spans = zip(config.tdnn_kernel, config.tdnn_dilation, strict=True)
+        frames -= sum((kernel - 1) * dilation for kernel, dilation in spans)
+        if frames < FEWEST_FRAMES:
+            raise _too_short(wave, sample_rate)
+        values = self.extractor(heard, sampling_rate=rate, return_tensors="pt").input_values
+        return self.model(values.to(self.model.device)).embeddings[0].cpu().numpy()
+
+
+def _too_short(wave: npt.NDArray[Any], sample_rate: int) -> BadSample:
+    return BadSample("too_short", "the wave is too short to tell its voice", got=f"{len(wave) / sample_rate:.3f} s")

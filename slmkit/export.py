@@ -1,0 +1,268 @@
+"""From a checkpoint of a run, or another export, to a directory that stands alone, in one of three formats:
+
+- "slmkit": loads with `SpeechLM.from_pretrained`; a plain next-token model with `AutoModelForCausalLM`, too
+- "hf": a plain next-token model for programs without slmkit, such as transformers 4.5x and 5.x and vLLM
+- "published": `model.safetensors` with the keys of the published checkpoints (arXiv 2506.12537)
+
+DeepSpeed puts the float32 weights of its ranks together; they fill the model that `RUN/model` describes. What was
+written is read back and compared with the source, weight by weight, before the directory takes its name. DeepSpeed's
+files are pickles: consolidate only runs that you trust.
+
+In the format "hf" the files have, next to the names of transformers 5, those that older versions look for
+(`rope_theta`, `torch_dtype`, `additional_special_tokens`), which would otherwise take a default without a word. The
+chat template writes the published prompt. A server knows no grammar: it chooses among the whole vocabulary, and what it
+wrote has to be checked. `from_causal_lm` reads such a directory again, for instance after training elsewhere.
+
+Invariant: OUT exists only if it holds exactly the weights of its source, in the float type asked for; and
+`from_causal_lm` of what `save_hf` wrote is the same model.
+
+Example:
+    consolidate("runs/tts", "exports/tts")      # the newest complete checkpoint
+    convert("exports/tts", "exports/tts-bf16", format="hf", dtype="bfloat16")
+    from_causal_lm("exports/tts-bf16")
+"""
+
+import contextlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from slmkit.config.run_dir import MODEL, Checkpoint, newest, read
+from slmkit.data.text import load_transformers_tokenizer
+from slmkit.data.vocab import VocabLayout
+from slmkit.errors import UserError
+from slmkit.files import new_directory, provenance, read_json, write_json
+from slmkit.model.config import SpeechLMConfig
+from slmkit.model.pretrained import (
+    CODEC_FILE,
+    LAYOUT_FILE,
+    LOCAL,
+    PROVENANCE_FILE,
+    backbone_values,
+    load,
+    save,
+)
+from slmkit.model.published import save_published, to_published
+from slmkit.model.slm import SpeechLM
+
+Format = Literal["slmkit", "hf", "published"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
+OURS = ("layout", "codec", "group", "head", "fusion", "speaker_dim", "softmax", "text_loss_weight")
+# One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech.
+CHAT_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '[Assistant]: ' + message['content'] + '\\n\\n' }}"
+    "{% else %}{{ '[Human]: ' + message['content'] + '\\n ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[Assistant]:' }}{% endif %}"
+)
+State = dict[str, torch.Tensor]
+
+
+def consolidate(
+    run_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    step: int | None = None,
+    format: Format = "slmkit",
+    dtype: str = "float32",
+) -> Checkpoint:
+    """Write the weights of checkpoint `step` (default: the newest complete one) to `out_dir`; returns the checkpoint.
+
+    Raises UserError when `out_dir` exists, there is no complete checkpoint of that step, its files do not fit together,
+    or what was written does not read back as it should.
+    """
+    checkpoint = newest(run_dir) if step is None else read(run_dir, step)
+    if checkpoint is None:
+        raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until the first one")
+    with new_directory(Path(out_dir)) as temporary:
+        model = trained_model(Path(run_dir), checkpoint)
+        source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
+        _write(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
+    return checkpoint
+
+
+def is_export(directory: str | Path) -> bool:
+    """Whether `convert` is the one to ask, and not `consolidate`."""
+    return (Path(directory) / LAYOUT_FILE).is_file()
+
+
+def convert(model_dir: str | Path, out_dir: str | Path, *, format: Format = "slmkit", dtype: str | None = None) -> str:
+    """Write the model of an export in another format or float type (default: its own); returns the float type.
+
+    Raises UserError as `consolidate` does.
+    """
+    with new_directory(Path(out_dir)) as temporary:
+        model = load(model_dir)
+        dtype = dtype or str(model.dtype).removeprefix("torch.")
+        source = {"export": Path(model_dir).name}
+        _write(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
+    return dtype
+
+
+def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
+    """The float32 model of a checkpoint. Raises UserError when weights and description do not fit together."""
+    try:
+        config = SpeechLMConfig.from_pretrained(run_dir / MODEL, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the description of the model in {run_dir / MODEL}: {error}") from error
+    if config.vocab_layout.sha256 != checkpoint.state["facts"]["vocabulary"]:
+        raise UserError(
+            f"the vocabulary in {run_dir / MODEL} is not that of {checkpoint.path}",
+            got=config.vocab_layout.sha256,
+            expected=checkpoint.state["facts"]["vocabulary"],
+        )
+    state = merged_weights(checkpoint)
+    model = SpeechLM(config)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"the weights of {checkpoint.path} are not those of its model: {error}") from error
+    _compare(model.state_dict(), state, str(checkpoint.path))  # two values for a tied weight would differ here
+    return model
+
+
+def merged_weights(checkpoint: Checkpoint) -> State:
+    """All weights by name, float32, as DeepSpeed puts them together; a tied weight stands under each of its names."""
+    from deepspeed.utils import zero_to_fp32
+
+    def optimizer_part(part: str) -> dict[str, Any]:
+        """What one process wrote of the optimizer; tensors are read where they are used."""
+        state: dict[str, Any] = torch.load(part, map_location="cpu", mmap=True, weights_only=False)
+        return state["optimizer_state_dict"]
+
+    path = checkpoint.path
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            parts = zero_to_fp32.get_optim_files(str(path))
+            if "zero_stage" in optimizer_part(parts[0]):
+                return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name))
+            # ZeRO-1 in bf16 writes the parts of ZeRO-2 without saying which stage they are of, and is refused for it.
+            groups = [optimizer_part(part)["single_partition_of_fp32_groups"] for part in parts]
+            models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(str(path)))
+            merge = zero_to_fp32._get_fp32_state_dict_from_zero2_checkpoint
+            return dict(merge(len(parts), groups, models, exclude_frozen_parameters=False))
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"DeepSpeed cannot put {path} together: {error}") from error
+
+
+def _write(
+    model: SpeechLM, directory: Path, description: Path, *, format: Format, dtype: str, source: dict[str, Any]
+) -> None:
+    """Write into an empty directory and compare; `description` is one with the model's tokenizer."""
+    torch.nn.Module.to(model, DTYPES[dtype])
+    source = {**source, "format": format, "dtype": dtype}
+    export = directory / "export"
+    tokenizer = load_transformers_tokenizer(description)
+    if format == "published":
+        export.mkdir()
+        save_published(model, export / "model.safetensors")
+        tokenizer.save_pretrained(export)
+        model.lm_model.config.save_pretrained(export)
+        write_json(export / LAYOUT_FILE, model.layout.to_dict())
+        write_json(export / CODEC_FILE, model.config.codec_spec.to_dict())
+        write_json(export / PROVENANCE_FILE, provenance(source))
+        _compare(load_file(export / "model.safetensors"), to_published(model), str(export))
+    else:
+        write = save_hf if format == "hf" else save
+        write(model, export, tokenizer=tokenizer, source=source)
+        _compare(load(export, layout=model.layout).state_dict(), model.state_dict(), str(export))
+    if format == "hf":
+        _compare(from_causal_lm(export).state_dict(), model.state_dict(), str(export))
+    for file in export.iterdir():
+        file.rename(directory / file.name)
+    export.rmdir()
+
+
+def _compare(found: State, expected: State, where: str) -> None:
+    """Raise UserError naming the first weight in which two states differ."""
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected:
+            raise UserError(f"{where}: {name} is {'missing' if name not in found else 'unexpected'}")
+        if found[name].dtype != expected[name].dtype or not torch.equal(found[name], expected[name]):
+            raise UserError(
+                f"{where}: {name} differs from the checkpoint",
+                got=f"{found[name].dtype} {tuple(found[name].shape)}",
+                expected=f"{expected[name].dtype} {tuple(expected[name].shape)}",
+                next_step="check the disk and run the command again",
+            )
+
+
+def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any = None) -> None:
+    """Write a directory for transformers and servers.
+
+    Raises UserError when plain generation over the whole vocabulary is not what the model was trained for.
+    """
+    if not model.is_plain:
+        raise UserError(
+            "AutoModelForCausalLM cannot load a model with speech heads or speaker input",
+            got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
+            next_step="use --format slmkit, and load it with SpeechLM.from_pretrained",
+        )
+    if model.config.softmax != "full":
+        raise UserError(
+            "a plain server would choose among all streams, and this model was trained on one at a time",
+            got=f"softmax {model.config.softmax}",
+            expected="softmax full",
+            next_step="use --format slmkit; it loads with AutoModelForCausalLM, for a program that masks the streams",
+        )
+    out_dir = Path(out_dir)
+    save(model, out_dir, tokenizer=tokenizer, source=source)
+    values = read_json(out_dir / CONFIG)
+    names = {"torch_dtype": values["dtype"], **values["rope_parameters"]}
+    names.pop("rope_type")
+    write_json(out_dir / CONFIG, {**values, **names}, replace=True)
+    # Padding is named here alone: as a part of the model it would keep the end of text from being trained.
+    ids = {
+        "bos_token_id": model.layout.bos_id,
+        "eos_token_id": model.layout.eos_id,
+        "pad_token_id": model.layout.eos_id,
+    }
+    write_json(out_dir / GENERATION, {"do_sample": False, **ids}, replace=True)
+    values = read_json(out_dir / TOKENIZER)
+    special = values.pop("extra_special_tokens", [])
+    for name in ("is_local", "local_files_only", "backend"):
+        values.pop(name, None)
+    names = {"additional_special_tokens": special, "chat_template": CHAT_TEMPLATE}
+    write_json(out_dir / TOKENIZER, {**values, **names}, replace=True)
+    (out_dir / "chat_template.jinja").unlink(missing_ok=True)  # of the text model
+
+
+def from_causal_lm(directory: str | Path) -> SpeechLM:
+    """The model of a directory that `save_hf` wrote, or that a program made from one.
+
+    Raises UserError when the directory cannot be read, its weights are not those of its config, or it has lost what
+    the export noted of vocabulary and codec.
+    """
+    directory = Path(directory)
+    noted = read_json(directory / CONFIG)
+    noted = noted.get(SpeechLMConfig.model_type) if isinstance(noted, dict) else None
+    if not isinstance(noted, dict):
+        raise UserError(
+            f"{directory / CONFIG} says nothing of vocabulary and codec",
+            expected=f"an entry {SpeechLMConfig.model_type!r}, as `slmkit consolidate --format hf` writes it",
+            next_step="copy the entry from the config.json of the export that this model was made from",
+        )
+    try:
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(directory), use_safetensors=True, dtype="auto", output_loading_info=True, **LOCAL
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"cannot load the model in {directory}: {error}") from error
+    plain, found = read
+    wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
+    if wrong:
+        raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
+    ours = {name: noted[name] for name in OURS if name in noted}
+    layout = VocabLayout.from_dict(ours.get("layout", {}))
+    backbone = backbone_values(plain.config.to_dict(), layout, plain.config.vocab_size)
+    model = SpeechLM(SpeechLMConfig(backbone=backbone, **ours))
+    torch.nn.Module.to(model, plain.dtype)
+    model.lm_model.load_state_dict(plain.state_dict())
+    return model.eval()

@@ -1,1 +1,0 @@
-"""Checkpoints to directories that `from_pretrained` loads."""

@@ -1,0 +1,179 @@
+"""The JSON of the HTTP API: bodies of requests, bodies of answers, and errors in the form of OpenAI's.
+
+Bodies are those of OpenAI's `/v1/audio/speech` with a few fields more. A field that is null counts as absent; one that
+is not known is refused, and so is a known one that cannot be followed.
+
+An error message names the field, what was found and what would be right. It never holds a traceback or a path.
+
+Example:
+    SpeechBody.model_validate({"input": "Hello.", "voice": "anna", "seed": 7}).streaming
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from slmkit.infer.request import MAX_SEED
+from slmkit.infer.sampling import LEAST_FACTOR
+
+SHOWN_CHARS = 60  # of a value in a message
+MAX_RETRY_SEC = 60
+
+
+class ApiError(Exception):
+    """An answer that is an error. `code` is a short stable word, `param` the field of the request that is wrong."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+        super().__init__(message)
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def refused(
+    param: str, what: str, *, got: Any = None, expected: str = "", code: str = "invalid_value", status: int = 400
+) -> ApiError:
+    """A field that the client has to change."""
+    message = f"{param}: {what}"
+    if got is not None:
+        message += f"; got {shortened(got)}"
+    if expected:
+        message += f"; expected {expected}"
+    return ApiError(status, message, code=code, param=param)
+
+
+def overloaded(retry_sec: float) -> ApiError:
+    """The queue is full; the client may try again in `retry_sec` seconds."""
+    seconds = str(min(MAX_RETRY_SEC, max(1, round(retry_sec))))
+    message = f"the server is busy and its queue is full; try again in {seconds} s"
+    return ApiError(503, message, code="overloaded", headers={"Retry-After": seconds})
+
+
+def shutting_down() -> ApiError:
+    """The server was told to stop and answers no more."""
+    return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
+
+
+def internal() -> ApiError:
+    """A defect of the server, described in its log alone."""
+    return ApiError(500, "the server failed to answer this request; its log says why", code="internal_error")
+
+
+def shortened(value: Any) -> str:
+    """A client's value for a message; of lists and objects the kind alone."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = json.dumps(value, default=str)
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
+
+
+def from_pydantic(problem: Mapping[str, Any]) -> ApiError:
+    """One of `ValidationError.errors()`, whose location begins with "body"."""
+    kind, place = problem["type"], problem["loc"][1:]
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json")
+    if not place:
+        return ApiError(400, "the body is not a JSON object", code="invalid_json")
+    param = str(place[0])[:SHOWN_CHARS]
+    if kind == "missing":
+        return refused(param, "missing", code="missing_required_parameter")
+    if kind == "extra_forbidden":
+        return refused(param, "unknown field; /docs lists the known ones", code="unknown_parameter")
+    code = {"literal_error": "unsupported_value"}.get(kind, "invalid_value")
+    if kind.endswith("_type"):
+        code = "invalid_type"
+    said = problem["msg"].removeprefix("Input should be ")
+    return refused(param, "not as it should be", got=problem["input"], expected=said, code=code)
+
+
+def _voice_name(value: Any) -> Any:
+    """OpenAI's clients send a voice as its name, or as an object with the name as its id."""
+    return value["id"] if isinstance(value, dict) and set(value) == {"id"} else value
+
+
+VoiceName = Annotated[
+    str,
+    BeforeValidator(_voice_name),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"id": {"type": "string"}}}]}),
+]
+
+
+class SpokenBody(BaseModel):
+    """What both requests have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    text_field: ClassVar[str]
+
+    voice: VoiceName = Field(description='name of a voice, or {"id": name}; /v1/audio/voices lists them')
+    model: str | None = Field(None, description="name of the model, as /v1/models gives it")
+    response_format: Literal["wav", "pcm", "flac", "mp3"] = Field(
+        "wav", description="wav, flac and pcm have 16 bits; pcm has no header; mp3 not at every sample rate"
+    )
+    stream: bool | None = Field(None, description='true: as "stream_format": "audio"')
+    stream_format: Literal["audio", "sse"] | None = Field(
+        None, description="send sound while it is made, as the file itself or as events; for wav and pcm"
+    )
+    speed: float = Field(1.0, ge=0.25, le=4.0, description="only 1.0 is served")
+    instructions: str = Field("", description="must be empty: the model follows none")
+    temperature: float = Field(
+        0.0, ge=0.0, le=100.0, description=f"0: the most probable; otherwise from {LEAST_FACTOR:g}"
+    )
+    top_k: int = Field(0, ge=0, le=10**6, description="sample among the k most probable; 0: among all")
+    top_p: float = Field(1.0, ge=LEAST_FACTOR, le=1.0, description="sample among those that hold this probability")
+    repetition_penalty: float = Field(1.0, ge=LEAST_FACTOR, le=100.0, description="above 1: fewer repetitions")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of what is sampled: equal seeds give equal speech")
+    max_sec: float | None = Field(None, gt=0.0, description="longest speech in seconds; the server has a limit, too")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {k: v for k, v in values.items() if v is not None} if isinstance(values, dict) else values
+
+    @property
+    def text(self) -> str:
+        return str(getattr(self, self.text_field))
+
+    @property
+    def streaming(self) -> Literal["audio", "sse"] | None:
+        """How to stream; None: the whole answer at once."""
+        return self.stream_format or ("audio" if self.stream else None)
+
+
+class SpeechBody(SpokenBody):
+    """A text to read aloud."""
+
+    text_field = "input"
+    input: str = Field(description="text to speak")
+
+
+class QuestionBody(SpokenBody):
+    """A question to answer, in words and in speech."""
+
+    text_field = "question"
+    question: str = Field(description="question to answer")
+
+
+class QuestionAnswer(BaseModel):
+    """The whole answer to a question."""
+
+    object: Literal["answer"] = "answer"
+    text: str = Field(description="words of the answer")
+    audio: str = Field(description="the sound file, in base64")
+    response_format: str
+    sample_rate: int = Field(description="Hz")
+    seconds: float = Field(description="length of the speech")
+    reason: Literal["end", "limit"] = Field(description="whether the answer came to its end or to a limit")
+    limit: str | None = Field(description="which limit, if any")
