@@ -17,7 +17,6 @@ from synthetic import WORDS, write_corpus
 from slmkit.assets import assets
 from slmkit.cli.main import main
 from slmkit.model.init_base import init_base
-from slmkit.train.metrics import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"
