@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from slmkit.errors import UserError
 from slmkit.infer.request import MAX_SEED
 from slmkit.infer.sampling import LEAST_FACTOR
 
@@ -78,6 +79,16 @@ def shortened(value: Any) -> str:
         return "a list" if isinstance(value, list) else "an object"
     text = json.dumps(value, default=str)
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
+
+
+def from_user_error(error: UserError) -> ApiError:
+    """What the engine says of a request, for the client."""
+    parts = [error.what]
+    if error.got is not None:
+        parts.append(f"got {error.got}")
+    if error.expected is not None:
+        parts.append(f"expected {error.expected}")
+    return ApiError(400, "; ".join(parts), code="invalid_value")
 
 
 def from_pydantic(problem: Mapping[str, Any]) -> ApiError:

@@ -16,8 +16,8 @@ from slmkit.errors import UserError
 from slmkit.infer.request import Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
-from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, refused
-from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker, from_user_error
+from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, from_user_error, refused
+from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker
 
 STREAMED_FORMATS = ("wav", "pcm")  # those that are a file at every moment
 UNSUPPORTED = "unsupported_value"
