@@ -87,7 +87,7 @@ class BuildWithAssets(build_py):
 
 setup(
     name="slmkit",
-    version="0.4.0",
+    version="0.5.0",
     description="Train speech language models on codec codes with DeepSpeed, from audio files to a model that speaks",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
