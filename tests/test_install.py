@@ -16,7 +16,7 @@ from synthetic import WORDS, write_corpus
 from slmkit.assets import assets
 from slmkit.cli.main import main
 from slmkit.model.init_base import init_base
-from slmkit.train.metrics import read_records
+from slmkit.train.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"
@@ -122,5 +122,5 @@ def test_a_run_is_trained_with_settings_by_name(slmkit: Run, tmp_path: Path) -> 
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     done = slmkit("train", "--config", "run.yaml", "steps=2", "log_every_steps=1", directory=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert [line["step"] for line in read_records(tmp_path / "run" / "metrics.jsonl")][-1] == 2
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")][-1] == 2
     assert (tmp_path / "run" / "checkpoints" / "step-2" / "complete.json").is_file()
