@@ -209,7 +209,7 @@ def _last_hidden(model: SpeechLM, prompt: tuple[int, ...]) -> torch.Tensor:
 
 def weight_bytes(model: SpeechLM) -> int:
     """Bytes of the weights that a speech step of the engine reads."""
-    backbone = sum(weight.numel() for weight in model.lm_model.model.layers.parameters())
+    backbone = sum(weight.numel() for weight in model.backbone.layers.parameters())
     heads = sum(weight.numel() for weight in model.speech_heads.parameters())
     rows = 0 if model.group else max(model.layout.codebook_sizes) * model.config.hidden_size
     return model.dtype.itemsize * (backbone + heads + rows)
