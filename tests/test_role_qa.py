@@ -33,7 +33,6 @@ from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
 from slmkit.train.metrics import read_records
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("A red coat.",)
 FACTS = {"Who wrote the song?": "Anna Bell.", "What did he eat?": "Two pies."}

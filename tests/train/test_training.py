@@ -56,7 +56,10 @@ def one_process(place: Place) -> dict[str, Any]:
         "seed": {"seed": 5},
         "global_rows": {"global_rows": 3},
         "data.row_tokens": {"data": {**short["data"], "row_tokens": 161}},
-        "not finite": {"run_dir": str(place.directory / "wild"), "optimizer": {"lr": 1e30, "clip_norm": 0}},
+        "not finite": {
+            "run_dir": str(place.directory / "wild"),
+            "optimizer": {"lr": 1e9, "weight_decay": 1e9, "clip_norm": 0},
+        },
     }
     tasks = split_tasks(place, 1)
     for change in changes.values():
