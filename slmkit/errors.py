@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend.
+"""Errors that a user can cause and fix.
 
 A `UserError` says what is wrong, what was found, what was expected and what to do next. The command line prints it
 without a traceback and exits with code 2. Bugs in slmkit itself stay ordinary exceptions.

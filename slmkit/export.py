@@ -1,4 +1,4 @@
-"""From a checkpoint of a run, or another export, to a directory that stands alone, in one of three formats:
+"""From a checkpoint of a run, or another export, to a model directory, in one of three formats:
 
 - "slmkit": loads with `SpeechLM.from_pretrained`; a plain next-token model with `AutoModelForCausalLM`, too
 - "hf": a plain next-token model for programs without slmkit, such as transformers 4.5x and 5.x and vLLM
@@ -80,7 +80,7 @@ def consolidate(
     """
     checkpoint = newest(run_dir) if step is None else read(run_dir, step)
     if checkpoint is None:
-        raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until the first one")
+        raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until one is saved")
     with new_directory(Path(out_dir)) as temporary:
         model = trained_model(Path(run_dir), checkpoint)
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
@@ -149,7 +149,7 @@ def merged_weights(checkpoint: Checkpoint) -> State:
             merge = zero_to_fp32._get_fp32_state_dict_from_zero2_checkpoint
             return dict(merge(len(parts), groups, models, exclude_frozen_parameters=False))
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"DeepSpeed cannot put {path} together: {error}") from error
+        raise UserError(f"DeepSpeed cannot read the weights of {path}: {error}") from error
 
 
 def _write_export(
@@ -207,7 +207,7 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
         )
     if model.config.softmax != "full":
         raise UserError(
-            "a plain server would choose among all streams, and this model was trained on one at a time",
+            "this model chooses each token from one stream, and a plain server would choose from all",
             got=f"softmax {model.config.softmax}",
             expected="softmax full",
             next_step="use --format slmkit; it loads with AutoModelForCausalLM, for a program that masks the streams",
@@ -245,7 +245,7 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
     noted = noted.get(SpeechLMConfig.model_type) if isinstance(noted, dict) else None
     if not isinstance(noted, dict):
         raise UserError(
-            f"{directory / CONFIG_FILE} says nothing of vocabulary and codec",
+            f"{directory / CONFIG_FILE} does not describe vocabulary and codec",
             expected=f"an entry {SpeechLMConfig.model_type!r}, as `slmkit consolidate --format hf` writes it",
             next_step="copy the entry from the config.json of the export that this model was made from",
         )

@@ -60,7 +60,7 @@ def check_new_directory(path: str | Path) -> None:
 def check_directory(what: str, path: str | Path) -> None:
     """Raise UserError where a directory to be read is not one; `what` it holds is named: "the model"."""
     if not Path(path).is_dir():
-        raise UserError(f"{what} is not there", got=path, expected="a directory", next_step="check the path")
+        raise UserError(f"{what} does not exist", got=path, expected="a directory", next_step="check the path")
 
 
 @contextmanager

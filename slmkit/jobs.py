@@ -34,7 +34,7 @@ from slmkit.errors import UserError
 from slmkit.files import atomic_write, disk_error, provenance, read_json, write_json
 
 JOB, RECORDS, NOTES = "job.json", "outputs.jsonl", ".outputs.part"
-ELSEWHERE = "choose another output directory, or give the settings that this one was begun with"
+ELSEWHERE = "choose another output directory, or use the settings that this one was started with"
 MAX_SHOWN_CHARS = 200  # of a setting, in an error
 LINE_EVERY_SEC = 5.0  # between two lines of progress where there is no terminal
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # figures fit 80 columns
@@ -66,7 +66,9 @@ class ResumableJob:
             else:
                 description = {"settings": settings, "made_by": provenance(), **facts}
                 write_json(directory / JOB, description)
-            yield ResumableJob(directory, description, _read_records(directory), notes)
+            paths = [path for path in (directory / RECORDS, directory / NOTES) if path.exists()]
+            records = {record["id"]: record for path in paths for record in read_job_records(path)}
+            yield ResumableJob(directory, description, records, notes)
 
     def describe(self, **facts: Any) -> None:
         """Keep facts in job.json that are not compared, in place of earlier ones of the same names."""
@@ -130,11 +132,6 @@ def read_job_records(path: Path) -> list[JobRecord]:
     return records
 
 
-def _read_records(directory: Path) -> dict[str, JobRecord]:
-    paths = [path for path in (directory / RECORDS, directory / NOTES) if path.exists()]
-    return {record["id"]: record for path in paths for record in read_job_records(path)}
-
-
 def check_empty(directory: str | Path) -> None:
     """Raise UserError where a job would begin among other things. What killed processes left does not count."""
     directory = Path(directory)
@@ -164,7 +161,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
         except (BlockingIOError, FileNotFoundError):
             is_ours = False
         if not is_ours:
-            raise UserError("another process is filling this directory", got=path.parent, next_step="wait for it")
+            raise UserError("another process is writing to this directory", got=path.parent, next_step="wait for it")
         file.truncate(path.read_bytes().rfind(b"\n") + 1)  # a killed process may leave half a line
         try:
             yield file
@@ -189,27 +186,42 @@ class ProgressBar:
     """
 
     def __init__(
-        self, total: int, unit: str, log: logging.Logger, *, initial: int = 0, line_every_sec: float | None = None
+        self,
+        total: int,
+        unit: str,
+        log: logging.Logger,
+        *,
+        initial: int = 0,
+        line_every_sec: float | None = None,
+        leave: bool = True,
     ) -> None:
-        """`initial` of `total` items were done by earlier starts."""
+        """`initial` of `total` items were done by earlier starts. With `leave` the bar stays on the screen."""
         self._total, self._unit, self._log, self._initial = total, unit, log, initial
         self._line_every_sec = LINE_EVERY_SEC if line_every_sec is None else line_every_sec
         self._began = self._shown = time.monotonic()
         self._exits = ExitStack()
         self._bar: Any = None
+        self._leave = leave
 
     def __enter__(self) -> "ProgressBar":
         if sys.stderr.isatty():
             from tqdm import tqdm
             from tqdm.contrib.logging import logging_redirect_tqdm
 
-            bar = tqdm(total=self._total, initial=self._initial, bar_format=BAR, dynamic_ncols=True)
+            bar = tqdm(total=self._total, initial=self._initial, bar_format=BAR, dynamic_ncols=True, leave=self._leave)
             self._bar = self._exits.enter_context(bar)
             self._exits.enter_context(logging_redirect_tqdm([logging.getLogger("slmkit")]))
         return self
 
     def __exit__(self, *error: object) -> None:
         self._exits.close()
+
+    @staticmethod
+    def print_above(line: str) -> None:
+        """Print a line (with its line break) to standard error, above any bar."""
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr, end="")
 
     def show(self, done: int, figures: str) -> None:
         """`done` items are done, those of earlier starts included; `figures` says more."""

@@ -40,3 +40,15 @@ def table(rows: Sequence[tuple[str, str]]) -> list[str]:
         wrapped = textwrap.wrap(text, COLUMNS - width, break_long_words=False, break_on_hyphens=False)
         lines += [f"{name if i == 0 else '':{width}}{part}".rstrip() for i, part in enumerate(wrapped or [""])]
     return lines
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 3 d 4 h, 2 h 13 min, 5 min 20 s, 12 s."""
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    rest = max(0, round(seconds))
+    parts: list[str] = []
+    for name, size in units:
+        count, rest = divmod(rest, size)
+        if count or parts:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2]) or "0 s"

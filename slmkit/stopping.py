@@ -1,4 +1,4 @@
-"""How work is told to stop: SIGTERM, SIGINT and SIGUSR1, and exit code 75 for what another start goes on with.
+"""How work is stopped: by SIGTERM, SIGINT or SIGUSR1, with exit code 75 where another start continues it.
 
 Schedulers send them before a time limit or a preemption, to any process, at any moment, and sometimes twice. Work
 either asks between its steps (`Signals`) or is interrupted where it is (`stopping`); in both cases the first signal

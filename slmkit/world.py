@@ -46,9 +46,7 @@ class World:
             values.append(int(text))
         rank, size, local_rank = values
         if not 0 <= rank < size:
-            raise UserError(
-                f"{names[0]} is outside the world", got=f"rank {rank} of {size}", expected="0 <= rank < size"
-            )
+            raise UserError(f"{names[0]} is out of range", got=f"rank {rank} of {size}", expected="0 <= rank < size")
         return World(rank=rank, size=size, local_rank=local_rank)
 
 

@@ -77,7 +77,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         ResumableJob.open(tmp_path, SETTINGS),
-        pytest.raises(UserError, match="another process is filling this directory"),
+        pytest.raises(UserError, match="another process is writing to this directory"),
         ResumableJob.open(tmp_path, SETTINGS),
     ):
         pass
@@ -94,7 +94,7 @@ def test_a_file_that_the_other_process_has_just_removed_is_no_lock(
 
     monkeypatch.setattr(fcntl, "flock", late)
     with (
-        pytest.raises(UserError, match="another process is filling this directory"),
+        pytest.raises(UserError, match="another process is writing to this directory"),
         ResumableJob.open(tmp_path, SETTINGS),
     ):
         pass

@@ -36,5 +36,5 @@ def test_world_reads_every_launcher() -> None:
 def test_nonsense_ranks_are_refused() -> None:
     with pytest.raises(UserError, match="RANK is not a whole number"):
         World.from_env({"RANK": "first"})
-    with pytest.raises(UserError, match="RANK is outside the world"):
+    with pytest.raises(UserError, match="RANK is out of range"):
         World.from_env({"RANK": "4", "WORLD_SIZE": "4"})

@@ -1,4 +1,4 @@
-"""The samples of a sound file, from any sample on, in blocks, and how many of them it says it holds.
+"""Sound files read in blocks, from any sample on, and the number of samples that their headers give.
 
 libsndfile reads WAV and its kin, FLAC, AIFF, CAF, W64, AU and NIST/SPHERE; all else FFmpeg reads (see `ffmpeg`). The
 first bytes of a file decide, never its name.
@@ -162,7 +162,7 @@ class Libsndfile(Decoder):
             self.file = _ForwardFile(mended)
         if self.file.format in ("MP3", "OGG"):  # found behind something else
             self.file.close()
-            raise ValueError("MP3 or Ogg behind something else")
+            raise ValueError("MP3 or Ogg data follows other data")
         self.sample_rate, self.channels = self.file.samplerate, self.file.channels
         self.subtype = self.file.subtype
         if self.file.frames < UNKNOWN_SAMPLES:

@@ -1,4 +1,4 @@
-"""A wave as the bytes of a sound file, whole or piece by piece, for whoever sends it instead of keeping it.
+"""A wave as the bytes of a sound file, whole or piece by piece, to be sent instead of stored.
 
 Knows nothing of files on a disk (see `io.write_wav`). All sound is mono; samples beyond full scale are clipped.
 

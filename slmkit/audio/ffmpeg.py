@@ -56,7 +56,7 @@ class FFmpeg(Decoder):
         stream.seek(start)
         head = stream.read(SEARCHED_BYTES)  # before FFmpeg opens the stream, since it goes on from where that stands
         if format_name == "ogg" and _is_chained(stream, head):
-            raise ValueError("it holds several Ogg streams in a row, of which one is expected")
+            raise ValueError("it holds several Ogg streams in a row, expected one")
         skipped, num_frames = _mp3_tag(head, start) if format_name == "mp3" else (0, 0)
         self._options = {"skip_initial_bytes": str(skipped)}
         self._held: list[np.ndarray] = []  # decoded and not yet given, [samples, channels]

@@ -196,7 +196,7 @@ class Saver:
         for file, size in sizes.items():
             if found.get(file) != size:
                 raise UserError(
-                    f"{path / file} is not what another process has written",
+                    f"{path / file} differs from what another process wrote",
                     got=found.get(file, "no such file"),
                     expected=f"{size} bytes",
                     next_step="put run_dir on a file system that all nodes share",
@@ -292,7 +292,7 @@ class _Ballot:
         pause, longest = PAUSES_SEC
         while not is_ready():
             if self.deadline is not None and time.monotonic() > self.deadline:
-                raise UserError("a checkpoint was given up: the other processes do not answer")
+                raise UserError("a checkpoint was not written: the other processes do not answer")
             time.sleep(pause)
             pause = min(2 * pause, longest)
 

@@ -1,17 +1,17 @@
-"""Ask an exported model a question, or every question of a file: it answers in text and in speech.
+"""Answer a question, or every question of a file, in text and speech, with an exported model.
 
   slmkit answer MODEL "Who wrote it?" --codec CODEC --speaker voice.wav --out answer.wav
   slmkit answer MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
 The model must have been trained for the task qa. --speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY
-(a sample of a tokenized corpus). A model trained with speaker input follows it. Other models need it too, because the
-codec does. The text of the answer is printed first, on a line of its own.
+(a sample of a tokenized corpus). Every model needs it: models without speaker input speak in their own way, but the
+codec uses it to make sound. The first line printed is the text of the answer.
 
-Each line of FILE is an object such as {"question": "Who wrote it?"}; everything else is as for `slmkit synthesize
---jsonl`. The text of each answer is "answer" in outputs.jsonl.
+Each line of FILE is an object such as {"question": "Who wrote it?"}. The rest is as for `slmkit synthesize --jsonl`.
+outputs.jsonl has the text of each answer as "answer".
 
-Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 told to stop (SIGTERM,
-SIGINT, SIGUSR1).
+Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 stopped by SIGTERM, SIGINT or
+SIGUSR1.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from slmkit.cli.speaking import add_speaking_arguments, prepare_answer, speak_fi
 from slmkit.errors import UserError
 
 DEFAULT_ANSWER_WAV = "answer.wav"
-UNMARKED = "the model did not mark its answer with [ta] and [ua], as the task qa teaches; this is all that it wrote"
+UNMARKED = "the answer has no marks [ta] and [ua], which the task qa teaches; this is all that the model wrote"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
     if args.jsonl is not None:
         if args.question is not None:
             got = f"{args.question!r} and --jsonl"
-            raise UserError("a question and a file of questions were given", got=got, expected="one of them")
+            raise UserError("got a question and a file of questions", got=got, expected="one of the two")
         if args.out is None or args.overwrite:
-            raise UserError("a file of questions needs a directory of its own", expected="--out DIR, no --overwrite")
+            raise UserError("--jsonl writes into a directory", expected="--out DIR, without --overwrite")
         return speak_file(args, "qa")
     out = args.out or DEFAULT_ANSWER_WAV
     synthesizer, speaker, options = prepare_answer(args, out)

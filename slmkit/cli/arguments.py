@@ -1,4 +1,4 @@
-"""What the command lines of slmkit have in common: one parser, one form of help, numbers, and the run config.
+"""What the commands share: the parser, the layout of help, numbers, and options of the config.
 
 Example:
     parser.add_argument("--tasks", type=positive, default=64, help="tasks of the array")
@@ -57,11 +57,12 @@ def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False)
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=argparse.SUPPRESS)
     parser.add_argument(
-        "overrides", nargs="*", type=_override, metavar="KEY=VALUE", help="change an option, as in model.group=12"
+        "overrides", nargs="*", type=key_value, metavar="KEY=VALUE", help="change an option, as in model.group=12"
     )
 
 
-def _override(text: str) -> str:
+def key_value(text: str) -> str:
+    """An override, as in model.group=12. Raises ArgumentTypeError for other text."""
     if not OVERRIDE.match(text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE such as model.group=12")
     return text

@@ -1,7 +1,7 @@
 """Measure slmkit on this machine.
 
   slmkit bench codec       speed of FACodec against its plain twin
-  slmkit bench tokenize    speed of the codecs and of the whole way from audio files to shards
+  slmkit bench tokenize    speed of the codecs, and of tokenizing audio files into shards
   slmkit bench train       speed of training
   slmkit bench decode      speed of generation
   slmkit bench data        speed of finding, planning and loading training data
@@ -22,11 +22,11 @@ BENCHES = ("codec", "tokenize", "train", "decode", "data", "plan", "checkpoint")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bench", choices=BENCHES, help="what to measure")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="its options")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="options of that benchmark")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import only the chosen benchmark, parse its options and run it."""
+    """Import the chosen benchmark alone, parse its options and run it."""
     module = importlib.import_module(f"slmkit.bench.{args.bench}")
     parser = Parser(prog=f"slmkit bench {args.bench}", description=module.SUMMARY)
     module.add_arguments(parser)

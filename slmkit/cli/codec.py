@@ -1,10 +1,11 @@
-"""Fit the built-in codec to a folder of audio, or hear what a codec makes of a recording.
+"""Fit the built-in codec to a folder of audio, or pass a recording through a codec to hear its quality.
 
-slmkit codec fit AUDIO_DIR OUT           fit; OUT then holds melvq.safetensors, codec_spec.json, provenance.json
-slmkit codec copy CODEC IN.wav OUT.wav   encode IN and decode it again, and say how far the copy is
+slmkit codec fit AUDIO_DIR OUT           writes melvq.safetensors, codec_spec.json and provenance.json to OUT
+slmkit codec copy CODEC IN.wav OUT.wav   encodes IN.wav, decodes it again, and prints the distance of the copy
 """
 
 import argparse
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -29,54 +30,86 @@ logger = log.get_logger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """`fit` and `copy`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    fit = actions.add_parser("fit", help="fit the built-in codec to all audio below a folder")
-    fit.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="folder searched for audio files, also below")
-    fit.add_argument("out", type=Path, metavar="OUT", help="folder for the codec")
-    fit.add_argument("--seed", type=int, default=0, help="seed of the fit (default %(default)s)")
+    fit = actions.add_parser("fit", help="fit the built-in codec to the audio below a folder")
+    fit.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of audio files, searched at any depth")
+    fit.add_argument("out", type=Path, metavar="OUT", help="directory for the codec")
+    fit.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     fit.add_argument(
-        "--max-hours", type=float, default=DEFAULT_MAX_HOURS, help="stop reading after this much audio (%(default)s)"
+        "--max-hours",
+        type=float,
+        default=DEFAULT_MAX_HOURS,
+        help="hours of audio to read at most (default: %(default)s)",
     )
-    fit.add_argument("--max-sec", type=float, default=DEFAULT_MAX_SEC, help="skip longer files (default %(default)s s)")
-    fit.add_argument("--replace", action="store_true", help="replace a codec that is in OUT")
+    fit.add_argument(
+        "--max-sec",
+        type=float,
+        default=DEFAULT_MAX_SEC,
+        help="skip files longer than this, in seconds (default: %(default)s)",
+    )
+    fit.add_argument("--replace", action="store_true", help="replace the codec in OUT")
     copy = actions.add_parser("copy", help="encode a recording and decode it again")
-    copy.add_argument("codec", type=Path, metavar="CODEC", help="codec folder")
+    copy.add_argument("codec", type=Path, metavar="CODEC", help="directory of the codec")
     copy.add_argument("source", type=Path, metavar="IN", help="audio file")
-    copy.add_argument("out", type=Path, metavar="OUT.wav", help="the copy, 16-bit WAV")
-    copy.add_argument("--device", default="cpu", help="cpu, cuda, ... (default %(default)s)")
-    copy.add_argument("--replace", action="store_true", help="replace OUT.wav")
+    copy.add_argument("out", type=Path, metavar="OUT.wav", help="WAV file to write, 16 bit")
+    copy.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    copy.add_argument("--replace", action="store_true", help="replace OUT.wav if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
     log.set_up()
-    return _fit(args) if args.action == "fit" else _copy(args)
+    return _fit(args) if args.action == "fit" else _copy_recording(args)
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from slmkit.codec.melvq import SPEC_FILE, WEIGHTS_FILE, MelVQ
+    from slmkit.audio.io import read_audio
+    from slmkit.codec.melvq import SAMPLE_RATE, SPEC_FILE, WEIGHTS_FILE, MelVQ
     from slmkit.files import provenance, write_json
 
+    if not args.audio_dir.is_dir():
+        raise UserError("the audio folder does not exist", got=args.audio_dir, next_step="give a folder of audio files")
     taken = [name for name in (WEIGHTS_FILE, SPEC_FILE) if (args.out / name).exists()]
     if taken and not args.replace:
         raise UserError(f"{args.out} holds a codec already", got=", ".join(taken), next_step="add --replace")
     started = time.perf_counter()
-    corpus = _Corpus(args.audio_dir, args.max_sec, args.max_hours * SECONDS_PER_HOUR)
-    codec = MelVQ.fit(corpus, args.seed)
+    paths = [path for path, _ in files_under(args.audio_dir, AUDIO_SUFFIXES)]
+    used_sec: list[float] = []
+    skipped: Counter[str] = Counter()
+
+    def waves() -> "Iterator[np.ndarray]":
+        """The waves of the usable files, in the order of their paths, up to --max-hours."""
+        for path in paths:
+            if sum(used_sec) >= args.max_hours * SECONDS_PER_HOUR:
+                logger.info("stopped reading after %.1f hours of audio (--max-hours)", args.max_hours)
+                return
+            try:
+                wave = read_audio(path, SAMPLE_RATE, max_sec=args.max_sec)
+            except BadSample as problem:
+                skipped[problem.reason] += 1
+                logger.warning("skipped: %s", problem)
+                continue
+            used_sec.append(len(wave) / SAMPLE_RATE)
+            yield wave
+        if not used_sec:
+            raise UserError(
+                f"no usable audio file below {args.audio_dir}",
+                got=f"{len(paths)} files, skipped: {dict(skipped)}",
+                expected=f"files ending in {', '.join(AUDIO_SUFFIXES)}",
+            )
+
+    codec = MelVQ.fit(waves(), args.seed)
     config = {"seed": args.seed, "max_sec": args.max_sec, "max_hours": args.max_hours}
-    counts = {
-        "files": corpus.used,
-        "seconds": round(corpus.seconds, 3),
-        "skipped": dict(sorted(corpus.skipped.items())),
-    }
+    counts = {"files": len(used_sec), "seconds": round(sum(used_sec), 3), "skipped": dict(sorted(skipped.items()))}
     write_json(args.out / "provenance.json", {**provenance(config), "counts": counts}, replace=args.replace)
     codec.save(args.out, replace=args.replace)
-    print(f"{args.out}: fitted to {corpus.used} files, {corpus.seconds:.1f} s, in {_since(started):.1f} s")
-    for reason, number in sorted(corpus.skipped.items()):
+    took_sec = time.perf_counter() - started
+    print(f"{args.out}: fitted to {len(used_sec)} files, {sum(used_sec):.1f} s of audio, in {took_sec:.1f} s")
+    for reason, number in sorted(skipped.items()):
         print(f"  skipped, {reason}: {number}")
     return 0
 
 
-def _copy(args: argparse.Namespace) -> int:
+def _copy_recording(args: argparse.Namespace) -> int:
     import torch
 
     from slmkit.audio.io import read_audio, write_wav
@@ -88,55 +121,17 @@ def _copy(args: argparse.Namespace) -> int:
     codec = open_codec(args.codec, args.device)
     rate = codec.spec.sample_rate
     wave = read_audio(args.source, rate)
-    if codec.num_frames(len(wave)) < 1:
-        raise UserError(f"{args.source} is too short for the codec", got=f"{len(wave) / rate:.4f} s")
-    started = time.perf_counter()
-    encoded = codec.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
-    encode_sec, started = _since(started), time.perf_counter()
-    copied = codec.decode(encoded.codes, encoded.speaker)[0].cpu().numpy()
-    decode_sec = _since(started)
-    write_wav(args.out, copied, rate, replace=args.replace)
     seconds = len(wave) / rate
+    if codec.num_frames(len(wave)) < 1:
+        raise UserError(f"{args.source} is too short for the codec", got=f"{seconds:.4f} s")
+    times = [time.perf_counter()]
+    encoded = codec.encode(torch.from_numpy(wave)[None], torch.tensor([len(wave)]))
+    times.append(time.perf_counter())
+    copied = codec.decode(encoded.codes, encoded.speaker)[0].cpu().numpy()
+    times.append(time.perf_counter())
+    encode, decode = (seconds / (end - start) for start, end in itertools.pairwise(times))
+    write_wav(args.out, copied, rate, replace=args.replace)
     print(f"{args.out}: {seconds:.2f} s, {encoded.codes.shape[-1]} frames of {codec.spec.name}")
     print(f"log-mel distance {log_mel_distance(wave, copied, rate):.2f} dB")
-    print(f"speed: encode {seconds / encode_sec:.1f}, decode {seconds / decode_sec:.1f} seconds of audio per second")
+    print(f"speed: encode {encode:.1f}, decode {decode:.1f} seconds of audio per second")
     return 0
-
-
-def _since(started: float) -> float:
-    return time.perf_counter() - started
-
-
-class _Corpus:
-    """The waves below a folder, in the order of their paths; files that cannot be used are counted and logged."""
-
-    def __init__(self, folder: Path, max_sec: float, budget_sec: float) -> None:
-        if not folder.is_dir():
-            raise UserError("the audio folder is not there", got=folder, next_step="give a folder of audio files")
-        self.folder, self.max_sec, self.budget_sec = folder, max_sec, budget_sec
-        self.paths = [path for path, _ in files_under(folder, AUDIO_SUFFIXES)]
-        self.used, self.seconds = 0, 0.0
-        self.skipped: Counter[str] = Counter()
-
-    def __iter__(self) -> "Iterator[np.ndarray]":
-        from slmkit.audio.io import read_audio
-        from slmkit.codec.melvq import SAMPLE_RATE
-
-        for path in self.paths:
-            if self.seconds >= self.budget_sec:
-                logger.info("read %.1f hours of audio, enough", self.seconds / SECONDS_PER_HOUR)
-                return
-            try:
-                wave = read_audio(path, SAMPLE_RATE, max_sec=self.max_sec)
-            except BadSample as problem:
-                self.skipped[problem.reason] += 1
-                logger.warning("skipped: %s", problem)
-                continue
-            self.used, self.seconds = self.used + 1, self.seconds + len(wave) / SAMPLE_RATE
-            yield wave
-        if not self.used:
-            raise UserError(
-                f"no usable audio file below {self.folder}",
-                got=f"{len(self.paths)} files, skipped: {dict(self.skipped)}",
-                expected=f"files ending in {', '.join(AUDIO_SUFFIXES)}",
-            )

@@ -1,26 +1,26 @@
-"""Turn a checkpoint of a run into a directory that stands alone: weights, config, tokenizer, vocabulary, codec spec.
+"""Export a checkpoint of a run as a model directory: weights, config, tokenizer, vocabulary and codec spec.
 
   slmkit consolidate RUN OUT                                   the newest complete checkpoint, in float32
-  slmkit consolidate RUN OUT --step 5000 --dtype bfloat16      another checkpoint, another float type
-  slmkit consolidate MODEL OUT --format published              an export in another format or float type
+  slmkit consolidate RUN OUT --step 5000 --dtype bfloat16      a certain checkpoint, in bfloat16
+  slmkit consolidate MODEL OUT --format published              an export in another format
 
 Formats:
 
   slmkit      for slmkit: any model; loads with SpeechLM.from_pretrained
-  hf          for transformers and servers built on it (such as vLLM), without slmkit; only next-token models without
-              speaker input and with the full softmax
-  published   model.safetensors with the keys of the paper's code; `slmkit import-model` is the way back
+  hf          for transformers and servers built on it (such as vLLM), without slmkit; only for next-token models
+              without speaker input and with the full softmax
+  published   model.safetensors with the keys of the paper's code; `slmkit import-model` converts back
 
-A model in format hf answers the published prompt. To read a sentence aloud the prompt is
+A model in format hf takes the published prompt. To read a sentence aloud, it is
   <|im_start|>[Human]: Read this sentence: SENTENCE.\\n [Assistant]:
-with SENTENCE as in training: lower case but for the first letter, and one full stop more at the end. The chat template
-makes it of the user message "Read this sentence: SENTENCE.". The model answers with words and speech tokens,
-<a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids (vocab_layout.json explains them), or for
-text with special tokens (skip_special_tokens: false). A server does not know that the streams take turns, and may leave
-the order; slmkit's own decoding cannot.
+where SENTENCE is written as in training: lower case except the first letter, and one more full stop at the end. The
+chat template makes this prompt from the user message "Read this sentence: SENTENCE.". The model answers with words and
+speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids (vocab_layout.json explains
+them), or for text with special tokens (skip_special_tokens: false). A server does not know the order of the streams and
+may break it; slmkit's own decoding keeps it.
 
-The weights that were written are read again and compared with the checkpoint before OUT takes its name. The checkpoints
-of DeepSpeed are pickles, which can run code: use this only on runs that you trust.
+The written weights are read back and compared with the checkpoint. DeepSpeed's checkpoints are pickles, which can run
+code: use this command only on runs that you trust.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from slmkit.files import check_directory, check_new_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN", help="directory of a run, or of an export")
+    parser.add_argument("run_dir", metavar="RUN", help="directory of a run or of an export")
     parser.add_argument("out_dir", metavar="OUT", help="new directory to write")
     parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest complete one)")
     parser.add_argument(
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights (default: float32 for a run, unchanged for an export)",
+        help="float type of the weights (default: float32 for a run, unchanged for an export)",
     )
 
 

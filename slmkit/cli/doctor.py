@@ -1,14 +1,14 @@
 """Check this machine, its processes and a run's files before training.
 
-A line per check: ok, warn or FAIL, then what was found, expected, and what to do. Exit code 0, or 2 if any check fails.
-Start it as training will be started:
+Each check prints ok, warn or FAIL, and what it found; a check that is not ok also prints what was expected and what to
+do. Exit code 0, or 2 if any check fails. Start it in the way that training will be started:
 
   slmkit doctor --config RUN.yaml
   deepspeed --num_gpus 2 --module slmkit doctor --run-dir RUN
   torchrun --nproc-per-node 2 -m slmkit doctor
 
-It takes less than a minute, but for the first time on a machine, when DeepSpeed compiles an operator. Nothing it writes
-stays.
+It takes less than a minute, except the first time on a machine, when DeepSpeed compiles an operator. Its files are
+removed again.
 """
 
 import argparse
@@ -35,13 +35,13 @@ FAILED = 2  # exit code
 
 def add_arguments(parser: Parser) -> None:
     add_config_arguments(parser, "slmkit.config.train:TrainConfig")
-    parser.add_argument("--run-dir", help="write to this directory and measure it (default: run_dir of the config)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per check, for programs")
+    parser.add_argument("--run-dir", help="measure writing to this directory (default: run_dir of the config)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all checks, for programs")
     parser.add_argument(
         "--limit-sec",
         type=float,
         default=300.0,
-        help="end with an error after this long, when processes wait for each other (default: %(default)s)",
+        help="end with an error after this many seconds, if processes wait for each other (default: %(default)s)",
     )
 
 
@@ -51,11 +51,11 @@ def run(args: argparse.Namespace) -> int:
     with deadline(args.limit_sec, world):
         from slmkit.config.train import load_run
 
-        config, refused = None, None
+        config, refused = None, None  # first of all, since torch takes seconds
         try:
             config = load_run(args.config, args.overrides) if args.config else None
         except UserError as error:
-            if world.size == 1:  # torch is not needed to say so
+            if world.size == 1:  # needs no torch
                 raise
             refused = error
         from slmkit.train.doctor import examine
@@ -64,16 +64,19 @@ def run(args: argparse.Namespace) -> int:
         with together(world):
             if refused is not None:
                 raise refused
-            num_failed = 0
-            for result in examine(world, run_dir=args.run_dir, config=config):
-                num_failed += result.status == "FAIL"
-                if world.is_first or result.status != "ok":
-                    print(as_json(result, world) if args.json else as_text(result, world), flush=True)
-    return FAILED if num_failed else 0
-
-
-def as_json(result: "CheckResult", world: World) -> str:
-    return json.dumps({"rank": world.rank, **dataclasses.asdict(result)})
+            checks, is_ok = list["CheckResult"](), False
+            try:
+                for result in examine(world, run_dir=args.run_dir, config=config):
+                    checks.append(result)
+                    if not args.json and (world.is_first or result.status != "ok"):
+                        print(as_text(result, world), flush=True)
+                is_ok = all(result.status != "FAIL" for result in checks)
+            finally:
+                # One object from the first process, and from each other process that found something wrong.
+                if args.json and (world.is_first or any(result.status != "ok" for result in checks)):
+                    listed = [dataclasses.asdict(result) for result in checks]
+                    print(json.dumps({"rank": world.rank, "ok": is_ok, "checks": listed}), flush=True)
+    return 0 if is_ok else FAILED
 
 
 def as_text(result: "CheckResult", world: World) -> str:
@@ -96,11 +99,11 @@ def as_text(result: "CheckResult", world: World) -> str:
 
 @contextmanager
 def deadline(limit_sec: float, world: World) -> Iterator[None]:
-    """End the process with an error if the block takes longer: a process that never came would be waited for."""
+    """End the process with an error if the block takes longer: a process that never starts would be waited for."""
 
     def expire() -> None:
         message = f"slmkit doctor: not done within {limit_sec:g} s; rank {world.rank} of {world.size} was still waiting"
-        advice = "  next:     see the last check above; look whether every process and port is there, or --limit-sec"
+        advice = "  next:     check that every process runs and can reach the others, or raise --limit-sec"
         print(f"{message}\n{advice}", file=sys.stderr, flush=True)
         os._exit(FAILED)
 

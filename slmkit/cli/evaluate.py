@@ -1,4 +1,4 @@
-"""Score a model on utterances of a corpus, in two stages: generate and store everything, then score what is stored.
+"""Score a model on utterances of a corpus, in two stages: generate and store the outputs, then score them.
 
   slmkit evaluate MODEL --corpus SHARDS --codec CODEC --out OUT --limit 100
   slmkit evaluate --copy --corpus SHARDS --codec CODEC --out CEILING
@@ -6,18 +6,19 @@
   slmkit evaluate --compare OUT CEILING --out TABLE
 
 OUT holds report.html (tables, plots, sounds), report.json, the spoken WAV files with their codes, and outputs.jsonl.
-Each score is printed as soon as it is computed: mean and 95 % bootstrap interval over utterances. An interrupted
-command continues when it is given again. OUT takes one model and one set of settings; scoring again adds scores. An
-utterance without speech counts as a failure: no success, every word lost, no frame equal, silence in place of sound; it
-is left out of the scores of voice and quality, and the tables count how many are.
+Scores are printed as they are computed: mean and 95 % bootstrap interval over utterances. After an interruption, start
+the same command again to continue. OUT takes one model and one set of settings; scoring again adds scores. An utterance
+without speech is a failure: every word counts as wrong, no frame as equal, and its sound as silence. It gets no scores
+of voice and quality, and the tables say how many utterances have none.
 
---copy scores the codec's decoding of the true codes as if a model had chosen them: the ceiling.
+--copy scores the codec's decoding of the true codes, which is the best that a model could do.
 """
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from slmkit import log
 from slmkit.cli.arguments import natural, positive
 from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
 from slmkit.errors import UserError
@@ -25,61 +26,62 @@ from slmkit.errors import UserError
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec
     from slmkit.data.index import Corpus
-    from slmkit.evaluate.spoken import Tools
 
 DEFAULT_LIMIT = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="directory that `slmkit consolidate` wrote")
-    parser.add_argument("--copy", action="store_true", help="score copy synthesis in place of a model")
+    parser.add_argument("--copy", action="store_true", help="score the codec's copies of the corpus, not a model")
     parser.add_argument("--corpus", help="tokenized corpus with the true codes")
     parser.add_argument("--codec", help="directory of the codec")
     parser.add_argument("--out", required=True, help="directory for waves, codes and scores")
-    parser.add_argument("--only", choices=("generate", "score"), help="one of the two stages alone")
+    parser.add_argument("--only", choices=("generate", "score"), help="do only one of the two stages")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    _add_choice(parser.add_argument_group("which utterances, in which voices"))
-    _add_generation(parser.add_argument_group("how they are spoken"))
-    _add_scoring(parser.add_argument_group("more scores; success, codes, sound, voice and speed are always scored"))
-    others = parser.add_argument_group("several models side by side")
-    others.add_argument("--compare", nargs="+", metavar="DIR", help="evaluations that were scored; --out must be new")
-    others.add_argument("--common", action="store_true", help="leave out utterances that not all of them have")
 
-
-def _add_choice(group: Any) -> None:
-    group.add_argument("--limit", type=natural, help=f"how many, 0 for all (default: {DEFAULT_LIMIT}, all of --keys)")
-    group.add_argument("--every", type=positive, default=1, metavar="N", help="every n-th (default: %(default)s)")
-    group.add_argument("--keys", metavar="FILE", help="keys of the utterances, one on each line")
-    group.add_argument(
+    chosen = parser.add_argument_group("utterances and voices")
+    chosen.add_argument(
+        "--limit", type=natural, help=f"number of utterances, 0: all (default: {DEFAULT_LIMIT}, or --keys)"
+    )
+    chosen.add_argument("--every", type=positive, default=1, metavar="N", help="every Nth (default: %(default)s)")
+    chosen.add_argument("--keys", metavar="FILE", help="keys of the utterances, one on each line")
+    chosen.add_argument(
         "--voices",
         nargs="+",
         default=["own"],
         metavar="VOICE",
-        help="own, swapped (that of the next utterance by another speaker), an audio file, a .npy vector, CORPUS:KEY; "
-        "each utterance is spoken in each (default: own)",
+        help="own, swapped (the voice of the next utterance by another speaker), an audio file, a .npy vector, or "
+        "CORPUS:KEY; each utterance is spoken in each voice (default: own)",
     )
 
-
-def _add_generation(group: Any) -> None:
-    group.add_argument(
+    generation = parser.add_argument_group("generation")
+    generation.add_argument(
         "--task", choices=("tts", "qa"), default="tts", help="read the text, or answer the question (default: tts)"
     )
-    group.add_argument("--slots", type=positive, default=1, help="utterances decoded at a time (default: %(default)s)")
-    add_sampling_arguments(group)
+    generation.add_argument(
+        "--slots", type=positive, default=1, help="utterances generated at the same time (default: %(default)s)"
+    )
+    add_sampling_arguments(generation)
 
-
-def _add_scoring(group: Any) -> None:
-    group.add_argument("--asr", metavar="DIR", help="Whisper model: WER and CER, EM and F1 of spoken answers")
-    group.add_argument("--wavlm", metavar="DIR", help="WavLM model with an x-vector head: speaker similarity")
-    group.add_argument("--utmos", metavar="FILE", help="weights of UTMOS22-strong: predicted naturalness")
-    group.add_argument("--copy-quality", action="store_true", help="with --copy: STOI and PESQ against the recordings")
-    group.add_argument(
+    scores = parser.add_argument_group("more scores; success, codes, sound, voice and speed are always scored")
+    scores.add_argument("--asr", metavar="DIR", help="Whisper model: WER and CER, EM and F1 of spoken answers")
+    scores.add_argument("--wavlm", metavar="DIR", help="WavLM model with an x-vector head: speaker similarity")
+    scores.add_argument("--utmos", metavar="FILE", help="weights of UTMOS22-strong: predicted naturalness")
+    scores.add_argument("--copy-quality", action="store_true", help="with --copy: STOI and PESQ against the recordings")
+    scores.add_argument(
         "--alignment", action="store_true", help="distance of text and speech in the hidden states of MODEL"
     )
-    group.add_argument("--unseen-speakers", metavar="FILE", help="speakers not trained on: their scores apart as well")
+    scores.add_argument(
+        "--unseen-speakers", metavar="FILE", help="speakers the model was not trained on: also scored separately"
+    )
+
+    others = parser.add_argument_group("comparison of several evaluations")
+    others.add_argument("--compare", nargs="+", metavar="DIR", help="scored evaluations; --out must be new")
+    others.add_argument("--common", action="store_true", help="compare only the utterances that all of them have")
 
 
 def run(args: argparse.Namespace) -> int:
+    log.set_up()
     if args.compare:
         from slmkit.evaluate.compare import compare_directories, text_table
 
@@ -88,9 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.corpus or not args.codec:
         raise UserError("an evaluation needs a corpus and its codec", next_step="give --corpus and --codec")
     if args.only != "score" and bool(args.model) == args.copy:
-        raise UserError(
-            "an evaluation is of a model or of the codec's own copies", expected="a model directory, or --copy"
-        )
+        raise UserError("expected either a model or --copy", got="both" if args.copy else "neither")
     _check_paths(args)
     from slmkit.codec.open import open_codec
     from slmkit.data.index import Corpus
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_paths(args: argparse.Namespace) -> None:
-    """Refuse what is not there, or holds something else, before torch is imported."""
+    """Check that every path exists and holds the right thing, before torch is imported. Raises UserError."""
     from slmkit.files import check_directory
     from slmkit.jobs import JOB, check_empty
 
@@ -127,18 +127,16 @@ def _check_paths(args: argparse.Namespace) -> None:
             raise UserError(f"{path} is not {what}", expected=f"a directory with {file}")
     is_begun = (Path(args.out) / JOB).is_file()
     if args.only == "score" and not is_begun:
-        raise UserError(f"{args.out} holds no generated outputs", next_step="generate them first: without --only score")
+        raise UserError(f"{args.out} holds no generated outputs", next_step="generate them first, without --only score")
     if not is_begun:
         check_empty(args.out)
 
 
 def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
-    from slmkit import log
     from slmkit.evaluate.generation import copy_synthesis, generate
     from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
     from slmkit.model.pretrained import export_sha256
 
-    log.set_up()
     settings = settings_of(args)
     keys = read_list(args.keys, "keys") if args.keys else None
     limit = args.limit if args.limit is not None or keys else DEFAULT_LIMIT
@@ -157,30 +155,6 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
 
 
 def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
-    from slmkit.evaluate.report import write_page
-    from slmkit.evaluate.results import REPORT_PAGE
-    from slmkit.evaluate.scoring import score_outputs
-    from slmkit.evaluate.selection import read_list
-    from slmkit.evaluate.spoken import Truths
-
-    tools = _tools(args)
-    unseen = frozenset(read_list(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset()
-    truths = Truths(corpus, codec)
-    measured_with = {name: path for name in ("asr", "wavlm", "utmos") if (path := getattr(args, name))}
-    print(f"{args.out}, scored on {args.corpus}:", flush=True)
-    report = score_outputs(
-        args.out,
-        truths,
-        tools,
-        measured_with=measured_with,
-        unseen=unseen,
-        tell=lambda line: print(line, flush=True),
-    )
-    write_page(args.out, report, truths)
-    print(f"see {Path(args.out) / REPORT_PAGE}")
-
-
-def _tools(args: argparse.Namespace) -> "Tools":
     import torch
 
     from slmkit.data.text import TextTokenizer
@@ -188,22 +162,38 @@ def _tools(args: argparse.Namespace) -> "Tools":
     from slmkit.evaluate.metrics.voices import WavLMVoice
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
-    from slmkit.evaluate.spoken import Tools
+    from slmkit.evaluate.report import write_page
+    from slmkit.evaluate.results import REPORT_PAGE
+    from slmkit.evaluate.scoring import score_outputs
+    from slmkit.evaluate.selection import read_list
+    from slmkit.evaluate.spoken import Tools, Truths
     from slmkit.model.pretrained import export_sha256, load
 
     model = None
     if args.alignment:
         if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
             raise UserError(
-                "--alignment needs the model that spoke",
+                "--alignment needs the model that generated the outputs",
                 got=args.model,
                 expected=f"the model of the outputs in {args.out}",
             )
         model = torch.nn.Module.to(load(args.model), args.device), TextTokenizer.load(args.model)
-    return Tools(
+    tools = Tools(
         recognizer=Recognizer.load(args.asr, args.device) if args.asr else None,
         wavlm=WavLMVoice.load(args.wavlm, args.device) if args.wavlm else None,
         utmos=Utmos.load(args.utmos, args.device) if args.utmos else None,
         copy_quality=args.copy_quality,
         model=model,
     )
+    truths = Truths(corpus, codec)
+    print(f"{args.out}, scored on {args.corpus}:", flush=True)
+    report = score_outputs(
+        args.out,
+        truths,
+        tools,
+        measured_with={name: path for name in ("asr", "wavlm", "utmos") if (path := getattr(args, name))},
+        unseen=frozenset(read_list(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset(),
+        tell=lambda line: print(line, flush=True),
+    )
+    write_page(args.out, report, truths)
+    print(f"see {Path(args.out) / REPORT_PAGE}")

@@ -1,8 +1,8 @@
-"""Bring codes in the published JSONL format (NTP or MTP) into shards, without audio or codec.
+"""Write codes in the published JSONL format (NTP or MTP) into shards. Needs neither audio nor codec.
 
   slmkit import train_ntp.jsonl more.jsonl OUT --corpus demo
 
-Records that cannot be used are counted in OUT/failures.jsonl.
+Records that cannot be used are listed in OUT/failures.jsonl.
 """
 
 import argparse
@@ -11,12 +11,15 @@ from slmkit import log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", nargs="+", help="JSONL files, NTP and MTP of any size alike")
+    parser.add_argument("source", nargs="+", help="JSONL files of NTP or MTP codes")
     parser.add_argument("out", help="directory for the shards")
     parser.add_argument("--corpus", default="imported", help="name of the corpus (default: %(default)s)")
     parser.add_argument("--shard-samples", type=int, default=1000, help="records per shard (default: %(default)s)")
     parser.add_argument(
-        "--max-failure-share", type=float, default=0.05, help="end with an error above it (default: %(default)s)"
+        "--max-failure-share",
+        type=float,
+        default=0.05,
+        help="largest share of bad records that is no error (default: %(default)s)",
     )
 
 

@@ -1,11 +1,10 @@
-"""Turn a model of another program into a directory that slmkit loads.
+"""Convert a published checkpoint, or a model in the format of transformers, into a model directory of slmkit.
 
   slmkit import-model model.safetensors OUT --base Qwen2.5-0.5B     a checkpoint of the published code (2506.12537)
-  slmkit import-model DIR OUT      a directory of `slmkit consolidate --format hf`, trained further elsewhere or not
+  slmkit import-model DIR OUT      what `slmkit consolidate --format hf` wrote, trained further or not
 
-The weights of a published checkpoint tell whether it predicts one token or 3, 6, 12 at a step, which kind of heads it
-has and whether it takes a speaker vector. The float type stays. `slmkit consolidate OUT DIR --format published` (or hf)
-is the way back.
+Tokens per step (1, 3, 6 or 12), kind of heads and speaker input of a published checkpoint are found from its weights.
+The float type stays. `slmkit consolidate OUT DIR --format published` (or hf) converts back.
 """
 
 import argparse
@@ -19,19 +18,19 @@ FACODEC_SPEAKER_DIM = 256  # width of FACodec's timbre vector, which speaker-awa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", help="model.safetensors, a torch file with nothing but tensors, or a directory of format hf"
+        "checkpoint", help="model.safetensors, a torch file of tensors only, or a directory of format hf"
     )
     parser.add_argument("out", metavar="OUT", help="new directory to write")
     parser.add_argument(
         "--base", metavar="DIR", help="text model that a published checkpoint started from, for tokenizer and config"
     )
-    parser.add_argument("--codec", metavar="DIR", help="codec of a published checkpoint, to record its weights' hash")
+    parser.add_argument("--codec", metavar="DIR", help="codec of a published checkpoint; its hash is recorded")
 
 
 def run(args: argparse.Namespace) -> int:
     is_hf = Path(args.checkpoint).is_dir()
     if not Path(args.checkpoint).exists():
-        raise UserError("the checkpoint is not there", got=args.checkpoint, next_step="check the path")
+        raise UserError("the checkpoint does not exist", got=args.checkpoint, next_step="check the path")
     if is_hf and (args.base or args.codec):
         raise UserError(
             "a directory of format hf has its own tokenizer and codec", next_step="leave out --base and --codec"

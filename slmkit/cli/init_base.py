@@ -1,8 +1,7 @@
-"""Make a tiny base model, for where Qwen2.5-0.5B is not at hand.
+"""Make a tiny base model with random weights, to try slmkit without Qwen2.5-0.5B.
 
-Trains a byte-pair tokenizer on the text of a tokenized corpus, or of a text file with one text per line, and writes it
-with random weights to OUT, which loads wherever a Qwen2.5 directory does. It has learnt nothing: use it to try things
-out. Equal text, sizes and seed give equal files.
+It trains a byte-pair tokenizer on the text of a tokenized corpus, or of a text file with one text per line. OUT loads
+wherever a Qwen2.5 directory does. The same text, sizes and seed give the same files.
 """
 
 import argparse
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--hidden-size", 256, "width of the model"),
         ("--num-layers", 6, "decoder layers"),
         ("--vocab-size", 4096, "largest number of tokens, 259 or more"),
-        ("--seed", 0, "of the random weights"),
+        ("--seed", 0, "seed of the random weights"),
     ]
     for name, default, meaning in sizes:
         parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: %(default)s)")
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.model.init_base import init_base
 
     init_base(
-        _text_lines(Path(args.text)) if args.text else _corpus_texts(args.corpus),
+        texts(args.corpus, args.text),
         args.out,
         hidden_size=args.hidden_size,
         num_layers=args.num_layers,
@@ -52,15 +51,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _text_lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            yield from file
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} as text: {error}", expected="a UTF-8 text file") from error
-
-
-def _corpus_texts(directory: str) -> Iterator[str]:
+def texts(directory: str | None, path: str | None) -> Iterator[str]:
+    """The texts of the corpus in `directory`, or without one the lines of the file `path`. Raises UserError."""
+    if directory is None:
+        assert path is not None, "argparse takes one of the two"
+        try:
+            with open(path, encoding="utf-8") as file:
+                yield from file
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {path} as text: {error}", expected="a UTF-8 text file") from error
+        return
     from slmkit.data.index import Corpus
     from slmkit.data.prompt import normalize_text
     from slmkit.data.shards import ShardReader

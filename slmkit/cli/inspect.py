@@ -1,7 +1,7 @@
-"""Look at a run: what it is, how far, how well and how fast, its starts, checkpoints and faults.
+"""Show a run: settings, progress, losses, speed, starts, checkpoints and faults.
 
-It only reads the files of the run, so it can look at one that is going on, from any machine that sees them. With
---plot it also draws losses, accuracies and throughput over the steps, with restarts marked.
+It only reads the files of the run, so it works while the run trains, and on any machine that can read them. --plot also
+draws losses, accuracies and throughput over the steps, with restarts marked.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from slmkit.log import table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", help="directory of the run")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
-    parser.add_argument("--plot", metavar="PNG", help="also draw the curves into this new file")
-    parser.add_argument("--force", action="store_true", help="let --plot replace a file")
+    parser.add_argument("--plot", metavar="PNG", help="also write a picture of the curves to this file")
+    parser.add_argument("--force", action="store_true", help="with --plot: replace the file if it exists")
 
 
 def run(args: argparse.Namespace) -> int:

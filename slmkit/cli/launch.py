@@ -4,13 +4,13 @@
   slmkit launch --config RUN.yaml --hostfile HOSTS [--nodes 2]       HOSTS: lines such as "node1 slots=8"
   slmkit launch --config RUN.yaml --slurm --nodes 2 --processes 8 --time 24:00:00
 
---dry-run prints what would run where and starts nothing. With a hostfile every machine is tried first, all at once;
-one that does not answer is an error that names it. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1 to this command lead to
-a checkpoint and exit code 75; a second one ends the run at once. Without a second one, start the same command again to
-continue. Other exit codes are those of `slmkit train`; 1 if a machine is lost.
+--dry-run prints what would run where and starts nothing. With a hostfile all machines are checked first; an error names
+those that do not answer. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1 to this command: the run writes a checkpoint and
+ends with exit code 75; start the same command again to continue. A second signal ends the run at once. Other exit codes
+are those of `slmkit train`; 1 if a machine is lost.
 
-These variables travel to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, TOKENIZERS_PARALLELISM,
-VIRTUAL_ENV, all that begin with TORCH_, NCCL_, GLOO_, UCX_, SLMKIT_, HF_, TRANSFORMERS_ or DS_, and those of
+These variables are passed on to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, VIRTUAL_ENV,
+TOKENIZERS_PARALLELISM, all that begin with TORCH_, NCCL_, GLOO_, UCX_, SLMKIT_, HF_, TRANSFORMERS_ or DS_, and those in
 DeepSpeed's own .deepspeed_env file. PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
 """
 
@@ -33,19 +33,27 @@ def add_arguments(parser: Parser) -> None:
         type=positive,
         help="processes on each machine, one per GPU (default: 1, or the hostfile's slots)",
     )
-    parser.add_argument("--nodes", type=positive, help="machines: the first of the hostfile, or of the Slurm job")
+    parser.add_argument(
+        "--nodes", type=positive, help="number of machines: the first N of the hostfile, or those of the Slurm job"
+    )
     parser.add_argument("--master-port", type=positive, help="port of the first process (default: a free one)")
-    parser.add_argument("--verbose", action="store_true", help="more messages, those of DeepSpeed and its launcher too")
+    parser.add_argument("--verbose", action="store_true", help="more messages, also from DeepSpeed and its launcher")
     hosts = parser.add_argument_group("several machines over ssh")
     hosts.add_argument("--hostfile", metavar="FILE", help='DeepSpeed hostfile, lines such as "node1 slots=8"')
     hosts.add_argument("--master-addr", help="address of the first process (default: the first name of the hostfile)")
     slurm = parser.add_argument_group("Slurm")
     slurm.add_argument("--slurm", action="store_true", help="submit the job script train.sbatch")
-    slurm.add_argument("--time", help="time limit of the job, as sbatch takes it; the job continues after it by itself")
+    slurm.add_argument("--time", help="time limit of the job, as in sbatch; the job requeues itself after it")
     slurm.add_argument("--partition", help="partition of the job")
-    slurm.add_argument("--gpus", type=natural, help="GPUs on each machine; 0 without (default: as many as processes)")
-    slurm.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="as in --sbatch=--account=me")
-    slurm.add_argument("--script", help="the sbatch script (default: the train.sbatch that comes with slmkit)")
+    slurm.add_argument("--gpus", type=natural, help="GPUs on each machine; 0: none (default: as many as processes)")
+    slurm.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="one more option for sbatch, as in --sbatch=--account=me",
+    )
+    slurm.add_argument("--script", help="sbatch script (default: the train.sbatch that comes with slmkit)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
 
     log.set_up(verbose=args.verbose)
     if args.slurm and (args.hostfile or args.master_addr):
-        raise UserError("--slurm takes its machines from the job", got="--hostfile or --master-addr beside it")
+        raise UserError(
+            "--slurm takes its machines from the job", got="--hostfile or --master-addr", next_step="leave them out"
+        )
     config = load_run(args.config, args.overrides)
     batch = (config.global_rows, config.micro_rows)
     request = LaunchRequest(

@@ -16,44 +16,44 @@ from slmkit.errors import UserError
 
 # Command: module and one line of what it does.
 COMMANDS = {
-    "init-base": ("init_base", "make a tiny base model from a corpus's text"),
+    "init-base": ("init_base", "make a tiny base model, with a tokenizer trained on your text"),
     "codec": ("codec", "fit the built-in codec, or copy a recording through a codec"),
-    "tokenize": ("tokenize", "audio to shards of codes"),
-    "import": ("import_codes", "published JSONL codes to shards"),
-    "import-model": ("import_model", "published checkpoint, or a model of transformers, to a model directory"),
+    "tokenize": ("tokenize", "turn audio into shards of codec codes"),
+    "import": ("import_codes", "turn published codes (JSONL) into shards"),
+    "import-model": ("import_model", "convert a published checkpoint or a transformers model for slmkit"),
     "recipe": ("recipe", "list or copy the recipes and settings that come with slmkit"),
     "doctor": ("doctor", "check machine, DeepSpeed and data before training"),
-    "train": ("train", "train from shards of codes, on one process or many"),
-    "launch": ("launch", "check and start training on one machine, several, or Slurm"),
-    "inspect": ("inspect", "how far a run is, how well and how fast"),
-    "consolidate": ("consolidate", "checkpoint to safetensors"),
-    "synthesize": ("synthesize", "text to WAV files with an exported model"),
-    "answer": ("answer", "questions to words and WAV files with an exported model"),
-    "serve": ("serve", "an HTTP server that speaks, with a page to try it on"),
-    "evaluate": ("evaluate", "speak or answer utterances of a corpus and score the results; compare models"),
+    "train": ("train", "train a model on shards of codes, with one process or many"),
+    "launch": ("launch", "check, then start training on one machine, several, or Slurm"),
+    "inspect": ("inspect", "show progress, scores and speed of a run"),
+    "consolidate": ("consolidate", "export a checkpoint to safetensors"),
+    "synthesize": ("synthesize", "speak text into WAV files"),
+    "answer": ("answer", "answer questions in text and WAV files"),
+    "serve": ("serve", "serve a model over HTTP, with a demo page"),
+    "evaluate": ("evaluate", "score a model on a corpus; compare models"),
     "bench": ("bench", "measure speed on this machine"),
 }
-# Libraries below speak only of errors; models come from local directories alone.
+# Libraries report errors only; models are read from local directories only.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
 STANDARD_OUTPUTS = (1, 2)
-READER_GONE = 141  # exit code of a command whose reader went away, as shells give it
+READER_GONE = 141  # exit code when the reader of a pipe has closed it, as in shells (128 + SIGPIPE)
 ORDER = """\
 A first run, in order:
   slmkit codec fit AUDIO CODEC        fit the built-in codec to a folder of audio (or use the FACodec files)
-  slmkit tokenize ...                 audio to shards of codes
+  slmkit tokenize run ...             turn audio into shards of codes
   slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
   slmkit recipe list                  run configs to start from
   slmkit doctor --config RUN.yaml     check machine, DeepSpeed and data; under the same launcher as train
   slmkit launch --config RUN.yaml     train on this machine, the machines of a hostfile, or through Slurm; it starts
                                       `slmkit train`, which also runs alone or under any launcher
-  slmkit inspect RUN                  how far a run is, how well and how fast; also while it goes on
-  slmkit consolidate RUN OUT          checkpoint to safetensors
-  slmkit synthesize OUT ...           text to a WAV file
-  slmkit answer OUT ...               a question to words and a WAV file
-  slmkit serve OUT ...                the same over HTTP, with a page to try it on
-  slmkit evaluate OUT ...             scores, and a page to hear what was said; several models side by side
+  slmkit inspect RUN                  show progress, scores and speed of a run, also while it trains
+  slmkit consolidate RUN OUT          export a checkpoint to safetensors
+  slmkit synthesize OUT ...           speak text into a WAV file
+  slmkit answer OUT ...               answer a question in text and a WAV file
+  slmkit serve OUT ...                the same over HTTP, with a demo page
+  slmkit evaluate OUT ...             scores, and a page to listen to the speech; compare models
 
-`slmkit COMMAND --help` explains each."""
+`slmkit COMMAND --help` explains a command."""
 
 
 def build_parser(command: str | None = None) -> Parser:
@@ -79,9 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     # DeepSpeed's launcher puts --local_rank=N in front of everything; LOCAL_RANK says the same.
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
+    command = next((word for word in words if not word.startswith("-")), None)
     try:
         try:
-            return _run(words)
+            args = parse(build_parser(command), words)
+            return int(args.run(args) or 0)
+        except UserError as error:
+            print(f"slmkit {command}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -91,19 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for fd in gone:  # or Python complains when it flushes them at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         return READER_GONE
-
-
-def _run(words: Sequence[str]) -> int:
-    command = next((word for word in words if not word.startswith("-")), None)
-    try:
-        args = parse(build_parser(command), words)
-        return int(args.run(args) or 0)
-    except UserError as error:
-        print(f"slmkit {command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
 
 
 def _reader_is_gone(fd: int) -> bool:

@@ -1,10 +1,11 @@
 """List the recipes, DeepSpeed settings and Slurm scripts that come with slmkit, or copy one to change it.
 
   slmkit recipe list
-  slmkit recipe copy libritts_mtp12              to libritts_mtp12.yaml in this directory
+  slmkit recipe copy libritts_mtp12              writes libritts_mtp12.yaml here
   slmkit recipe copy zero2_bf16 settings.json
 
-A recipe need not be copied to be used: `--config libritts_mtp12` and, in a run config, `deepspeed: zero2_bf16` name it.
+Recipes can also be used without a copy, by their names: `--config libritts_mtp12`, and `deepspeed: zero2_bf16` in a run
+config.
 """
 
 import argparse
@@ -34,22 +35,17 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.action == "copy":
-        return _copy(args.name, args.dest)
+        asset = find(args.name)
+        path = Path(args.dest or ".")
+        path = path / asset.path.name if path.is_dir() else path
+        with atomic_write(path) as file:  # never replaces a file
+            file.write(asset.path.read_bytes())
+        print(f"copied to {path}\nnext: {NEXT[asset.kind].format(path=path)}")
+        return 0
     found = assets()
     name_width, kind_width = (max(map(len, column)) for column in zip(*(asset[:2] for asset in found), strict=True))
     start = name_width + kind_width + 4
     for asset in found:
         lines = textwrap.wrap(asset.summary, max(30, shutil.get_terminal_size().columns - start))
         print(f"{asset.name:{name_width}}  {asset.kind:{kind_width}}  " + f"\n{' ' * start}".join(lines))
-    return 0
-
-
-def _copy(name: str, dest: str | None) -> int:
-    """Never replaces a file: `atomic_write` raises UserError where one is."""
-    asset = find(name)
-    path = Path(dest or ".")
-    path = path / asset.path.name if path.is_dir() else path
-    with atomic_write(path) as file:
-        file.write(asset.path.read_bytes())
-    print(f"copied to {path}\nnext: {NEXT[asset.kind].format(path=path)}")
     return 0

@@ -1,19 +1,19 @@
-"""Speak for other programs: an HTTP server with the API of OpenAI's speech, and a page to try it on.
+"""Serve a model over HTTP: OpenAI's speech API, and a demo page.
 
   slmkit serve OUT --codec CODEC --voices voices/
   curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": "Hello there.", "voice": "anna"}' > hello.wav
 
-A voice is a WAV, FLAC or .npy file (of a folder, all of them; its name is the file's), or CORPUS:KEY of a tokenized
-corpus (its name is the key). Addresses:
+A voice is a WAV, FLAC or .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A
+folder gives all its voices. Addresses:
 
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3), stream or stream_format
                           (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
-  POST /v1/answer         the same with a question in place of input: role-playing QA; text, and speech in base64
+  POST /v1/answer         the same with `question` in place of `input`; gives text, and speech in base64
   GET  /v1/models, /v1/audio/voices, /health, /metrics (Prometheus), /docs, and the page at /
 
-A streamed WAV file has the length 0xFFFFFFFF, "unknown", in its header. The server has no passwords: it listens on
-this machine alone unless --host says otherwise. SIGTERM, SIGINT or SIGUSR1 end it: running answers have 5 s to end,
-then exit code 0. Needs `pip install 'slmkit[serve]'`.
+The header of a streamed WAV file gives the length 0xFFFFFFFF, which means "unknown". The server has no passwords: it
+listens on this machine only, unless --host says otherwise. SIGTERM, SIGINT or SIGUSR1 stop it: running answers get 5 s
+to finish, then it exits with code 0. Needs `pip install 'slmkit[serve]'`.
 """
 
 import argparse
@@ -37,15 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
     parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
     parser.add_argument("--voices", required=True, nargs="+", metavar="SOURCE", help="folders, files, CORPUS:KEY")
-    parser.add_argument("--name", help="of the model in requests (default: its directory's)")
+    parser.add_argument("--name", help="name of the model in requests (default: the name of its directory)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=port_number, default=8000, help="0 picks a free one (default: %(default)s)")
-    parser.add_argument("--slots", type=positive, default=4, help="answers at a time (default: %(default)s)")
     parser.add_argument(
-        "--max-waiting", type=natural, default=32, help="requests that wait; more are refused (default: %(default)s)"
+        "--port", type=port_number, default=8000, help="port; 0 picks a free one (default: %(default)s)"
     )
-    parser.add_argument("--max-chars", type=positive, default=2000, help="longest text (default: %(default)s)")
-    parser.add_argument("--max-sec", type=float, default=30.0, help="longest speech, seconds (default: %(default)s)")
+    parser.add_argument(
+        "--slots", type=positive, default=4, help="answers generated at the same time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-waiting",
+        type=natural,
+        default=32,
+        help="most requests that wait; further ones are refused (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-chars", type=positive, default=2000, help="longest text, in characters (default: %(default)s)"
+    )
+    parser.add_argument("--max-sec", type=float, default=30.0, help="longest speech, in seconds (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
@@ -76,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.serve.voices import find_voices
     from slmkit.stopping import Signals
 
-    # Whatever can be refused without torch is, before it is imported.
+    # What needs no torch is checked before torch is imported, which takes seconds.
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
     if not Path(args.model, "config.json").is_file():
@@ -101,11 +110,13 @@ def run(args: argparse.Namespace) -> int:
         with Signals.installed() as signals, Server(service, listener) as server:
             print(f"listening at {server.address} with {len(voices)} voices: {', '.join(voices)}", flush=True)
             if not server.is_loopback:
-                log.get_logger("slmkit.serve").warning("no passwords here: anyone who reaches this address may use it")
+                log.get_logger("slmkit.serve").warning(
+                    "there are no passwords: anyone who can reach this address can use the server"
+                )
             while signals.received is None and server.is_alive:
                 time.sleep(0.1)
             signals.is_obeyed = True
             print("stopping", flush=True)
-    if service.worker.is_alive:  # in a turn that takes long; Python would wait for its thread
+    if service.worker.is_alive:  # in a long computation; Python would wait for its thread
         os._exit(0)
     return 0

@@ -1,4 +1,4 @@
-"""What the commands that speak have in common: the options of speaking, and a whole file of lines at a time.
+"""What the commands that generate speech share: their options, and the work on a file of lines (--jsonl).
 
 Example:
     add_speaking_arguments(parser)
@@ -21,25 +21,33 @@ if TYPE_CHECKING:
     from slmkit.infer.request import SpeakingSettings
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-UNAWARE = "the model has no speaker input: only the codec follows the voice"
+UNAWARE = "the model has no speaker input: only the codec uses the voice"
 STDOUT = "-"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
 SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
-    "temperature": (float, 0.0, "0 takes the most probable class, 1 draws as the model says (default: 0)"),
-    "text_temperature": (float, None, "the same for the words around the speech (default: as --temperature)"),
-    "top_k": (int, 0, "draw among the K most probable classes only, 0 for all (default: 0)"),
-    "top_p": (float, 1.0, "draw among the fewest classes that together are as probable as this (default: 1, all)"),
-    "repetition_penalty": (float, 1.0, "above 1: what was chosen recently becomes less probable (default: 1, off)"),
-    "repetition_window": (int, 50, "how many frames, or tokens of text, are recent (default: %(default)s)"),
-    "seed": (int, 0, "for what is drawn at random (default: %(default)s)"),
-    "max_sec": (float, 30.0, "longest speech in seconds (default: %(default)s)"),
+    "temperature": (
+        float,
+        0.0,
+        "0: always the most probable token; 1: sample from the model's probabilities (default: 0)",
+    ),
+    "text_temperature": (float, None, "the same for the text of an answer (default: as --temperature)"),
+    "top_k": (int, 0, "sample among the K most probable tokens only; 0: all (default: 0)"),
+    "top_p": (
+        float,
+        1.0,
+        "sample among the most probable tokens that together have this probability (default: 1, all)",
+    ),
+    "repetition_penalty": (float, 1.0, "above 1: recent tokens become less probable (default: 1, off)"),
+    "repetition_window": (int, 50, "frames of speech, or tokens of text, that are recent (default: %(default)s)"),
+    "seed": (int, 0, "random seed (default: %(default)s)"),
+    "max_sec": (float, 30.0, "longest speech, in seconds (default: %(default)s)"),
     "max_text_tokens": (int, 256, "longest text of an answer, in tokens (default: %(default)s)"),
 }
 
 
 def add_sampling_arguments(parser: Any) -> None:
-    """How the next class is chosen, and when an answer is stopped; `settings_of` reads them."""
+    """How the next token is chosen, and when an answer is stopped; `settings_of` reads them."""
     for name, (kind, default, meaning) in SPEAKING_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=meaning)
 
@@ -55,19 +63,22 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
 
 
 def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
-    """Codec, voice, sampling and device; and a file of lines instead of the argument `text`."""
+    """Codec, voice, sampling and device; and --jsonl, a file of lines instead of the argument `text`."""
     parser.add_argument("--codec", required=True, help="directory of the codec that the model was trained with")
     parser.add_argument("--speaker", metavar="VOICE", help=VOICE)
-    parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="speak every line of this file")
+    parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="do every line of this file instead")
     parser.add_argument(
-        "--slots", type=positive, metavar="N", help=f"with --jsonl: answers at a time (default: {NUM_SLOTS})"
+        "--slots",
+        type=positive,
+        metavar="N",
+        help=f"with --jsonl: lines spoken at the same time (default: {NUM_SLOTS})",
     )
     parser.add_argument(
         "--max-failure-share",
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="with --jsonl: largest share of lines without speech that is no error (default: %(default)s)",
+        help="with --jsonl: largest share of failed lines that is no error (default: %(default)s)",
     )
     add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -94,7 +105,7 @@ def check_voice(source: str) -> None:
     if not source:
         raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
     if not Path(source).is_file() and not (colon and Path(directory).is_dir()):
-        raise UserError(f"cannot take the voice of {source}: there is no such file", expected=VOICE)
+        raise UserError(f"cannot use {source} as a voice: there is no such file", expected=VOICE)
 
 
 def prepare_answer(
@@ -157,7 +168,7 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
             model, share = export_sha256(args.model), args.max_failure_share
             summary = speak_all(synthesizer, listed, args.out, task=task, model=model, max_failure_share=share)
     except Stopped as signal:
-        print(f"stopped by {signal}; the same command goes on", file=sys.stderr)
+        print(f"stopped by {signal}; the same command continues", file=sys.stderr)
         return STOPPED
     print(f"{args.out}: {summary.line()}")
     return 0

@@ -4,25 +4,24 @@
   slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --stream --out - | aplay
   slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
---speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model trained
-with speaker input follows it. Other models need it too, because the codec does.
+--speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). Every
+model needs it: models without speaker input speak in their own way, but the codec uses it to make sound.
 
---stream writes the sound as soon as there is some: to a WAV file that grows, or to standard output (--out -).
+--stream writes the sound while it is generated: to a WAV file, or to standard output (--out -).
 
-Each line of FILE is an object such as {"text": "Some words."}. It may also have "id", which names its WAV file
-(default: the number of the line), and "speaker", "seed", "max_sec", "temperature" and so on, in place of the flags of
-these names. DIR gets
+Each line of FILE is an object such as {"text": "Some words."}. It may also have "id", the name of its WAV file
+(default: the number of the line), and "speaker", "seed", "max_sec", "temperature" and other options of this command,
+which then count for this line. DIR gets
 
   wav/ID.wav       the speech of a line
-  outputs.jsonl    for each of them a line: how long it is, how many steps it took, why it stopped
-  failures.jsonl   for each line of FILE without speech a line: the reason
+  outputs.jsonl    a line for each WAV file: its length, the steps it took, why it stopped
+  failures.jsonl   a line for each line of FILE that gave no speech, with the reason
 
-A bad line does not stop the others. When the command was killed or stopped, the same command continues the work. With
-equal --slots, threads and device the files are then the same, byte for byte, as without the interruption; otherwise
-they may differ by rounding.
+A bad line does not stop the others. After an interruption the same command continues. With the same --slots, threads
+and device the files are the same, byte for byte, as without the interruption; otherwise they may differ by rounding.
 
-Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 told to stop (SIGTERM,
-SIGINT, SIGUSR1).
+Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 stopped by SIGTERM, SIGINT or
+SIGUSR1.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument("text", help="text to speak; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_SPEECH_WAV}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
-    parser.add_argument("--stream", action="store_true", help="write the sound as soon as there is some")
+    parser.add_argument("--stream", action="store_true", help="write the sound while it is generated")
     add_speaking_arguments(parser, text)
 
 
@@ -57,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
     if args.jsonl is not None:
         if args.text is not None:
             got = f"{args.text!r} and --jsonl"
-            raise UserError("a text and a file of texts were given", got=got, expected="one of them")
+            raise UserError("got a text and a file of texts", got=got, expected="one of the two")
         if args.out is None or args.overwrite or args.stream:
-            expected = "--out DIR, no --overwrite, no --stream"
-            raise UserError("a file of sentences needs a directory of its own", expected=expected)
+            expected = "--out DIR, without --overwrite and --stream"
+            raise UserError("--jsonl writes into a directory", expected=expected)
         return speak_file(args, "tts")
     out = args.out or DEFAULT_SPEECH_WAV
     synthesizer, speaker, options = prepare_answer(args, out, is_stream=args.stream)
@@ -84,7 +83,7 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
     began = time.perf_counter()
     with contextlib.closing(synthesizer.stream(request, speaker)) as speaking:
         if (first_wave := next(speaking, None)) is None:
-            raise UserError("the model gave no speech", next_step="train it longer, or give it other texts")
+            raise UserError("the model gave no speech", next_step="train it longer, or try another text")
         with _sink(out) as file:
             file.write(wav_header(rate, None))
             for wave in itertools.chain([first_wave], speaking):
@@ -110,7 +109,7 @@ def _sink(out: str) -> Iterator[BinaryIO]:
             yield file
     except OSError as error:
         what = f"cannot write {out}: {error.strerror or error}"
-        raise UserError(what, next_step="what was written is kept") from error
+        raise UserError(what, next_step="free space or check the path; what was written is kept") from error
     finally:
         with contextlib.suppress(OSError):
             if out != STDOUT and os.path.isfile(out) and not os.path.getsize(out):  # and no device or pipe

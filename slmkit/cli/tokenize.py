@@ -2,20 +2,20 @@
 
   slmkit tokenize run --config tokenize_jobs/libritts.yaml /data/LibriTTS CODEC OUT
 
-does all of it on this machine. On a cluster the same work is split in three, each of which may be stopped and started
-again at any time:
+does all the work on this machine. On a cluster it has three steps. Each may be stopped and started again at any time:
 
-  slmkit tokenize plan     --config R.yaml SOURCE CODEC OUT      which utterance goes to which shard; nothing is encoded
-  slmkit tokenize run      --config R.yaml SOURCE CODEC OUT --task 3 --num-tasks 64        one task's shards
-  slmkit tokenize finalize OUT                                   check the shards, write ledger and manifest
+  slmkit tokenize plan     --config R.yaml SOURCE CODEC OUT      decides which utterance goes to which shard
+  slmkit tokenize run      --config R.yaml SOURCE CODEC OUT --task 3 --num-tasks 64        the shards of one task
+  slmkit tokenize finalize OUT                                   checks the shards, writes ledger and manifest
 
   slmkit tokenize submit   ...                                   all three as a Slurm array
-  slmkit tokenize status   OUT                                   what is done, what runs, what failed, time left
-  slmkit tokenize verify   OUT --codec CODEC --report DIR        read everything again, compare and hear a sample
+  slmkit tokenize status   OUT                                   progress, failed tasks, time left
+  slmkit tokenize verify   OUT --codec CODEC --report DIR        reads all shards again; a page with audio to compare
 
-Options come from a YAML recipe (--config), from the flags and from words KEY=VALUE, the later ones winning. Bad files
-are counted in OUT/failures.jsonl, odd ones listed in OUT/outliers.jsonl. Exit codes: 0 done, 2 an error to mend, 75
-told to stop (SIGTERM, SIGINT, SIGUSR1): finished shards stay, and the same command goes on.
+Options come from a YAML recipe (--config), then from flags, then from KEY=VALUE; the last value of an option counts.
+OUT/failures.jsonl lists the files that could not be used, OUT/outliers.jsonl those that look wrong. Exit codes: 0 done;
+2 an error that you can fix; 75 stopped by SIGTERM, SIGINT or SIGUSR1: finished shards stay, and the same command
+continues.
 """
 
 import argparse
@@ -49,10 +49,10 @@ Tokenize as a Slurm array.
   slmkit tokenize submit --dry-run SOURCE CODEC OUT --config RECIPE --tasks 64 --limit 16 --gpus 1 --cpus 8
   slmkit tokenize submit --run     SOURCE CODEC OUT --config RECIPE --tasks 64 --limit 16 --gpus 1 --cpus 8
 
-The corpus is planned first, into OUT, so that what is wrong with the source shows before anything waits in a queue.
---dry-run then prints who would do what and the two sbatch commands. --run submits them: the array (at most --limit
-tasks at once; see tokenize_jobs/array.sbatch for what its tasks do by themselves) and the job that finalizes the
-corpus when all tasks have succeeded. The same command again submits what is not done yet.
+The corpus is planned first, so that errors of the source show at once. --dry-run then prints the tasks and the two
+sbatch commands. --run submits them: the array (at most --limit tasks at once; tokenize_jobs/array.sbatch says how its
+tasks requeue themselves), and a job that finalizes the corpus when all tasks have succeeded. The same command again
+submits what is not done yet.
 """
 
 
@@ -60,66 +60,57 @@ def add_arguments(parser: Parser) -> None:
     """A sub-command for each step."""
     parser.add_argument("--status", metavar="OUT", help="the same as `slmkit tokenize status OUT`")
     actions = parser.add_subparsers(dest="action", metavar="ACTION")
-    plan = actions.add_parser("plan", help="fix which utterance goes to which shard")
-    run_parser = actions.add_parser("run", help="encode; alone it plans before and finalizes after")
-    submit_parser = actions.add_parser("submit", help="plan, then encode and finalize as a Slurm array")
-    for sub in (plan, run_parser, submit_parser):
-        add_recipe_arguments(sub)
-    _add_submit_arguments(submit_parser)
-    run_parser.add_argument(
-        "--no-progress", action="store_true", help="do not show how far it is; `slmkit tokenize status` still does"
+    plan = actions.add_parser("plan", help="decide which utterance goes to which shard")
+    encode = actions.add_parser("run", help="encode; without --task also plan and finalize")
+    submit = actions.add_parser("submit", help="plan, then encode and finalize as a Slurm array", description=SUBMIT)
+    for sub in (plan, encode, submit):
+        sub.add_argument("source", nargs="?", help="folder of audio, or file")
+        sub.add_argument("codec", nargs="?", help="directory of the codec")
+        sub.add_argument("out", nargs="?", help="directory for the shards")
+        add_config_arguments(sub, "slmkit.config.tokenize:TokenizeConfig")
+        sub.add_argument(
+            "--devices",
+            type=lambda text: text.split(","),
+            help="where the codec runs, one process each: cpu, or cuda:0,cuda:1, or cpu,cpu",
+        )
+        sub.add_argument("--num-workers", type=int, help="processes that decode audio, for each device")
+        sub.help_parts.append(list_layouts)
+    encode.add_argument("--no-progress", action="store_true", help="show no progress bar")
+    encode.add_argument("--task", type=int, help="number of this task, from 0 to --num-tasks - 1; needs a plan")
+    encode.add_argument("--num-tasks", type=int, help="number of tasks that share the job")
+    which = submit.add_mutually_exclusive_group(required=True)
+    which.add_argument("--dry-run", action="store_true", help="plan and print; submit nothing")
+    which.add_argument("--run", action="store_true", dest="really", help="plan and submit")
+    submit.add_argument("--tasks", type=positive, default=64, help="tasks of the array (default: 64)")
+    submit.add_argument("--limit", type=positive, default=16, help="tasks that may run at once (default: 16)")
+    submit.add_argument("--cpus", type=positive, default=4, help="CPUs of each task (default: 4)")
+    submit.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="GPUs of each task (default: 0)")
+    submit.add_argument("--time", help="time limit of a task, as in sbatch; the task requeues itself after it")
+    submit.add_argument("--partition", help="partition of both jobs")
+    submit.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="for both jobs, as in --sbatch=--account=me"
     )
-    run_parser.add_argument("--task", type=int, help="number of this task among --num-tasks; the plan must be there")
-    run_parser.add_argument("--num-tasks", type=int, help="tasks sharing the job")
-    for name, text in (("status", "how far a job is"), ("finalize", "check all shards, write ledger and manifest")):
-        sub = actions.add_parser(name, help=text)
-        sub.add_argument("out", metavar="OUT", help="directory of the job")
-        if name == "status":
-            sub.add_argument("--json", action="store_true", help="print it as JSON")
-        else:
-            sub.add_argument("--max-failure-share", type=float, default=0.05, help="of bad items (%(default)s)")
-    verify = actions.add_parser("verify", help="read a corpus again, decode a sample, write a page to look at and hear")
+    status = actions.add_parser("status", help="show the progress of a job")
+    status.add_argument("out", metavar="OUT", help="directory of the job")
+    status.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    finalize = actions.add_parser("finalize", help="check all shards, write ledger and manifest")
+    finalize.add_argument("out", metavar="OUT", help="directory of the job")
+    finalize.add_argument(
+        "--max-failure-share",
+        type=float,
+        default=0.05,
+        help="largest share of bad items that is no error (default: %(default)s)",
+    )
+    verify = actions.add_parser("verify", help="read a corpus again, decode a sample, write a page to listen to")
     verify.add_argument("out", metavar="OUT", help="directory of the corpus")
     verify.add_argument("--codec", help="directory of the codec; without it nothing is decoded")
-    verify.add_argument("--device", default="cpu", help="where the codec runs (default: %(default)s)")
+    verify.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     verify.add_argument("--samples", type=int, default=20, help="utterances to decode (default: %(default)s)")
-    verify.add_argument("--seed", type=int, default=0, help="of the choice of utterances (default: %(default)s)")
+    verify.add_argument("--seed", type=int, default=0, help="seed of the choice of utterances (default: %(default)s)")
     verify.add_argument("--report", help="new directory for index.html and verify.json (default: OUT-verify)")
 
 
-def _add_submit_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `submit` takes beside the recipe, its overrides and the paths."""
-    parser.description = SUBMIT
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--dry-run", action="store_true", help="plan and print; submit nothing")
-    which.add_argument("--run", action="store_true", dest="really", help="plan and submit")
-    parser.add_argument("--tasks", type=positive, default=64, help="tasks of the array (default: 64)")
-    parser.add_argument("--limit", type=positive, default=16, help="tasks that may run at once (default: 16)")
-    parser.add_argument("--cpus", type=positive, default=4, help="CPUs of each task (default: 4)")
-    parser.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="GPUs of each task (default: 0)")
-    parser.add_argument("--time", help="time limit, as sbatch takes it; a task continues after it by itself")
-    parser.add_argument("--partition", help="partition of both jobs")
-    parser.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="for both jobs, as in --sbatch=--account=me"
-    )
-
-
-def add_recipe_arguments(parser: Parser) -> None:
-    """What `plan`, `run` and `submit` take; every option of the recipe can be given as KEY=VALUE."""
-    parser.add_argument("source", nargs="?", help="folder of audio, or file")
-    parser.add_argument("codec", nargs="?", help="directory of the codec")
-    parser.add_argument("out", nargs="?", help="directory for the shards")
-    add_config_arguments(parser, "slmkit.config.tokenize:TokenizeConfig")
-    parser.add_argument(
-        "--devices",
-        type=lambda text: text.split(","),
-        help="where the codec runs, a process for each: cpu, or cuda:0,cuda:1, or cpu,cpu",
-    )
-    parser.add_argument("--num-workers", type=int, help="processes that decode audio, for each device")
-    parser.help_parts.append(_layouts)
-
-
-def _layouts() -> str:
+def list_layouts() -> str:
     from slmkit.corpora.layouts import describe_layouts
 
     return "\n  ".join(["Layouts of a source, as in kind=manifest:", *describe_layouts()])
@@ -142,21 +133,41 @@ def read_recipe(args: argparse.Namespace) -> "TokenizeConfig":
 def run(args: argparse.Namespace) -> int:
     log.set_up()
     if args.status is not None:
-        return _print_status(args.status, as_json=False)
-    if args.action is None:
-        raise UserError("no action is given", expected=", ".join(ACTIONS))
-    return ACTIONS[args.action](args)
+        args = argparse.Namespace(action="status", out=args.status, json=False)
+    if args.action == "run":
+        return _encode(args)
+    if args.action == "submit":
+        return _submit(args)
+    if args.action == "plan":
+        config = read_recipe(args)
+        _refuse_early(config)
+        _plan_corpus(config)
+    elif args.action == "status":
+        from slmkit.tokenization.corpus_job import CorpusJob
+        from slmkit.tokenization.plan import TokenizationPlan
+        from slmkit.tokenization.progress import look
 
+        status = look(CorpusJob.open(args.out), TokenizationPlan.open(args.out))
+        print(json.dumps(status.to_dict(), indent=2) if args.json else "\n".join(log.table(status.rows())))
+    elif args.action == "finalize":
+        from slmkit.tokenization.job import finalize_corpus
 
-def _plan(args: argparse.Namespace) -> int:
-    config = read_recipe(args)
-    _refuse_early(config)
-    _plan_corpus(config)
+        finalize_corpus(args.out, args.max_failure_share)
+    elif args.action == "verify":
+        from slmkit.codec.open import open_codec
+        from slmkit.tokenization.verify import verify_job
+
+        codec = open_codec(args.codec, args.device) if args.codec else None
+        report = args.report or f"{args.out.rstrip('/')}-verify"
+        found = verify_job(args.out, codec, samples=args.samples, seed=args.seed, report=report)
+        print("\n".join([f"{args.out} is whole", *found.lines(), f"see {report}/index.html"]))
+    else:
+        raise UserError("no action is given", expected="plan, run, submit, status, finalize or verify")
     return 0
 
 
 def _refuse_early(config: "TokenizeConfig") -> None:
-    """What can be found wrong at once, before torch and the codec are loaded. Raises UserError."""
+    """Check what needs no torch before it is loaded. Raises UserError."""
     from slmkit.corpora.layouts import ReadOptions, check_source
     from slmkit.tokenization.corpus_job import check_directory
     from slmkit.tokenization.plan import TokenizationPlan
@@ -173,7 +184,7 @@ def _plan_corpus(config: "TokenizeConfig") -> "TokenizationPlan":
     return plan_corpus(open_codec(config.codec).spec, config)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _encode(args: argparse.Namespace) -> int:
     from slmkit.stopping import STOPPED, Stopped, stopping
 
     config = read_recipe(args)
@@ -193,7 +204,7 @@ def _run(args: argparse.Namespace) -> int:
                 finalize_corpus(config.out, config.max_failure_share)
             return code
     except Stopped as signal_name:
-        print(f"stopped by {signal_name}; the same command goes on", file=sys.stderr)
+        print(f"stopped by {signal_name}; the same command continues", file=sys.stderr)
         return STOPPED
 
 
@@ -209,6 +220,10 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
     from slmkit.tokenization.plan import TokenizationPlan
     from slmkit.tokenization.progress import LINE_EVERY_SEC, done_by
 
+    def pass_on(lines: IO[str]) -> None:
+        for line in lines:
+            ProgressBar.print_above(line)
+
     plan = TokenizationPlan.open(config.out)
     missing = CorpusJob.open(config.out).missing(len(plan.shards))
     num_items = sum(plan.shards[shard].items for shard in missing if shard % config.num_tasks == config.task)
@@ -222,7 +237,7 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
                 *("--task", str(config.task * count + i), "--num-tasks", str(config.num_tasks * count)),
             ],
             env=environment,
-            stderr=subprocess.PIPE,  # so that their lines do not break the bar
+            stderr=subprocess.PIPE,  # so that their lines come above the bar
             text=True,
             errors="replace",
         )
@@ -233,7 +248,7 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
             bar = None
             if show and num_items:
                 bar = stack.enter_context(ProgressBar(num_items, "utterances", logger, line_every_sec=LINE_EVERY_SEC))
-            readers = [threading.Thread(target=_pass_on, args=(process.stderr,)) for process in processes]
+            readers = [threading.Thread(target=pass_on, args=(process.stderr,)) for process in processes]
             for reader in readers:
                 reader.start()
             while any(process.poll() is None for process in processes):
@@ -250,14 +265,6 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
             process.wait()
         raise
     return next((process.returncode for process in processes if process.returncode), 0)
-
-
-def _pass_on(lines: IO[str]) -> None:
-    """What a process says, line by line, above the bar."""
-    from tqdm import tqdm
-
-    for line in lines:
-        tqdm.write(line, file=sys.stderr, end="")
 
 
 def _submit(args: argparse.Namespace) -> int:
@@ -291,38 +298,6 @@ def _submit(args: argparse.Namespace) -> int:
     return 0
 
 
-def _status(args: argparse.Namespace) -> int:
-    return _print_status(args.out, as_json=args.json)
-
-
-def _print_status(out: str, *, as_json: bool) -> int:
-    from slmkit.tokenization.corpus_job import CorpusJob
-    from slmkit.tokenization.plan import TokenizationPlan
-    from slmkit.tokenization.progress import look
-
-    status = look(CorpusJob.open(out), TokenizationPlan.open(out))
-    print(json.dumps(status.to_dict(), indent=2) if as_json else "\n".join(status.lines()))
-    return 0
-
-
-def _finalize(args: argparse.Namespace) -> int:
-    from slmkit.tokenization.job import finalize_corpus
-
-    finalize_corpus(args.out, args.max_failure_share)
-    return 0
-
-
-def _verify(args: argparse.Namespace) -> int:
-    from slmkit.codec.open import open_codec
-    from slmkit.tokenization.verify import verify_job
-
-    codec = open_codec(args.codec, args.device) if args.codec else None
-    report = args.report or f"{args.out.rstrip('/')}-verify"
-    found = verify_job(args.out, codec, samples=args.samples, seed=args.seed, report=report)
-    print("\n".join([f"{args.out} is whole", *found.lines(), f"see {report}/index.html"]))
-    return 0
-
-
 def _words(args: argparse.Namespace) -> list[str]:
     """The command's words but for the device and the task."""
     words = [word for name in PATHS if (word := getattr(args, name)) is not None]
@@ -335,13 +310,3 @@ def _words(args: argparse.Namespace) -> list[str]:
 def _option(override: str) -> str:
     """The option that an override names."""
     return override.partition("=")[0].strip()
-
-
-ACTIONS = {
-    "plan": _plan,
-    "run": _run,
-    "submit": _submit,
-    "status": _status,
-    "finalize": _finalize,
-    "verify": _verify,
-}

@@ -9,17 +9,17 @@ The same command works alone and under launchers, each process being one rank:
 
 A run continues from its newest complete checkpoint: start the same command again.
 
-Without starting anything, what the run would be on 8 processes, or why it cannot be:
+To check a run of 8 processes without starting it:
 
   slmkit train --config RUN.yaml --dry-run --processes 8
 
-Options of the config can be given here too, the last of each counts:
+Options of the config can be given here too; the last value of an option counts:
 
   slmkit train --config libritts_mtp12 run_dir=/scratch/run model.group=6 optimizer.lr=1e-4
 
-SIGTERM, SIGINT or SIGUSR1 to any process stop the run after the step it is in, with a checkpoint.
+After SIGTERM, SIGINT or SIGUSR1 to any process the run finishes its step, writes a checkpoint and stops.
 
-Exit codes: 0 the run is complete; 2 something a user can mend, named; 75 stopped by a signal, start it again; 1 others.
+Exit codes: 0 the run is finished; 2 an error that you can fix; 75 stopped by a signal, start it again; 1 another error.
 """
 
 import argparse
@@ -33,12 +33,14 @@ from slmkit.world import World
 
 def add_arguments(parser: Parser) -> None:
     add_config_arguments(parser, "slmkit.config.train:TrainConfig", required=True)
-    parser.add_argument("--print-config", action="store_true", help="print the config with all its options, and end")
-    parser.add_argument("--dry-run", action="store_true", help="check all that can be checked, print the run, and end")
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="with --dry-run: processes of the run (default: as it was started)"
+        "--print-config", action="store_true", help="print the config with all its options; start nothing"
     )
-    parser.add_argument("--verbose", action="store_true", help="more messages, DeepSpeed's among them")
+    parser.add_argument("--dry-run", action="store_true", help="check the run and print its sizes; start nothing")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="with --dry-run: processes of the run (default: as started)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="more messages, also from DeepSpeed")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
         log.set_up(world.rank, args.verbose)
         if args.processes is not None and not args.dry_run:
             raise UserError(
-                "--processes belongs to --dry-run",
-                next_step="start training with that many processes: see launch/train.sh",
+                "--processes is for --dry-run only",
+                next_step="start several processes with `slmkit launch`",
             )
         from slmkit.config.load import to_yaml
         from slmkit.config.train import load_run

@@ -1,4 +1,4 @@
-"""The machines of a DeepSpeed hostfile: who they are, commands on them over ssh, and what is looked at there.
+"""The machines of a DeepSpeed hostfile: names, slots, commands on them over ssh, and the checks that run there.
 
 It takes ssh's options from PDSH_SSH_ARGS and PDSH_SSH_ARGS_APPEND, as pdsh does, so that a machine it reaches is one
 that pdsh reaches.

@@ -104,7 +104,7 @@ def plan_local(request: LaunchRequest, batch: tuple[int, int], env: Mapping[str,
     """
     if (request.nodes or 1) != 1:
         raise UserError(
-            "--nodes without a hostfile", got=request.nodes, next_step="name a hostfile with --hostfile, or use --slurm"
+            "--nodes needs a hostfile", got=request.nodes, next_step="name a hostfile with --hostfile, or use --slurm"
         )
     count = 1 if request.processes is None else request.processes
     visible = env.get("CUDA_VISIBLE_DEVICES", "")
@@ -146,7 +146,7 @@ def plan_hosts(
     """
     if request.nodes is not None and not 1 <= request.nodes <= len(hosts):
         raise UserError(
-            f"{hostfile} has not that many machines", got=f"--nodes {request.nodes}", expected=f"1 to {len(hosts)}"
+            f"{hostfile} names fewer machines", got=f"--nodes {request.nodes}", expected=f"1 to {len(hosts)}"
         )
     hosts = tuple(hosts[: request.nodes])
     small = [host.name for host in hosts if host.slots < (request.processes or 1)]
@@ -163,7 +163,7 @@ def plan_hosts(
     master_addr, port = request.master_addr or hosts[0].name, str(request.master_port or CHOSEN_LATER)
     for word in (sys.executable, str(Path.cwd())):
         if shlex.quote(word) != word:
-            raise UserError("DeepSpeed's launcher cannot carry this path to other machines", got=repr(word))
+            raise UserError("DeepSpeed's launcher cannot pass this path on to other machines", got=repr(word))
     limits = [
         *(["--num_nodes", str(request.nodes)] if request.nodes else []),
         *(["--num_gpus", str(request.processes)] if request.processes else []),
@@ -247,7 +247,7 @@ def travelling(env: Mapping[str, str]) -> dict[str, str]:
     found = {name: env[name] for name in names if name not in STAYING}
     for name, value in found.items():
         if "\n" in value:
-            raise UserError(f"{name} holds a line break and cannot travel to other machines", got=repr(value))
+            raise UserError(f"{name} holds a line break and cannot be passed on to other machines", got=repr(value))
     return found
 
 

@@ -62,7 +62,7 @@ def check_hosts(plan: LaunchPlan, files: tuple[str, ...], env: Mapping[str, str]
             f"cannot {'reach' if unreached else 'train on'} {', '.join(reply.host for reply in failures)}",
             got="".join(f"\n    {reply.host}: {reply.reason}" for reply in failures),
             expected=f"on every machine: ssh without a password, slmkit in {sys.executable}, {Path.cwd()}, the files",
-            next_step="mend the machines or take them out of the hostfile; nothing was started",
+            next_step="repair these machines or remove them from the hostfile; nothing was started",
         )
     return int(replies[0].shown.split()[-1])
 

@@ -33,8 +33,8 @@ def submit(command: Sequence[str], env: Mapping[str, str]) -> str:
         ) from error
     if done.returncode:
         raise UserError(
-            "Slurm did not take the job",
-            got=f"exit code {done.returncode} of sbatch; its words are above",
-            next_step="change the options for Slurm, or start without it",
+            "Slurm did not accept the job",
+            got=f"exit code {done.returncode} of sbatch; see its message above",
+            next_step="change the options for Slurm",
         )
     return done.stdout.strip().partition(";")[0]  # "id;cluster" where there are several clusters

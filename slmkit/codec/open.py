@@ -1,4 +1,4 @@
-"""Opens whatever codec a directory holds.
+"""Opens the codec in a directory, of whichever family it is.
 
 A codec family is a module of `slmkit.codec` that calls `register_codec` when it is imported. A directory holds the
 family whose files are all there; the family checks their content.

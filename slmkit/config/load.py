@@ -56,7 +56,7 @@ def load_config(kind: type[C], path: str | Path | None, overrides: Sequence[str]
     Raises UserError when the file cannot be read, ConfigError with every problem found.
     """
     values = read_yaml(path) if path is not None else {}
-    problems = [problem for text in overrides for problem in _override(values, text)]
+    problems = [problem for text in overrides for problem in _apply_override(values, text)]
     return _build(kind, values, str(path or "configuration"), problems)
 
 
@@ -88,7 +88,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold a mapping", got=type(values).__name__, expected="key: value lines")
+        raise UserError(f"{path} does not hold a mapping", got=type(values).__name__, expected="lines of key: value")
     return values
 
 
@@ -122,7 +122,7 @@ def _num_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(keys) != len(set(keys)):
             twice = next(key for index, key in enumerate(keys) if key in keys[:index])
-            raise ValueError(f"the key {_shown(twice)} stands twice{node.start_mark}")
+            raise ValueError(f"the key {_shown(twice)} is given twice{node.start_mark}")
         children = [child for pair in node.value for child in pair]
     total = 1 + sum(_num_values(child, known, depth + 1) for child in children)
     if total > MAX_VALUES:
@@ -146,7 +146,8 @@ def describe(kind: type[Config]) -> list[str]:
         for name, field in options.items():
             takes, default = expected(hints[name]), "required"
             if not field.is_required():
-                default = f"default: {_as_yaml(field.default)}"
+                as_yaml = str(yaml.safe_dump(field.default, default_flow_style=True)).split("\n")[0]
+                default = f"default: {as_yaml}"
             if field.default is None:
                 takes = takes.removesuffix(OR_NULL)
             lines.append(f"  {prefix + name:{width}}  {field.description} [{takes}; {default}]")
@@ -168,12 +169,7 @@ def _groups(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type
             yield from _groups(group, inside)
 
 
-def _as_yaml(value: Any) -> str:
-    """A default on one line."""
-    return str(yaml.safe_dump(value, default_flow_style=True)).split("\n")[0]
-
-
-def _override(values: dict[str, Any], text: str) -> Iterator[str]:
+def _apply_override(values: dict[str, Any], text: str) -> Iterator[str]:
     """Put `key=value` into `values`; yields what is wrong with it. `sources[0].weight` reaches into a list."""
     key, equals, raw = text.partition("=")
     parts = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key.strip())]
@@ -208,9 +204,10 @@ def _build(kind: type[C], values: dict[str, Any], source: str, problems: list[st
     while config is None:
         try:
             config = kind.model_validate(left)
-        except ValidationError as error:
-            found = error.errors(include_url=False)
-            problems += itertools.islice(_lines(kind, found, values, taken_out), ConfigError.MAX_SHOWN + 1)
+        except ValidationError as refused:
+            found = refused.errors(include_url=False)
+            new = (error for error in found if not _is_inside(_dotted(error["loc"]), taken_out))
+            problems += [_worded(kind, error, values) for error in itertools.islice(new, ConfigError.MAX_SHOWN + 1)]
             taken = {_take_out(kind, left, line["loc"]) for line in found} - {"", *taken_out}
             if not taken:
                 break
@@ -236,30 +233,24 @@ def _clashes(config: Config, taken_out: Sequence[str], path: tuple[int | str, ..
                 yield from _clashes(item, taken_out, (*path, name) if index is None else (*path, name, index))
 
 
-def _lines(kind: type[Config], errors: Sequence[Any], values: Any, taken_out: Sequence[str]) -> Iterator[str]:
-    """What pydantic's errors say, in our words, but for options that have been taken out."""
-    for error in errors:
-        if not _is_inside(_dotted(error["loc"]), taken_out):
-            yield _line(kind, error, values)
-
-
-def _line(kind: type[Config], error: Any, value: Any) -> str:
+def _worded(kind: type[Config], error: Any, value: Any) -> str:
+    """What one of pydantic's errors says, in our words; `value` is the whole configuration as given."""
     path, key = error["loc"], _dotted(error["loc"])
     if error["type"] == "invalid_key" or path[-1] == "[key]":
         bad = path[:-1] if path[-1] == "[key]" else path
         return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected text"
     if error["type"] == "extra_forbidden":
-        return f"{_cut(key)}: unknown key; {_near(kind, path)}"
+        return f"{_shortened(key)}: unknown key; {_suggestion(kind, path)}"
     if error["type"] == "missing":
         return f"{key}: missing; {_field_at(kind, path).description}"
     for step in path:  # to what was given: pydantic may have converted it
         value = value[step]
     words = expected(_type_at(kind, path), with_limit=error["type"] == "less_than_equal")
-    return f"{_cut(key)}: got {_shown(value)}, expected {words}"
+    return f"{_shortened(key)}: got {_shown(value)}, expected {words}"
 
 
-def _near(kind: type[Config], path: tuple[int | str, ...]) -> str:
-    """What a key that nobody knows may have meant, or what is known beside it."""
+def _suggestion(kind: type[Config], path: tuple[int | str, ...]) -> str:
+    """The known key that an unknown one is most like; without one the known keys beside it."""
     siblings = list(typing.cast(Any, group_of(_type_at(kind, path[:-1]))[0]).model_fields)
     leaf, beside = str(path[-1])[:SHOWN_CHARS], _dotted(path[:-1])
     near = [_dotted((beside, name)) if beside else name for name in difflib.get_close_matches(leaf, siblings, 1)]
@@ -316,8 +307,8 @@ def _dotted(path: Sequence[int | str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _cut(repr(value))
+    return _shortened(repr(value))
 
 
-def _cut(text: str) -> str:
+def _shortened(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

@@ -1,4 +1,4 @@
-"""The bytes of an utterance's audio, wherever they lie.
+"""The bytes of an utterance's audio: a file, or a part of one.
 
 Where only the beginning of a part is known (a WAV in Kaldi's `FILE.ark:123`), it ends where its RIFF header says.
 
@@ -58,5 +58,5 @@ def _num_bytes(file: IO[bytes], path: Path) -> int:
     if left <= 0:
         raise BadSample("missing", f"{path} ends before byte {file.tell()}")
     if not header.startswith(b"RIFF") or promised >= UNKNOWN_BYTES:
-        raise BadSample("unreadable", f"the audio at byte {file.tell()} of {path} is no WAV that says where it ends")
+        raise BadSample("unreadable", f"the audio at byte {file.tell()} of {path} is not a WAV file with a length")
     return min(left, RIFF_HEADER_BYTES + promised)

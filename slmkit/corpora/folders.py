@@ -1,4 +1,4 @@
-"""The one walk through a folder, in an order that the folder alone fixes.
+"""The files of a folder at any depth, in an order that depends on their names alone.
 
 Hidden files and folders (also macOS's `._NAME`) and `__MACOSX` are passed over. Links to folders are followed.
 

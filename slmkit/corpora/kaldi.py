@@ -137,7 +137,7 @@ def _item(
             recording, cut = _part(row.get("segments"))
             place = recordings.get(recording)
         if place is None:
-            raise BadSample("missing", "wav.scp has no line for it")
+            raise BadSample("missing", "wav.scp has no line for this recording")
         audio = _audio(place, directory)
         seconds = seconds_field({"utt2dur": _text(row.get("utt2dur", b""), "utt2dur")}, "utt2dur")
         return Utterance(
@@ -166,9 +166,9 @@ def _part(value: bytes | None) -> tuple[bytes, Cut]:
     try:
         start, end = float(words[1]), float(words[2])
     except ValueError as error:
-        raise BadSample("malformed", f"the times in segments are no numbers: {error}") from error
+        raise BadSample("malformed", f"the times in segments are not numbers: {error}") from error
     if not 0 <= start < end < float("inf"):
-        raise BadSample("bad_times", "the times cannot be", got=f"{start} s to {end} s", expected="0 <= start < end")
+        raise BadSample("bad_times", "impossible times", got=f"{start} s to {end} s", expected="0 <= start < end")
     return words[0], Cut(start, end, start, end)
 
 

@@ -178,7 +178,7 @@ def _part(record: dict[str, Any], names: _Names) -> Cut | None:
     if start is None and end is None:
         return None
     if start is None or end is None or not 0 <= start < end:
-        raise BadSample("bad_times", "the times cannot be", got=f"{start} s to {end} s", expected="0 <= start < end")
+        raise BadSample("bad_times", "impossible times", got=f"{start} s to {end} s", expected="0 <= start < end")
     return Cut(start, end, start, end)
 
 

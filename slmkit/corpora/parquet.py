@@ -121,7 +121,7 @@ def _open(path: str) -> "pyarrow.parquet.ParquetFile":
         raise UserError(
             f"{path} is not a parquet file, or is damaged",
             got=printable(str(error))[:200],
-            next_step="fetch it again, or remove it: how many rows it should have cannot be told",
+            next_step="fetch it again, or remove it: the number of its rows is not known",
         ) from error
 
 
@@ -129,7 +129,7 @@ def _checked_names(path: str, schema: "pyarrow.Schema", mapped: Mapping[str, str
     """Ours -> theirs, of the columns that are there."""
     wanted = {name: mapped.get(name, name) for name in REQUIRED} | dict(mapped)
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise UserError(f"{path} has two columns of one name", got=", ".join(map(printable, twice)))
+        raise UserError(f"{path} has two columns with the same name", got=", ".join(map(printable, twice)))
     if missing := sorted(f"{theirs} (our {ours})" for ours, theirs in wanted.items() if theirs not in schema.names):
         raise UserError(
             f"{path} lacks columns: {', '.join(missing)}",

@@ -94,7 +94,7 @@ def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
         if header.isreg() and not header.issparse():
             yield Member(header.name, content, header.size, whole)
         elif not whole:
-            yield Damage(at, "its content goes on beyond the end of the tar")
+            yield Damage(at, "its content ends beyond the end of the tar")
         # A length that is not true may cover members, so that they are sought from where the content begins.
         at = tar.offset if whole else content
         damaged_at, is_told = (None, False) if whole else (content, True)

@@ -192,7 +192,7 @@ class TrainingData:
         found = {int(h) for part in theirs for h in np.unique(part.table["speaker_hash"][part.members])}
         if missing := [name for name in names if speaker_hash(name) not in found]:
             raise UserError(
-                "no sample is of a voice that is to be held out",
+                "a voice to be held out has no samples",
                 got=", ".join(missing),
                 expected="names as in the column `speaker` of the samples",
                 next_step="look at a sample's json, or at `columns.speaker` of the job that made the shards",

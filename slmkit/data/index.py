@@ -219,7 +219,7 @@ class Corpus:
             listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
             seconds = float(manifest["counts"]["seconds"])
             if any(samples < 0 for _, _, samples in listed):
-                raise ValueError("a shard has less than no samples")
+                raise ValueError("a shard has a negative number of samples")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not the manifest of a corpus: {error!r}") from error
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)

@@ -99,7 +99,7 @@ def _stored(path: Path, num_samples: int) -> Table:
     if table is None:
         raise UserError(
             f"{path} cannot be read back",
-            next_step="choose another directory for data.length_cache or the run, on a disk that can be mapped",
+            next_step="choose another directory for data.length_cache or the run, on a file system with mmap",
         )
     return table
 

@@ -90,7 +90,9 @@ def _open_place(place: str) -> Iterator[tuple[int, IO[bytes]]]:
             with urllib.request.urlopen(place, timeout=TIMEOUT_SEC) as response:
                 size = response.headers.get("Content-Length", "")
                 if not size.isdigit():
-                    raise UserError(f"{place}: the server does not tell its size", next_step="use one that does")
+                    raise UserError(
+                        f"{place}: the server gives no size", next_step="use a server that sends Content-Length"
+                    )
                 yield int(size), response
         except urllib.error.HTTPError as error:
             if error.code in GONE:

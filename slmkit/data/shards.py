@@ -155,7 +155,7 @@ class ShardWriter:
             if found == index.sha256:  # another process was faster
                 return index
             raise UserError(
-                f"{path} exists and is of another content",
+                f"{path} exists with other content",
                 got=f"sha256 {found}",
                 expected=f"sha256 {index.sha256}",
                 next_step="remove the index to write the shard anew, or choose another directory",

@@ -89,7 +89,7 @@ def finished(directory: str | Path) -> Finished:
             f"the outputs in {directory} are not finished",
             got=f"{len(records)} utterances",
             expected=expected,
-            next_step="give the same command again; it goes on where it was",
+            next_step="start the same command again to continue",
         )
     return Finished(directory, settings, description["names"], tuple(records))
 

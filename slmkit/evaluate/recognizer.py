@@ -1,4 +1,4 @@
-"""What is said in a wave: any Whisper model of a local directory, run by the recognition pipeline of transformers.
+"""Speech recognition: any Whisper model of a local directory, run by the recognition pipeline of transformers.
 
 A wave is heard in windows as long as the model's own (30 s for the published ones). A longer one is cut in the quietest
 20 ms of the last sixth of each window, and the texts are joined by a space. The language is English; the transcript is
@@ -64,9 +64,9 @@ class Recognizer:
         languages, tasks = (getattr(settings, name, None) or {} for name in ("lang_to_id", "task_to_id"))
         if is_multilingual is None or (is_multilingual and not (ENGLISH in languages and TASK in tasks)):
             raise UserError(
-                f"{path / 'generation_config.json'} does not say how to ask for English",
+                f"{path / 'generation_config.json'} does not say how to select English",
                 expected=f"is_multilingual, and where it is true {ENGLISH} in lang_to_id and {TASK} in task_to_id",
-                next_step="take the file from the Whisper model that this one was made of",
+                next_step="copy the file from the Whisper model that this one was trained from",
             )
         for name, value in MOST_LIKELY.items():
             setattr(settings, name, value)

@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from slmkit.data.ledger import printable
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, families
@@ -25,7 +23,10 @@ from slmkit.evaluate.outputs import Finished, finished
 from slmkit.evaluate.results import ALL, REPORT, TABLE_HEAD, Json, groups, line, metrics_of, read_report, summarize
 from slmkit.evaluate.spoken import Spoken, Tools, Truths
 from slmkit.files import provenance, sha256_file, write_json
-from slmkit.jobs import RECORDS
+from slmkit.jobs import RECORDS, ProgressBar
+from slmkit.log import get_logger
+
+logger = get_logger(__name__)
 
 
 def score_outputs(
@@ -63,11 +64,12 @@ def score_outputs(
     for family in families():
         if not all(getattr(tools, need) for need in family.needs):
             continue
-        bar = tqdm(outcomes, desc=family.metrics[0].label, leave=False, disable=None)
-        for row, spoken in zip(rows, bar, strict=True):
-            row["scores"].update(family.measure(spoken))
-            if "recognizer" in family.needs:
-                row["heard"] = spoken.heard
+        with ProgressBar(len(rows), "utterances", logger, leave=False) as bar:
+            for number, (row, spoken) in enumerate(zip(rows, outcomes, strict=True), 1):
+                row["scores"].update(family.measure(spoken))
+                if "recognizer" in family.needs:
+                    row["heard"] = spoken.heard
+                bar.show(number, family.metrics[0].label)
         named = {metric.name: metric for metric in family.metrics}
         # Names with a part behind a colon are known only now: the streams are the codec's.
         for name in {name for row in rows for name in row["scores"] if ":" in name and name.partition(":")[0] in named}:

@@ -130,7 +130,7 @@ def speak_all(
         for name, record in job.records.items():
             if asked.get(name) != record.get("request"):
                 raise UserError(
-                    f"{out_dir} holds an answer to something else: {name}",
+                    f"{out_dir} holds the answer to another line: {name}",
                     got=f"a line with another text, speaker or setting, or no line {name}",
                     next_step=ELSEWHERE,
                 )
@@ -300,7 +300,7 @@ def _check_line_failures(failures: Sequence[Failure], total: int, most: float, n
         f"{len(failures)} of {total} lines failed ({first.key}: {first.detail})",
         got=most_common(reasons),
         expected=f"a share of at most {most}",
-        next_step=f"mend them, or allow a larger share with --max-failure-share; {note}",
+        next_step=f"fix them, or allow a larger share with --max-failure-share; {note}",
     )
 
 

@@ -320,7 +320,7 @@ def rows_needed(weights: Iterable[torch.Tensor], num_slots: int, product: Produc
         if all(bool((rows == rows[:1]).all()) for rows in products):
             return size
     raise UserError(
-        f"matrix products of this machine depend on a row's place, at {', '.join(map(str, sizes))} rows",
+        f"on this machine a matrix product depends on the position of the row, at {', '.join(map(str, sizes))} rows",
         next_step="use one slot, or another number of threads",
     )
 

@@ -227,11 +227,11 @@ class Voices:
             wave = read_audio(source, rate, max_sec=MAX_SPEAKER_SEC)
         except BadSample as error:
             raise UserError(
-                f"cannot take the voice of {source}: {error.what}",
+                f"cannot use {source} as a voice: {error.what}",
                 expected=f"an audio file of at most {MAX_SPEAKER_SEC:.0f} s, a .npy file, or CORPUS:KEY",
             ) from error
         if self._codec.num_frames(len(wave)) == 0:
-            raise UserError(f"cannot take the voice of {source}: it is too short", got=f"{len(wave)} samples")
+            raise UserError(f"cannot use {source} as a voice: it is too short", got=f"{len(wave)} samples")
         encoded = self._codec.encode(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
         return encoded.speaker[0].float().cpu().numpy()
 

@@ -85,7 +85,7 @@ class SpeechLMConfig(PreTrainedConfig):
         choices = {"head": tuple(HEADS), "fusion": ("mean", "mlp"), "softmax": ("full", "stream")}
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise UserError(f"{name} of the model is not known", got=getattr(self, name), expected=", ".join(known))
+                raise UserError(f"unknown {name} of the model", got=getattr(self, name), expected=", ".join(known))
         layout, backbone = self.vocab_layout, self.backbone_config
         kind = "mtp" if self.group else "ntp"
         if self.group < 0 or self.group % layout.num_streams:

@@ -169,9 +169,9 @@ def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechL
     saved, config = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE)), read_json(directory / "config.json")
     if SpeechLMConfig.model_type not in (config.get("model_type"), *config):
         raise UserError(
-            f"{directory} holds no model of slmkit",
+            f"{directory} holds no slmkit model",
             got=f"a config.json of {config.get('model_type')}",
-            next_step="take a published checkpoint in with `slmkit import-model`",
+            next_step="convert a published checkpoint with `slmkit import-model`",
         )
     try:
         read: Any = SpeechLM.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **LOCAL)
@@ -270,7 +270,7 @@ def read_export_config(directory: str | Path) -> SpeechLMConfig:
             "init_from is not the directory of an exported model",
             got=directory,
             expected=f"{LAYOUT_FILE}, config.json and weights, as `slmkit consolidate` writes them",
-            next_step="consolidate a run, or bring a published checkpoint in with `slmkit import-model`",
+            next_step="consolidate a run, or convert a published checkpoint with `slmkit import-model`",
         )
     values = read_json(directory / "config.json")
     ours = values.get(SpeechLMConfig.model_type, values) if isinstance(values, dict) else {}
@@ -278,7 +278,7 @@ def read_export_config(directory: str | Path) -> SpeechLMConfig:
         raise UserError(
             f"the model in {directory} is not in slmkit's format",
             expected="what `slmkit consolidate --format slmkit` writes",
-            next_step="bring a published checkpoint in with `slmkit import-model`",
+            next_step="convert a published checkpoint with `slmkit import-model`",
         )
     return SpeechLMConfig.from_pretrained(directory, **LOCAL)
 
@@ -305,5 +305,5 @@ def _check_option(name: str, theirs: Any, ours: Any, directory: str | Path) -> N
             f"the model in {directory} is not the model of this run: {name} differs",
             got=theirs,
             expected=ours,
-            next_step="set what the model was made with in the run config, or start from another model",
+            next_step="give the run config the values of the model, or start from another model",
         )

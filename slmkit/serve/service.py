@@ -1,4 +1,4 @@
-"""What the server has to give, without HTTP: from a request's body to a call that the worker has taken.
+"""The server without HTTP: checks the body of a request and hands the work to the worker.
 
 Example:
     service = Service(synthesizer, {"anna": vector}, ServeSettings(model="mtp3"))

@@ -1,4 +1,4 @@
-"""The voices that a server is to have: names and where each comes from. Needs no torch: it is asked before that loads.
+"""The voices of a server: their names and sources. Needs no torch, so errors are reported before torch is imported.
 
 Example:
     find_voices(["voices/", "shards/train:LJ-0001"])  # {"anna": "voices/anna.wav", "LJ-0001": "shards/train:LJ-0001"}

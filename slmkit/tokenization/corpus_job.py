@@ -1,4 +1,4 @@
-"""The directory of a job that writes a corpus: whose it is, its shards, and how it becomes a corpus.
+"""The directory of a job that writes a corpus: its settings, its shards, and how it becomes a corpus.
 
 `job.json` is written first and says what the job is: another job, or another codec, is refused. A shard is done when
 its index exists; it is written whole or not at all, so that a job may be stopped at any moment, and two processes that
@@ -182,9 +182,9 @@ def ranges(numbers: Sequence[int]) -> str:
 def _check_all_there(job: CorpusJob, num_shards: int) -> None:
     if missing := job.missing(num_shards):
         raise UserError(
-            f"{job.directory} has holes: {len(missing)} of {num_shards} shards are missing",
+            f"{job.directory} is incomplete: {len(missing)} of {num_shards} shards are missing",
             got=f"no shard {ranges(missing)}",
-            next_step="run the tasks again that lack them (`slmkit tokenize run`); what is done is kept",
+            next_step="start the tasks of these shards again (`slmkit tokenize run`); finished shards are kept",
         )
     found = len(list(job.directory.glob(f"{job.name}-*{INDEX_SUFFIX}")))
     if found != num_shards:
@@ -205,7 +205,7 @@ def _check_shard(
     items = len(index) + len(index.failures)
     if items != planned.items or index.plan_sha256 != planned.sha256:
         raise UserError(
-            f"{path} was not made of what is planned",
+            f"{path} does not match the plan",
             got=f"{items} items, plan {index.plan_sha256[:12]}",
             expected=f"{planned.items} items, plan {planned.sha256[:12]}",
             next_step="remove this index and run its task again",

@@ -1,4 +1,4 @@
-"""Whether the shards of a corpus hold what they held when they were written, and what was planned.
+"""Checks that the shards of a corpus are as they were written and planned.
 
 Every tar is read through against its sha256; the members it holds, every sample (checksum, frames, codes, text, checks)
 and the order of the keys are compared with the index, the manifest and the plan. Nothing is repaired.

@@ -158,7 +158,7 @@ def make_plan(out: str | Path, chunks: Iterable[Sifted], *, shard_samples: int) 
     """
     directory = Path(out) / DIRECTORY
     if directory.exists():
-        raise UserError(f"{directory} exists already", next_step="go on with `slmkit tokenize run`, or remove it")
+        raise UserError(f"{directory} exists already", next_step="continue with `slmkit tokenize run`, or remove it")
     reasons: Counter[str] = Counter()
     with new_directory(directory) as temporary:
         with atomic_write(temporary / ITEMS) as planned, atomic_write(temporary / REFUSED) as refused:

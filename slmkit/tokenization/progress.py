@@ -22,6 +22,7 @@ from slmkit.data.index import MANIFEST
 from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
 from slmkit.jobs import ProgressBar
+from slmkit.log import duration
 from slmkit.tokenization.corpus_job import CorpusJob, ranges
 from slmkit.tokenization.plan import TokenizationPlan
 
@@ -178,23 +179,29 @@ class Status(NamedTuple):
             left, rate = float(len(self.missing)), sum(task.shard_rate for task in running)
         return left / rate if rate > 0 else 0.0 if not self.missing else None
 
-    def lines(self) -> list[str]:
-        """For people."""
-        done = self.num_shards - len(self.missing)
+    def rows(self) -> list[tuple[str, str]]:
+        """Rows (name, text) of a table for people; see `log.table`."""
         counts = {state: sum(task.state == state for task in self.tasks) for state in ("running", "failed", "lost")}
-        words = ", ".join(f"{count} {state}" for state, count in counts.items())
-        lines = [f"shards: {done} of {self.num_shards} done", f"tasks:  {words}"]
+        rows = [
+            ("shards", f"{self.num_shards - len(self.missing)} of {self.num_shards} done"),
+            ("tasks", ", ".join(f"{count} {state}" for state, count in counts.items())),
+        ]
         if self.missing:
-            lines.append(f"missing: shard {ranges(self.missing)}")
-        if self.time_left_sec is not None:
-            lines.append(f"time left: {_duration(self.time_left_sec)}")
-        else:
-            lines.append("time left: not known yet")
+            rows.append(("missing", f"shard {ranges(self.missing)}"))
+            rows.append(("time left", "unknown" if self.time_left_sec is None else duration(self.time_left_sec)))
         for task in self.tasks:
+            if task.state == "running":
+                text = f"{task.rate:.1f} s of audio per second, {task.shards_left} shards left"
+            elif task.state == "failed":
+                text = f"failed: {task.error.splitlines()[0] if task.error else 'see its log'}"
+            elif task.state == "lost":
+                text = f"silent for more than {LOST_SEC:.0f} s, start it again"
+            else:
+                text = "stopped, start it again"
             if task.state != "done":
-                lines.append(f"  task {task.name} on {task.host}: {_describe(task)}")
-        finalize = "not finalized yet: `slmkit tokenize finalize` when no shard is missing"
-        return [*lines, "finalized" if self.is_finalized else finalize]
+                rows.append((f"task {task.name}", f"on {task.host}: {text}"))
+        finalize = "no; run `slmkit tokenize finalize` when no shard is missing"
+        return [*rows, ("finalized", "yes" if self.is_finalized else finalize)]
 
     def to_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -227,15 +234,3 @@ def _read_task(path: Path, now: float) -> Task | None:
         return Task(path.stem, state, str(values["host"]), left, seconds, rate, shard_rate, error)
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         return None
-
-
-def _describe(task: Task) -> str:
-    if task.state == "failed":
-        return f"failed: {task.error.splitlines()[0] if task.error else 'see its log'}"
-    words = {"lost": f"silent for more than {LOST_SEC:.0f} s, start it again", "stopped": "stopped, start it again"}
-    return words.get(task.state, f"{task.rate:.1f} s of audio per second, {task.shards_left} shards left")
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = round(seconds / 60), seconds / 3600
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{hours:.1f} h"

@@ -1,4 +1,4 @@
-"""Whether a tokenized corpus can be trusted: read through, compared with its plan, and listened to.
+"""Whether a tokenized corpus can be trusted: every shard is read and compared, and a sample is decoded to listen to.
 
 `verify_corpus` reads every shard again, decodes a random sample with the codec that made the codes, and writes a
 directory to keep: `index.html` with sounds and pictures, and `verify.json` with the same in numbers. It repairs

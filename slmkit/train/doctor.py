@@ -104,9 +104,9 @@ def examine(
             yield check_parity(world, device, stage_of(config))
     except BROKEN as error:
         raise UserError(
-            "DeepSpeed cannot take a step here",
+            "DeepSpeed cannot run a training step here",
             got=f"{type(error).__name__}: {error}",
-            next_step="mend what it names; a missing compiler (g++, ninja) and a blocked port are common",
+            next_step="fix what it names; a missing compiler (g++, ninja) and a blocked port are common",
         ) from error
 
 

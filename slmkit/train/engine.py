@@ -1,4 +1,4 @@
-"""DeepSpeed behind a few verbs: process_group, create, micro_step, parts, load.
+"""DeepSpeed behind a few functions: process_group, create, micro_step, parts, load.
 
 No other file of `train` imports it.
 

@@ -20,7 +20,8 @@ from slmkit import plot
 from slmkit.config import run_dir
 from slmkit.config.load import read_yaml
 from slmkit.errors import UserError
-from slmkit.train.metrics import duration, is_start, read_metrics, thousands
+from slmkit.log import duration
+from slmkit.train.metrics import is_start, read_metrics, thousands
 
 Records = list[dict[str, Any]]
 SHOWN_STARTS = 8

@@ -46,7 +46,7 @@ EVALUATION = "evaluation"  # what a checkpoint may have left pending
 def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     """Run `config` to its last step; False when a stopping signal ended it before, with a checkpoint.
 
-    Raises UserError for everything a user can mend.
+    Raises UserError for everything that a user can fix.
     """
     world = World.from_env()
     with process_group(world) as device:
@@ -55,7 +55,7 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
         if found is not None and found.step >= run.total_steps and not found.state.get("pending"):
             option = "epochs" if config.steps is None else "steps"
             done = f"step {found.step} of {run.total_steps}"
-            logger.info("the run is complete: %s; raise %s to go on", done, option)
+            logger.info("the run is finished: %s; raise %s to train longer", done, option)
             return True
         engine = start_engine(run, found)
         log = MetricsLog(run.directory, found.step if found else 0, is_first=world.is_first)
@@ -118,7 +118,7 @@ class Training:
                 newest = run_dir.newest(run.directory)
                 where = newest.path if newest else "the beginning"
                 stopped = f"stopped at step {self.step} of {run.total_steps}"
-                logger.warning("%s; the same command goes on from %s", stopped, where)
+                logger.warning("%s; the same command continues from %s", stopped, where)
         return self.step == run.total_steps and not self.pending
 
     def agree(self) -> "Agreement":

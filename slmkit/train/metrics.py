@@ -36,6 +36,7 @@ import yaml
 from slmkit.config.run_dir import METRICS, TENSORBOARD
 from slmkit.errors import UserError
 from slmkit.files import atomic_write
+from slmkit.log import duration
 
 Record = dict[str, float | int | None]
 START = "start"
@@ -193,15 +194,3 @@ def thousands(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g}{letter}"
     return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """The two largest units: 3 d 4 h, 2 h 13 min, 5 min 20 s, 12 s."""
-    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
-    rest = max(0, round(seconds))
-    parts: list[str] = []
-    for name, size in units:
-        count, rest = divmod(rest, size)
-        if count or parts:
-            parts.append(f"{count} {name}")
-    return " ".join(parts[:2]) or "0 s"

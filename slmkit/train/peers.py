@@ -145,7 +145,7 @@ class _Watch:
             )
         except (KeyError, ValueError, dist.DistError) as error:
             raise UserError(
-                f"the {world.size} processes cannot meet: {error!r}",
+                f"the {world.size} processes cannot connect: {error!r}",
                 expected="MASTER_ADDR and MASTER_PORT naming a free port of the first process",
                 next_step="start through `slmkit launch`, deepspeed or torchrun, or export both in the sbatch script",
             ) from error

@@ -1,4 +1,4 @@
-"""Everything a run is decided by before its first step: examples, vocabulary, batch, length.
+"""What is fixed before the first step of a run: examples, vocabulary, batch, length.
 
 All of it comes from files every process sees, so each finds the same values and the same errors by itself. What takes
 long to compute from them (lengths of examples, steps of an epoch) lies in a cache. `slmkit train --dry-run` prints it,

@@ -1,4 +1,4 @@
-"""A run config against the files it names, as far as that needs no torch.
+"""Checks a run config against the files that it names, without torch.
 
 DeepSpeed's JSON file and the run config become one set of settings, each number from one place. The file holds
 precision, ZeRO and communication; the run config holds batch, clipping, optimizer and schedule. Where the file names

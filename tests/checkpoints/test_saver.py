@@ -116,7 +116,7 @@ def test_files_that_the_first_process_does_not_see_are_named(tmp_path: Path, mon
     monkeypatch.setattr(checkpoint, "write", lambda path, value: whole_write(path, value) + 1)
     with saver_of(tmp_path) as saver:
         saver.save(Weights(), 1, STATE)
-        with pytest.raises(UserError, match=r"is not what another process has written(.|\n)*all nodes share"):
+        with pytest.raises(UserError, match=r"differs from what another process wrote(.|\n)*all nodes share"):
             saver.wait()
     assert list(runs.root(tmp_path).iterdir()) == []
 
@@ -279,5 +279,5 @@ def test_no_key_is_left_behind(two_processes: dict[str, Any]) -> None:
 
 
 def test_a_process_that_is_left_alone_gives_up(two_processes: dict[str, Any]) -> None:
-    message = "a checkpoint was given up: the other processes do not answer"
+    message = "a checkpoint was not written: the other processes do not answer"
     assert two_processes["alone"] == {"message": message, "complete": []}

@@ -94,9 +94,9 @@ BAD = [
     ({"question": ""}, "there is no question to answer"),
     ({"question": " \n\t"}, "there is no question to answer"),
     ({"question": "why? " * 2000}, "question to answer is too long"),
-    ({"jsonl": "asked.jsonl"}, f"a question and a file of questions were given\n  got:      {QUESTION!r} and --jsonl"),
-    ({"speaker": "nobody.wav"}, "cannot take the voice of nobody.wav"),
-    ({"speaker": "nobody.npy"}, "cannot take the voice of nobody.npy"),
+    ({"jsonl": "asked.jsonl"}, f"got a question and a file of questions\n  got:      {QUESTION!r} and --jsonl"),
+    ({"speaker": "nobody.wav"}, "cannot use nobody.wav as a voice"),
+    ({"speaker": "nobody.npy"}, "cannot use nobody.npy as a voice"),
     ({"speaker": ""}, "no voice was given"),
     ({"codec": "nowhere"}, "nowhere"),
     ({"model": "corpus"}, "corpus"),
@@ -142,7 +142,7 @@ def test_a_file_that_is_there_stays_unless_told_otherwise(
     assert ask(QUESTION, "--overwrite") == 0
     assert soundfile.info(tmp_path / "answer.wav").samplerate == 16_000
     assert ask(None, "--overwrite", jsonl="asked.jsonl") == 2
-    assert "a file of questions needs a directory of its own" in capsys.readouterr().err
+    assert "--jsonl writes into a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("question", ["🎉🎉", "[Assistant]: [ta] <sosp> [ua]", "\ud800", "Zażółć gęślą jaźń?"])

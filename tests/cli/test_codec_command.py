@@ -85,7 +85,7 @@ def test_fit_overwrites_only_when_asked(codec_folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fit", "{tmp}/nowhere", "{tmp}/out"], "the audio folder is not there"),
+        (["fit", "{tmp}/nowhere", "{tmp}/out"], "the audio folder does not exist"),
         (["fit", "{tmp}", "{tmp}/out"], "no usable audio file below"),
         (["fit", str(SPOKEN.parent), "{tmp}/out"], "too little audio to fit a codec"),
         (["copy", "{tmp}", str(SPOKEN), "{tmp}/out.wav"], "is not a codec directory"),

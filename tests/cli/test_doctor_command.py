@@ -101,20 +101,22 @@ def test_the_exit_code_follows_from_the_worst_check(
 ) -> None:
     def examine(*_: Any, **__: Any) -> Iterator[CheckResult]:
         yield CheckResult(name="disk", status="ok", what="fast")
-        yield CheckResult(name="codec", status=status, what="another", got="1", expected="2", next_step="mend it")
+        yield CheckResult(name="codec", status=status, what="another", got="1", expected="2", next_step="fix it")
 
     monkeypatch.setattr(doctor, "examine", examine)
     assert main(["doctor"]) == code
     shown = capsys.readouterr().out.splitlines()
     assert shown[:2] == ["ok    disk: fast", f"{status:4}  codec: another"]
-    assert [line.split() for line in shown[2:]] == [["got:", "1"], ["expected:", "2"], ["next:", "mend", "it"]]
+    assert [line.split() for line in shown[2:]] == [["got:", "1"], ["expected:", "2"], ["next:", "fix", "it"]]
     assert main(["doctor", "--json"]) == code
-    fast, other = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert (fast["name"], fast["status"], other["got"], other["rank"]) == ("disk", "ok", "1", 0)
+    found = json.loads(capsys.readouterr().out)
+    fast, other = found["checks"]
+    assert (found["rank"], found["ok"]) == (0, code == 0)
+    assert (fast["name"], fast["status"], other["got"], other["status"]) == ("disk", "ok", "1", status)
 
 
 def test_lines_fit_80_columns() -> None:
-    result = CheckResult(name="disk", status="FAIL", what="slow " * 30, got="word " * 30, next_step="mend it " * 20)
+    result = CheckResult(name="disk", status="FAIL", what="slow " * 30, got="word " * 30, next_step="fix it " * 20)
     shown = as_text(result, World(rank=12, size=16)).splitlines()
     assert len(shown) > 8
     assert max(map(len, shown)) <= 80

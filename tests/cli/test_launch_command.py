@@ -62,7 +62,7 @@ def test_a_dry_run_says_what_would_run_where_and_starts_nothing(
         (["--hostfile", "/nowhere/hosts"], "cannot read the hostfile /nowhere/hosts"),
         (["--slurm", "--hostfile", "hosts"], "--slurm takes its machines from the job"),
         (["--processes", "3"], "micro_rows 1, world 3, global_rows 4"),
-        (["--nodes", "2"], "--nodes without a hostfile"),
+        (["--nodes", "2"], "--nodes needs a hostfile"),
         (["--set", "colour=red"], "colour: unknown key"),
     ],
 )

@@ -82,7 +82,7 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: 
     process = start()
     assert first < noted(first + 10, process) < 54
     process.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM; the same command goes on" in process.communicate()[1]
+    assert "stopped by SIGTERM; the same command continues" in process.communicate()[1]
     assert process.returncode == 75
     assert not (tmp_path / "out" / "outputs.jsonl").exists()
     capsys.readouterr()
@@ -128,7 +128,7 @@ def test_an_interrupt_is_a_stop(
     with monkeypatch.context() as patch:
         patch.setattr(batch, "decode_alone", interrupted)
         assert main(["synthesize", "model", *words]) == 75
-    assert "stopped by SIGINT; the same command goes on" in capsys.readouterr().err
+    assert "stopped by SIGINT; the same command continues" in capsys.readouterr().err
     assert main(["synthesize", "model", *words]) == 0
     told = capsys.readouterr()
     assert "1 of 3 are spoken already" in told.err
@@ -158,7 +158,7 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
     assert "1 answers" in capsys.readouterr().out
     assert (tmp_path / "out" / "wav" / "x.wav").read_bytes() == out.read_bytes()
     assert main(["synthesize", "model", *[*words, "--seed", "5"]]) == 2
-    assert "holds an answer to something else: x" in capsys.readouterr().err
+    assert "holds the answer to another line: x" in capsys.readouterr().err
 
 
 def test_a_stream_is_what_is_spoken(here: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -200,20 +200,20 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["Hello", "--jsonl", "x"], "a text and a file of texts were given"),
+        (["Hello", "--jsonl", "x"], "got a text and a file of texts"),
         (["Hello", "--out", "voice.wav"], "the WAV file exists"),
         (["Hello", "--out", "o.wav", "--temperature", "-1"], "temperature: got -1"),
         (["Hello", "--out", "o.wav", "--max-sec", "nan"], "max_sec: got nan"),
         (["Hello", "--out", "o.wav", "--speaker", ""], "no voice was given"),
-        (["Hello", "--out", "o.wav", "--speaker", "nobody.wav"], "cannot take the voice of nobody.wav"),
+        (["Hello", "--out", "o.wav", "--speaker", "nobody.wav"], "cannot use nobody.wav as a voice"),
         (["", "--out", "o.wav"], "there is no text to speak"),
         (["x" * 10_000, "--out", "o.wav"], "the text to speak is too long"),
         (["Hello", "--out", "o.wav", "--max-text-tokens", "1"], "the model gave no speech for 'Hello'"),
         (["Hello", "--out", "o.wav", "--codec", "model"], "model is not a codec directory"),
         (["Hello", "--out", "o.wav", "--codec", "other"], "the given codec is not the codec of the model"),
         (["Hello", "--out", "-"], "only --stream writes to standard output"),
-        (["--jsonl", "x", "--out", "o", "--stream"], "a file of sentences needs a directory of its own"),
-        (["--jsonl", "voice.wav"], "a file of sentences needs a directory of its own"),
+        (["--jsonl", "x", "--out", "o", "--stream"], "--jsonl writes into a directory"),
+        (["--jsonl", "voice.wav"], "--jsonl writes into a directory"),
         (["--jsonl", "missing", "--out", "o"], "cannot read missing"),
         (["--jsonl", "voice.npy", "--out", "corpus"], "lines failed"),
     ],

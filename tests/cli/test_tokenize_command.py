@@ -83,10 +83,10 @@ def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     capsys.readouterr()
     assert main(["tokenize", "status", str(out)]) == 0
     assert main(["tokenize", "--status", str(out)]) == 0
-    once, again = capsys.readouterr().out.split("not finalized yet")[:2]
+    once, again = capsys.readouterr().out.split("finalized ")[:2]
     assert once in again
-    assert "shards: 1 of 4 done" in once
-    assert "missing: shard 0, 2 to 3" in once
+    assert "shards     1 of 4 done" in once
+    assert "missing    shard 0, 2 to 3" in once
     assert main(["tokenize", "status", str(out), "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert (status["num_shards"], status["missing"], status["is_finalized"]) == (4, [0, 2, 3], False)
@@ -98,7 +98,7 @@ def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     assert contents(out) == contents(tmp_path / "whole")
     capsys.readouterr()
     assert main(["tokenize", "status", str(out)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "finalized"
+    assert capsys.readouterr().out.splitlines()[-1] == "finalized  yes"
     assert main(["tokenize", "verify", str(out), "--codec", str(codec), "--samples", "2"]) == 0
     assert capsys.readouterr().out.startswith(f"{out} is whole")
     assert (tmp_path / "steps-verify/index.html").is_file()

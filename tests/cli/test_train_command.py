@@ -109,7 +109,7 @@ def test_a_dry_run_tells_what_the_run_would_be(place: Path, capsys: pytest.Captu
         (["--dry-run", "deepspeed=gone.json"], "there is no such DeepSpeed file"),
         (["--dry-run", "--print-config", "steps=x"], "steps: got 'x'"),
         (["--dry-run", "--set", "codec=nowhere", "--set", "speak_every_steps=1"], "nowhere"),
-        (["--processes", "2"], "--processes belongs to --dry-run"),
+        (["--processes", "2"], "--processes is for --dry-run only"),
     ],
 )
 def test_a_dry_run_of_what_cannot_be(
@@ -128,7 +128,7 @@ def test_alone_and_once_more_when_it_is_complete(place: Path) -> None:
     lines = (place / "run" / "metrics.jsonl").read_text()
     again = run(words, env=environment(), cwd=place)
     assert again.returncode == 0, again.stderr[-4000:]
-    assert "the run is complete: step 3 of 3; raise steps to go on" in again.stderr
+    assert "the run is finished: step 3 of 3; raise steps to train longer" in again.stderr
     assert (place / "run" / "metrics.jsonl").read_text() == lines
 
 

@@ -74,11 +74,11 @@ def test_the_second_job_waits_for_the_first() -> None:
 def test_a_first_job_that_stays_alone_is_named() -> None:
     def submit(command: Sequence[str]) -> str:
         if "--dependency=afterok:41" in command:
-            raise UserError("Slurm did not take the job", got="exit code 1")
+            raise UserError("Slurm did not accept the job", got="exit code 1")
         return "41"
 
     alone = (
-        r"the array is submitted as job 41, but not the job that finalizes: Slurm did not take the job\n"
+        r"the array is submitted as job 41, but not the job that finalizes: Slurm did not accept the job\n"
         r"  got:      exit code 1\n  next:     scancel 41 to take the array back, or .*:\n"
         r" +sbatch --dependency=afterok:41 /.*/finalize.sbatch 'my out'$"
     )

@@ -86,7 +86,7 @@ def test_too_few_or_unnumbered_devices_are_refused(visible: str) -> None:
 
 
 def test_several_machines_need_a_hostfile() -> None:
-    with pytest.raises(UserError, match="--nodes without a hostfile"):
+    with pytest.raises(UserError, match="--nodes needs a hostfile"):
         plan_local(job(nodes=2), (2, 1), {})
 
 
@@ -108,7 +108,7 @@ def test_the_machines_of_a_hostfile() -> None:
 
 
 def test_more_machines_or_processes_than_there_are_is_refused() -> None:
-    with pytest.raises(UserError, match=r"hosts has not that many machines\n.*--nodes 3\n.*1 to 2"):
+    with pytest.raises(UserError, match=r"hosts names fewer machines\n.*--nodes 3\n.*1 to 2"):
         plan_hosts(job(nodes=3), HOSTS, "hosts", batch=(6, 1), env={})
     with pytest.raises(UserError, match=r"hosts has fewer slots than processes on a\n"):
         plan_hosts(job(processes=3), HOSTS, "hosts", batch=(6, 1), env={})
@@ -128,7 +128,7 @@ def test_a_directory_that_a_shell_would_split_is_refused(tmp_path: Path, monkeyp
     place = tmp_path / "my runs"
     place.mkdir()
     monkeypatch.chdir(place)
-    with pytest.raises(UserError, match=r"cannot carry this path to other machines\n.*my runs"):
+    with pytest.raises(UserError, match=r"cannot pass this path on to other machines\n.*my runs"):
         plan_hosts(JOB, HOSTS, "hosts", batch=(6, 1), env={})
 
 

@@ -28,7 +28,7 @@ def test_the_id_of_the_job_is_given(tmp_path: Path) -> None:
 
 def test_a_refused_job_is_a_user_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     env = sbatch(tmp_path, "echo 'invalid partition: north' >&2", "exit 3")
-    with pytest.raises(UserError, match=r"Slurm did not take the job\n.*exit code 3 of sbatch"):
+    with pytest.raises(UserError, match=r"Slurm did not accept the job\n.*exit code 3 of sbatch"):
         submit(["sbatch", "x.sbatch"], env)
     assert capfd.readouterr().err == "invalid partition: north\n"
 

@@ -153,7 +153,7 @@ def test_columns_that_are_not_there_or_of_another_kind_are_refused(tmp_path, col
 def test_two_columns_of_one_name_are_refused(tmp_path):
     table = pa.table([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], names=["audio", "text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="two columns of one name"):
+    with pytest.raises(UserError, match="two columns with the same name"):
         read_source("parquet", tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_a_length_that_is_not_true_loses_no_member_behind_it(tmp_path):
     info.type = b"?"
     (tmp_path / "a.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + good)
     first, second = members(tmp_path / "a.tar")
-    assert (first, second.name) == (Damage(0, "its content goes on beyond the end of the tar"), "good.mp3")
+    assert (first, second.name) == (Damage(0, "its content ends beyond the end of the tar"), "good.mp3")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 10240, b"\0" * 700])

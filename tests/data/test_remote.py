@@ -301,7 +301,7 @@ def test_passing_faults_are_tried_again_and_lasting_ones_named(tmp_path):
             reader.read(10)
         assert not isinstance(caught.value, DamagedSample)
         server.faults = ["nameless"]
-        with pytest.raises(UserError, match="the server does not tell its size"):
+        with pytest.raises(UserError, match="the server gives no size"):
             reader.read(10)
     with pytest.raises(UserError, match=r"cannot fetch http.*Connection refused"):
         reader.read(10)

@@ -156,7 +156,7 @@ def test_the_tar_appears_with_commit_and_a_finished_one_is_never_overwritten(tmp
     same = ShardWriter(tmp_path, "tiny", 0)
     same.add(make_sample())
     same.commit()
-    with pytest.raises(UserError, match=r"tiny-000000\.index\.json exists and is of another content"):
+    with pytest.raises(UserError, match=r"tiny-000000\.index\.json exists with other content"):
         ShardWriter(tmp_path, "tiny", 0).commit()
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
 

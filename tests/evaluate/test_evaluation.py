@@ -371,8 +371,8 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["evaluate", "--compare", model, copy, "--out", str(tmp_path / "table")]) == 0
     assert ["model", "copy"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     for words, message in (
-        ([*parts, "--out", "x"], "an evaluation is of a model or of"),
-        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "an evaluation is of a model or of"),
+        ([*parts, "--out", "x"], "expected either a model or --copy"),
+        ([str(chain / "model"), "--copy", *parts, "--out", "x"], "expected either a model or --copy"),
         ([str(chain / "model"), "--out", "x"], "needs a corpus and its codec"),
         ([str(chain / "model"), *parts, "--out", "x", "--temperature", "-1"], "temperature"),
         ([str(chain / "model"), *parts, "--out", "x", "--max-sec", "0"], "max_sec"),
@@ -391,7 +391,7 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
     for words, message in (
-        ([str(tmp_path / "no"), *parts, "--out", out], "the model is not there"),
+        ([str(tmp_path / "no"), *parts, "--out", out], "the model does not exist"),
         ([str(chain / "corpus"), *parts, "--out", out], "corpus is not a model that `slmkit consolidate` wrote"),
         ([model, "--corpus", str(chain / "model"), *parts[2:], "--out", out], "model is not a tokenized corpus"),
         ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "no does not exist"),
@@ -428,4 +428,4 @@ def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsy
     assert found["alignment_riemannian"] > 0
     capsys.readouterr()
     assert main(["evaluate", "--copy", *parts, "--out", str(tmp_path / "other")]) == 2
-    assert "--alignment needs the model that spoke" in capsys.readouterr().err
+    assert "--alignment needs the model that generated the outputs" in capsys.readouterr().err

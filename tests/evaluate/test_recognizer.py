@@ -136,7 +136,7 @@ def test_missing_tokenizer_is_refused(damaged):
 @pytest.mark.parametrize("settings", [{}, {"is_multilingual": True, "lang_to_id": {"<|fr|>": 3}}])
 def test_settings_of_an_old_kind_are_refused(damaged, settings):
     (damaged / "generation_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="does not say how to ask for English"):
+    with pytest.raises(UserError, match="does not say how to select English"):
         Recognizer.load(damaged)
 
 

@@ -107,12 +107,12 @@ def test_the_shortest_wave(wavlm):
     voice = WavLMVoice.load(wavlm)
     shortest = 400 + 15 * 320
     assert np.isfinite(voice.vector(noise(shortest / RATE), RATE)).all()
-    with pytest.raises(BadSample, match=r"(?s)too short to tell its voice.*0\.325 s"):
+    with pytest.raises(BadSample, match=r"(?s)too short for a speaker vector.*0\.325 s"):
         voice.vector(noise(shortest / RATE)[:-1], RATE)
 
 
 def test_too_short_for_the_codec():
-    with pytest.raises(BadSample, match="too short to tell its voice"):
+    with pytest.raises(BadSample, match="too short for a speaker vector"):
         codec_vector(TinyCodec(), noise()[:199], RATE)
 
 

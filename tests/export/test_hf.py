@@ -166,7 +166,7 @@ def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]]
     [
         ({"group": 3}, "speech heads or speaker input\n  got:      group 3, speaker_dim 0"),
         ({"group": 0, "speaker_dim": 8}, "speech heads or speaker input\n  got:      group 0, speaker_dim 8"),
-        ({"group": 0, "softmax": "stream"}, "a plain server would choose among all streams"),
+        ({"group": 0, "softmax": "stream"}, "a plain server would choose from all"),
     ],
 )
 def test_what_a_server_cannot_run_is_refused(
@@ -221,7 +221,7 @@ def test_directories_that_are_no_such_model(
     with pytest.raises(UserError, match="cannot load the model in"):
         from_causal_lm(out)
     (out / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "slmkit"}))
-    with pytest.raises(UserError, match="says nothing of vocabulary and codec"):
+    with pytest.raises(UserError, match="does not describe vocabulary and codec"):
         from_causal_lm(out)
     assert main(["import-model", str(out), str(tmp_path / "x"), "--base", str(BASE)]) == 2
     assert "names its own tokenizer and codec" in capsys.readouterr().err
@@ -249,5 +249,5 @@ def test_an_export_becomes_another(
     assert main(["consolidate", str(out), str(tmp_path / "x"), "--step", "3"]) == 2
     assert "an export has no steps" in capsys.readouterr().err
     assert main(["consolidate", str(tmp_path / "pub"), str(tmp_path / "x")]) == 2
-    assert "holds no model of slmkit\n  got:      a config.json of qwen2" in capsys.readouterr().err
+    assert "holds no slmkit model\n  got:      a config.json of qwen2" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -189,7 +189,7 @@ def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_pa
     speak("out", [line])
     before = hashes(tmp_path / "out")
     for changed in ({**line, "text": "Another"}, {**line, "seed": 8}, {**line, "id": "b"}):
-        with pytest.raises(UserError, match="holds an answer to something else: a"):
+        with pytest.raises(UserError, match="holds the answer to another line: a"):
             speak("out", [changed])
     with pytest.raises(UserError, match="holds another job: model differs"):
         speak("out", [line], model="other")
@@ -220,7 +220,7 @@ def test_two_processes_are_not_at_one_directory(speak: Callable[..., Summary], t
     (tmp_path / "out").mkdir()
     with open(tmp_path / "out" / NOTES, "ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is filling this directory"):
+        with pytest.raises(UserError, match="another process is writing to this directory"):
             speak("out")
     speak("out", LINES[:1])
 

@@ -302,7 +302,7 @@ def test_requests_that_do_not_fit_are_named_and_the_next_works(kind: int, fields
 def test_logits_that_are_not_finite_end_their_request_alone(
     kind: int, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the fourth step on all logits of the slot are no numbers, as with damaged weights; draws are sampled."""
+    """From the fourth step on all logits of the slot are NaN, as with damaged weights; draws are sampled."""
     model, rng, broken = talkative(kind), np.random.default_rng(8), 1
     sampling = Sampling(temperature=1.0)
     sampled = {"text_sampling": sampling, "speech_sampling": sampling, "max_steps": 12}
@@ -387,5 +387,5 @@ def test_the_number_of_rows_is_one_that_treats_all_alike() -> None:
     assert rows_needed(weights, 5, uneven(set())) == 5
     assert rows_needed(weights, 5, uneven({5, 6, 7})) == 8
     assert rows_needed(weights, 1, uneven({1})) == 1
-    with pytest.raises(UserError, match="depend on a row's place"):
+    with pytest.raises(UserError, match="depends on the position of the row"):
         rows_needed(weights, 5, uneven(set(range(2, 5000))))

@@ -76,10 +76,10 @@ def test_voices_come_from_audio_vectors_and_corpora(chain: Path, synthesizer: Sy
 
 
 def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot take the voice of .*missing\.wav"):
+    with pytest.raises(UserError, match=r"cannot use .*missing\.wav as a voice"):
         synthesizer.read_speaker(tmp_path / "missing.wav")
     write_wav(tmp_path / "short.wav", np.full(3, 0.5), 16_000)
-    with pytest.raises(UserError, match=r"cannot take the voice of .*short\.wav"):
+    with pytest.raises(UserError, match=r"cannot use .*short\.wav as a voice"):
         synthesizer.read_speaker(tmp_path / "short.wav")
     with pytest.raises(UserError, match="has no sample 'nobody'"):
         synthesizer.read_speaker(f"{chain / 'corpus'}:nobody")

@@ -13,6 +13,7 @@ from slmkit import log
 from slmkit.corpora.base import Audio, Utterance
 from slmkit.errors import UserError
 from slmkit.jobs import ProgressBar
+from slmkit.log import table
 from slmkit.tokenization import progress
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.plan import Rules, make_plan, sift_parts
@@ -48,12 +49,12 @@ def test_time_left_follows_the_rate_of_what_runs(tmp_path):
         ("1-of-3", "running"),
         ("2-of-3", "failed"),
     ]
-    text = "\n".join(status.lines())
+    text = "\n".join(table(status.rows()))
     for part in (
         "4 of 10 done",
         "2 running, 1 failed, 0 lost",
         "shard 2 to 3, 6 to 9",
-        "left: 20 s",
+        "time left   20 s",
         "failed: disk full",
     ):
         assert part in text
@@ -70,8 +71,8 @@ def test_a_silent_task_is_lost_and_a_file_that_is_none_is_passed_over(tmp_path):
     status = look(job, plan, now=201.0 + progress.LOST_SEC)
     assert [task.state for task in status.tasks] == ["lost"]
     assert status.time_left_sec is None
-    assert "not known yet" in "\n".join(status.lines())
-    assert "start it again" in status.lines()[-2]
+    assert ("time left", "unknown") in status.rows()
+    assert "start it again" in status.rows()[-2][1]
     assert json.loads(json.dumps(status.to_dict()))["tasks"][0]["state"] == "lost"
 
 

@@ -109,7 +109,7 @@ def test_several_tasks_share_the_shards(hostile_corpus, reference, tmp_path):
     plan_corpus(SPEC, make_config(hostile_corpus, out))
     for task in (2, 0):
         run(hostile_corpus, out, task=task, num_tasks=3)
-        with pytest.raises(UserError, match=r"has holes: \d of 5 shards are missing[\s\S]*no shard [\d, ]*4?"):
+        with pytest.raises(UserError, match=r"is incomplete: \d of 5 shards are missing[\s\S]*no shard [\d, ]*4?"):
             finalize_corpus(out, 0.6)
     run(hostile_corpus, out, task=1, num_tasks=3)
     assert not (out / "manifest.json").exists()

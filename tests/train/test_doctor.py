@@ -274,7 +274,7 @@ def test_a_deepspeed_that_cannot_start_is_a_user_error(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(doctor, "process_group", broken)
     results = doctor.examine(World())
-    with pytest.raises(UserError, match="DeepSpeed cannot take a step here") as caught:
+    with pytest.raises(UserError, match="DeepSpeed cannot run a training step here") as caught:
         list(results)
     assert caught.value.got == "RuntimeError: Ninja is required"
 

@@ -10,8 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from slmkit.errors import UserError
+from slmkit.log import duration
 from slmkit.train.evaluation import means_of, per_term, term_names
-from slmkit.train.metrics import MetricsLog, RunProgress, duration, is_start, read_metrics, thousands
+from slmkit.train.metrics import MetricsLog, RunProgress, is_start, read_metrics, thousands
 
 MADE = {
     "config": {"model": {"group": 3, "head": "mlp"}, "seed": 7, "epochs": None, "run_dir": "runs/a|b"},

@@ -66,7 +66,7 @@ def test_alone_it_does_nothing() -> None:
 
 def test_a_world_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(UserError, match="the 2 processes cannot meet"), together(World(rank=0, size=2)):
+    with pytest.raises(UserError, match="the 2 processes cannot connect"), together(World(rank=0, size=2)):
         pass
 
 

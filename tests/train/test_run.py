@@ -168,7 +168,7 @@ def test_several_sources_hold_out_the_same_voices(place: Path, voices: Path) -> 
 
 def test_a_voice_that_nobody_has_is_named(place: Path, voices: Path) -> None:
     for name in ("eval_speakers", "exclude_speakers"):
-        with pytest.raises(UserError, match=r"no sample is of a voice that is to be held out\n  got:      V3"):
+        with pytest.raises(UserError, match=r"a voice to be held out has no samples\n  got:      V3"):
             prepare_run(tiny_config(place, data={"corpus": str(voices), name: ["v1", "V3"]}), World())
 
 

@@ -63,7 +63,7 @@ def test_the_log_says_what_happened(shown: list[str]) -> None:
     at_start, in_step, in_evaluation, in_save, _ = shown
     assert "rank 1 got SIGTERM before training began" in at_start
     assert "rank 1 got SIGUSR1: the run stops after step 3" in in_step
-    assert f"stopped at step 3 of {STEPS}; the same command goes on from" in in_step
+    assert f"stopped at step 3 of {STEPS}; the same command continues from" in in_step
     assert "rank 0 got SIGINT" in in_evaluation
     assert "rank 1 got SIGTERM" in in_save
 

@@ -81,9 +81,9 @@ def read_state(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} is not a file of weights alone",
+            f"{path} holds more than weights",
             got=str(error).splitlines()[0],
-            expected="tensors and nothing that runs",
+            expected="tensors only, no code",
             next_step=NEXT_STEP,
         ) from error
     except UNREADABLE as error:

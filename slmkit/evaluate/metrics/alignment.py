@@ -100,7 +100,7 @@ def hidden_pair(model: SpeechLM, tokenizer: TextTokenizer, sample: Sample) -> tu
     if not sample.codes.shape[1]:
         raise BadSample("empty", f"{sample.key} has no frames")
     if aware and sample.speaker is None:
-        raise BadSample("missing_field", f"{sample.key} has no speaker vector, and the model wants one")
+        raise BadSample("missing_field", f"{sample.key} has no speaker vector, and the model needs one")
     segments = prompt.example("tts", sample.meta, speaker=aware)
     pieces = tokenize(segments, tokenizer.encode, model.layout)
     example = build(pieces, sample.codes[: model.layout.num_streams], model.layout, model.group)

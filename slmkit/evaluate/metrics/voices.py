@@ -141,4 +141,4 @@ class WavLMVoice:
 
 
 def _too_short(wave: npt.NDArray[Any], sample_rate: int) -> BadSample:
-    return BadSample("too_short", "the wave is too short to tell its voice", got=f"{len(wave) / sample_rate:.3f} s")
+    return BadSample("too_short", "the wave is too short for a speaker vector", got=f"{len(wave) / sample_rate:.3f} s")
