@@ -44,11 +44,11 @@ def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False)
     """
 
     def options() -> str:
-        from slmkit.config.load import describe
+        from slmkit.config.load import describe_options
 
         module, name = kind.split(":")
         title = "Options of the config, as lines of the file or as KEY=VALUE:"
-        return "\n".join([title, *describe(getattr(importlib.import_module(module), name))])
+        return "\n".join([title, *describe_options(getattr(importlib.import_module(module), name))])
 
     parser.has_overrides = True
     parser.help_parts.append(options)

@@ -1,7 +1,10 @@
 """Convert a published checkpoint, or a model in the format of transformers, into a model directory of slmkit.
 
-  slmkit import-model model.safetensors OUT --base Qwen2.5-0.5B     a checkpoint of the published code (2506.12537)
-  slmkit import-model DIR OUT      what `slmkit consolidate --format hf` wrote, trained further or not
+  slmkit import-model model.safetensors OUT --base Qwen2.5-0.5B
+  slmkit import-model DIR OUT
+
+The first form converts a checkpoint of the published code (arXiv 2506.12537), the second a directory that
+`slmkit consolidate --format hf` wrote, trained further or not.
 
 Tokens per step (1, 3, 6 or 12), kind of heads and speaker input of a published checkpoint are found from its weights.
 The float type stays. `slmkit consolidate OUT DIR --format published` (or hf) converts back.

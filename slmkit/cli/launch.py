@@ -1,7 +1,7 @@
 """Check, then start `slmkit train` on this machine, on the machines of a hostfile, or through Slurm.
 
   slmkit launch --config RUN.yaml --processes 8
-  slmkit launch --config RUN.yaml --hostfile HOSTS [--nodes 2]       HOSTS: lines such as "node1 slots=8"
+  slmkit launch --config RUN.yaml --hostfile HOSTS [--nodes 2]
   slmkit launch --config RUN.yaml --slurm --nodes 2 --processes 8 --time 24:00:00
 
 --dry-run prints what would run where and starts nothing. With a hostfile all machines are checked first; an error names

@@ -16,11 +16,11 @@ from slmkit.errors import UserError
 
 # Command: module and one line of what it does.
 COMMANDS = {
-    "init-base": ("init_base", "make a tiny base model, with a tokenizer trained on your text"),
+    "init-base": ("init_base", "make a tiny base model, to try things out"),
     "codec": ("codec", "fit the built-in codec, or copy a recording through a codec"),
     "tokenize": ("tokenize", "turn audio into shards of codec codes"),
     "import": ("import_codes", "turn published codes (JSONL) into shards"),
-    "import-model": ("import_model", "convert a published checkpoint or a transformers model for slmkit"),
+    "import-model": ("import_model", "convert a published or transformers model for slmkit"),
     "recipe": ("recipe", "list or copy the recipes and settings that come with slmkit"),
     "doctor": ("doctor", "check machine, DeepSpeed and data before training"),
     "train": ("train", "train a model on shards of codes, with one process or many"),

@@ -5,7 +5,7 @@
   slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
 --speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). Every
-model needs it: models without speaker input speak in their own way, but the codec uses it to make sound.
+model needs it: where the model has no speaker input, the codec still uses it.
 
 --stream writes the sound while it is generated: to a WAV file, or to standard output (--out -).
 

@@ -1,16 +1,16 @@
 """Turn a corpus of audio into shards of codec codes, once.
 
-  slmkit tokenize run --config tokenize_jobs/libritts.yaml /data/LibriTTS CODEC OUT
+  slmkit tokenize run --config libritts /data/LibriTTS CODEC OUT
 
 does all the work on this machine. On a cluster it has three steps. Each may be stopped and started again at any time:
 
-  slmkit tokenize plan     --config R.yaml SOURCE CODEC OUT      decides which utterance goes to which shard
-  slmkit tokenize run      --config R.yaml SOURCE CODEC OUT --task 3 --num-tasks 64        the shards of one task
-  slmkit tokenize finalize OUT                                   checks the shards, writes ledger and manifest
+  slmkit tokenize plan ...       decides which utterance goes to which shard
+  slmkit tokenize run ...        encodes; with --task 3 --num-tasks 64 the shards of one task of 64
+  slmkit tokenize finalize OUT   checks the shards, writes ledger and manifest
 
-  slmkit tokenize submit   ...                                   all three as a Slurm array
-  slmkit tokenize status   OUT                                   progress, failed tasks, time left
-  slmkit tokenize verify   OUT --codec CODEC --report DIR        reads all shards again; a page with audio to compare
+  slmkit tokenize submit ...     all three steps as a Slurm array
+  slmkit tokenize status OUT     progress, failed tasks, time left
+  slmkit tokenize verify OUT     reads all shards again, and writes a page with audio to compare
 
 Options come from a YAML recipe (--config), then from flags, then from KEY=VALUE; the last value of an option counts.
 OUT/failures.jsonl lists the files that could not be used, OUT/outliers.jsonl those that look wrong. Exit codes: 0 done;

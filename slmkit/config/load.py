@@ -131,7 +131,7 @@ def _num_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     return total
 
 
-def describe(kind: type[Config]) -> list[str]:
+def describe_options(kind: type[Config]) -> list[str]:
     """Every option of `kind`, a line each: key, two or more spaces, meaning, what it takes, default.
 
     Options come in groups, each after an empty line and a line that names it.

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from slmkit.config.load import MAX_BYTES, Config, describe, from_dict, load_config, to_dict, to_yaml
+from slmkit.config.load import MAX_BYTES, Config, describe_options, from_dict, load_config, to_dict, to_yaml
 from slmkit.config.values import Count, Flag, Name, Natural, Number, PathText, Seconds, Share
 from slmkit.errors import ConfigError, UserError
 
@@ -166,7 +166,7 @@ def test_a_file_without_end_or_beginning_is_named(tmp_path: Path) -> None:
 
 
 def test_describe_lists_every_option() -> None:
-    assert describe(Outer) == [
+    assert describe_options(Outer) == [
         "  name     its name [a name; required]",
         "  count    how many [a whole number, at least 1; default: null]",
         "  flags    switches [a list, each true or false; default: []]",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from slmkit.config.load import Config, describe, from_dict
+from slmkit.config.load import Config, describe_options, from_dict
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
 from slmkit.config.train import ScheduleConfig, TrainConfig, load_run
 from slmkit.errors import ConfigError
@@ -101,7 +101,7 @@ def test_what_else_is_wrong_is_said_where_required_options_are_missing() -> None
 
 @pytest.mark.parametrize("kind", [TrainConfig, TokenizeConfig, ImportConfig])
 def test_every_option_has_a_meaning(kind: type[Config]) -> None:
-    assert [line for line in describe(kind) if line.startswith(" ") and "  None [" in line] == []
+    assert [line for line in describe_options(kind) if line.startswith(" ") and "  None [" in line] == []
 
 
 @pytest.mark.parametrize(

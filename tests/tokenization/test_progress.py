@@ -54,7 +54,7 @@ def test_time_left_follows_the_rate_of_what_runs(tmp_path):
         "4 of 10 done",
         "2 running, 1 failed, 0 lost",
         "shard 2 to 3, 6 to 9",
-        "time left   20 s",
+        "time left    20 s",
         "failed: disk full",
     ):
         assert part in text
