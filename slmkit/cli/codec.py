@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slmkit import log
-from slmkit.corpora.folders import AUDIO_SUFFIXES, files_under
+from slmkit.audio import AUDIO_SUFFIXES
+from slmkit.corpora.folders import files_under
 from slmkit.errors import BadSample, UserError
 
 if TYPE_CHECKING:

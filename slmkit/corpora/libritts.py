@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from slmkit.audio import AUDIO_SUFFIXES
 from slmkit.corpora.base import Audio, SourcePart, Utterance
-from slmkit.corpora.folders import AUDIO_SUFFIXES, is_audio, walk
+from slmkit.corpora.folders import is_audio, walk
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError

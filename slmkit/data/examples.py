@@ -240,7 +240,7 @@ class TrainingData:
         shuffle_shards: int | None = None,
     ) -> Plan:
         """Rows of every epoch."""
-        sources = [plan.Source(starts=part.starts, weight=part.weight) for part in self.parts]
+        sources = [plan.WeightedShards(starts=part.starts, weight=part.weight) for part in self.parts]
         options: dict[str, Any] = {"window": window, "shuffle": shuffle, "shuffle_shards": shuffle_shards}
         return Plan(sources, self.lengths, seed=seed, row_tokens=row_tokens, **options)
 

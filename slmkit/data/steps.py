@@ -36,7 +36,7 @@ class PlannedStep(NamedTuple):
     rows: list[IntArray]  # global_rows of them
 
 
-class Place(NamedTuple):
+class WindowStart(NamedTuple):
     """Where a window begins."""
 
     epoch: int
@@ -51,7 +51,7 @@ class Steps:
     def __init__(self, plan: Plan, global_rows: int, name: str = "") -> None:
         """`name` is a hash of what decides the plan; a cursor belongs to plans of its name only."""
         self.plan, self.global_rows, self.name = plan, global_rows, name
-        self._places = [Place(0, 0, 0, 0)]  # sorted
+        self._places = [WindowStart(0, 0, 0, 0)]  # sorted
 
     def walk(
         self, done_steps: int = 0, cursor: Cursor | None = None, *, epochs: int | None = None
@@ -66,7 +66,7 @@ class Steps:
             rows: list[IntArray] = []
             num_rows = place.first_row
             for window_number in range(place.window, self.plan.num_windows(place.epoch)):
-                self._note(Place(place.epoch, window_number, place.epoch_start, num_rows))
+                self._note(WindowStart(place.epoch, window_number, place.epoch_start, num_rows))
                 window = self.plan.window(place.epoch, window_number)
                 skipped = min(window.num_rows, max(0, number * self.global_rows + len(rows) - num_rows))
                 rows += map(window.row, range(skipped, window.num_rows))
@@ -79,33 +79,33 @@ class Steps:
                 empty = np.zeros(0, np.int64)
                 yield PlannedStep(place.epoch, number, rows + [empty] * (self.global_rows - len(rows)))
             epoch_start = place.epoch_start + -(-num_rows // self.global_rows)
-            place = Place(place.epoch + 1, 0, epoch_start, 0)
+            place = WindowStart(place.epoch + 1, 0, epoch_start, 0)
 
     def cursor(self, done_steps: int) -> Cursor:
         """The last known window that begins at or before the step after `done_steps`."""
         place = self._find(done_steps, None)
         return self._sealed({**place._asdict(), "rows": self._num_rows(place)})
 
-    def _find(self, done_steps: int, cursor: Cursor | None) -> Place:
+    def _find(self, done_steps: int, cursor: Cursor | None) -> WindowStart:
         given = self._believed(cursor)
         if given is not None:
             self._note(given)
         return self._places[bisect.bisect_right(self._places, done_steps * self.global_rows, key=self._row) - 1]
 
-    def _row(self, place: Place) -> int:
+    def _row(self, place: WindowStart) -> int:
         """The place of a window in the rows of the run, as if no step lacked any."""
         return place.epoch_start * self.global_rows + place.first_row
 
-    def _note(self, place: Place) -> None:
+    def _note(self, place: WindowStart) -> None:
         i = bisect.bisect_left(self._places, place)
         if i == len(self._places) or self._places[i] != place:
             self._places.insert(i, place)
 
-    def _believed(self, cursor: Cursor | None) -> Place | None:
+    def _believed(self, cursor: Cursor | None) -> WindowStart | None:
         """The place a cursor names, if it belongs to this plan."""
         if not isinstance(cursor, dict) or cursor != self._sealed({k: cursor[k] for k in cursor if k != "seal"}):
             return None
-        place = Place(*(int(cursor[field]) for field in Place._fields))
+        place = WindowStart(*(int(cursor[field]) for field in WindowStart._fields))
         return place if self._num_rows(place) == cursor["rows"] else None
 
     def _sealed(self, values: Cursor) -> Cursor:
@@ -113,8 +113,8 @@ class Steps:
         content = repr((self.name, self.global_rows, sorted(values.items())))
         return {**values, "seal": hashlib.sha256(content.encode()).hexdigest()[:16]}
 
-    def _num_rows(self, place: Place) -> int:
+    def _num_rows(self, place: WindowStart) -> int:
         return self.plan.window(place.epoch, place.window).num_rows if self._exists(place) else 0
 
-    def _exists(self, place: Place) -> bool:
+    def _exists(self, place: WindowStart) -> bool:
         return place.window < self.plan.num_windows(place.epoch)

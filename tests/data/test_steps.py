@@ -11,7 +11,7 @@ from data.test_plan import plans, seen_in
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from slmkit.data.plan import Plan, Source
+from slmkit.data.plan import Plan, WeightedShards
 from slmkit.data.steps import Steps
 from slmkit.world import BatchSplit
 
@@ -20,7 +20,9 @@ LENGTHS = np.random.default_rng(0).integers(1, 60, 300)
 
 def make_steps(global_rows: int = 4, **change: Any) -> Steps:
     options = {"seed": 0, "row_tokens": 100, "window": 32, **change}
-    return Steps(Plan([Source(starts=np.array([0, 300]))], lambda n: LENGTHS[n], **options), global_rows, "name")
+    return Steps(
+        Plan([WeightedShards(starts=np.array([0, 300]))], lambda n: LENGTHS[n], **options), global_rows, "name"
+    )
 
 
 @settings(deadline=None, max_examples=30)

@@ -5,12 +5,12 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -30,7 +30,7 @@ from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_voices, select
 from slmkit.evaluate.spoken import Tools, Truths
-from slmkit.infer.batch import Task
+from slmkit.infer.batch import SpeakingTask
 from slmkit.infer.engine import Engine
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
@@ -75,7 +75,7 @@ def spoken(
     synthesizer: Synthesizer,
     corpus: Corpus,
     settings: SpeakingSettings | None = None,
-    task: Task = "tts",
+    task: SpeakingTask = "tts",
     **choice: Any,
 ) -> dict[str, Any]:
     """Generate and score, with a recognizer that hears nothing."""
@@ -270,13 +270,14 @@ def test_what_cannot_be_asked_counts_as_a_failure(
     assert "Not asked of the model: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.full
 def test_a_killed_run_goes_on_and_gives_the_same(chain: Path, tmp_path: Path) -> None:
     """Killed without warning once the first output is there; sampled, in two voices, two at a time."""
     words = [str(chain / "model"), "--corpus", str(chain / "corpus"), "--codec", str(chain / "codec"), "--limit", "0"]
     words += ["--only", "generate", "--slots", "2", "--voices", "own", "swapped", "--temperature", "1.2"]
     words += ["--text-temperature", "0", "--max-sec", "1"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen([sys.executable, "-m", "slmkit", "evaluate", *words, "--out", str(killed)])
+    process = forked.Process(["-m", "slmkit", "evaluate", *words, "--out", str(killed)])
     records = killed / ".outputs.part"
     while not records.exists() or not records.read_bytes().count(b"\n"):
         assert process.poll() is None, "it ended before it could be killed"
@@ -390,7 +391,7 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
     for words, message in (
-        ([str(tmp_path / "no"), *parts, "--out", out], "there is no directory of the model"),
+        ([str(tmp_path / "no"), *parts, "--out", out], "the model is not there"),
         ([str(chain / "corpus"), *parts, "--out", out], "corpus is not a model that `slmkit consolidate` wrote"),
         ([model, "--corpus", str(chain / "model"), *parts[2:], "--out", out], "model is not a tokenized corpus"),
         ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "no does not exist"),
@@ -401,6 +402,7 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_command_measures_with_real_parts(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A recognizer that was taught nothing, STOI and PESQ against the recordings, the model's own hidden states."""
     save_tiny_whisper(tmp_path / "whisper", steps=0)

@@ -49,6 +49,7 @@ class Echo:
         return SCRIPT
 
 
+@pytest.mark.full
 @pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed")
 def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> None:
     samples = []

@@ -90,6 +90,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
+@pytest.mark.full
 def test_players_and_pictures_load_and_no_text_becomes_code(browser: Browser, report: Path, tmp_path: Path) -> None:
     browser.go((report / "index.html").as_uri())
     browser.wait_for("document.readyState === 'complete'")
@@ -108,6 +109,7 @@ def test_players_and_pictures_load_and_no_text_becomes_code(browser: Browser, re
     assert browser.value("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.full
 def test_scripts_that_got_in_would_not_run(browser: Browser, report: Path, tmp_path: Path) -> None:
     """The page forbids them, should escaping ever fail."""
     page = (report / "index.html").read_text()

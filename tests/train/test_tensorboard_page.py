@@ -19,7 +19,8 @@ from browser import ALL_ELEMENTS, Browser
 from PIL import Image
 from train.ranks import free_port
 
-from slmkit.infer.samples import picture
+from slmkit import plot
+from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.train.metrics import MetricsLog
 
 pytestmark = [
@@ -62,7 +63,12 @@ def write_run(directory: Path) -> None:
     }
     for name, wave in waves.items():
         log.tensorboard.add_audio(f"speech/u1/{name}", wave, 20, sample_rate=RATE)
-    log.tensorboard.add_image("speech/u1/mel", picture(waves, RATE), 20, dataformats="HWC")
+    log.tensorboard.add_image(
+        "speech/u1/mel",
+        plot.spectra({name: log_mel(wave, RATE) for name, wave in waves.items()}, sec_per_column=HOP_SEC),
+        20,
+        dataformats="HWC",
+    )
     log.close()
 
 

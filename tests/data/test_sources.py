@@ -7,9 +7,9 @@ import pickle
 import numpy as np
 import pytest
 
-from slmkit.data import conversations as module
-from slmkit.data.conversations import Conversations
+from slmkit.data import sources as module
 from slmkit.data.prompt import conversation, example
+from slmkit.data.sources import Conversations
 from slmkit.errors import DamagedSample, UserError
 
 
