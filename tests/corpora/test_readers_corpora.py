@@ -116,7 +116,7 @@ def test_a_source_that_is_not_there_or_of_another_kind_is_refused(kind, tmp_path
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"unknown kind of source[\s\S]*librispeech, [\s\S]*see `slmkit"):
+    with pytest.raises(UserError, match=r"unknown kind of source[\s\S]*librispeech, [\s\S]*run --help` shows them"):
         read_source("tapes", tmp_path)
     with pytest.raises(UserError, match=r"got: +librespeech[\s\S]*did you mean librispeech\?"):
         read_source("librespeech", tmp_path)
