@@ -11,7 +11,7 @@ from synthetic import codec_spec, write_corpus
 from train.place import FRAMES, MODELS, STEPS, Place
 from train.ranks import ROOT
 
-from slmkit.train.metrics import read_records
+from slmkit.train.metrics import read_metrics
 
 Splits = dict[int, tuple[int, ...]]  # processes -> rows of a micro-batch; 4 rows in a global batch
 SPLITS: Splits = {1: (4, 1), 2: (1,)}
@@ -133,7 +133,7 @@ def check_splits(place: Place, model: str, splits: Splits) -> None:
 @pytest.mark.usefixtures("one_process", "two_processes")
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_record_tells_speeds_and_the_slowest_process(place: Place, world_size: int) -> None:
-    lines = read_records(place.directory / run_name("mtp", world_size, 1) / "metrics.jsonl")
+    lines = read_metrics(place.directory / run_name("mtp", world_size, 1) / "metrics.jsonl")
     assert lines[0]["processes"] == world_size
     for record in (line for line in lines if "loss" in line):
         assert record["speed/tokens_per_sec"] > 0
