@@ -25,7 +25,7 @@ REQUIRED = [
     "soxr>=1.0,<1.2",
     "numpy>=2.0,<2.5",
     "av>=16,<19",  # audio that libsndfile does not read whole
-    "scipy>=1.13,<2",
+    "scipy>=1.15,<2",
     "pydantic>=2.10,<3",
     "pyyaml>=6,<7",
     "jinja2>=3.1,<4",
@@ -39,7 +39,7 @@ REQUIRED = [
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
 EVAL = ["jiwer>=4,<5", "pystoi>=0.4,<0.5", "pesq>=0.0.4,<0.1"]  # pesq is built with a C compiler
-SERVE = ["fastapi>=0.120,<1", "uvicorn>=0.34,<1", "sse-starlette>=2.2,<5", "prometheus-client>=0.21,<1"]
+SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
     "serve": SERVE,
@@ -87,7 +87,7 @@ class BuildWithAssets(build_py):
 
 setup(
     name="slmkit",
-    version="0.4.0",
+    version="0.5.0",
     description="Train speech language models on codec codes with DeepSpeed, from audio files to a model that speaks",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

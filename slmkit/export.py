@@ -52,9 +52,9 @@ from slmkit.model.published import save_published, to_published
 from slmkit.model.slm import SpeechLM
 
 Format = Literal["slmkit", "hf", "published"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
-OURS = ("layout", "codec", "group", "head", "fusion", "speaker_dim", "softmax", "text_loss_weight")
+FLOAT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
+NOTED_OPTIONS = ("layout", "codec", "group", "head", "fusion", "speaker_dim", "softmax", "text_loss_weight")
 # One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech.
 CHAT_TEMPLATE = (
     "<|im_start|>{% for message in messages %}"
@@ -84,7 +84,7 @@ def consolidate(
     with new_directory(Path(out_dir)) as temporary:
         model = trained_model(Path(run_dir), checkpoint)
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
-        _write(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
+        _write_export(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
     return checkpoint
 
 
@@ -102,7 +102,7 @@ def convert(model_dir: str | Path, out_dir: str | Path, *, format: Format = "slm
         model = load(model_dir)
         dtype = dtype or str(model.dtype).removeprefix("torch.")
         source = {"export": Path(model_dir).name}
-        _write(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
+        _write_export(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
     return dtype
 
 
@@ -152,11 +152,11 @@ def merged_weights(checkpoint: Checkpoint) -> State:
         raise UserError(f"DeepSpeed cannot put {path} together: {error}") from error
 
 
-def _write(
+def _write_export(
     model: SpeechLM, directory: Path, description: Path, *, format: Format, dtype: str, source: dict[str, Any]
 ) -> None:
     """Write into an empty directory and compare; `description` is one with the model's tokenizer."""
-    torch.nn.Module.to(model, DTYPES[dtype])
+    torch.nn.Module.to(model, FLOAT_TYPES[dtype])
     source = {**source, "format": format, "dtype": dtype}
     export = directory / "export"
     tokenizer = load_transformers_tokenizer(description)
@@ -214,23 +214,23 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
         )
     out_dir = Path(out_dir)
     save(model, out_dir, tokenizer=tokenizer, source=source)
-    values = read_json(out_dir / CONFIG)
+    values = read_json(out_dir / CONFIG_FILE)
     names = {"torch_dtype": values["dtype"], **values["rope_parameters"]}
     names.pop("rope_type")
-    write_json(out_dir / CONFIG, {**values, **names}, replace=True)
+    write_json(out_dir / CONFIG_FILE, {**values, **names}, replace=True)
     # Padding is named here alone: as a part of the model it would keep the end of text from being trained.
     ids = {
         "bos_token_id": model.layout.bos_id,
         "eos_token_id": model.layout.eos_id,
         "pad_token_id": model.layout.eos_id,
     }
-    write_json(out_dir / GENERATION, {"do_sample": False, **ids}, replace=True)
-    values = read_json(out_dir / TOKENIZER)
+    write_json(out_dir / GENERATION_FILE, {"do_sample": False, **ids}, replace=True)
+    values = read_json(out_dir / TOKENIZER_FILE)
     special = values.pop("extra_special_tokens", [])
     for name in ("is_local", "local_files_only", "backend"):
         values.pop(name, None)
     names = {"additional_special_tokens": special, "chat_template": CHAT_TEMPLATE}
-    write_json(out_dir / TOKENIZER, {**values, **names}, replace=True)
+    write_json(out_dir / TOKENIZER_FILE, {**values, **names}, replace=True)
     (out_dir / "chat_template.jinja").unlink(missing_ok=True)  # of the text model
 
 
@@ -241,11 +241,11 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
     the export noted of vocabulary and codec.
     """
     directory = Path(directory)
-    noted = read_json(directory / CONFIG)
+    noted = read_json(directory / CONFIG_FILE)
     noted = noted.get(SpeechLMConfig.model_type) if isinstance(noted, dict) else None
     if not isinstance(noted, dict):
         raise UserError(
-            f"{directory / CONFIG} says nothing of vocabulary and codec",
+            f"{directory / CONFIG_FILE} says nothing of vocabulary and codec",
             expected=f"an entry {SpeechLMConfig.model_type!r}, as `slmkit consolidate --format hf` writes it",
             next_step="copy the entry from the config.json of the export that this model was made from",
         )
@@ -259,7 +259,7 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
     if wrong:
         raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
-    ours = {name: noted[name] for name in OURS if name in noted}
+    ours = {name: noted[name] for name in NOTED_OPTIONS if name in noted}
     layout = VocabLayout.from_dict(ours.get("layout", {}))
     backbone = backbone_values(plain.config.to_dict(), layout, plain.config.vocab_size)
     model = SpeechLM(SpeechLMConfig(backbone=backbone, **ours))

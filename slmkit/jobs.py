@@ -39,13 +39,13 @@ MAX_SHOWN_CHARS = 200  # of a setting, in an error
 LINE_EVERY_SEC = 5.0  # between two lines of progress where there is no terminal
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # figures fit 80 columns
 
-Record = dict[str, Any]
+JobRecord = dict[str, Any]
 
 
 class ResumableJob:
     """A directory of records that this process alone is filling; see the module."""
 
-    def __init__(self, directory: Path, description: dict[str, Any], records: dict[str, Record], notes: IO[bytes]):
+    def __init__(self, directory: Path, description: dict[str, Any], records: dict[str, JobRecord], notes: IO[bytes]):
         self.directory, self.description, self.records, self._notes = directory, description, records, notes
 
     @staticmethod
@@ -73,9 +73,9 @@ class ResumableJob:
         self.description |= facts
         write_json(self.directory / JOB, self.description, replace=True)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: JobRecord) -> None:
         """Keep a record, for good, under its "id". Raises UserError when the disk refuses."""
-        line = _line(record)
+        line = _record_line(record)
         try:
             while line:  # a disk that is nearly full takes a part
                 line = line[self._notes.write(line) :]
@@ -84,11 +84,11 @@ class ResumableJob:
             raise disk_error(self.directory / NOTES, error) from error
         self.records[record["id"]] = record
 
-    def finish(self, ids: Sequence[str]) -> list[Record]:
+    def finish(self, ids: Sequence[str]) -> list[JobRecord]:
         """Write and return the records of these ids, in this order; ids without a record are left out."""
         records = [self.records[name] for name in ids if name in self.records]
         with atomic_write(self.directory / RECORDS, replace=True) as file:
-            file.writelines(_line(record) for record in records)
+            file.writelines(_record_line(record) for record in records)
         for part in self.directory.rglob(".*.*.part"):  # of processes that were killed
             part.unlink(missing_ok=True)
         (self.directory / NOTES).unlink()
@@ -116,7 +116,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     return description
 
 
-def read_records(path: Path) -> list[Record]:
+def read_job_records(path: Path) -> list[JobRecord]:
     """The records in a file of them; a torn last line is left out. Raises UserError when the file is damaged."""
     try:
         content = path.read_bytes()
@@ -130,9 +130,9 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def _read_records(directory: Path) -> dict[str, Record]:
+def _read_records(directory: Path) -> dict[str, JobRecord]:
     paths = [path for path in (directory / RECORDS, directory / NOTES) if path.exists()]
-    return {record["id"]: record for path in paths for record in read_records(path)}
+    return {record["id"]: record for path in paths for record in read_job_records(path)}
 
 
 def check_empty(directory: str | Path) -> None:
@@ -173,7 +173,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
                 path.unlink()
 
 
-def _line(record: Record) -> bytes:
+def _record_line(record: JobRecord) -> bytes:
     # Half a surrogate pair, which UTF-8 cannot hold, becomes the escape that JSON has for it.
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 

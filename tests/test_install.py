@@ -1,5 +1,6 @@
 """`pip install .` is enough: an installed slmkit works away from the checkout, with all its recipes and scripts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from synthetic import WORDS, write_corpus
 from slmkit.assets import assets
 from slmkit.cli.main import main
 from slmkit.model.init_base import init_base
-from slmkit.train.metrics import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"
@@ -122,5 +122,6 @@ def test_a_run_is_trained_with_settings_by_name(slmkit: Run, tmp_path: Path) -> 
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     done = slmkit("train", "--config", "run.yaml", "steps=2", "log_every_steps=1", directory=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert [line["step"] for line in read_records(tmp_path / "run" / "metrics.jsonl")][-1] == 2
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(line).get("step") == 2 for line in lines)
     assert (tmp_path / "run" / "checkpoints" / "step-2" / "complete.json").is_file()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slmkit.errors import UserError
-from slmkit.jobs import JOB, NOTES, RECORDS, ProgressBar, ResumableJob, check_same, read_records
+from slmkit.jobs import JOB, NOTES, RECORDS, ProgressBar, ResumableJob, check_same, read_job_records
 from slmkit.log import get_logger
 
 SETTINGS = {"model": "m", "seeds": (1, 2)}
@@ -107,7 +107,7 @@ def test_what_is_damaged_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name} is damaged"), ResumableJob.open(tmp_path, {}):
             pass
     with pytest.raises(UserError, match=r"cannot read .*missing"):
-        read_records(tmp_path / "missing")
+        read_job_records(tmp_path / "missing")
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

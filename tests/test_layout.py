@@ -123,3 +123,19 @@ def test_top_level_holds_only_what_was_agreed() -> None:
     tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
     names = {name.split("/")[0] for name in tracked}
     assert {name for name in names if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_the_table_of_guarantees_names_tests_that_exist() -> None:
+    """And says rightly which run they are in. A test that is `full` only with some parameters counts as default."""
+    rows = [line.split("|") for line in (ROOT / "tests" / "README.md").read_text().splitlines() if ".py::" in line]
+    assert len(rows) > 15
+    for *_, named, run, _ in rows:
+        file, name = named.strip().strip("`").split("::")
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+        assert found, f"{file} has no {name}"
+        marks = [ast.unparse(decorator) for decorator in found[0].decorator_list]
+        marks += [
+            ast.unparse(n.value) for n in tree.body if isinstance(n, ast.Assign) and "pytestmark" in ast.unparse(n)
+        ]
+        assert ("pytest.mark.full" in marks) == (run.strip() == "full"), f"{file}::{name} is in the other run"

@@ -31,9 +31,8 @@ from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
-from slmkit.train.metrics import read_records
+from slmkit.train.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("A red coat.",)
 FACTS = {"Who wrote the song?": "Anna Bell.", "What did he eat?": "Two pies."}
@@ -132,7 +131,7 @@ def test_voices_are_kept_apart(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"{place / 'answers'} (qa): {len(FACTS)} examples" in shown
     assert f"the voices {EVAL_VOICE}\n" in shown
     assert f"{len(FACTS)} examples of the voices {TEST_VOICE}\n" in shown
-    records = list(read_records(place / "roletriviaqa_finetune" / "metrics.jsonl"))
+    records = list(read_metrics(place / "roletriviaqa_finetune" / "metrics.jsonl"))
     assert [r["eval/samples"] for r in records if "eval/samples" in r] == [len(FACTS)] * 2
 
 

@@ -42,6 +42,9 @@ OGG_PAGE = re.compile(rb"(?s)OggS\0(.).{8}(....)")  # flags, and the number of t
 OGG_BEGINS = 2  # the flag of a stream's first page; those of all streams come before any other page
 # In the header of an ASF file: the length in 100 ns, of which so many ms come before the sound, and flags.
 ASF_LENGTH = re.compile(rb"(?s)\xa1\xdc\xab\x8cG\xa9\xcf\x11\x8e\xe4\0\xc0\x0c Se.{48}(.{8}).{8}(.{8})(.)")
+# Where FFmpeg leaves out too much, and how much is right of what it would at the beginning: of WMA two frames, of which
+# the second holds sound in files that FFmpeg wrote; at the end of Vorbis too much where all of it is in one page.
+SKIPS = {("asf", "wmav1"): Fraction(1, 2), ("asf", "wmav2"): Fraction(1, 2), ("ogg", "vorbis"): Fraction(1)}
 ASF_BROADCAST = 1  # the flag of a recorded stream, whose header knows no length
 
 
@@ -77,7 +80,8 @@ class FFmpeg(Decoder):
             self.file.close()
             raise ValueError("it holds no audio that FFmpeg knows")
         context.thread_count = 1
-        if context.name in ("wmav1", "wmav2"):
+        self._skips = SKIPS.get((self._format, context.name))
+        if self._skips is not None:
             context.options = {"flags2": "+skip_manual"}
         delay = context.delay  # in samples by the header of the file; the decoder sets its own
         self.sample_rate, self.channels = 0, 0
@@ -89,10 +93,7 @@ class FFmpeg(Decoder):
             self._origin = max(0, place)
             # What is before the sound, where FFmpeg does not leave out the right number of samples:
             before = max(0, -place)  # Speex: none
-            if self._format == "asf":  # WMA: two frames, of which the second holds sound in files that FFmpeg wrote
-                skips = (bytes(data) for data in frame.side_data if data.type.name == "SKIP_SAMPLES")
-                before = sum(int.from_bytes(skip[:4], "little") // 2 for skip in skips)
-            elif self._format == "matroska":  # Opus: as WebM says, which older FFmpegs wrote wrong for other rates
+            if self._format == "matroska":  # Opus: as WebM says, which older FFmpegs wrote wrong for other rates
                 before = max(before, self._opus_delay() - delay)
             self._held = [values[before:]]
         if not self.channels:  # it holds no frame
@@ -144,7 +145,13 @@ class FFmpeg(Decoder):
                     if (frame.sample_rate, values.shape[1]) != (self.sample_rate, self.channels):
                         raise ValueError("the sample rate or the number of channels changes")
                     num_good += 1
-                    yield frame, values[: self._kept(packet, frame)] if self._format == "mov" else values
+                    if self._skips is not None:
+                        skips = (bytes(data) for data in frame.side_data if data.type.name == "SKIP_SAMPLES")
+                        values = values[sum(int(int.from_bytes(skip[:4], "little") * self._skips) for skip in skips) :]
+                    elif self._format == "mov":
+                        values = values[: self._kept(packet, frame)]
+                    if len(values):
+                        yield frame, values
             if num_junk > num_good:
                 raise ValueError("most of it cannot be decoded")
             # The decoder of MP3 makes up what is missing of a frame; the parser gives out none that is not whole.

@@ -70,7 +70,7 @@ WORDS = ("the", "river", "ran", "past", "an", "old", "bakery", "where", "someone
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class DataSizes:
     """How much is done."""
 
     resume_samples: int
@@ -80,8 +80,10 @@ class Sizes:
     trained_steps: int
 
 
-FULL = Sizes(resume_samples=10_000_000, plan_samples=60_000_000, utterances=2000, loaded_steps=300, trained_steps=20)
-QUICK = Sizes(resume_samples=50_000, plan_samples=100_000, utterances=40, loaded_steps=4, trained_steps=1)
+FULL = DataSizes(
+    resume_samples=10_000_000, plan_samples=60_000_000, utterances=2000, loaded_steps=300, trained_steps=20
+)
+QUICK = DataSizes(resume_samples=50_000, plan_samples=100_000, utterances=40, loaded_steps=4, trained_steps=1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     base = QUICK if args.quick else FULL
-    sizes = Sizes(
+    sizes = DataSizes(
         resume_samples=args.resume_samples or base.resume_samples,
         plan_samples=args.plan_samples or base.plan_samples,
         utterances=base.utterances,
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def bench_part(part: str, directory: Path, sizes: Sizes) -> dict[str, Any]:
+def bench_part(part: str, directory: Path, sizes: DataSizes) -> dict[str, Any]:
     """Figures of one part, with files in the empty `directory`."""
     if part == "resume":
         cursors = alone(make_simulated, directory, sizes.resume_samples, True)
@@ -190,10 +192,10 @@ def time_epoch_plan(directory: Path) -> dict[str, Any]:
     return {"plan_sec": seconds, "plan_rows": rows, "plan_peak_gib": peak_gib()}
 
 
-def time_loader(directory: Path, sizes: Sizes) -> dict[str, Any]:
+def time_loader(directory: Path, sizes: DataSizes) -> dict[str, Any]:
     """Rows a second of the loader, and of the two processes it would feed."""
     torch.set_num_threads(1)
-    source = of_corpus(make_corpus(directory / "corpus", sizes.utterances))
+    source = of_corpus(write_random_corpus(directory / "corpus", sizes.utterances))
     texts = (source.reader.read_meta(i)["text"] for i in range(len(source)))
     size = {name: QUICKSTART[name] for name in ("hidden_size", "num_layers")}
     init_base(texts, directory / "base", **size)
@@ -236,7 +238,7 @@ def time_loader(directory: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def make_corpus(directory: Path, utterances: int) -> Corpus:
+def write_random_corpus(directory: Path, utterances: int) -> Corpus:
     """Real shards of random codes and words, of about 60 to 150 characters each."""
     spec, rng, indexes = codec_spec(speaker_dim=80), np.random.default_rng(0), []
     for shard, start in enumerate(range(0, utterances, SHARD_SAMPLES)):

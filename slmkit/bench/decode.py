@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     shape, device, dtype = QUICK if args.quick else QWEN, usable_device(args.device), DTYPES[args.dtype]
-    codec = make_codec(args.codec, device, shape)
+    codec = codec_to_hear(args.codec, device, shape)
     result: dict[str, Any] = {
         "device": args.device,
         "dtype": args.dtype,
@@ -114,7 +114,7 @@ def usable_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_codec(directory: str | None, device: torch.device, shape: ModelShape) -> Codec:
+def codec_to_hear(directory: str | None, device: torch.device, shape: ModelShape) -> Codec:
     """The codec in `directory`, or FACodec of random weights. Raises UserError for one that knows too few codes."""
     if directory is None:
         return facodec.make_codec(facodec.random_states(), device)
@@ -209,7 +209,7 @@ def _last_hidden(model: SpeechLM, prompt: tuple[int, ...]) -> torch.Tensor:
 
 def weight_bytes(model: SpeechLM) -> int:
     """Bytes of the weights that a speech step of the engine reads."""
-    backbone = sum(weight.numel() for weight in model.lm_model.model.layers.parameters())
+    backbone = sum(weight.numel() for weight in model.backbone.layers.parameters())
     heads = sum(weight.numel() for weight in model.speech_heads.parameters())
     rows = 0 if model.group else max(model.layout.codebook_sizes) * model.config.hidden_size
     return model.dtype.itemsize * (backbone + heads + rows)

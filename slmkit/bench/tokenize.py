@@ -65,7 +65,7 @@ TIMES_MORE = 4  # utterances of the larger corpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class StageSizes:
     """How much is done."""
 
     codec_sec: float  # of FACodec's utterance
@@ -74,8 +74,8 @@ class Sizes:
     shard_samples: int
 
 
-FULL = Sizes(codec_sec=4.0, repeats=3, utterances=2000, shard_samples=250)
-QUICK = Sizes(codec_sec=0.2, repeats=1, utterances=8, shard_samples=4)
+FULL = StageSizes(codec_sec=4.0, repeats=3, utterances=2000, shard_samples=250)
+QUICK = StageSizes(codec_sec=0.2, repeats=1, utterances=8, shard_samples=4)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,15 +148,15 @@ def bench_melvq(audio: list[Path], repeats: int) -> dict[str, Any]:
     }
 
 
-def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes: Sizes) -> dict[str, Any]:
+def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes: StageSizes) -> dict[str, Any]:
     """Figures of the stage, with files in the empty `directory`."""
     if codec_dir is None:
         codec_dir = str(directory / "codec")
         random_melvq().save(codec_dir)
     more = TIMES_MORE * sizes.utterances
     small, large = directory / "small", directory / "large"
-    make_corpus(audio, small, sizes.utterances)
-    make_corpus(audio, large, more)
+    link_corpus(audio, small, sizes.utterances)
+    link_corpus(audio, large, more)
     runs = {
         name: run_stage(source, codec_dir, directory / f"shards-{name}", sizes, processes)
         for name, source, processes in (("small", small, 1), ("one", large, 1), ("two", large, 2))
@@ -183,7 +183,7 @@ def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes
     }
 
 
-def make_corpus(audio: list[Path], directory: Path, utterances: int) -> None:
+def link_corpus(audio: list[Path], directory: Path, utterances: int) -> None:
     """A folder like LibriTTS with so many utterances: the files of `audio` under new names, every other one as WAV."""
     originals = directory.parent / "originals"
     if not originals.exists():
@@ -203,7 +203,7 @@ def make_corpus(audio: list[Path], directory: Path, utterances: int) -> None:
             os.link(path, folder / f"{copy}_{path.name}")
 
 
-class Run(NamedTuple):
+class StageRun(NamedTuple):
     """What a run of the stage took."""
 
     audio_sec_per_sec: float  # of all processes, each from its first shard's end to its last's
@@ -212,7 +212,7 @@ class Run(NamedTuple):
     peak_mib: float  # resident memory, of the largest process
 
 
-def run_stage(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: int) -> Run:
+def run_stage(source: Path, codec_dir: str, out: Path, sizes: StageSizes, processes: int) -> StageRun:
     """Run the command and time it from outside."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()}
     words = command(source, codec_dir, out, sizes, processes)
@@ -229,10 +229,10 @@ def run_stage(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: 
     shards = Corpus.open(out).shards.listed
     paths = [index_path(out, tar) for tar, _, _ in shards]
     speed = sum(speed_of(paths[task::processes]) for task in range(processes))
-    return Run(speed, wall_sec, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return StageRun(speed, wall_sec, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def command(source: Path, codec_dir: str, out: Path, sizes: Sizes, processes: int) -> list[str]:
+def command(source: Path, codec_dir: str, out: Path, sizes: StageSizes, processes: int) -> list[str]:
     """The command line of the stage: no decoding processes beside those that encode."""
     settings = {"corpus": CORPUS, "kind": "libritts", "shard_samples": str(sizes.shard_samples)}
     return [
@@ -254,7 +254,7 @@ def speed_of(indexes: list[Path]) -> float:
     return audio_sec / (ended[-1] - ended[0])
 
 
-def time_shares(source: Path, codec_dir: str, out: Path, sizes: Sizes) -> dict[str, float]:
+def time_shares(source: Path, codec_dir: str, out: Path, sizes: StageSizes) -> dict[str, float]:
     """Shares of time in each step, in this process, one step after the other."""
     config = TokenizeConfig(
         corpus=CORPUS, source=str(source), codec=codec_dir, out=str(out), shard_samples=sizes.shard_samples

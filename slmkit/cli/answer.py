@@ -18,17 +18,17 @@ import argparse
 import sys
 import time
 
-from slmkit.cli.speaking import add_speaking_arguments, prepare, speak_file
+from slmkit.cli.speaking import add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
 
-DEFAULT_OUT = "answer.wav"
+DEFAULT_ANSWER_WAV = "answer.wav"
 UNMARKED = "the model did not mark its answer with [ta] and [ua], as the task qa teaches; this is all that it wrote"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
     question = parser.add_argument("question", help="question to answer; not with --jsonl")
-    parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
+    parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_ANSWER_WAV}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
     add_speaking_arguments(parser, question)
 
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
         if args.out is None or args.overwrite:
             raise UserError("a file of questions needs a directory of its own", expected="--out DIR, no --overwrite")
         return speak_file(args, "qa")
-    out = args.out or DEFAULT_OUT
-    synthesizer, speaker, options = prepare(args, out)
+    out = args.out or DEFAULT_ANSWER_WAV
+    synthesizer, speaker, options = prepare_answer(args, out)
     from slmkit.audio.io import write_wav
 
     began = time.perf_counter()

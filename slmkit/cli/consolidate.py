@@ -13,11 +13,11 @@ Formats:
 
 A model in format hf answers the published prompt. To read a sentence aloud the prompt is
   <|im_start|>[Human]: Read this sentence: SENTENCE.\\n [Assistant]:
-with SENTENCE as in training: lower case but for the first letter, and one full stop more at the end. The chat template
-makes it of the user message "Read this sentence: SENTENCE.". The model answers with words and speech tokens,
-<a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids (vocab_layout.json explains them), or for
-text with special tokens (skip_special_tokens: false). A server does not know that the streams take turns, and may leave
-the order; slmkit's own decoding cannot.
+with SENTENCE as in training: in lower case with a capital first letter; the full stop follows whatever it ends with.
+The chat template makes this of the user message "Read this sentence: SENTENCE.". The model answers with words and
+speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids (vocab_layout.json explains
+them), or for text with special tokens (skip_special_tokens: false). A server does not know that the streams take turns,
+and may leave the order; slmkit's own decoding cannot.
 
 The weights that were written are read again and compared with the checkpoint before OUT takes its name. The checkpoints
 of DeepSpeed are pickles, which can run code: use this only on runs that you trust.

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.model.init_base import init_base
 
     init_base(
-        _lines(Path(args.text)) if args.text else _corpus_texts(args.corpus),
+        _text_lines(Path(args.text)) if args.text else _corpus_texts(args.corpus),
         args.out,
         hidden_size=args.hidden_size,
         num_layers=args.num_layers,
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _text_lines(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8") as file:
             yield from file

@@ -22,6 +22,7 @@ from slmkit.assets import deepspeed_file
 from slmkit.cli.arguments import Parser, add_config_arguments, natural, positive
 from slmkit.cluster.slurm import submit
 from slmkit.errors import UserError
+from slmkit.world import World
 
 
 def add_arguments(parser: Parser) -> None:
@@ -79,6 +80,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(plan_lines(plan)))
         return 0
+    if not args.slurm and not args.hostfile:
+        from slmkit.train.settings import check_files
+
+        check_files(config, World(size=plan.split.world_size))  # before DeepSpeed's launcher takes its time
     if args.slurm:
         environment = {**os.environ, **({"MASTER_PORT": str(plan.master_port)} if plan.master_port else {})}
         print(f"submitted job {submit(plan.command, environment)}")

@@ -17,7 +17,7 @@ from slmkit.files import check_directory
 
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec
-    from slmkit.infer.batch import Task
+    from slmkit.infer.batch import SpeakingTask
     from slmkit.infer.request import SpeakingSettings
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
@@ -25,7 +25,7 @@ UNAWARE = "the model has no speaker input: only the codec follows the voice"
 STDOUT = "-"
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
-SETTINGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
+SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
     "temperature": (float, 0.0, "0 takes the most probable class, 1 draws as the model says (default: 0)"),
     "text_temperature": (float, None, "the same for the words around the speech (default: as --temperature)"),
     "top_k": (int, 0, "draw among the K most probable classes only, 0 for all (default: 0)"),
@@ -40,7 +40,7 @@ SETTINGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, de
 
 def add_sampling_arguments(parser: Any) -> None:
     """How the next class is chosen, and when an answer is stopped; `settings_of` reads them."""
-    for name, (kind, default, meaning) in SETTINGS.items():
+    for name, (kind, default, meaning) in SPEAKING_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=meaning)
 
 
@@ -49,7 +49,7 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
     from slmkit.infer.request import SpeakingSettings
 
     try:
-        return SpeakingSettings(**{name: getattr(args, name) for name in SETTINGS})
+        return SpeakingSettings(**{name: getattr(args, name) for name in SPEAKING_FLAGS})
     except (ValueError, OverflowError) as error:
         raise UserError(str(error)) from error
 
@@ -97,7 +97,7 @@ def check_voice(source: str) -> None:
         raise UserError(f"cannot take the voice of {source}: there is no such file", expected=VOICE)
 
 
-def prepare(
+def prepare_answer(
     args: argparse.Namespace, out: str, *, is_stream: bool = False
 ) -> "tuple[Synthesizer, Vector, dict[str, Any]]":
     """Synthesizer, voice and options of one answer into the WAV file `out`. Raises UserError for what does not fit.
@@ -134,7 +134,7 @@ def open_synthesizer(
     return Synthesizer.load(args.model, codec or args.codec, args.device, num_slots=num_slots, max_sec=room_sec)
 
 
-def speak_file(args: argparse.Namespace, task: "Task") -> int:
+def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
     """Speak the lines of `args.jsonl` into the directory `args.out`; 0, or 75 when told to stop."""
     from slmkit import log
     from slmkit.stopping import STOPPED, Stopped, stopping

@@ -34,20 +34,20 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from slmkit.cli.speaking import STDOUT, add_speaking_arguments, prepare, speak_file
+from slmkit.cli.speaking import STDOUT, add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
     from slmkit.infer.request import Request
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
-DEFAULT_OUT = "speech.wav"
+DEFAULT_SPEECH_WAV = "speech.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
     text = parser.add_argument("text", help="text to speak; not with --jsonl")
-    parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_OUT}), or with --jsonl a directory")
+    parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_SPEECH_WAV}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")
     parser.add_argument("--stream", action="store_true", help="write the sound as soon as there is some")
     add_speaking_arguments(parser, text)
@@ -62,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
             expected = "--out DIR, no --overwrite, no --stream"
             raise UserError("a file of sentences needs a directory of its own", expected=expected)
         return speak_file(args, "tts")
-    out = args.out or DEFAULT_OUT
-    synthesizer, speaker, options = prepare(args, out, is_stream=args.stream)
+    out = args.out or DEFAULT_SPEECH_WAV
+    synthesizer, speaker, options = prepare_answer(args, out, is_stream=args.stream)
     if args.stream:
         return _stream(synthesizer, synthesizer.reading(args.text, speaker, **options), speaker, out)
     from slmkit.audio.io import write_wav
@@ -97,6 +97,7 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
         output = speaking.output
     took_sec = time.perf_counter() - began
     assert output is not None, "the last piece has come"
+    output.check_finite()
     first = f"first audio after {speaking.first_audio_sec:.3f} s"
     print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {output.line()}", file=sys.stderr)
     return 0

@@ -10,9 +10,13 @@ Example:
 """
 
 import json
+from collections import Counter
 from typing import NamedTuple
 
 from slmkit.errors import BadSample
+
+FAILURES_FILE = "failures.jsonl"
+SHOWN_REASONS = 5
 
 
 class Failure(NamedTuple):
@@ -32,6 +36,11 @@ class Failure(NamedTuple):
     def line(self) -> bytes:
         """As JSON, with the newline."""
         return (json.dumps(self._asdict(), sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def most_common(reasons: Counter[str]) -> str:
+    """The most frequent reasons with their counts, for people."""
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(SHOWN_REASONS))
 
 
 def printable(text: str) -> str:

@@ -30,10 +30,10 @@ from slmkit.codec.base import Codec
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
-from slmkit.evaluate.outputs import voice_path
+from slmkit.evaluate.outputs import utterance_id, voice_path
 from slmkit.evaluate.selection import NamedVoice, Selected
 from slmkit.files import atomic_write
-from slmkit.infer.batch import BatchSpeaker, SpeechItem, Task, engine_shape, store
+from slmkit.infer.batch import BatchSpeaker, SpeakingTask, SpeechItem, engine_shape, store
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer, Vector
 from slmkit.jobs import ProgressBar, ResumableJob
@@ -52,12 +52,12 @@ def generate(
     out: str | Path,
     *,
     model: str,
-    task: Task = "tts",
+    task: SpeakingTask = "tts",
     voices: Sequence[NamedVoice] = (),
     name: str = "",
 ) -> None:
     """Store the outputs of all utterances that are not in `out` yet. `model` is the hash of the model, `name` is for
-    people. Task "tts" reads the texts; "qa" answers the questions in text and speech.
+    people. SpeakingTask "tts" reads the texts; "qa" answers the questions in text and speech.
 
     Raises UserError when the corpus or a voice is not of the model's codec, or the corpus lacks speaker vectors or, for
     qa, questions; or as `ResumableJob` does.
@@ -70,7 +70,7 @@ def generate(
                 got=voice.vector.shape,
                 expected=corpus.codec.speaker_dim,
             )
-    stored = _stored(task, settings, corpus, selected, voices, synthesizer.codec)
+    stored = _job_settings(task, settings, corpus, selected, voices, synthesizer.codec)
     stored = {"model": model, **engine_shape(synthesizer), **stored}
     with ResumableJob.open(out, stored, names={"model": name, "corpus": str(corpus.directory)}) as job:
         for number, voice in enumerate(voices):
@@ -79,7 +79,7 @@ def generate(
         items, vectors = _items(job, task, settings, corpus, selected, voices)
         speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: vectors[item.id], is_scored=True)
         speaker.run(items, len(selected))
-        job.finish([_id(place) for place in range(len(selected))])
+        job.finish([utterance_id(place) for place in range(len(selected))])
 
 
 def copy_synthesis(
@@ -89,14 +89,14 @@ def copy_synthesis(
     settings: SpeakingSettings,
     out: str | Path,
     *,
-    task: Task = "tts",
+    task: SpeakingTask = "tts",
 ) -> None:
     """Store the true codes of all utterances, decoded in their voices, as if a model had chosen them.
 
     Raises UserError as `generate` does.
     """
     _check_codec(corpus, codec)
-    stored = {"model": COPY, **_stored(task, settings, corpus, selected, (), codec)}
+    stored = {"model": COPY, **_job_settings(task, settings, corpus, selected, (), codec)}
     reader = ShardReader(corpus)
     with ResumableJob.open(out, stored, names={"model": COPY, "corpus": str(corpus.directory)}) as job:
         items, vectors = _items(job, task, settings, corpus, selected, ())
@@ -105,9 +105,9 @@ def copy_synthesis(
                 answer = next(iter(item.columns["true_answers"]), "")
                 columns = {"steps": None, "reason": "end", "limit": None, "why": "", "answer": answer}
                 codes = true_codes(reader.read(item.columns["number"]), corpus)
-                store(job, codec, item, vectors[item.id], codes, {**columns, "engine_sec": None}, keep_codes=True)
+                store(job, codec, item, vectors[item.id], codes, {**columns, "engine_sec": None}, is_scored=True)
                 bar.show(len(job.records), "copied")
-        job.finish([_id(place) for place in range(len(selected))])
+        job.finish([utterance_id(place) for place in range(len(selected))])
 
 
 def true_codes(sample: Sample, corpus: Corpus) -> npt.NDArray[np.int16]:
@@ -131,13 +131,8 @@ def _check_codec(corpus: Corpus, codec: Codec) -> None:
         )
 
 
-def _id(place: int) -> str:
-    """Names the files of an utterance by its place in the choice."""
-    return f"{place:05d}"
-
-
-def _stored(
-    task: Task,
+def _job_settings(
+    task: SpeakingTask,
     settings: SpeakingSettings,
     corpus: Corpus,
     selected: Sequence[Selected],
@@ -146,7 +141,9 @@ def _stored(
 ) -> dict[str, Any]:
     return {
         "task": task,
-        **settings.options,
+        "seed": settings.seed,
+        "max_sec": settings.max_sec,
+        "max_text_tokens": settings.max_text_tokens,
         "sampling": dataclasses.asdict(settings.sampling),
         "text_sampling": dataclasses.asdict(settings.text_sampling),
         "codec": codec.spec.to_dict(),
@@ -158,7 +155,7 @@ def _stored(
 
 def _items(
     job: ResumableJob,
-    task: Task,
+    task: SpeakingTask,
     settings: SpeakingSettings,
     corpus: Corpus,
     selected: Sequence[Selected],
@@ -168,7 +165,7 @@ def _items(
     reader, items, vectors = ShardReader(corpus), [], {}
     outside = {voice.name: voice.vector for voice in voices}
     for place, one in enumerate(selected):
-        name = _id(place)
+        name = utterance_id(place)
         if name in job.records:
             continue
         sample = reader.read(one.number)

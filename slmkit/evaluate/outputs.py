@@ -24,14 +24,14 @@ import numpy.typing as npt
 
 from slmkit.audio.encode import PCM16_SCALE
 from slmkit.errors import UserError
-from slmkit.infer.batch import CODES, WAVES
-from slmkit.jobs import JOB, RECORDS, read_description, read_records
+from slmkit.infer.batch import CODES_DIR, WAVES_DIR
+from slmkit.jobs import JOB, RECORDS, read_description, read_job_records
 
 NEEDED = {"task", "model", "corpus", "codec", "voices", "utterances"}  # settings that scoring reads
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class OutputRecord:
     """How one utterance came out."""
 
     place: int  # in the choice; the name of its files
@@ -39,7 +39,7 @@ class Record:
     key: str
     voice: str  # "own", "swapped", or the name of a voice from outside the corpus
     voice_number: int | None  # the sample whose voice it is
-    voice_key: str
+    voice_key: str  # of that sample
     speaker: str  # the name of the voice's speaker
     text: str  # what to say or, of a question, what to answer
     seed: int
@@ -54,10 +54,10 @@ class Record:
     engine_sec: float | None = None  # share of the decoding time; the sum over all is the time it took
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Record":
+    def from_dict(values: dict[str, Any]) -> "OutputRecord":
         """The columns that scoring reads, of a record of the job."""
-        own = {field.name: values[field.name] for field in dataclasses.fields(Record)}
-        return Record(**{**own, "true_answers": tuple(values["true_answers"])})
+        own = {field.name: values[field.name] for field in dataclasses.fields(OutputRecord)}
+        return OutputRecord(**{**own, "true_answers": tuple(values["true_answers"])})
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Finished:
     directory: Path
     settings: dict[str, Any]
     names: dict[str, str]
-    records: tuple[Record, ...]
+    records: tuple[OutputRecord, ...]
 
 
 def finished(directory: str | Path) -> Finished:
@@ -81,7 +81,7 @@ def finished(directory: str | Path) -> Finished:
         raise UserError(f"{directory / JOB} does not say how outputs were made", next_step="generate again")
     path, expected = directory / RECORDS, len(settings["utterances"])
     try:
-        records = [Record.from_dict(values) for values in read_records(path)] if path.exists() else []
+        records = [OutputRecord.from_dict(values) for values in read_job_records(path)] if path.exists() else []
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {error!r}", next_step="generate into a new directory") from error
     if [record.place for record in records] != list(range(expected)):
@@ -94,12 +94,17 @@ def finished(directory: str | Path) -> Finished:
     return Finished(directory, settings, description["names"], tuple(records))
 
 
+def utterance_id(place: int) -> str:
+    """The id of an utterance, which names its files."""
+    return f"{place:05d}"
+
+
 def codes_path(directory: Path, place: int) -> Path:
-    return directory / CODES / f"{place:05d}.npy"
+    return directory / CODES_DIR / f"{utterance_id(place)}.npy"
 
 
 def wav_path(directory: Path, place: int) -> Path:
-    return directory / WAVES / f"{place:05d}.wav"
+    return directory / WAVES_DIR / f"{utterance_id(place)}.wav"
 
 
 def voice_path(directory: Path, number: int) -> Path:

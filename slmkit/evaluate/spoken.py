@@ -21,7 +21,7 @@ from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
 from slmkit.evaluate.generation import COPY, true_codes
 from slmkit.evaluate.metrics import Score, single
-from slmkit.evaluate.outputs import Finished, Record, codes_path, read_array, read_wave, voice_path, wav_path
+from slmkit.evaluate.outputs import Finished, OutputRecord, codes_path, read_array, read_wave, voice_path, wav_path
 from slmkit.tokenization.copies import planned_audio
 
 KEPT = 4  # samples, and waves of each kind, in memory
@@ -98,7 +98,7 @@ class Truths:
 class Spoken:
     """See the module. Waves and codes are read each time; what a recognizer heard is kept."""
 
-    record: Record
+    record: OutputRecord
     outputs: Finished
     truths: Truths
     tools: Tools

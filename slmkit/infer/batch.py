@@ -8,8 +8,8 @@ utterances of an evaluation.
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
     OUT/job.json          model, codec and task; and the engines that did the work
 
-`jobs` says how a job that was killed goes on. Failures are tried again by the next start. Lines may be added to a file,
-or mended where they failed; a change to one that was spoken is an error, for nothing is replaced unasked.
+`jobs` says how a job that was killed continues. The next start tries failures again. Lines may be added to a file, and
+failed ones corrected; a change to a line that was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
 digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
@@ -42,21 +42,20 @@ import torch
 
 from slmkit.audio.encode import encoded
 from slmkit.codec.base import Codec, decode_alone
-from slmkit.data.ledger import Failure, printable
+from slmkit.data.ledger import FAILURES_FILE, Failure, most_common, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.request import Output, Request, SpeakingSettings
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector, Voices
-from slmkit.jobs import ELSEWHERE, ProgressBar, Record, ResumableJob
+from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
 from slmkit.log import get_logger
 
-FAILURES, WAVES, CODES = "failures.jsonl", "wav", "codes"
-Task = Literal["tts", "qa"]
-TEXT_FIELD: dict[Task, str] = {"tts": "text", "qa": "question"}
-MAX_LINE_BYTES = 2**20  # of a line, without what ends it
+WAVES_DIR, CODES_DIR = "wav", "codes"
+SpeakingTask = Literal["tts", "qa"]
+TEXT_FIELD: dict[SpeakingTask, str] = {"tts": "text", "qa": "question"}
+MAX_ITEM_BYTES = 2**20  # of a line, without what ends it
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # a safe name of a file, wherever it is copied
-SHOWN_REASONS = 5
 log = get_logger(__name__)
 
 
@@ -106,7 +105,7 @@ def speak_all(
     listed: Listed,
     out_dir: str | Path,
     *,
-    task: Task,
+    task: SpeakingTask,
     model: str,
     max_failure_share: float = 0.05,
 ) -> Summary:
@@ -117,7 +116,7 @@ def speak_all(
     when all that could be spoken is there.
     """
     total = len(listed.items) + len(listed.failures)
-    _check_share(listed.failures, total, max_failure_share, "nothing was spoken")
+    _check_line_failures(listed.failures, total, max_failure_share, "nothing was spoken")
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     voices, began = Voices(synthesizer.codec), time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
@@ -138,12 +137,12 @@ def speak_all(
         speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: voices.vector(item.speaker))
         speaker.run(listed.items, len(listed.items))
         failures = [*listed.failures, *(speaker.failures[name] for name in asked if name in speaker.failures)]
-        with atomic_write(job.directory / FAILURES, replace=True) as file:
+        with atomic_write(job.directory / FAILURES_FILE, replace=True) as file:
             file.writelines(failure.line() for failure in failures)
         records = job.finish([*asked])
     limited = sum(record["reason"] == "limit" for record in records)
     summary = Summary(len(records), limited, failures, speaker.spoken_sec, time.perf_counter() - began)
-    _check_share(failures, total, max_failure_share, f"see {Path(out_dir) / FAILURES}; all else is spoken")
+    _check_line_failures(failures, total, max_failure_share, f"see {Path(out_dir) / FAILURES_FILE}; all else is spoken")
     return summary
 
 
@@ -166,7 +165,7 @@ class BatchSpeaker:
         synthesizer: Synthesizer,
         job: ResumableJob,
         *,
-        task: Task,
+        task: SpeakingTask,
         vector_of: Callable[[SpeechItem], Vector],
         is_scored: bool = False,
     ) -> None:
@@ -227,11 +226,11 @@ class BatchSpeaker:
     def _keep(self, item: SpeechItem, vector: Vector, output: Output, engine_sec: float) -> None:
         """Write the files of an answer, then its record. Raises BadSample where there is nothing to keep."""
         words = self._synthesizer.words_of(output).text
-        columns: Record = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
+        columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
         if self._is_scored:
             columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
         elif output.limit == "not_finite":
-            raise BadSample("not_finite", "the model gave numbers that are not finite; its weights may be damaged")
+            raise BadSample("not_finite", "the model gave numbers that are not finite")
         elif not output.codes.shape[1]:
             said = f"; its words: {words}" if self._task == "qa" else ""
             raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
@@ -256,48 +255,56 @@ def store(
     item: SpeechItem,
     vector: Vector,
     codes: npt.NDArray[np.int16],
-    columns: Record,
-    keep_codes: bool,
-) -> Record:
-    """Write the wave of codes int16 [K, T] in the voice `vector`, float32 [D], the codes if asked, and the record.
+    columns: JobRecord,
+    is_scored: bool,
+) -> JobRecord:
+    """Write the wave of codes int16 [K, T] in the voice `vector`, float32 [D]; the codes, if they are to be scored; and
+    then the record.
 
-    Raises BadSample where the codec makes no sound of them, UserError when the disk refuses.
+    Raises UserError when the disk refuses, and BadSample where the codec makes no sound of the codes. To be scored,
+    that is a record, too, without frames.
     """
-    record: Record = {"id": item.id, "wav": None, "seconds": 0.0, "frames": codes.shape[1]}
+    record: JobRecord = {"id": item.id, "wav": None, "seconds": 0.0, "frames": codes.shape[1]}
+    content = b""
     if codes.shape[1]:
         rate = codec.spec.sample_rate
         try:
             wave = decode_alone(codec, codes, vector)
             content = encoded(wave, rate, "wav")
+            record |= {"wav": f"{WAVES_DIR}/{item.id}.wav", "seconds": len(wave) / rate}
         except (RuntimeError, ValueError) as error:
-            raise BadSample("no_sound", f"the codec could not turn the codes into sound: {error}") from error
-        record |= {"wav": f"{WAVES}/{item.id}.wav", "seconds": len(wave) / rate}
+            failure = BadSample("no_sound", f"the codec could not turn the codes into sound: {error}")
+            if not is_scored:
+                raise failure from error
+            codes, columns = codes[:, :0], {**columns, "reason": "refused", "why": failure.what}
+            record["frames"] = 0
+    if content:
         # A wave without a record is of a start that was killed. Its bytes are made above and not by calls from a
         # library in C, which would swallow the signal to stop.
         with atomic_write(job.directory / record["wav"], replace=True) as file:
             file.write(content)
-    if keep_codes:
-        with atomic_write(job.directory / CODES / f"{item.id}.npy", replace=True) as file:
+    if is_scored:
+        with atomic_write(job.directory / CODES_DIR / f"{item.id}.npy", replace=True) as file:
             np.save(file, codes, allow_pickle=False)
     record |= {**columns, "request": item.digest, **item.columns}
     job.add(record)
     return record
 
 
-def _check_share(failures: Sequence[Failure], total: int, most: float, note: str) -> None:
+def _check_line_failures(failures: Sequence[Failure], total: int, most: float, note: str) -> None:
     if len(failures) <= most * total:
         return
     reasons = Counter(failure.reason for failure in failures)
     first = failures[0]
     raise UserError(
         f"{len(failures)} of {total} lines failed ({first.key}: {first.detail})",
-        got=", ".join(f"{reason} {count}" for reason, count in reasons.most_common(SHOWN_REASONS)),
+        got=most_common(reasons),
         expected=f"a share of at most {most}",
         next_step=f"mend them, or allow a larger share with --max-failure-share; {note}",
     )
 
 
-def read_items(path: str | Path, task: Task, defaults: SpeakingSettings, *, speaker: str) -> Listed:
+def read_items(path: str | Path, task: SpeakingTask, defaults: SpeakingSettings, *, speaker: str) -> Listed:
     """The items of a JSONL file, and a failure for each line that gives none; blank lines do not count.
 
     What is well formed may still be refused later: models, codecs and files of speakers are not looked at.
@@ -305,12 +312,12 @@ def read_items(path: str | Path, task: Task, defaults: SpeakingSettings, *, spea
     """
     items: dict[str, SpeechItem] = {}
     failures = []
-    for number, line in read_lines(path, max_line_bytes=MAX_LINE_BYTES + 1):
+    for number, line in read_lines(path, max_line_bytes=MAX_ITEM_BYTES + 1):
         name = f"line {number}"
         try:
-            values = _parse(line)
+            values = _parse_item(line)
             name = _id_of(values, number)
-            item = _item(name, values, task, defaults, speaker)
+            item = _make_item(name, values, task, defaults, speaker)
             if item.id in items:
                 raise BadSample("duplicate_id", f"line {number} has the id of an earlier one", got=item.id)
             items[item.id] = item
@@ -321,9 +328,9 @@ def read_items(path: str | Path, task: Task, defaults: SpeakingSettings, *, spea
     return Listed(list(items.values()), failures)
 
 
-def _parse(line: bytes | None) -> dict[str, Any]:
+def _parse_item(line: bytes | None) -> dict[str, Any]:
     if line is None:
-        raise BadSample("too_long", "the line is too long", expected=f"at most {MAX_LINE_BYTES} bytes")
+        raise BadSample("too_long", "the line is too long", expected=f"at most {MAX_ITEM_BYTES} bytes")
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -344,7 +351,9 @@ def _id_of(values: dict[str, Any], number: int) -> str:
     return name
 
 
-def _item(name: str, values: dict[str, Any], task: Task, defaults: SpeakingSettings, speaker: str) -> SpeechItem:
+def _make_item(
+    name: str, values: dict[str, Any], task: SpeakingTask, defaults: SpeakingSettings, speaker: str
+) -> SpeechItem:
     field = TEXT_FIELD[task]
     kinds = {setting.name: setting.type for setting in dataclasses.fields(SpeakingSettings)}
     unknown = sorted(values.keys() - {*kinds, "id", "speaker", field})

@@ -132,7 +132,7 @@ class Engine:
         Raises UserError at a request that does not fit; those in the slots are then given up.
         """
         if self._active:
-            raise UserError("the engine is at work", next_step="wait for its outputs, or make another engine")
+            raise UserError("the engine is busy with other requests", next_step="wait for them, or make another engine")
         waiting, number = iter(requests), 0
         try:
             while True:

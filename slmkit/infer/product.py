@@ -25,7 +25,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils import cpp_extension
 
 from slmkit.log import get_logger
 
@@ -71,6 +70,8 @@ def compile_product() -> Path:
     It shares torch's OpenMP library, and so its threads: two sets of them would wait for each other.
     Raises OSError or subprocess.SubprocessError.
     """
+    from torch.utils import cpp_extension  # it imports setuptools, which takes long
+
     directory = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     flags = [*COMPILE, *CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())]
     facts = [SOURCE.read_text(), *flags, platform.machine(), torch.__version__, torch.__file__]

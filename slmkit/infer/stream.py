@@ -90,7 +90,7 @@ def _pieces(
 ) -> Generator[tuple[Wave, Output | None, float | None]]:
     """After each step: samples, the output once there is one, seconds until the first samples."""
     if engine.num_free < engine.num_slots:
-        raise UserError("the engine is at work", next_step="wait for its outputs, or make another engine")
+        raise UserError("the engine is busy with other requests", next_step="wait for them, or make another engine")
     stream, output = SpeechStream(codec, speaker), None
     engine.admit(request, NUMBER)
     try:

@@ -32,6 +32,7 @@ from slmkit.model.slm import SpeechLM
 StateDict = dict[str, torch.Tensor]
 NO_CLASS = -100
 EMBEDDING, LM_HEAD = "lm_model.model.embed_tokens.weight", "lm_model.lm_head.weight"
+SPEAKER = "spk_emb_proj.0.weight"  # [inner width, speaker_dim]
 
 
 def to_published(model: SpeechLM) -> StateDict:
@@ -68,8 +69,9 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
     Raises UserError when the file cannot be read, or its keys, shapes or lookup buffers are not those of such a model.
     """
     state = _read_state(Path(checkpoint))
-    if EMBEDDING not in state:
-        raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a key {EMBEDDING}")
+    for name in (EMBEDDING, SPEAKER) if SPEAKER in state else (EMBEDDING,):
+        if name not in state or state[name].ndim != 2 or not state[name].is_floating_point():
+            raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a matrix of floats {name}")
     group = sum(name.startswith("speech_heads.") and name.endswith(".small_to_orig") for name in state)
     kinds = [kind for kind, head in HEADS.items() if f"speech_heads.0.{head.published_key}" in state]
     layout = base_layout(TextTokenizer.load(base_dir), codec, group)
@@ -79,7 +81,7 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
         codec=codec.to_dict(),
         group=group,
         head=kinds[0] if kinds else "linear",
-        speaker_dim=state["spk_emb_proj.0.weight"].shape[1] if "spk_emb_proj.0.weight" in state else 0,
+        speaker_dim=state[SPEAKER].shape[1] if SPEAKER in state else 0,
     )
     model = SpeechLM(config)
     # The narrowest float type that holds every weight exactly.

@@ -120,7 +120,7 @@ class SpeechLM(PreTrainedModel):
         else:
             spans = [losses.TargetSpan(len(targets), self._candidates[0])]
         loss, nll, right = self.lm_model.lm_head(
-            hidden[0, positions], targets=targets, scales=shares[terms], spans=spans
+            hidden[0][positions], targets=targets, scales=shares[terms], spans=spans
         )
         sums, correct = losses.sum_by_term(nll, terms, num_terms), losses.sum_by_term(right, terms, num_terms)
         for i, head in enumerate(self.heads):

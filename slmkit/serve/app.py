@@ -131,7 +131,7 @@ async def _respond(body: SpokenBody, request: Request, service: Service, cleanin
     if first.output is not None and not len(first.wave):
         how = first.output.limit or "its end"
         raise ApiError(
-            500, f"the model gave no speech for this {body.text_field} (it came to: {how})", code="no_speech"
+            500, f"the model gave no speech for this {body.text_field} (it stopped by: {how})", code="no_speech"
         )
     rate = {"X-Slmkit-Sample-Rate": str(service.sample_rate)}
     if body.streaming == "audio":
@@ -260,7 +260,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status, note = time.monotonic(), 0, ""
+        began, status, note = time.monotonic(), 500, ""  # 500: what a defect gives
         num_bytes, is_read = 0, False
 
         async def receive_within_limits() -> Message:

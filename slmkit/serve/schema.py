@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
+from slmkit.errors import UserError
 from slmkit.infer.request import MAX_SEED
 from slmkit.infer.sampling import LEAST_FACTOR
 
@@ -80,6 +81,16 @@ def shortened(value: Any) -> str:
     return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
 
 
+def from_user_error(error: UserError) -> ApiError:
+    """What the engine says of a request, for the client."""
+    parts = [error.what]
+    if error.got is not None:
+        parts.append(f"got {error.got}")
+    if error.expected is not None:
+        parts.append(f"expected {error.expected}")
+    return ApiError(400, "; ".join(parts), code="invalid_value")
+
+
 def from_pydantic(problem: Mapping[str, Any]) -> ApiError:
     """One of `ValidationError.errors()`, whose location begins with "body"."""
     kind, place = problem["type"], problem["loc"][1:]
@@ -92,11 +103,11 @@ def from_pydantic(problem: Mapping[str, Any]) -> ApiError:
         return refused(param, "missing", code="missing_required_parameter")
     if kind == "extra_forbidden":
         return refused(param, "unknown field; /docs lists the known ones", code="unknown_parameter")
-    code = {"literal_error": "unsupported_value"}.get(kind, "invalid_value")
+    expected = problem["msg"].removeprefix("Input should be ")
     if kind.endswith("_type"):
-        code = "invalid_type"
-    said = problem["msg"].removeprefix("Input should be ")
-    return refused(param, "not as it should be", got=problem["input"], expected=said, code=code)
+        return refused(param, "wrong type", got=problem["input"], expected=expected, code="invalid_type")
+    code = "unsupported_value" if kind == "literal_error" else "invalid_value"
+    return refused(param, "wrong value", got=problem["input"], expected=expected, code=code)
 
 
 def _voice_name(value: Any) -> Any:
@@ -129,13 +140,17 @@ class SpokenBody(BaseModel):
     speed: float = Field(1.0, ge=0.25, le=4.0, description="only 1.0 is served")
     instructions: str = Field("", description="must be empty: the model follows none")
     temperature: float = Field(
-        0.0, ge=0.0, le=100.0, description=f"0: the most probable; otherwise from {LEAST_FACTOR:g}"
+        0.0, ge=0.0, le=100.0, description="0: take the most probable; 1: sample as the model says"
     )
-    top_k: int = Field(0, ge=0, le=10**6, description="sample among the k most probable; 0: among all")
-    top_p: float = Field(1.0, ge=LEAST_FACTOR, le=1.0, description="sample among those that hold this probability")
+    top_k: int = Field(0, ge=0, le=10**6, description="sample among the k most probable; 0: all")
+    top_p: float = Field(
+        1.0, ge=LEAST_FACTOR, le=1.0, description="sample among the fewest that hold this share of the probability"
+    )
     repetition_penalty: float = Field(1.0, ge=LEAST_FACTOR, le=100.0, description="above 1: fewer repetitions")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="of what is sampled: equal seeds give equal speech")
-    max_sec: float | None = Field(None, gt=0.0, description="longest speech in seconds; the server has a limit, too")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="equal seeds give equal speech")
+    max_sec: float | None = Field(
+        None, gt=0.0, description="longest speech in seconds (default: the limit of the server)"
+    )
 
     @model_validator(mode="before")
     @classmethod

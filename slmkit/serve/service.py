@@ -16,8 +16,8 @@ from slmkit.errors import UserError
 from slmkit.infer.request import Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
-from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, refused
-from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker, from_user_error
+from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, from_user_error, refused
+from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker
 
 STREAMED_FORMATS = ("wav", "pcm")  # those that are a file at every moment
 UNSUPPORTED = "unsupported_value"
@@ -34,11 +34,13 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_chars <= MAX_TEXT_CHARS:
-            raise UserError("texts cannot be so long", got=self.max_chars, expected=f"1 to {MAX_TEXT_CHARS} characters")
+            raise UserError(
+                "max_chars is out of range", got=self.max_chars, expected=f"1 to {MAX_TEXT_CHARS} characters"
+            )
         if not 0 < self.max_sec < float("inf"):
-            raise UserError("answers cannot be so long", got=self.max_sec, expected="a number of seconds above 0")
+            raise UserError("max_sec is out of range", got=self.max_sec, expected="a number of seconds above 0")
         if self.max_waiting < 0:
-            raise UserError("so many requests cannot wait", got=self.max_waiting, expected="0 or more")
+            raise UserError("max_waiting is out of range", got=self.max_waiting, expected="0 or more")
 
 
 class Service:

@@ -38,7 +38,7 @@ from slmkit.errors import UserError
 from slmkit.infer.request import Output, Request
 from slmkit.infer.stream import SpeechStream
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.serve.schema import ApiError, internal, overloaded, shutting_down
+from slmkit.serve.schema import ApiError, from_user_error, internal, overloaded, shutting_down
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # upper bounds of the histograms' buckets
 NEWEST_SHARE = 0.2  # of the newest answer in the mean time of an answer
@@ -101,17 +101,16 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._work: Future[None] | None = None
         self._changed = threading.Condition()
-        # Shared, under the lock of `_changed`:
+        # Changed under the lock of `_changed`:
         self._waiting: deque[Call] = deque()
-        self._num_running = 0
-        self._stop_at: float | None = None
-        self._is_ended = False
-        # The thread's own:
         self._running: dict[int, Call] = {}
+        self._is_open = False
+        self._stop_at: float | None = None
+        # The thread's own:
         self._suspects: deque[Call] = deque()
         self._next_number = 0
         self._mean_answer_sec = 1.0
-        metrics.running.set_function(lambda: self._num_running)
+        metrics.running.set_function(lambda: len(self._running))
         metrics.waiting.set_function(lambda: len(self._waiting))
 
     def start(self) -> None:
@@ -120,6 +119,7 @@ class Worker:
             # In the worker's thread: how the engine rounds is measured with the threads that it will compute with.
             self._thread.submit(lambda: self._synthesizer.engine).result()
             self._metrics.slots.set(self._synthesizer.engine.num_slots)
+            self._is_open = True
             self._work = self._thread.submit(self._run)
         finally:
             self._thread.shutdown(wait=False)  # it takes nothing more, and ends after `_run`
@@ -132,19 +132,16 @@ class Worker:
     @property
     def is_open(self) -> bool:
         """Whether requests are taken."""
-        return self.is_alive and self._stop_at is None
+        return self._is_open
 
     def submit(self, call: Call) -> None:
         """Queue a request. Raises ApiError 503 when there is no room for it or the worker is stopping."""
         with self._changed:
-            error: ApiError | None = None
-            if self._stop_at is not None or self._is_ended:
-                error = shutting_down()
-            elif self._num_running + len(self._waiting) >= self._synthesizer.engine.num_slots + self._max_waiting:
-                error = overloaded(self._mean_answer_sec)
-            if error is not None:
+            num_calls = len(self._running) + len(self._suspects) + len(self._waiting)
+            is_full = num_calls >= self._synthesizer.engine.num_slots + self._max_waiting
+            if is_full or not self._is_open:
                 self._metrics.requests.labels("refused").inc()
-                raise error
+                raise overloaded(self._mean_answer_sec) if self._is_open else shutting_down()
             self._waiting.append(call)
             self._changed.notify()
 
@@ -155,7 +152,7 @@ class Worker:
         Raises what ended the thread before, if anything did.
         """
         with self._changed:
-            self._stop_at = time.monotonic() + grace_sec
+            self._is_open, self._stop_at = False, time.monotonic() + grace_sec
             self._changed.notify()
         if self._work is not None:
             with contextlib.suppress(TimeoutError):
@@ -172,14 +169,13 @@ class Worker:
                 self._metrics.busy_sec.inc(time.perf_counter() - began)
         finally:
             with self._changed:
-                self._is_ended = True
+                self._is_open = False
                 left = [*self._waiting, *self._suspects, *self._running.values()]
                 self._waiting.clear()
-                error = shutting_down() if self._stop_at is not None else internal()
             for number in list(self._running):
                 self._leave_slot(number)
             for call in left:
-                self._fail(call, error)
+                self._fail(call, internal() if self._stop_at is None else shutting_down())
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; False when it is time to end."""
@@ -221,13 +217,12 @@ class Worker:
                 call = self._waiting.popleft()
             else:
                 return
-            self._num_running += 1
-        number = self._next_number
-        self._next_number += 1
-        self._running[number] = call
-        if call.is_streamed and call.stream is None:
-            call.stream = SpeechStream(self._synthesizer.codec, call.speaker)
+            number = self._next_number
+            self._next_number += 1
+            self._running[number] = call
         try:
+            if call.is_streamed and call.stream is None:
+                call.stream = SpeechStream(self._synthesizer.codec, call.speaker)
             self._synthesizer.engine.admit(call.request, number)
         except UserError as error:
             self._fail(self._leave_slot(number), from_user_error(error))
@@ -293,15 +288,4 @@ class Worker:
         with contextlib.suppress(KeyError):
             self._synthesizer.engine.cancel(number)
         with self._changed:
-            self._num_running -= 1
-        return self._running.pop(number)
-
-
-def from_user_error(error: UserError) -> ApiError:
-    """What the engine says of a request, for the client."""
-    parts = [error.what]
-    if error.got is not None:
-        parts.append(f"got {error.got}")
-    if error.expected is not None:
-        parts.append(f"expected {error.expected}")
-    return ApiError(400, "; ".join(parts), code="invalid_value")
+            return self._running.pop(number)

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, index_path, shard_name, write_manifest
-from slmkit.data.ledger import Failure
+from slmkit.data.ledger import FAILURES_FILE, Failure, most_common
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, provenance, read_json, write_json
 from slmkit.jobs import JOB, check_same
@@ -38,8 +38,7 @@ from slmkit.tokenization.plan import INTENDED, ShardPlan
 if TYPE_CHECKING:
     from slmkit.data.shards import Sample
 
-FAILURES, OUTLIERS = "failures.jsonl", "outliers.jsonl"
-SHOWN_REASONS = 5
+OUTLIERS = "outliers.jsonl"
 SHOWN_SHARDS = 20  # ranges of missing shards that an error names
 log = get_logger(__name__)
 
@@ -145,7 +144,7 @@ def finalize(
     used: then the shards and the ledger stay, and no manifest is written.
     """
     _check_all_there(job, len(planned))
-    with atomic_write(job.directory / FAILURES, replace=True) as ledger:
+    with atomic_write(job.directory / FAILURES_FILE, replace=True) as ledger:
         if refused_lines is not None:
             with open(refused_lines, "rb") as lines:
                 shutil.copyfileobj(lines, ledger)
@@ -163,7 +162,9 @@ def finalize(
     write_manifest(job.directory, job.name, job.codec, summaries, made_by, refused=refused, outliers=outliers)
     hours = sum(summary.seconds for summary in summaries) / 3600
     shape = f"{samples} samples, {hours:.2f} h in {len(planned)} shards"
-    log.info("%s: %s; %d in %s, %d in %s", job.directory, shape, reasons.total(), FAILURES, outliers.total(), OUTLIERS)
+    log.info(
+        "%s: %s; %d in %s, %d in %s", job.directory, shape, reasons.total(), FAILURES_FILE, outliers.total(), OUTLIERS
+    )
 
 
 def ranges(numbers: Sequence[int]) -> str:
@@ -223,13 +224,12 @@ def _check_share(job: CorpusJob, samples: int, reasons: Counter[str], max_failur
     total = failed + samples
     if samples and failed <= max_failure_share * total:
         return
-    common = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(SHOWN_REASONS))
     raise UserError(
         f"{failed} of {total} items of the source failed",
-        got=common or "an empty source",
+        got=most_common(reasons) or "an empty source",
         expected=f"a share of at most {max_failure_share}",
-        next_step=f"see {job.directory / FAILURES}; to accept the loss, run `slmkit tokenize finalize` with a larger "
-        "max_failure_share (what is done is kept)",
+        next_step=f"see {job.directory / FAILURES_FILE}; to accept the loss, run `slmkit tokenize finalize` with a "
+        "larger max_failure_share (what is done is kept)",
     )
 
 

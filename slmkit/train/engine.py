@@ -23,6 +23,7 @@ Example:
 """
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -67,7 +68,8 @@ def process_group(world: World) -> Iterator[torch.device]:
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    with _compiling_announced():
+    # DeepSpeed prints that its operator is built, even if it was before.
+    with contextlib.redirect_stdout(io.StringIO()), _compiling_announced():
         _deepspeed().init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
     if not on_gpu:
         # Processes of one machine share memory, 66 MiB each, which DeepSpeed would leave behind. Once all have it open
@@ -282,7 +284,15 @@ def _compiling_announced() -> Iterator[None]:
 
 def _deepspeed() -> Any:
     import deepspeed
+    from deepspeed.runtime import compiler
 
+    # What DeepSpeed asks about every optimizer makes it import Muon, whose kernels it compiles, which loads all of
+    # torch's compiler: 3 CPU seconds, for an optimizer that is not used here.
+    compile_kernel, compiler.compile = compiler.compile, lambda **_: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = compile_kernel
     is_verbose = logger.isEnabledFor(logging.DEBUG)
     logging.getLogger("DeepSpeed").setLevel(logging.INFO if is_verbose else logging.WARNING)
     return deepspeed

@@ -20,7 +20,7 @@ from slmkit import plot
 from slmkit.config import run_dir
 from slmkit.config.load import read_yaml
 from slmkit.errors import UserError
-from slmkit.train.metrics import duration, is_start, read_records, thousands
+from slmkit.train.metrics import duration, is_start, read_metrics, thousands
 
 Records = list[dict[str, Any]]
 SHOWN_STARTS = 8
@@ -50,7 +50,7 @@ class RunView:
                 expected="the run_dir of a run that `slmkit train` has started",
             )
         metrics = directory / run_dir.METRICS
-        lines = read_records(metrics) if metrics.exists() else []
+        lines = read_metrics(metrics) if metrics.exists() else []
         sized = [
             (step, (path / run_dir.MARKER).is_file(), _bytes(path)) for step, path in run_dir.directories(directory)
         ]
@@ -112,7 +112,7 @@ def run_rows(view: RunView, *, now: float) -> list[tuple[str, str]]:
     evaluation = ["none yet"]
     best = view.best_evaluation
     if best is not None:
-        evaluation = _scores(view.evaluations[-1], "eval/")
+        evaluation = _losses(view.evaluations[-1], "eval/")
         evaluation.append(f"best: loss {best['eval/loss']:.4f} at step {best['step']}")
     texts = {
         "run": [str(view.directory)],
@@ -120,7 +120,7 @@ def run_rows(view: RunView, *, now: float) -> list[tuple[str, str]]:
         "data": [_options(view.config.get("data"))],
         "batch": [_options(batch)],
         "progress": [progress, rest],
-        "training": _scores(view.steps[-1], "") if view.steps else ["no step logged yet"],
+        "training": _losses(view.steps[-1], "") if view.steps else ["no step logged yet"],
         "evaluation": evaluation,
         "speed": [_speeds(view)],
         "starts": _starts(view),
@@ -201,7 +201,7 @@ def _options(values: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value not in (None, [], {}))
 
 
-def _scores(record: dict[str, Any], prefix: str) -> list[str]:
+def _losses(record: dict[str, Any], prefix: str) -> list[str]:
     """Loss in all, then loss and accuracy per term."""
     lines = [f"loss {record[f'{prefix}loss']:.4f} at step {record['step']}"]
     for kind in ("loss", "accuracy"):

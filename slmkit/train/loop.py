@@ -31,10 +31,10 @@ from slmkit.group import from_all, from_first, largest
 from slmkit.log import get_logger
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.evaluation import StepMeter, held_out_losses
-from slmkit.train.metrics import MetricsLog, Progress, Record
+from slmkit.train.metrics import MetricsLog, Record, RunProgress
 from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
-from slmkit.train.run import Run, prepare
+from slmkit.train.run import Run, prepare_run
 from slmkit.train.schedule import learning_rate
 from slmkit.train.start import record_start, resume_point, start_engine, start_saver
 from slmkit.world import World
@@ -50,7 +50,7 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     """
     world = World.from_env()
     with process_group(world) as device:
-        run = prepare(config, world)
+        run = prepare_run(config, world)
         found = resume_point(run)
         if found is not None and found.step >= run.total_steps and not found.state.get("pending"):
             option = "epochs" if config.steps is None else "steps"
@@ -92,7 +92,7 @@ class Training:
         self.new_damage = 0  # of those, the ones that only this process knows of
         self.pace = pace_of(run, engine.module, device)
         self.stall_sec = 0.0  # of the saver, as far as it is logged
-        self.progress = Progress(total_steps=run.total_steps, done_steps=self.step)
+        self.progress = RunProgress(total_steps=run.total_steps, done_steps=self.step)
 
     def go(self) -> bool:
         """All steps that are left; whether the run is complete."""

@@ -22,7 +22,7 @@ lines of starts the file is that of an uninterrupted run.
 Example:
     log = MetricsLog("RUN", resume_step=0, is_first=True)
     log.write(1, {"loss": 3.4, "loss/text": 2.9})
-    losses = [record["loss"] for record in read_records(Path("RUN/metrics.jsonl")) if "loss" in record]
+    losses = [record["loss"] for record in read_metrics(Path("RUN/metrics.jsonl")) if "loss" in record]
 """
 
 import json
@@ -49,7 +49,7 @@ def is_start(record: dict[str, Any]) -> bool:
     return record.get("event") == START
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines. Raises UserError naming the line that is none of ours, or the file that cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -79,7 +79,7 @@ class MetricsLog:
     """The files of the first process; in the others nothing is written."""
 
     def __init__(self, run_dir: str | Path, resume_step: int, *, is_first: bool) -> None:
-        """Cuts what lies beyond `resume_step`. Raises UserError as `read_records` does."""
+        """Cuts what lies beyond `resume_step`. Raises UserError as `read_metrics` does."""
         self._writer: Any = None
         if not is_first:
             return
@@ -87,7 +87,7 @@ class MetricsLog:
 
         self._path = Path(run_dir) / METRICS
         if self._path.exists():
-            kept = [record for record in read_records(self._path) if record["step"] <= resume_step]
+            kept = [record for record in read_metrics(self._path) if record["step"] <= resume_step]
             with atomic_write(self._path, replace=True) as file:
                 file.write("".join(map(as_line, kept)).encode())
         directory = Path(run_dir) / TENSORBOARD / Path(run_dir).resolve().name
@@ -107,7 +107,7 @@ class MetricsLog:
         self._writer.add_text("run/start", f"{where}, commit {commit}, {versions}", step)
         listed = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         self._writer.add_text("run/config", f"```yaml\n{listed}```", step)
-        options = {name: value for part in COMPARED for name, value in _flat(part, config.get(part)).items()}
+        options = {name: value for part in COMPARED for name, value in _options(part, config.get(part)).items()}
         experiment, session, _ = hparams(options, {"train/loss": 0.0, "eval/loss": 0.0})  # the metrics' names count
         for summary in (experiment, session):
             self._writer._get_file_writer().add_summary(summary)
@@ -117,7 +117,7 @@ class MetricsLog:
         """Whether a line of `step` has the number `name`; known in the first process only."""
         if self._writer is None or not self._path.exists():
             return False
-        return any(record["step"] == step and name in record for record in read_records(self._path))
+        return any(record["step"] == step and name in record for record in read_metrics(self._path))
 
     def write(self, step: int, record: Record) -> None:
         """Append a line and plot its numbers."""
@@ -145,16 +145,16 @@ class MetricsLog:
             file.write(line)
 
 
-def _flat(name: str, value: Any) -> dict[str, bool | int | float | str]:
+def _options(name: str, value: Any) -> dict[str, bool | int | float | str]:
     """An option, or those inside it, by dotted name, as HParams takes them."""
     if isinstance(value, dict):
-        return {inner: kept for key, part in value.items() for inner, kept in _flat(f"{name}.{key}", part).items()}
+        return {inner: kept for key, part in value.items() for inner, kept in _options(f"{name}.{key}", part).items()}
     if value is None:
         return {}
     return {name: value if isinstance(value, bool | int | float) else str(value)}
 
 
-class Progress:
+class RunProgress:
     """How far a run is, as a line per logged step. Create it where its first step begins.
 
     The time left comes from the pace of the last records of this start, which knows only steps, and from the time that

@@ -9,7 +9,7 @@ Invariant: `facts` hold all that a checkpoint's meaning depends on; a run contin
 but for the number of processes.
 
 Example:
-    run = prepare(config, World.from_env())
+    run = prepare_run(config, World.from_env())
     for step in run.walk(done_steps=250, cursor=saved):
         ...
 """
@@ -108,7 +108,7 @@ class Run:
         return self.steps.cursor(done_steps)
 
 
-def prepare(config: TrainConfig, world: World) -> Run:
+def prepare_run(config: TrainConfig, world: World) -> Run:
     """Check the configuration against files and world. All processes call it; the first one fills the cache.
 
     Raises UserError naming what does not fit, ConfigError where several things do not.

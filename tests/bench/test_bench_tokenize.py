@@ -51,7 +51,7 @@ def test_figures_of_the_stage(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_corpus_is_audio_of_both_kinds_under_new_names(tmp_path: Path) -> None:
     audio = tokenize.find_audio(None)[:3]
-    tokenize.make_corpus(audio, tmp_path / "corpus", 7)
+    tokenize.link_corpus(audio, tmp_path / "corpus", 7)
     names = sorted(path.name for path in (tmp_path / "corpus").rglob("*"))
     assert len([name for name in names if name.endswith(".flac")]) == 5
     assert len([name for name in names if name.endswith(".wav")]) == 2
@@ -61,8 +61,8 @@ def test_the_corpus_is_audio_of_both_kinds_under_new_names(tmp_path: Path) -> No
 def test_speed_is_of_the_shards_after_the_first(tmp_path: Path) -> None:
     audio, codec = tokenize.find_audio(None)[:2], tmp_path / "codec"
     tokenize.random_melvq().save(codec)
-    tokenize.make_corpus(audio, tmp_path / "source", 6)
-    sizes = tokenize.Sizes(codec_sec=1, repeats=1, utterances=6, shard_samples=2)
+    tokenize.link_corpus(audio, tmp_path / "source", 6)
+    sizes = tokenize.StageSizes(codec_sec=1, repeats=1, utterances=6, shard_samples=2)
     tokenize.time_shares(tmp_path / "source", str(codec), tmp_path / "out", sizes)
     indexes = [index_path(tmp_path / "out", f"bench-{shard:06d}.tar") for shard in range(3)]
     for i, path in enumerate(indexes):
@@ -82,10 +82,12 @@ def test_other_shards_of_two_processes_are_no_result(monkeypatch: pytest.MonkeyP
     tokenize.random_melvq().save(codecs[0])
     tokenize.MelVQ(tokenize.random_melvq()._codebooks.flip(1), torch.zeros(80)).save(codecs[1])
 
-    def run_in_process(source: Path, codec_dir: str, out: Path, sizes: tokenize.Sizes, processes: int) -> tokenize.Run:
+    def run_in_process(
+        source: Path, codec_dir: str, out: Path, sizes: tokenize.StageSizes, processes: int
+    ) -> tokenize.StageRun:
         tokenize.time_shares(source, str(codecs[processes - 1]), out, sizes)
         finalize_corpus(out, 0.0)
-        return tokenize.Run(1.0, 1.0, 1.0, 1.0)
+        return tokenize.StageRun(1.0, 1.0, 1.0, 1.0)
 
     monkeypatch.setattr(tokenize, "run_stage", run_in_process)
     audio = tokenize.find_audio(None)[:2]

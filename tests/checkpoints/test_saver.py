@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from checkpoints.saving import STATE, Weights, check_complete, saver_of
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from train.ranks import ROOT, run_ranks
+from train.ranks import run_ranks
 
 from slmkit.checkpoints import checkpoint
 from slmkit.checkpoints.host_copy import HostCopy
@@ -237,9 +237,7 @@ def test_a_set_of_files_that_is_not_whole_is_never_read(
 @pytest.mark.parametrize(("world_size", "rounds"), [(1, 20), (2, 5)])
 def test_killed_at_random_moments(tmp_path: Path, world_size: int, rounds: int) -> None:
     """See kill_worker.py for what is checked; here, that the moments were of both kinds."""
-    command = [sys.executable, str(HERE / "kill_worker.py"), str(tmp_path / "runs"), str(rounds), str(world_size)]
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = forked.run([HERE / "kill_worker.py", tmp_path / "runs", rounds, world_size])
     assert done.returncode == 0, done.stderr[-3000:]
     debris, newest = map(int, done.stdout.split())
     assert debris > 0

@@ -20,7 +20,6 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.data.text import TextTokenizer
 from slmkit.model.pretrained import extended_tokenizer, save
 
-pytestmark = pytest.mark.slow
 FACTS = {"Who wrote the song?": "Anna Bell.", "What did he eat?": "Two pies."}
 QUESTION, ANSWER = "What did he eat?", "Two pies."
 Ask = Callable[..., int]

@@ -31,7 +31,7 @@ REFUSED = [
     (["answer", "model", "Who?", *SPEAK, "--out", "voice.wav"], "the WAV file exists"),
     (["answer", "model", "--jsonl", "nothing", *SPEAK, "--out", "out"], "cannot read nothing"),
     (["evaluate", "nowhere", "--corpus", "codec", "--codec", "codec", "--out", "out"], "the model is not there"),
-    (["evaluate", "model", "--corpus", "nowhere", "--codec", "codec", "--out", "out"], "the corpus is not there"),
+    (["evaluate", "model", "--corpus", "nowhere", "--codec", "codec", "--out", "out"], "nowhere does not exist"),
     (["consolidate", "nowhere", "out"], "the run or export is not there"),
     (["consolidate", "model", "codec"], "the directory already exists"),
     (["import-model", "nothing.safetensors", "out", "--base", "model"], "the checkpoint is not there"),

@@ -13,7 +13,7 @@ from train.ranks import ROOT, finish_ranks, free_port, start_ranks
 
 from slmkit.cli.main import main
 from slmkit.model.init_base import init_base
-from slmkit.train.metrics import read_records
+from slmkit.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_under_the_launcher(place: Path) -> None:
     together = launched(words, place)
     assert together.returncode == 0, together.stderr[-4000:]
     assert "[INFO] [runner.py" not in together.stdout + together.stderr
-    assert [line["step"] for line in read_records(place / "two" / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [line["step"] for line in read_metrics(place / "two" / "metrics.jsonl")] == [0, 1, 2, 3]
     for name in ("config.yaml", "provenance.json", "tensorboard", "model/vocab_layout.json"):
         assert (place / "two" / name).exists()
 

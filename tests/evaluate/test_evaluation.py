@@ -30,7 +30,7 @@ from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_voices, select
 from slmkit.evaluate.spoken import Tools, Truths
-from slmkit.infer.batch import Task
+from slmkit.infer.batch import SpeakingTask
 from slmkit.infer.engine import Engine
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
@@ -75,7 +75,7 @@ def spoken(
     synthesizer: Synthesizer,
     corpus: Corpus,
     settings: SpeakingSettings | None = None,
-    task: Task = "tts",
+    task: SpeakingTask = "tts",
     **choice: Any,
 ) -> dict[str, Any]:
     """Generate and score, with a recognizer that hears nothing."""

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from evaluated import make_chain
 
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
+from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.evaluate.generation import copy_synthesis, generate, seed_of
+from slmkit.evaluate.outputs import finished, wav_path
 from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_list, select
@@ -62,6 +65,21 @@ def test_neither_models_nor_choices_nor_voices_are_mixed(
         with pytest.raises(UserError, match=message):
             speak(*changed)
     speak(MODEL, 1, 0.0)  # all is there
+
+
+def test_codes_without_sound_are_refused_and_the_others_go_on(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
+    class Overflowing(MelVQ):
+        def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+            wave = super().decode(codes, speaker)
+            return wave * torch.inf if torch.equal(speaker[0], torch.from_numpy(first)) else wave
+
+    first = ShardReader(corpus).read(0).speaker
+    overflowing = Overflowing(codec._weights["codebooks"], codec._weights["average"])
+    copy_synthesis(overflowing, corpus, select(corpus, limit=3), SpeakingSettings(), tmp_path / "out")
+    records = finished(tmp_path / "out").records
+    assert [record.reason for record in records] == ["refused", "end", "end"]
+    assert (records[0].frames, records[0].why[:35]) == (0, "the codec could not turn the codes ")
+    assert not wav_path(tmp_path / "out", 0).exists()
 
 
 def test_choices(corpus: Corpus, tmp_path: Path) -> None:

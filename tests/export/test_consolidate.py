@@ -27,7 +27,6 @@ from slmkit.model.slm import SpeechLM
 WORKER = ROOT / "tests" / "train" / "train_worker.py"
 MODELS: dict[str, dict[str, Any]] = {"ntp": {"group": 0}, "mtp": {"group": 6, "head": "mlp", "speaker": True}}
 EMBEDDING, LM_HEAD = "lm_model.model.embed_tokens.weight", "lm_model.lm_head.weight"
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from spoken import hashes, make_spoken
 
 from slmkit.audio.io import read_audio
+from slmkit.data.ledger import FAILURES_FILE
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.infer import batch, synthesizer
-from slmkit.infer.batch import FAILURES, Summary, Task, read_items, speak_all
+from slmkit.infer.batch import SpeakingTask, Summary, read_items, speak_all
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.jobs import JOB, NOTES, RECORDS
@@ -57,7 +59,9 @@ def speak(
     """Speak lines into `out`."""
     monkeypatch.chdir(place)
 
-    def speak(out: str, lines: Lines | None = None, *, slots: int = 4, task: Task = "tts", **options: Any) -> Summary:
+    def speak(
+        out: str, lines: Lines | None = None, *, slots: int = 4, task: SpeakingTask = "tts", **options: Any
+    ) -> Summary:
         lines = LINES if lines is None else lines
         path = tmp_path / "lines.jsonl"
         path.write_text("\n".join(json.dumps(line) for line in lines))
@@ -77,7 +81,7 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
 ) -> None:
     summary = speak("out")
     assert {failure.key: failure.reason for failure in summary.failures} == FAILED
-    assert [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES)] == ["000010", "mute", "gone", "none"]
+    assert [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES_FILE)] == ["000010", "mute", "gone", "none"]
     outputs = read_jsonl(tmp_path / "out" / RECORDS)
     assert [output["id"] for output in outputs] == ["river", "000002", "boat", "000004", "wav", "000006"]
     for output in outputs:
@@ -89,7 +93,7 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
     speech = loaded[4].speak("The river froze", loaded[4].read_speaker(VOICE), max_sec=0.5)
     assert (speech.output.num_steps, speech.seconds) == (outputs[0]["steps"], outputs[0]["seconds"])
     assert np.abs(speech.wave - read_audio(tmp_path / "out" / outputs[0]["wav"], 16_000)).max() < 1e-4
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", RECORDS, FAILURES, JOB}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", RECORDS, FAILURES_FILE, JOB}
     assert "6 answers (" in summary.line()
     assert "4 failures; " in summary.line()
     assert "real-time factor" in summary.line()
@@ -248,6 +252,31 @@ def test_a_prompt_without_room_is_a_failure(speak: Callable[..., Summary]) -> No
     (failure,) = speak("out", [{"id": "long", "text": "🎉" * 2000}, {"text": "A clock"}]).failures
     assert (failure.key, failure.reason) == ("long", "refused")
     assert "the prompt leaves no room for an answer" in failure.detail
+
+
+def test_what_is_wrong_with_one_answer_ends_no_other(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    """A voice so loud that the codec's wave overflows, a setting that is 0 in float32, and a good line at each side."""
+    np.save(tmp_path / "loud.npy", np.full(80, 200.0, np.float32))
+    lines: Lines = [
+        {"text": "A clock"},
+        {"id": "loud", "text": "A clock", "speaker": str(tmp_path / "loud.npy")},
+        {"id": "cold", "text": "A clock", "temperature": 1e-40},
+        {"text": "The river froze"},
+    ]
+    summary = speak("out", lines)
+    assert {failure.key: failure.reason for failure in summary.failures} == {"loud": "no_sound", "cold": "bad_setting"}
+    assert [output["id"] for output in read_jsonl(tmp_path / "out" / RECORDS)] == ["000001", "000004"]
+
+
+def test_damaged_weights_are_failures(
+    speak: Callable[..., Summary], place: Path, loaded: dict[int, Synthesizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Synthesizer.load(place / "model", place / "codec")
+    with torch.no_grad():
+        broken.model.heads[1].output.bias.fill_(torch.nan)
+    monkeypatch.setitem(loaded, 4, broken)
+    summary = speak("out", LINES[:2], max_failure_share=1.0)
+    assert [failure.reason for failure in summary.failures] == ["not_finite"] * 2
 
 
 def test_answers_have_words(speak: Callable[..., Summary], tmp_path: Path) -> None:

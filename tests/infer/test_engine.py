@@ -369,7 +369,7 @@ def test_engines_that_cannot_be_are_refused() -> None:
         Engine(talkative(0), num_positions=10**9)
     busy = Engine(talkative(0), num_slots=1)
     busy.admit(Request(prompt=(1,)), 0)
-    with pytest.raises(UserError, match="the engine is at work"):
+    with pytest.raises(UserError, match="the engine is busy with other requests"):
         list(busy.run([]))
 
 

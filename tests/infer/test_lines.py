@@ -7,7 +7,7 @@ import pytest
 
 from slmkit.errors import UserError
 from slmkit.infer import batch
-from slmkit.infer.batch import MAX_LINE_BYTES, Listed, SpeechItem, Task
+from slmkit.infer.batch import MAX_ITEM_BYTES, Listed, SpeakingTask, SpeechItem
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.sampling import Sampling
 
@@ -17,7 +17,7 @@ BAD = [
     (b"[1]", "not_json", "the line is not an object"),
     (b'{"text": "caf\xe9"}', "not_json", "the line is not JSON"),
     (b"[" * 100_000, "not_json", "the line is not JSON"),
-    (b'{"text": "%s"}' % (b"x" * MAX_LINE_BYTES), "too_long", "the line is too long"),
+    (b'{"text": "%s"}' % (b"x" * MAX_ITEM_BYTES), "too_long", "the line is too long"),
     (b'{"text": "x", "id": "../x"}', "bad_id", "an id that cannot name a file"),
     (b'{"text": "x", "id": ".x"}', "bad_id", "an id that cannot name a file"),
     (b'{"text": "x", "id": ""}', "bad_id", "an id that cannot name a file"),
@@ -43,7 +43,7 @@ BAD = [
 ]
 
 
-def read_items(path: Path, task: Task) -> Listed:
+def read_items(path: Path, task: SpeakingTask) -> Listed:
     return batch.read_items(path, task, DEFAULTS, speaker="voice.wav")
 
 
@@ -98,7 +98,7 @@ def test_a_line_at_the_limit_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
     long = json.dumps({"text": "x" * 20})
-    monkeypatch.setattr(batch, "MAX_LINE_BYTES", len(long))
+    monkeypatch.setattr(batch, "MAX_ITEM_BYTES", len(long))
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join([long + " " * extra, '{"text": "a"}', long]))
     listed = read_items(path, "tts")

@@ -14,7 +14,6 @@ from slmkit.data.text import TextTokenizer
 FILES = {0: "ntp.jsonl", 3: "mtp_h3.jsonl", 6: "mtp_h6.jsonl", 12: "mtp_h12.jsonl"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("group", list(FILES))
 def test_three_utterances_come_out_exactly(group: int, demo_dir: Path) -> None:
     tokenizer = TextTokenizer.load(BASE)

@@ -121,7 +121,7 @@ def test_an_answer_left_early_frees_the_engine(leave: Callable[[Speaking], None]
     speaking = Speaking(engine(3), Spelling(), requests()[0], VOICE)
     next(speaking)
     assert engine(3).num_free == NUM_SLOTS - 1
-    with pytest.raises(UserError, match="the engine is at work"):
+    with pytest.raises(UserError, match="the engine is busy with other requests"):
         next(Speaking(engine(3), Spelling(), requests()[0], VOICE))
     leave(speaking)
     del speaking

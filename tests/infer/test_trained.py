@@ -19,7 +19,6 @@ from slmkit.evaluate.metrics.answers import exact_match
 from slmkit.infer.request import Output, Request, Words
 from slmkit.infer.synthesizer import Synthesizer
 
-pytestmark = pytest.mark.slow
 SENTENCES = ("Nine boats.", "A red coat.", "The old map.")
 FACTS = {"Who wrote the song?": "Anna Bell.", "Where is the ship?": "In Dover.", "What did he eat?": "Two pies."}
 GROUPS = (0, 3, 12)

@@ -240,7 +240,9 @@ def test_published_checkpoints_that_do_not_fit(base: Path, tmp_path: Path) -> No
         with pytest.raises(UserError, match=message):
             from_published(path, base_dir=base, codec=codec_spec())
 
-    refused({"x": torch.zeros(1)}, "is not a published checkpoint")
+    embedding, projector = "lm_model.model.embed_tokens.weight", "spk_emb_proj.0.weight"
+    for changed in ({"x": torch.zeros(1)}, {embedding: torch.ones(4, 4).long()}, {**state, projector: torch.ones(1)}):
+        refused(changed, "is not a published checkpoint")
     refused({**state, "speech_heads.1.bias": torch.tensor(7)}, "speech_heads.1.bias differs")
     refused(
         {**state, "speech_heads.1.head.bias": torch.zeros(3)}, "does not fit the base model and codec: speech_heads"

@@ -15,7 +15,10 @@ from serve.serving import TEXT, Client, serving, until
 
 from slmkit.infer.synthesizer import Synthesizer
 
-pytestmark = pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed")
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(browsers.executable() is None, reason="Chromium is not installed"),
+]
 VOICES = "[...document.querySelectorAll('#voice option')].map((option) => option.textContent).join()"
 ERROR = "!document.getElementById('error').hidden && document.getElementById('error').textContent"
 STATUS = "document.getElementById('status').textContent"

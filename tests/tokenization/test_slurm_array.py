@@ -20,7 +20,7 @@ from train.ranks import ROOT
 from slmkit.cli.main import main
 from slmkit.data.index import Corpus
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"  # 32 sentences
 ARRAY, FINALIZE = (ROOT / "tokenize_jobs" / name for name in ("array.sbatch", "finalize.sbatch"))
 ITEMS, SHARD_SAMPLES, TASKS = 960, 2, 8

@@ -8,7 +8,7 @@ from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, finish_ranks, run_ranks, start_ranks
 
 from slmkit.model.init_base import init_base
-from slmkit.train.metrics import is_start, read_records
+from slmkit.train.metrics import is_start, read_metrics
 
 WORKER = str(Path(__file__).with_name("train_worker.py"))
 STEPS = 12
@@ -66,5 +66,5 @@ class Place(NamedTuple):
 
     def metrics(self, name: str) -> Records:
         """The lines of a run that an equal run has too: no starts, times and speeds."""
-        lines = [line for line in read_records(self.directory / name / "metrics.jsonl") if not is_start(line)]
+        lines = [line for line in read_metrics(self.directory / name / "metrics.jsonl") if not is_start(line)]
         return [{k: v for k, v in line.items() if not k.startswith(UNEQUAL)} for line in lines]

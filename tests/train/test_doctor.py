@@ -27,7 +27,7 @@ from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train import doctor
 from slmkit.train.doctor import CheckResult
 from slmkit.train.parity import StepComparison
-from slmkit.train.run import open_sources, prepare
+from slmkit.train.run import open_sources, prepare_run
 from slmkit.train.settings import Attempts
 from slmkit.world import World
 
@@ -178,7 +178,7 @@ def test_data_that_fits(place: Path, tmp_path: Path) -> None:
     assert {result.status for result in results.values()} == {"ok"}, results
     assert results["batch"].what == "1 rows * 2 micro-batches * 2 processes = 4, fp32"
     assert Corpus.open(place / "corpus").fingerprint[:12] in results["corpus"].what
-    assert prepare(given, World()).layout.sha256[:12] in results["vocabulary"].what
+    assert prepare_run(given, World()).layout.sha256[:12] in results["vocabulary"].what
     assert "step 0" in results["checkpoint"].what
 
 
@@ -229,7 +229,7 @@ def test_a_codec_that_did_not_make_the_corpus_fails(
 
 
 def test_a_run_begun_with_another_vocabulary_fails(place: Path, tmp_path: Path) -> None:
-    begun = prepare(tiny_config(place, tmp_path), World())
+    begun = prepare_run(tiny_config(place, tmp_path), World())
     write_json(tmp_path / runs.MODEL / LAYOUT_FILE, begun.layout.to_dict())
     assert by_name(doctor.check_data(tiny_config(place, tmp_path), World()))["vocabulary"].status == "ok"
     changed = tiny_config(place, tmp_path, data={"corpus": str(place / "wider")})
@@ -239,7 +239,7 @@ def test_a_run_begun_with_another_vocabulary_fails(place: Path, tmp_path: Path) 
 
 
 def test_a_checkpoint_of_another_corpus_fails(place: Path, tmp_path: Path) -> None:
-    facts = prepare(tiny_config(place, tmp_path), World()).facts
+    facts = prepare_run(tiny_config(place, tmp_path), World()).facts
     (runs.root(tmp_path) / runs.name(4)).mkdir(parents=True)
     checkpoint.finish(tmp_path, 4, {"facts": facts})
     result = by_name(doctor.check_data(tiny_config(place, tmp_path), World()))["checkpoint"]
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_corpus_fails(place: Path, tmp_path: Path) -> No
 
 
 def test_the_facts_are_those_of_training(place: Path, tmp_path: Path) -> None:
-    run = prepare(tiny_config(place, tmp_path), World())
+    run = prepare_run(tiny_config(place, tmp_path), World())
     known = doctor.known_facts(run.config, run.settings, open_sources(run.config, Attempts())[0], run.layout)
     assert known == {name: fact for name, fact in run.facts.items() if name != "processes"}
 

@@ -12,7 +12,7 @@ from slmkit.config import run_dir
 from slmkit.config.load import from_dict
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
-from slmkit.train.run import prepare
+from slmkit.train.run import prepare_run
 from slmkit.world import World
 
 BAD_STEP = 3
@@ -62,7 +62,7 @@ class Damage:
         self.corpus = Corpus.open(write_corpus(place.directory / kind, 30, frames=FRAMES).directory)
         self.tar = self.corpus.directory / self.corpus.shards[1].tar
         self.data = {"corpus": str(self.corpus.directory), "length_cache": str(place.directory / f"{kind}-lengths")}
-        prepare(from_dict(TrainConfig, place.config(f"{kind} before", data=self.data)), World())
+        prepare_run(from_dict(TrainConfig, place.config(f"{kind} before", data=self.data)), World())
         content = bytearray(self.tar.read_bytes())
         at = int(self.corpus.shards[1].offsets["json"][4]) + 20
         if kind == "bit flip":

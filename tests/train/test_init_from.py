@@ -16,7 +16,7 @@ from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.model.pretrained import export_sha256, from_base, load
-from slmkit.train.run import checkpoint_bytes, parameters, prepare
+from slmkit.train.run import checkpoint_bytes, parameters, prepare_run
 from slmkit.world import World
 
 STEPS = 4
@@ -63,7 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def first_loss(config: TrainConfig, model: torch.nn.Module) -> float:
     """The loss of a model on the first global batch of a run."""
-    run = prepare(config, World())
+    run = prepare_run(config, World())
     first = itertools.islice(run.walk(0), 1)
     batches = micro_batches(run.data, run.split, first, rank=0, row_tokens=config.data.row_tokens)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_the_weights_arrive(place: Place) -> None:
     config = from_dict(TrainConfig, tuned(place, "whole"))
     loss = place.metrics("whole")[0]["loss"]
     assert loss == pytest.approx(first_loss(config, load(place.directory / "exported")), rel=1e-6)
-    codec = prepare(config, World()).codec
+    codec = prepare_run(config, World()).codec
     new = from_base(config.base, codec=codec, seed=config.seed, **MODELS["mtp"])
     assert abs(loss - first_loss(config, new)) > 1e-2
 
@@ -107,7 +107,7 @@ def test_the_size_of_a_checkpoint_is_foretold(place: Place) -> None:
     """15 %: names, shapes and random states weigh more beside a tiny model."""
     config = from_dict(TrainConfig, tuned(place, "whole"))
     files = read_json(place.directory / "whole" / "checkpoints" / f"step-{STEPS}" / "complete.json")["files"]
-    num_parameters = sum(parameters(prepare(config, World()).model).values())
+    num_parameters = sum(parameters(prepare_run(config, World()).model).values())
     assert checkpoint_bytes(num_parameters, "fp32") == pytest.approx(sum(files.values()), rel=0.15)
 
 
@@ -115,9 +115,9 @@ def test_the_size_of_a_checkpoint_is_foretold(place: Place) -> None:
 def test_an_export_may_move_but_not_vanish(place: Place, tmp_path: Path) -> None:
     shutil.copytree(place.directory / "exported", tmp_path / "moved")
     here, moved = (
-        prepare(from_dict(TrainConfig, tuned(place, "resumed", init_from=str(path))), World()).facts["init_from"]
+        prepare_run(from_dict(TrainConfig, tuned(place, "resumed", init_from=str(path))), World()).facts["init_from"]
         for path in (place.directory / "exported", tmp_path / "moved")
     )
     assert here == moved
     with pytest.raises(UserError, match="init_from is not the directory of an exported model"):
-        prepare(from_dict(TrainConfig, tuned(place, "resumed", init_from=str(tmp_path / "gone"))), World())
+        prepare_run(from_dict(TrainConfig, tuned(place, "resumed", init_from=str(tmp_path / "gone"))), World())

@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from slmkit.errors import UserError
 from slmkit.train.evaluation import means_of, per_term, term_names
-from slmkit.train.metrics import MetricsLog, Progress, duration, is_start, read_records, thousands
+from slmkit.train.metrics import MetricsLog, RunProgress, duration, is_start, read_metrics, thousands
 
 MADE = {
     "config": {"model": {"group": 3, "head": "mlp"}, "seed": 7, "epochs": None, "run_dir": "runs/a|b"},
@@ -22,7 +22,7 @@ MADE = {
 
 def lines(path: Path) -> list[dict[str, Any]]:
     """But for the times."""
-    return [{k: v for k, v in line.items() if k != "time"} for line in read_records(path / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(path / "metrics.jsonl")]
 
 
 def test_terms_are_named_as_the_streams_and_heads() -> None:
@@ -46,7 +46,7 @@ def test_lines_beyond_the_checkpoint_are_cut_and_starts_before_it_stay(tmp_path:
     starts = [{"step": step, "event": "start", "processes": step + 2, "total_steps": 9} for step in (0, 2, 2)]
     steps = [{"step": step, "loss": step / 2, "loss/a": None} for step in range(1, 5)]
     assert lines(tmp_path) == [starts[0], *steps[:2], *starts[1:], *steps[2:]]
-    assert all(line["time"] > 1e9 for line in read_records(tmp_path / "metrics.jsonl"))
+    assert all(line["time"] > 1e9 for line in read_metrics(tmp_path / "metrics.jsonl"))
 
 
 def test_tensorboard_has_the_numbers_the_options_and_the_texts(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_number_that_is_not_finite_is_no_json(tmp_path: Path) -> None:
 def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0, "event": "start"}\n{"step": 1}\n{"step": 2, "lo')
-    assert [(record["step"], is_start(record)) for record in read_records(path)] == [(0, True), (1, False)]
+    assert [(record["step"], is_start(record)) for record in read_metrics(path)] == [(0, True), (1, False)]
     MetricsLog(tmp_path, 9, is_first=True).close()
     assert path.read_text() == '{"step": 0, "event": "start"}\n{"step": 1}\n'
 
@@ -108,7 +108,7 @@ def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:
 def test_a_line_of_something_else_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + "\n")
-    for read in (read_records, lambda path: MetricsLog(path.parent, 9, is_first=True)):
+    for read in (read_metrics, lambda path: MetricsLog(path.parent, 9, is_first=True)):
         with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not a line of metrics"):
             read(path)
     assert path.read_text().startswith('{"step": 1}\n')
@@ -117,9 +117,9 @@ def test_a_line_of_something_else_is_named(tmp_path: Path, line: str) -> None:
 def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
     with pytest.raises(UserError, match=r"cannot read .*metrics\.jsonl"):
-        read_records(tmp_path / "metrics.jsonl")
+        read_metrics(tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
-        read_records(tmp_path / "none.jsonl")
+        read_metrics(tmp_path / "none.jsonl")
 
 
 RECORD: dict[str, Any] = {
@@ -140,7 +140,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
 
 def test_a_line_has_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, 0.0, 20.0, 40.0)
-    progress = Progress(total_steps=5000, done_steps=1000)
+    progress = RunProgress(total_steps=5000, done_steps=1000)
     assert progress.line(1010, RECORD) == (
         "step 1010/5000  loss 3.412  acc 0.41  12.3k tok/s  410x real time  mfu 38 %  data wait 1 %  left 2 h 13 min"
     )
@@ -150,13 +150,13 @@ def test_a_line_has_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_time_left_counts_only_this_start_and_all_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
     """10 steps of 2 s and 10 s of evaluation: 3 s a step for the 80 that are left."""
     clock(monkeypatch, 0.0, 30.0)
-    assert Progress(total_steps=100, done_steps=10).line(20, RECORD).endswith("left 4 min 0 s")
+    assert RunProgress(total_steps=100, done_steps=10).line(20, RECORD).endswith("left 4 min 0 s")
 
 
 def test_the_pace_is_that_of_the_last_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow first step is forgotten; all time is accounted for by the pace."""
     clock(monkeypatch, 0.0, 100.0, *(100.0 + 2 * step for step in range(1, 12)))
-    progress = Progress(total_steps=112, done_steps=0)
+    progress = RunProgress(total_steps=112, done_steps=0)
     first = progress.line(1, {**RECORD, "speed/sec_per_step": 100.0})
     assert first.endswith("left 3 h 5 min")
     assert [progress.line(step, RECORD) for step in range(2, 13)][-1].endswith("left 3 min 20 s")

@@ -15,7 +15,7 @@ from train.tiny_run import make_tiny, tiny_config
 from slmkit.data.examples import TrainingData
 from slmkit.errors import ConfigError, UserError
 from slmkit.train import run as run_module
-from slmkit.train.run import Run, check_facts, prepare, run_table
+from slmkit.train.run import Run, check_facts, prepare_run, run_table
 from slmkit.world import World
 
 
@@ -29,27 +29,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_position_follows_from_the_steps_taken(place: Path) -> None:
-    run = prepare(tiny_config(place), World())
+    run = prepare_run(tiny_config(place), World())
     lengths = [steps_of_epoch(run, epoch) for epoch in range(50)]
     positions = [(epoch, step) for epoch, length in enumerate(lengths) for step in range(length)][:50]
     assert len({epoch for epoch, _ in positions}) > 2
     for done in range(50):
-        again = prepare(tiny_config(place), World())
+        again = prepare_run(tiny_config(place), World())
         assert [(step.epoch, step.number) for step in again.walk(done)] == positions[done:]
     assert list(run.walk(50)) == []
 
 
 def test_a_cursor_leads_to_the_same_steps(place: Path) -> None:
-    run = prepare(tiny_config(place), World())
+    run = prepare_run(tiny_config(place), World())
     steps = list(run.walk(0))
     for done in range(0, 50, 7):
         cursor = json.loads(json.dumps(run.cursor(done)))
-        later = list(prepare(tiny_config(place), World()).walk(done, cursor))
+        later = list(prepare_run(tiny_config(place), World()).walk(done, cursor))
         assert repr(later) == repr(steps[done:])
 
 
 def test_a_run_of_steps_plans_no_epoch_ahead(place: Path) -> None:
-    run = prepare(tiny_config(place, steps=10**9), World())
+    run = prepare_run(tiny_config(place, steps=10**9), World())
     assert run.steps.plan.window.cache_info().misses == 0
     next(run.walk(0))
     assert run.steps.plan.window.cache_info().misses == 1
@@ -57,20 +57,20 @@ def test_a_run_of_steps_plans_no_epoch_ahead(place: Path) -> None:
 
 def test_epochs_are_counted_in_steps(place: Path) -> None:
     change: dict[str, Any] = {"steps": None, "epochs": 3, "run_dir": str(place / "epochs")}
-    run = prepare(tiny_config(place, **change), World())
+    run = prepare_run(tiny_config(place, **change), World())
     assert run.total_steps == sum(steps_of_epoch(run, epoch) for epoch in range(3))
     assert sorted({step.epoch for step in run.walk(0)}) == [0, 1, 2]
-    again = prepare(tiny_config(place, **change), World())
+    again = prepare_run(tiny_config(place, **change), World())
     assert again.total_steps == run.total_steps
     assert again.steps.plan.window.cache_info().misses == 0
 
 
 def test_a_damaged_count_of_steps_is_made_again(place: Path) -> None:
     change: dict[str, Any] = {"steps": None, "epochs": 2, "run_dir": str(place / "damaged")}
-    total_steps = prepare(tiny_config(place, **change), World()).total_steps
+    total_steps = prepare_run(tiny_config(place, **change), World()).total_steps
     for file in (place / "damaged" / "cache").glob("rows-*.json"):
         file.write_text("[")
-    assert prepare(tiny_config(place, **change), World()).total_steps == total_steps
+    assert prepare_run(tiny_config(place, **change), World()).total_steps == total_steps
 
 
 def test_work_for_all_processes_is_done_in_the_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_work_for_all_processes_is_done_in_the_first(place: Path, monkeypatch: p
         asked.append(len(list((place / "together").rglob("lengths-*"))))
 
     monkeypatch.setattr(run_module, "in_first", in_first)
-    prepare(tiny_config(place, run_dir=str(place / "together")), World(size=2, rank=1))
+    prepare_run(tiny_config(place, run_dir=str(place / "together")), World(size=2, rank=1))
     assert asked == [0, 1]
 
 
@@ -95,7 +95,7 @@ def test_several_sources_are_one_run(place: Path, caplog: pytest.LogCaptureFixtu
     write_corpus(place / "second", 8, seed=3)
     with write_conversations(place / "talk.jsonl", [[["Who?", f"Number {i}."]] for i in range(6)]).open("a") as file:
         file.write("{}\n")
-    run = prepare(tiny_config(place, data={"corpus": None, "sources": sources, "row_tokens": 400}), World())
+    run = prepare_run(tiny_config(place, data={"corpus": None, "sources": sources, "row_tokens": 400}), World())
     assert len(run.data) == 20 + 5 + 6
     seen = [n for step in run.walk(0) if step.epoch < 2 for row in step.rows for n in row.tolist()]
     assert sorted(seen) == sorted([*range(20), *range(20, 31), *range(20, 31)])
@@ -104,26 +104,26 @@ def test_several_sources_are_one_run(place: Path, caplog: pytest.LogCaptureFixtu
     write_corpus(place / "wider", 3, spec=codec_spec((16, 16, 32)))
     sources[1]["path"] = str(place / "wider")
     with pytest.raises(UserError, match="wider"):
-        prepare(tiny_config(place, data={"corpus": None, "sources": sources}), World())
+        prepare_run(tiny_config(place, data={"corpus": None, "sources": sources}), World())
     with pytest.raises(UserError, match="no source has speech"):
-        prepare(tiny_config(place, data={"corpus": None, "sources": sources[2:]}), World())
+        prepare_run(tiny_config(place, data={"corpus": None, "sources": sources[2:]}), World())
 
 
 def test_shards_are_read_through_the_cache(place: Path) -> None:
     cache = place / "shard_cache"
-    run = prepare(tiny_config(place, place / "cached", data={"shard_cache": str(cache)}), World())
+    run = prepare_run(tiny_config(place, place / "cached", data={"shard_cache": str(cache)}), World())
     assert len(list(cache.glob("*.tar"))) == 2
     url = {"corpus": (place / "corpus").as_uri(), "shard_cache": str(cache)}
-    remote = prepare(tiny_config(place, place / "remote", data=url), World())
+    remote = prepare_run(tiny_config(place, place / "remote", data=url), World())
     assert remote.facts == run.facts
     assert remote.data.parts[0].source.reader.read(3).key == run.data.key(3)
     assert repr(list(remote.walk(40))) == repr(list(run.walk(40)))
     with pytest.raises(UserError, match="shards at a URL are read through a shard cache"):
-        prepare(tiny_config(place, place / "bare", data={"corpus": url["corpus"]}), World())
+        prepare_run(tiny_config(place, place / "bare", data={"corpus": url["corpus"]}), World())
 
 
 def test_held_out_samples_are_not_trained_on(place: Path) -> None:
-    run = prepare(tiny_config(place, data={"eval_share": 0.3}), World())
+    run = prepare_run(tiny_config(place, data={"eval_share": 0.3}), World())
     assert run.held_out is not None
     held_out, trained = ({data.key(i) for i in range(len(data))} for data in (run.held_out, run.data))
     assert held_out
@@ -146,10 +146,10 @@ def speakers_of(data: TrainingData | None) -> list[str]:
 def test_unseen_voices_are_kept_apart(place: Path, voices: Path) -> None:
     """Trained on, held out and left out: each sample is in one of the three, by its voice alone."""
     data = {"corpus": str(voices), "eval_speakers": ["v3"], "exclude_speakers": ["v1", "v0"]}
-    run = prepare(tiny_config(place, data=data), World())
+    run = prepare_run(tiny_config(place, data=data), World())
     assert Counter(speakers_of(run.data)) == {"v2": 4, "v4": 4}
     assert Counter(speakers_of(run.held_out)) == {"v3": 4}
-    lines = [value for _, value in run_table(prepare(tiny_config(place, data=data), World()))]
+    lines = [value for _, value in run_table(prepare_run(tiny_config(place, data=data), World()))]
     assert any("8 examples" in line for line in lines)
     assert "the voices v3" in lines
     assert "8 examples of the voices v1, v0" in lines
@@ -158,25 +158,25 @@ def test_unseen_voices_are_kept_apart(place: Path, voices: Path) -> None:
 def test_several_sources_hold_out_the_same_voices(place: Path, voices: Path) -> None:
     sources = [{"path": str(voices), "task": task, "max_samples": count} for task, count in (("tts", 10), ("asr", 20))]
     data = {"corpus": None, "sources": sources, "exclude_speakers": ["v1"], "eval_share": 0.4}
-    run = prepare(tiny_config(place, data=data), World())
+    run = prepare_run(tiny_config(place, data=data), World())
     found = Counter([*speakers_of(run.data), *speakers_of(run.held_out)])
     assert found == {"v0": 6, "v2": 6, "v3": 6, "v4": 6}
     assert "6 examples of the voices v1" in [
-        value for _, value in run_table(prepare(tiny_config(place, data=data), World()))
+        value for _, value in run_table(prepare_run(tiny_config(place, data=data), World()))
     ]
 
 
 def test_a_voice_that_nobody_has_is_named(place: Path, voices: Path) -> None:
     for name in ("eval_speakers", "exclude_speakers"):
         with pytest.raises(UserError, match=r"no sample is of a voice that is to be held out\n  got:      V3"):
-            prepare(tiny_config(place, data={"corpus": str(voices), name: ["v1", "V3"]}), World())
+            prepare_run(tiny_config(place, data={"corpus": str(voices), name: ["v1", "V3"]}), World())
 
 
 def test_a_run_goes_on_with_the_same_unseen_voices_only(place: Path, voices: Path) -> None:
     """Which of them are held out for evaluation may change: training does not see it."""
 
     def facts(**names: list[str]) -> dict[str, Any]:
-        return prepare(tiny_config(place, data={"corpus": str(voices), **names}), World()).facts
+        return prepare_run(tiny_config(place, data={"corpus": str(voices), **names}), World()).facts
 
     saved = facts(eval_speakers=["v1"], exclude_speakers=["v2"])
     check_facts(facts(exclude_speakers=["v2", "v1"]), saved, Path("step-1"))
@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_the_same_unseen_voices_only(place: Path, voices: Pat
 
 
 def test_terms_are_named(place: Path) -> None:
-    assert prepare(tiny_config(place, model={"group": 6}), World()).terms == [
+    assert prepare_run(tiny_config(place, model={"group": 6}), World()).terms == [
         "text",
         "a1",
         "b1",
@@ -214,7 +214,7 @@ def test_terms_are_named(place: Path) -> None:
 )
 def test_what_does_not_fit_is_named(place: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        prepare(tiny_config(place, **change), World())
+        prepare_run(tiny_config(place, **change), World())
     assert message in str(caught.value)
 
 
@@ -230,7 +230,7 @@ def test_all_that_does_not_fit_is_named_at_once(place: Path) -> None:
         "codec": "no_codec",
     }
     with pytest.raises(ConfigError) as caught:
-        prepare(tiny_config(place, **change), World())
+        prepare_run(tiny_config(place, **change), World())
     shown = str(caught.value)
     assert shown.startswith("the run cannot start: 5 problems\n  - micro_rows * accumulation")
     assert "\n  - model.group does not fit the codec\n    got:      4\n" in shown
@@ -241,14 +241,14 @@ def test_all_that_does_not_fit_is_named_at_once(place: Path) -> None:
 def test_all_corpora_that_are_missing_are_named(place: Path) -> None:
     sources = [{"path": str(place / name)} for name in ("corpus", "gone", "lost")]
     with pytest.raises(ConfigError, match=r"2 problems(.|\n)*/gone(.|\n)*/lost"):
-        prepare(tiny_config(place, data={"corpus": None, "sources": sources}), World())
+        prepare_run(tiny_config(place, data={"corpus": None, "sources": sources}), World())
 
 
 @pytest.mark.parametrize(
     "fact", ["vocabulary", "codec", "data.sources", "precision", "seed", "data.eval_share", "model.head"]
 )
 def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
-    run: Run = replace(prepare(tiny_config(place), World()))
+    run: Run = replace(prepare_run(tiny_config(place), World()))
     check_facts(run.facts, dict(run.facts), Path("step-1"))
     with pytest.raises(UserError, match=f"cannot continue step-1: {fact} has changed"):
         check_facts(run.facts, {**run.facts, fact: "other"}, Path("step-1"))
@@ -257,13 +257,13 @@ def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
 
 
 def test_all_changed_facts_are_named(place: Path) -> None:
-    facts = prepare(tiny_config(place), World()).facts
+    facts = prepare_run(tiny_config(place), World()).facts
     with pytest.raises(UserError, match=r"cannot continue step-1: precision, seed have changed\n  got:      fp32; 0\n"):
         check_facts(facts, {**facts, "seed": 1, "precision": "bf16"}, Path("step-1"))
 
 
 def test_the_number_of_processes_may_change_but_must_be_known(place: Path) -> None:
-    facts = prepare(tiny_config(place), World()).facts
+    facts = prepare_run(tiny_config(place), World()).facts
     check_facts(facts, {**facts, "processes": 8}, Path("step-1"))
     unknown = {name: value for name, value in facts.items() if name != "processes"}
     with pytest.raises(UserError, match=r"processes has changed\n  got:      1\n  expected: not recorded"):

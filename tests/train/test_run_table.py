@@ -14,7 +14,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.model.pretrained import config_on_base, export_sha256, extended_tokenizer, from_base, save
-from slmkit.train.run import parameters, prepare, run_table
+from slmkit.train.run import parameters, prepare_run, run_table
 from slmkit.world import World
 
 PARTS: dict[str, dict[str, Any]] = {
@@ -31,12 +31,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(config: TrainConfig, num_processes: int = 2) -> dict[str, str]:
-    return {name.strip(): value for name, value in run_table(prepare(config, World(size=num_processes)))}
+    return {name.strip(): value for name, value in run_table(prepare_run(config, World(size=num_processes)))}
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_parameters_are_those_of_the_model(place: Path, name: str) -> None:
-    run = prepare(tiny_config(place, model=PARTS[name]), World())
+    run = prepare_run(tiny_config(place, model=PARTS[name]), World())
     counts = parameters(run.model)
     model = from_base(place / "base", codec=run.codec, **PARTS[name])
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
@@ -53,7 +53,7 @@ def test_parameters_are_those_of_the_model(place: Path, name: str) -> None:
 @pytest.mark.parametrize("group", [0, 6])
 def test_an_epoch_is_what_training_reads(place: Path, group: int) -> None:
     """Counted from every batch of the epoch."""
-    run = prepare(tiny_config(place, data={"row_tokens": 300}, model={"group": group}), World())
+    run = prepare_run(tiny_config(place, data={"row_tokens": 300}, model={"group": group}), World())
     epoch = itertools.takewhile(lambda step: step.epoch == 0, run.walk(0))
     read = list(micro_batches(run.data, run.split, epoch, rank=0, row_tokens=300))
     num_steps = read[-1][0].number + 1
@@ -81,12 +81,12 @@ def test_the_batch_and_the_data_are_shown(place: Path) -> None:
 
 
 def test_only_length_tables_are_written(place: Path, tmp_path: Path) -> None:
-    run_table(prepare(tiny_config(place, tmp_path / "run"), World(size=1)))
+    run_table(prepare_run(tiny_config(place, tmp_path / "run"), World(size=1)))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {runs.CACHE}
 
 
 def test_a_run_from_an_export_is_shown_and_checked(place: Path, tmp_path: Path) -> None:
-    codec = prepare(tiny_config(place), World()).codec
+    codec = prepare_run(tiny_config(place), World()).codec
     model = from_base(place / "base", codec=codec)
     save(model, tmp_path / "out", tokenizer=extended_tokenizer(place / "base", model.layout))
     config = tiny_config(place, init_from=str(tmp_path / "out"), model={"speaker": True})
@@ -94,16 +94,16 @@ def test_a_run_from_an_export_is_shown_and_checked(place: Path, tmp_path: Path) 
     assert lines["init_from"] == f"{tmp_path / 'out'}, sha256 {export_sha256(tmp_path / 'out')[:12]}"
     assert "had no speaker input" in lines[""]
     with pytest.raises(UserError, match=r"is not the model of this run: model\.group differs"):
-        run_table(prepare(tiny_config(place, init_from=str(tmp_path / "out"), model={"group": 3}), World(size=1)))
+        run_table(prepare_run(tiny_config(place, init_from=str(tmp_path / "out"), model={"group": 3}), World(size=1)))
 
 
 def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_path: Path) -> None:
     config = tiny_config(place, tmp_path / "run")
     (runs.root(tmp_path / "run") / runs.name(4)).mkdir(parents=True)
-    checkpoint.finish(tmp_path / "run", 4, {"facts": prepare(config, World()).facts})
+    checkpoint.finish(tmp_path / "run", 4, {"facts": prepare_run(config, World()).facts})
     assert shown(config)["run_dir"] == f"{tmp_path / 'run'}, continues at step 4"
     with pytest.raises(UserError, match="seed has changed"):
-        run_table(prepare(config.model_copy(update={"seed": 1}), World(size=1)))
+        run_table(prepare_run(config.model_copy(update={"seed": 1}), World(size=1)))
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
 )
 def test_what_training_refuses_is_refused(place: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        run_table(prepare(tiny_config(place, **change), World(size=2)))
+        run_table(prepare_run(tiny_config(place, **change), World(size=2)))
 
 
 def test_the_model_of_qwen_is_counted_without_its_weights(place: Path) -> None:
     """Qwen2.5-0.5B has 494.03 M parameters, of which 136.13 M are embeddings of 151936 rows."""
-    codec = prepare(tiny_config(place), World()).codec
+    codec = prepare_run(tiny_config(place), World()).codec
     config = config_on_base(place / "base", codec=codec)
     sizes = {
         "vocab_size": 151936,

@@ -30,7 +30,7 @@ from slmkit.train import run as run_module
 from slmkit.train.engine import TrainEngine, parameter_groups, process_group
 from slmkit.train.loop import Training, planned_batches, train
 from slmkit.train.pace import Pace
-from slmkit.train.run import prepare
+from slmkit.train.run import prepare_run
 from slmkit.world import World
 
 WORLD = World.from_env()
@@ -197,7 +197,7 @@ def run_disk_full_for_a_while(config: TrainConfig, task: dict[str, Any]) -> Any:
 
 def run_files(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Write a state as DeepSpeed itself does and as the saver does; are the files of the first process the same?"""
-    run = prepare(config, WORLD)
+    run = prepare_run(config, WORLD)
     model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
     trainer = TrainEngine.create(model, run.settings, config.optimizer, WORLD)
     for batch in next(planned_batches(run, 0, Pace()))[2]:
@@ -227,8 +227,8 @@ def content(value: Any) -> bytes:
 
 def run_parity(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Train a plain copy of the model on whole global batches, alone, beside DeepSpeed's share of them."""
-    run = prepare(config, WORLD)
-    alone = prepare(config_of({**to_dict(config), "micro_rows": config.global_rows}), World())
+    run = prepare_run(config, WORLD)
+    alone = prepare_run(config_of({**to_dict(config), "micro_rows": config.global_rows}), World())
     model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
     plain = copying.deepcopy(model)
     tied = plain.lm_model.lm_head.weight is plain.lm_model.model.embed_tokens.weight
