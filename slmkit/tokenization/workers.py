@@ -137,11 +137,7 @@ def start_worker() -> None:
     # Slurm and a terminal send them to all processes of a job, but the main process decides when work ends.
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-<<<<<<< HEAD
-    # A decoder in C may write a line about each damaged frame to file descriptor 2.
-=======
     # Decoders in C write a line about each damaged frame to file descriptor 2.
->>>>>>> corpora
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)

@@ -171,21 +171,6 @@ def test_what_decoders_in_c_write_stays_out_of_the_terminal():
     """Python's own messages still come through."""
     code = """
 import os, sys
-<<<<<<< HEAD
-from slmkit.tokenization import workers as module
-module._end_with_parent = lambda: None
-if sys.argv[1:]:
-    module.start_worker()
-os.write(2, b"a library in C")
-print("Python", file=sys.stderr)
-"""
-    loud, quiet = (
-        subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stderr
-        for args in ([], ["quiet"])
-    )
-    assert "a library in C" in loud
-    assert quiet == "Python\n"
-=======
 from slmkit.tokenization import workers
 workers._end_with_parent = lambda: None
 workers.start_worker()
@@ -194,7 +179,6 @@ print("Python", file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "Python\n"
->>>>>>> corpora
 
 
 def test_processes_that_never_start_are_an_error_and_no_file_is_blamed(monkeypatch):
