@@ -167,10 +167,9 @@ class Libsndfile(Decoder):
         self.subtype = self.file.subtype
         if self.file.frames < UNKNOWN_SAMPLES:
             self.num_samples = self.promised_samples = self.file.frames
-        if self.subtype in BLOCK_SUBTYPES:
-            said = WAV_LENGTH.match(head)
-            length = int.from_bytes(said[1], "little") if said else 0
-            if 0 <= (self.num_samples or 0) - length < MAX_BLOCK_SAMPLES:
+        if self.subtype in BLOCK_SUBTYPES and self.num_samples and (said := WAV_LENGTH.match(head)):
+            length = int.from_bytes(said[1], "little")
+            if length and 0 <= self.num_samples - length < MAX_BLOCK_SAMPLES:
                 self.num_samples = self.promised_samples = length
         for found in SHORTENED.finditer(self.file.extra_info):
             promised, present = (int(number) for number in found.groups())

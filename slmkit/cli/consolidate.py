@@ -13,11 +13,11 @@ Formats:
 
 A model in format hf takes the published prompt. To read a sentence aloud, it is
   <|im_start|>[Human]: Read this sentence: SENTENCE.\\n [Assistant]:
-where SENTENCE is written as in training: lower case except the first letter, and one more full stop at the end. The
-chat template makes this prompt from the user message "Read this sentence: SENTENCE.". The model answers with words and
-speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids (vocab_layout.json explains
-them), or for text with special tokens (skip_special_tokens: false). A server does not know the order of the streams and
-may break it; slmkit's own decoding keeps it.
+where SENTENCE is written as in training: in lower case with a capital first letter; the full stop follows whatever it
+ends with. The chat template makes this prompt from the user message "Read this sentence: SENTENCE.". The model answers
+with words and speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids
+(vocab_layout.json explains them), or for text with special tokens (skip_special_tokens: false). A server does not know
+the order of the streams and may break it; slmkit's own decoding keeps it.
 
 The written weights are read back and compared with the checkpoint. DeepSpeed's checkpoints are pickles, which can run
 code: use this command only on runs that you trust.

@@ -96,6 +96,7 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
         output = speaking.output
     took_sec = time.perf_counter() - began
     assert output is not None, "the last piece has come"
+    output.check_finite()
     first = f"first audio after {speaking.first_audio_sec:.3f} s"
     print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {output.line()}", file=sys.stderr)
     return 0

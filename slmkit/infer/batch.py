@@ -8,8 +8,8 @@ utterances of an evaluation.
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
     OUT/job.json          model, codec and task; and the engines that did the work
 
-`jobs` says how a job that was killed goes on. Failures are tried again by the next start. Lines may be added to a file,
-or mended where they failed; a change to one that was spoken is an error, for nothing is replaced unasked.
+`jobs` says how a job that was killed continues. The next start tries failures again. Lines may be added to a file, and
+failed ones corrected; a change to a line that was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
 digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
@@ -230,7 +230,7 @@ class BatchSpeaker:
         if self._is_scored:
             columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
         elif output.limit == "not_finite":
-            raise BadSample("not_finite", "the model gave numbers that are not finite; its weights may be damaged")
+            raise BadSample("not_finite", "the model gave numbers that are not finite")
         elif not output.codes.shape[1]:
             said = f"; its words: {words}" if self._task == "qa" else ""
             raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")

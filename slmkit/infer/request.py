@@ -70,6 +70,14 @@ class Output:
     reason: Literal["end", "limit"]
     limit: Limit | None = None
 
+    def check_finite(self) -> None:
+        """Raise UserError where the model's logits were not finite: damaged weights may have spoiled the rest, too."""
+        if self.limit == "not_finite":
+            raise UserError(
+                "the model gave numbers that are not finite",
+                next_step="its weights may be damaged: export the checkpoint again, or take an earlier one",
+            )
+
     def line(self) -> str:
         """For people."""
         return f"{self.num_steps} steps, {self.codes.shape[1]} frames, stopped by: {self.limit or self.reason}"

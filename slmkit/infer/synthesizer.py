@@ -165,6 +165,7 @@ class Synthesizer:
 
     def _spoken(self, text: str, request: Request, speaker: Vector) -> Speech:
         (output,) = self.engine.generate([request])
+        output.check_finite()
         words = self.words_of(output)
         if output.codes.shape[1] == 0:
             raise UserError(

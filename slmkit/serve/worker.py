@@ -249,7 +249,11 @@ class Worker:
         for number, call in list(self._running.items()):
             output = done.get(number)
             try:
+                if output is not None:
+                    output.check_finite()
                 self._deliver(number, call, output)
+            except UserError as error:
+                self._fail(self._leave_slot(number), ApiError(500, error.what, code="not_finite"))
             except (RuntimeError, ValueError):
                 log.get_logger(__name__).exception("codes could not be decoded")
                 self._fail(self._leave_slot(number), internal())

@@ -70,6 +70,7 @@ class Workers:
             process, pipe = self._own.worker
             try:
                 pipe.send((function, args))
+                pipe.recv()  # the function and its module are loaded there: only now its time counts
                 if not pipe.poll(limit_sec):
                     raise TimeoutError(f"no result after {limit_sec} s")
                 failed, result = pipe.recv()
@@ -121,6 +122,7 @@ def _serve(pipe: Connection) -> None:
             function, args = pipe.recv()
         except EOFError:
             return
+        pipe.send("begun")
         try:
             reply = (False, function(*args))
         except Exception as error:  # noqa: BLE001 - a bug, too, is raised where the result is wanted
@@ -135,7 +137,7 @@ def start_worker() -> None:
     # Slurm and a terminal send them to all processes of a job, but the main process decides when work ends.
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-    # libmpg123 writes a line about each damaged frame, and each place sought, to file descriptor 2.
+    # Decoders in C write a line about each damaged frame to file descriptor 2.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 2)

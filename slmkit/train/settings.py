@@ -59,14 +59,15 @@ def check_files(config: TrainConfig, world: World) -> None:
     tried(deepspeed_settings, config, split)
     data = config.data
     sources = [source.path for source in data.all_sources]
-    named = [("base", config.base), ("init_from", config.init_from), ("codec", config.codec)]
+    codec = config.codec if config.speak_every_steps else None
+    named = [("base", config.base), ("init_from", config.init_from), ("codec", codec)]
     named += [("data", path) for path in (*sources, data.eval_corpus)]
     missing = [(name, path) for name, path in named if path and "://" not in path and not Path(path).exists()]
     for name, path in dict.fromkeys(missing):
         tried.errors.append(UserError(f"{name}: there is no such file or directory", got=path))
     spoken = [source.path for source in data.all_sources if source.task != "text"]
     if tried.errors and spoken and Path(spoken[0]).is_dir():
-        from slmkit.data.index import Corpus  # of no use before: training opens all corpora
+        from slmkit.data.index import Corpus  # else left to training, which opens all corpora
 
         corpus = tried(Corpus.open, spoken[0])
         if corpus is not None:

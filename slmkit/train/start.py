@@ -47,7 +47,8 @@ def record_start(run: Run, engine: TrainEngine, done_steps: int, log: MetricsLog
     """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint."""
     if not run.world.is_first:
         return
-    logger.info("%s: step %d of %d, processes: %d", run.directory, done_steps, run.total_steps, run.world.size)
+    processes = f"{run.world.size} process{'es' if run.world.size != 1 else ''}"
+    logger.info("%s: step %d of %d, %s", run.directory, done_steps, run.total_steps, processes)
     config = to_dict(run.config)
     with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
         file.write(to_yaml(run.config).encode())

@@ -17,9 +17,10 @@ from spoken import hashes, make_spoken
 
 from slmkit.audio.io import read_audio
 from slmkit.cli.main import main
-from slmkit.cli.speaking import open_synthesizer
+from slmkit.cli.speaking import SPEAKING_FLAGS, open_synthesizer, settings_of
 from slmkit.codec.melvq import MelVQ
 from slmkit.infer import batch
+from slmkit.infer.request import SpeakingSettings
 from slmkit.jobs import NOTES
 from slmkit.stopping import STOPPING
 
@@ -133,6 +134,12 @@ def test_an_interrupt_is_a_stop(
     told = capsys.readouterr()
     assert "1 of 3 are spoken already" in told.err
     assert "3 answers" in told.out
+
+
+def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
+    assert settings_of(argparse.Namespace(**{name: flag[1] for name, flag in SPEAKING_FLAGS.items()})) == (
+        SpeakingSettings()
+    )
 
 
 def test_the_engine_has_room_for_the_longest_speech(here: Path) -> None:

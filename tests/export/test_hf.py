@@ -224,9 +224,9 @@ def test_directories_that_are_no_such_model(
     with pytest.raises(UserError, match="does not describe vocabulary and codec"):
         from_causal_lm(out)
     assert main(["import-model", str(out), str(tmp_path / "x"), "--base", str(BASE)]) == 2
-    assert "names its own tokenizer and codec" in capsys.readouterr().err
+    assert "has its own tokenizer and codec" in capsys.readouterr().err
     assert main(["import-model", str(out / "model.safetensors"), str(tmp_path / "x")]) == 2
-    assert "needs the text model it grew on" in capsys.readouterr().err
+    assert "needs the text model it started from" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 

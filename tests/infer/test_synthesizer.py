@@ -63,6 +63,14 @@ def test_a_model_without_speech_is_named(chain: Path) -> None:
         broken.speak("The kettle", broken.read_speaker(f"{chain / 'corpus'}:{corpus.key(0)}"))
 
 
+def test_damaged_weights_are_named(chain: Path) -> None:
+    broken = Synthesizer.load(chain / "model", chain / "codec")
+    with torch.no_grad():
+        broken.model.heads[1].output.bias.fill_(torch.nan)
+    with pytest.raises(UserError, match="the model gave numbers that are not finite"):
+        broken.speak("The kettle is on the stove.", np.zeros(80, dtype=np.float32))
+
+
 def test_voices_come_from_audio_vectors_and_corpora(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
     corpus = Corpus.open(chain / "corpus")
     stored = synthesizer.read_speaker(f"{chain / 'corpus'}:{corpus.key(1)}")

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,20 @@ def test_a_row_that_fails_fails_alone(
     assert bad.wait()[-1].code == "internal_error"
     assert outcomes(metrics) == {"done": 6, "refused": 0, "failed": 1, "given_up": 0}
     assert synthesizer.engine.num_free == 2
+
+
+def test_an_answer_of_numbers_that_are_not_finite_is_an_error(
+    worker: Worker, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, step = synthesizer.engine, synthesizer.engine.step
+
+    def step_to_nowhere() -> list:
+        return [(number, replace(output, reason="limit", limit="not_finite")) for number, output in step()]
+
+    monkeypatch.setattr(engine, "step", step_to_nowhere)
+    error = submitted(worker, Listener(synthesizer))[0].wait()[-1]
+    assert (error.status, error.code) == (500, "not_finite")
+    assert engine.num_free == 2
 
 
 def test_a_prompt_that_fails_fails_alone(

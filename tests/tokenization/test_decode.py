@@ -167,34 +167,18 @@ def test_cuts_of_one_recording_are_the_same_for_any_number_of_workers(tmp_path, 
         assert 0.8 * RATE <= len(one.wave) <= RATE
 
 
-def test_what_decoders_in_c_write_stays_out_of_the_terminal(tmp_path):
-    """libmpg123 writes about every place sought; Python's own messages still come through."""
-    wave = np.random.default_rng(0).normal(0, 0.1, 30 * RATE)
-    with soundfile.SoundFile(
-        tmp_path / "long", "w", 16000, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.8
-    ) as file:
-        file.write(wave)
-    code = f"""
+def test_what_decoders_in_c_write_stays_out_of_the_terminal():
+    """Python's own messages still come through."""
+    code = """
 import os, sys
-from slmkit.corpora.base import Audio, Cut, Utterance
-from slmkit.tokenization.decode import Decoding, decode
-from slmkit.tokenization import workers as module
-from slmkit.tokenization.workers import start_worker
-module._end_with_parent = lambda: None
-if sys.argv[1:]:
-    start_worker()
-for second in range(5, 14):
-    cut = Cut(second, second + 0.5, second, second + 0.5)
-    item = Utterance(key="a", audio=Audio({str(tmp_path / "long")!r}), text="a", source="a", cut=cut)
-    assert len(decode(item, Decoding(sample_rate=16000)).wave) == 8000
+from slmkit.tokenization import workers
+workers._end_with_parent = lambda: None
+workers.start_worker()
+os.write(2, b"from C")
 print("Python", file=sys.stderr)
 """
-    loud, quiet = (
-        subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True).stderr
-        for args in ([], ["quiet"])
-    )
-    assert "libmpg123" in loud
-    assert quiet == "Python\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "Python\n"
 
 
 def test_processes_that_never_start_are_an_error_and_no_file_is_blamed(monkeypatch):
