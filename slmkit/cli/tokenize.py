@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     if args.status is not None:
         args = argparse.Namespace(action="status", out=args.status, json=False)
     if args.action == "run":
-        return _encode(args)
+        return _run_here(args)
     if args.action == "submit":
         return _submit(args)
     if args.action == "plan":
@@ -184,7 +184,7 @@ def _plan_corpus(config: "TokenizeConfig") -> "TokenizationPlan":
     return plan_corpus(open_codec(config.codec).spec, config)
 
 
-def _encode(args: argparse.Namespace) -> int:
+def _run_here(args: argparse.Namespace) -> int:
     from slmkit.stopping import STOPPED, Stopped, stopping
 
     config = read_recipe(args)

@@ -1,8 +1,8 @@
 """Configurations from YAML files and overrides such as `optimizer.lr=1e-4`.
 
 A configuration is a tree of frozen pydantic models (`Config`). Unknown keys, missing keys, values of the wrong type or
-out of range, and values that do not fit together are reported all at once, as lines of one ConfigError. Files of
-strangers cost little time and memory: they are limited in size, depth, and in what their aliases expand to.
+out of range, and values that do not fit together are reported all at once, as lines of one ConfigError. Files are
+limited in size, depth, and what their aliases expand to, so that a hostile one costs little time and memory.
 
 Example:
     config = load_config(TokenizeConfig, "job.yaml", ["batch_sec=60", "codec=models/facodec"])

@@ -1,9 +1,9 @@
-"""What a run directory holds, and which of its checkpoints are whole.
+"""What a run directory holds, and which of its checkpoints are complete.
 
 `RUN/config.yaml`, `RUN/provenance.json`, `RUN/metrics.jsonl`, `RUN/tensorboard/`, `RUN/cache/` (lengths of examples),
 `RUN/model/` (config, tokenizer, vocabulary and codec spec: all an export needs besides weights) and
 `RUN/checkpoints/step-N/` with a marker `complete.json`, written last, that holds the size of every other file and the
-state of the run. A directory without marker is debris of a save that was interrupted. `RUN/universal/` is there only
+state of the run. A directory without marker is left from a save that was interrupted. `RUN/universal/` is there only
 while a run starts on another number of processes than wrote its checkpoint.
 
 It knows no training: `train` writes these files, `export` reads them.

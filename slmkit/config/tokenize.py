@@ -69,19 +69,20 @@ class TokenizeConfig(Config):
         default="libritts",
         description="layout of the source, such as libritts, manifest or parquet; see the list of layouts",
     )
-    source: PathText = Field(description="the folder or the file")
+    source: PathText = Field(description="folder or file with the audio")
     codec: PathText = Field(description="directory of the codec")
     out: PathText = Field(description="directory for the shards; new, empty, or of this same job")
     columns: dict[str, Name] = Field(
         default={},
-        description="manifest and parquet: our column -> theirs where they differ, such as path, audio, text, speaker, "
-        "key",
+        description="manifest and parquet: slmkit's column -> the source's, where they differ (path, audio, text, "
+        "speaker, key, ...)",
     )
     language: Text = Field(default="", description="language of utterances for which the source gives none")
     filters: FilterConfig = Field(default=FilterConfig(), description="what is left out")
     min_sec: SecondsOrZero = Field(default=0.1, description="shorter utterances go to the ledger")
     max_sec: Seconds = Field(
-        default=60.0, description="longer utterances go to the ledger; recordings with time stamps are cut to this"
+        default=60.0,
+        description="longer utterances go to the ledger; long recordings with time stamps are cut to pieces of this",
     )
     shard_samples: Count = Field(
         default=1000, description="items of the source per shard (utterances, bad ones included)"

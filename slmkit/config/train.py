@@ -1,4 +1,4 @@
-"""What a training run is made of, as one tree of frozen models.
+"""Options of a training run, as one tree of frozen models.
 
 DeepSpeed's own numbers (precision, ZeRO buckets) live in the file that `deepspeed` names, everything else lives here;
 `train/settings.py` refuses a number that stands in both and differs. All impossible values are reported at once.
@@ -39,7 +39,7 @@ Betas = Annotated[tuple[ShareBelowOne, ...], MinLen(2), MaxLen(2), Takes("a list
 
 
 class SourceConfig(Config):
-    """One of several things to train on."""
+    """One of several sources to train on."""
 
     path: PathText = Field(
         description="directory (or URL) of a corpus of shards; for the task text a JSONL file of conversations"
@@ -52,7 +52,7 @@ class SourceConfig(Config):
 
 
 class DataConfig(Config):
-    """Which examples: one corpus, or several sources."""
+    """What to train on: one corpus, or several sources."""
 
     corpus: PathText | None = Field(
         default=None, description="directory of shards that `slmkit tokenize` or `slmkit import` wrote"
@@ -94,14 +94,14 @@ class DataConfig(Config):
         default=None, description="directory on a fast disk to which shards are copied before reading"
     )
     shard_cache_gib: Annotated[Positive, Unit("GiB")] = Field(
-        default=50.0, description="largest size of shard_cache; the least recently used shards go first"
+        default=50.0, description="largest size of shard_cache; the least recently used shards are deleted first"
     )
     shuffle_shards: Count | None = Field(
         default=128,
-        description="shards in random order, samples shuffled within this many; keeps open files few; null: within all",
+        description="shards are read in random order, their samples shuffled within this many shards; null: within all",
     )
     on_damage: Literal["stop", "skip"] = Field(
-        default="stop", description="what to do at a sample that cannot be read; skipped ones are counted"
+        default="stop", description="what to do when a sample cannot be read; skipped ones are counted"
     )
 
     def clashes(self) -> Iterable[tuple[bool, str]]:
@@ -145,7 +145,7 @@ class ModelConfig(Config):
     speaker: Flag = Field(default=False, description="condition on the speaker vector")
     softmax: Literal["full", "stream"] = Field(
         default="full",
-        description="classes of the loss of next-token models (group 0): the whole vocabulary, or the token's stream",
+        description="softmax of next-token models (group 0): over the whole vocabulary, or over the token's stream",
     )
     text_loss_weight: Share = Field(default=0.2, description="weight of the text loss; speech has the rest")
 
@@ -200,8 +200,8 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="optimizer")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="learning rate")
     seed: Seed = Field(default=0, description="seed of the order of data and of new parameters")
-    steps: Count | None = Field(default=None, description="optimizer steps of the run; this or epochs")
-    epochs: Count | None = Field(default=None, description="passes over the corpus; this or steps")
+    steps: Count | None = Field(default=None, description="optimizer steps of the run; give steps or epochs")
+    epochs: Count | None = Field(default=None, description="passes over the corpus; give epochs or steps")
     global_rows: Count = Field(default=8, description="rows of an optimizer step over all processes")
     micro_rows: Count = Field(default=1, description="rows a process runs at once")
     log_every_steps: Count = Field(default=10, description="steps from one line of metrics.jsonl to the next")
@@ -209,7 +209,7 @@ class TrainConfig(Config):
         default=500, description="steps from one checkpoint to the next; the last step always saves"
     )
     save_every_minutes: Annotated[Positive, Unit("minutes")] | None = Field(
-        default=None, description="time after which a checkpoint is due in any case"
+        default=None, description="longest time between two checkpoints"
     )
     keep_last: Count = Field(default=2, description="newest checkpoints that are kept")
     keep_every_steps: Natural = Field(
@@ -237,7 +237,7 @@ class TrainConfig(Config):
         default=None, description="directory of the codec, for speech samples in TensorBoard"
     )
     peak_tflops: Annotated[Positive, Unit("TFLOP/s")] | None = Field(
-        default=None, description="dense peak of a device, for MFU; known GPUs need none"
+        default=None, description="peak bf16 speed of a device, for MFU; not needed for known GPUs"
     )
 
     def clashes(self) -> Iterable[tuple[bool, str]]:
