@@ -142,7 +142,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(codec, tmp_path, n
 
 def test_no_action_is_an_error(capsys):
     assert main(["tokenize"]) == 2
-    assert "expected: plan, run, submit, status, finalize, verify" in capsys.readouterr().err
+    assert "expected: plan, run, submit, status, finalize or verify" in capsys.readouterr().err
 
 
 def test_a_source_that_is_not_there_is_a_user_error(codec, tmp_path, capsys):
