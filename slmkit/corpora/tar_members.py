@@ -25,10 +25,11 @@ from slmkit.errors import UserError
 BLOCK_BYTES = tarfile.BLOCKSIZE
 # Headers of long names are read into memory, and searched in a time that grows with the square of their size.
 MAX_EXTENDED_BYTES = 2**14
+MAX_NESTED = 8  # headers of one member: a long name, a long link, further fields
 EXTENDED = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 MAGICS = (b"ustar", bytes(5))  # of the tars of today, and of the oldest
 # What tarfile raises for headers that are none: its own errors, and others that it lets through.
-HEADER_ERRORS = (tarfile.HeaderError, ValueError, IndexError, OverflowError, RecursionError)
+HEADER_ERRORS = (tarfile.HeaderError, ValueError, IndexError, OverflowError)
 
 
 class Member(NamedTuple):
@@ -51,6 +52,17 @@ class _Header(tarfile.TarInfo):
     """A header that is believed only with the magic of one, since a checksum alone may hold by chance."""
 
     @classmethod
+    def fromtarfile(cls, tar: Any) -> "_Header":
+        """The header at the place of the file. It calls itself for headers that belong to the next one."""
+        tar.num_nested += 1
+        try:
+            if tar.num_nested > MAX_NESTED:
+                raise tarfile.HeaderError("too many headers of one member")
+            return super().fromtarfile(tar)
+        finally:
+            tar.num_nested -= 1
+
+    @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
         header = super().frombuf(buf, encoding, errors)
         if bytes(buf[257:262]) not in MAGICS or (header.type in EXTENDED and header.size > MAX_EXTENDED_BYTES):
@@ -71,7 +83,9 @@ def members(path: str | os.PathLike[str]) -> Iterator[Member | Damage]:
 
 def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:
     # What `fromtarfile` wants of a TarFile, which itself would stop at the first damage.
-    tar: Any = SimpleNamespace(fileobj=file, encoding="utf-8", errors="surrogateescape", offset=0, pax_headers={})
+    tar: Any = SimpleNamespace(
+        fileobj=file, encoding="utf-8", errors="surrogateescape", offset=0, pax_headers={}, num_nested=0
+    )
     at = 0
     damaged_at: int | None = None  # where the blocks begin that are no part of a member
     is_told = False  # that something is wrong there

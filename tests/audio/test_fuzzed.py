@@ -66,6 +66,7 @@ def test_the_files_reach_most_reasons_and_some_survive(outcomes):
     assert any(cut == "wave" for _, _, _, cut in outcomes)
 
 
+@pytest.mark.full
 def test_the_files_depend_on_the_seed_alone_and_show_every_harm():
     files = list(fuzzed(3, 120))
     assert files == list(fuzzed(3, 120))

@@ -71,6 +71,7 @@ def test_a_file_that_does_not_say_its_length_is_read_whole(wave, rate, channels,
     assert 0 <= len(found) - SECONDS * rate < 3500  # the encoder's delay and the last frame's rest remain
 
 
+@pytest.mark.full
 def test_a_file_that_does_not_say_its_length_sounds_the_same(wave, mp3):
     assert best_agreement(read(without_tag(mp3)), wave) > 0.99
 

@@ -14,6 +14,7 @@ from slmkit.bench import checkpoint
 from slmkit.errors import UserError
 
 
+@pytest.mark.full
 def test_training_stops_for_less_than_a_save(tmp_path: Path) -> None:
     """In a process of its own, which ends its process group."""
     command = [

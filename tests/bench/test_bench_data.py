@@ -27,6 +27,7 @@ def test_figures_of_every_part(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert data.describe(result).count("required") == 3
 
 
+@pytest.mark.full
 def test_a_part_runs_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert data.run(arguments("--part", "plan", "--plan-samples", "20000")) == 0
     assert capsys.readouterr().out.startswith("plan, 20,000 utterances: ")

@@ -3,6 +3,8 @@
 import argparse
 import json
 
+import pytest
+
 from slmkit.bench import plan
 
 
@@ -25,6 +27,7 @@ def test_figures_of_both_parts(capsys, monkeypatch):
     assert plan.describe(result).count("required") == 2
 
 
+@pytest.mark.full
 def test_a_part_runs_in_a_process_of_its_own(capsys):
     assert plan.run(arguments("--part", "finalize", "--shards", "2")) == 0
     assert capsys.readouterr().out.startswith("finalize, 2 shards: ")

@@ -33,6 +33,7 @@ def test_figures_of_the_codecs(capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenize.describe(result).count("required") == 3
 
 
+@pytest.mark.full
 def test_figures_of_the_stage(capsys: pytest.CaptureFixture[str]) -> None:
     """The command itself, with one process and two, on the same corpus."""
     assert tokenize.run(arguments("--quick", "--json", "--part", "stage")) == 0
@@ -74,7 +75,7 @@ def test_speed_is_of_the_shards_after_the_first(tmp_path: Path) -> None:
 def test_a_command_that_fails_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the command to time failed") as caught:
         tokenize.run_stage(tmp_path / "nowhere", str(tmp_path), tmp_path / "out", tokenize.QUICK, 1)
-    assert "not a codec directory" in str(caught.value)
+    assert "does not exist" in str(caught.value)
 
 
 def test_other_shards_of_two_processes_are_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def options(out: Path, *more: str) -> list[str]:
     return ["--codec", "codec", "--speaker", "voice.npy", "--out", str(out), *more]
 
 
+@pytest.mark.full
 def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """kill -9, then SIGTERM, then the rest: as if nothing had happened. Four lines are bad, one is an emoji."""
     lines = [json.dumps({"text": f"The boat number {i} froze", "max_sec": 0.2}) for i in range(NUM_LINES)]

@@ -116,7 +116,11 @@ def test_two_devices_share_a_task_and_another_codec_is_refused(codec, tmp_path, 
     assert tokenize(SAMPLES, codec, tmp_path / "bad", "--devices", "cpu,xpu:9") == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGINT, signal.SIGUSR1))],
+    ids=lambda number: number.name,
+)
 def test_a_run_that_is_told_to_stop_says_so_and_goes_on_later(codec, tmp_path, number):
     out = tmp_path / "out"
     words = [*map(str, (SAMPLES, codec, out)), "--set", "shard_samples=1", "--set", "window=1", "--devices", "cpu,cpu"]

@@ -22,9 +22,11 @@ needs_triton = pytest.mark.skipif(
     not TRITON_SITE and importlib.util.find_spec("triton") is None, reason="needs triton, installed or in TRITON_SITE"
 )
 
+pytestmark = pytest.mark.full
+
 
 def run_worker(what: str, **env: str) -> subprocess.CompletedProcess:
-    path = os.pathsep.join([str(ROOT), TRITON_SITE, os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), TRITON_SITE, os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
     done = subprocess.run([sys.executable, str(WORKER), what], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -80,6 +80,7 @@ def prompt_ids(tokenizer: TextTokenizer, layout: VocabLayout, text: str) -> list
     return build(tokenize(prompt_only(tts(text)), tokenizer.encode, layout), None, layout, 0).tokens[:, 0].tolist()
 
 
+@pytest.mark.full
 def test_transformers_alone_says_what_the_engine_says(
     parrot: tuple[SpeechLM, list[Sample]], tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:

@@ -30,7 +30,10 @@ def speech() -> Spoken:
     return spoken(SENTENCES, FACTS)
 
 
-@pytest.fixture(scope="module", params=GROUPS, ids=lambda group: f"mtp{group}" if group else "ntp")
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(0, marks=pytest.mark.full, id="ntp"), *(pytest.param(g, id=f"mtp{g}") for g in GROUPS if g)],
+)
 def synthesizer(speech: Spoken, request: pytest.FixtureRequest) -> Synthesizer:
     """Of a model that knows all of it by heart."""
     tokenizer = TextTokenizer.load(BASE)

@@ -33,6 +33,7 @@ SOME_STEPS = 250  # enough for the first sound of a stream, and not for its end
 ENDING = b"0\r\n\r\n"  # of an answer in chunks
 
 
+@pytest.mark.full
 def test_two_hundred_at_once_get_what_each_gets_alone(synthesizer: Synthesizer, chain: Path) -> None:
     with serving(synthesizer, chain, max_waiting=NUM_CLIENTS) as (_, client):
         kinds = [

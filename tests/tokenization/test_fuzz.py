@@ -49,6 +49,7 @@ def run_job(source, codec, out, kind):
     return {corpus.key(i) for i in range(len(corpus))}, {line["key"]: line["reason"] for line in lines}
 
 
+@pytest.mark.full
 def test_damaged_files_among_good_ones(codec_path, damaged, tmp_path):
     source = tmp_path / "source"
     (source / "audio").mkdir(parents=True)
@@ -126,6 +127,7 @@ def make_tars(root, damaged):
     return set(sound), set(bad)
 
 
+@pytest.mark.full
 def test_damaged_tars(codec_path, damaged, tmp_path):
     sound, bad = make_tars(tmp_path / "source", damaged)
     assert (len(sound), len(bad)) == (COUNT, COUNT)

@@ -1,4 +1,4 @@
-"""Three hundred spoken utterances in every layout through the whole job: what goes in comes out or is in the ledger,
+"""Spoken utterances in every layout through the whole job: what goes in comes out or is in the ledger,
 and however the job is cut up, its shards are the same."""
 
 import json
@@ -14,7 +14,7 @@ from slmkit.config.tokenize import TokenizeConfig
 from slmkit.data.index import Corpus
 from slmkit.tokenization.job import encode_share, finalize_corpus, plan_corpus, tokenize
 
-COUNT = 300
+COUNT = 60
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def make_config(expected, codec, out, **changes):
 @pytest.mark.parametrize("layout", WRITERS)
 def test_what_goes_in_comes_out_or_is_in_the_ledger(layout, corpora, codec_path, tmp_path):
     expected = corpora[layout]
-    assert expected.items >= 30 if layout == "segments" else expected.items >= COUNT
+    assert expected.items >= COUNT // 10 if layout == "segments" else expected.items >= COUNT
     tokenize(open_codec(codec_path), make_config(expected, codec_path, tmp_path / "out"))
     counts = json.loads((tmp_path / "out/manifest.json").read_text())["counts"]
     assert (counts["utterances"], counts["samples"]) == (expected.items, expected.good)
