@@ -139,7 +139,7 @@ def merged_weights(checkpoint: Checkpoint) -> State:
 
     path = checkpoint.path
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             parts = zero_to_fp32.get_optim_files(str(path))
             if "zero_stage" in optimizer_part(parts[0]):
                 return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name))

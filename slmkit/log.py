@@ -10,6 +10,7 @@ Example:
 import logging
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 COLUMNS = 80
@@ -30,6 +31,14 @@ def set_up(rank: int = 0, verbose: bool = False) -> None:
     logger.propagate = False
     level = logging.DEBUG if verbose else logging.INFO
     logger.setLevel(level if rank == 0 else logging.WARNING)
+    if not verbose:
+        quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep out what libraries say at every start and nobody can act upon."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\.\w+.*deprecated")
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:

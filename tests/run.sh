@@ -23,4 +23,4 @@ fi
 # DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$VIRTUAL_ENV/torch_extensions}"
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${WHICH[@]}" "$@"
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "${WHICH[@]}" "$@"

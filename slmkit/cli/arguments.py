@@ -77,7 +77,7 @@ def parse(parser: "Parser", words: Sequence[str]) -> argparse.Namespace:
         args.overrides = [*(word for word in args.set if word not in words), *(word for word in words if word in given)]
         unknown = [word for word in unknown if not OVERRIDE.match(word)]
     if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+        parser.chosen.error(f"unknown arguments: {' '.join(unknown)}{parser.chosen.suggestion(unknown)}")
     return args
 
 
@@ -85,12 +85,15 @@ class Parser(argparse.ArgumentParser):
     """A parser with our help, for a command and each of its sub-commands."""
 
     has_overrides = False
+    last_used: "Parser | None" = None  # the innermost that has begun to parse
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, **options})
+        self.words: list[str] = []  # that are being parsed
         self.help_parts: list[Callable[[], str]] = []  # put at the end of the help, and made only for it
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        Parser.last_used, self.words = self, list(args or ())
         if self.has_overrides and args is not None:
             # Overrides go behind the other words, of which argparse could take them for one. What follows an option
             # stays, since it may be its value.
@@ -98,6 +101,21 @@ class Parser(argparse.ArgumentParser):
             moved = [index for index in moved if index == 0 or not args[index - 1].startswith("-")]
             args = [word for index, word in enumerate(args) if index not in moved] + [args[index] for index in moved]
         return super().parse_known_args(args, namespace)
+
+    @property
+    def chosen(self) -> "Parser":
+        """The parser of the sub-command that was last chosen, or this one."""
+        return Parser.last_used or self
+
+    def suggestion(self, words: Sequence[str]) -> str:
+        """ "; did you mean --option?" where one of the words nearly is an option of this command."""
+        for word in words:
+            near = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1)
+            if word.startswith("--") and near:
+                return f"; did you mean {near[0]}?"
+        if self.has_overrides and any(word.startswith("--") for word in words):
+            return "; options of the config are written as KEY=VALUE"
+        return ""
 
     def format_help(self) -> str:
         self.epilog = "\n\n".join([*([self.epilog] if self.epilog else []), *(make() for make in self.help_parts)])
@@ -111,6 +129,8 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"there is no {value!r}; {expected}")
 
     def error(self, message: str) -> NoReturn:
+        if "KEY=VALUE" in message:  # the value of an unknown option is taken for an override
+            message += self.suggestion([word for word in self.words if word not in self._option_string_actions])
         self.exit(2, f"{self.format_usage()}{self.prog}: {message}\n")
 
 

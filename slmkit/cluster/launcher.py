@@ -110,7 +110,8 @@ class _Launch:
                 process.wait()
                 if process.stderr is not None:
                     reader.join(timeout=5)
-        if code not in (0, USER_ERROR, STOPPED):  # else the ranks have said what there is to say
+        # Otherwise the ranks have said what there is to say, or a second signal asked for the end.
+        if code not in (0, USER_ERROR, STOPPED) and not self.signals:
             log.error("training ended with exit code %d; its processes may have said why above", code)
         return code
 

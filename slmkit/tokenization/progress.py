@@ -23,6 +23,7 @@ from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
 from slmkit.jobs import ProgressBar
 from slmkit.log import duration
+from slmkit.stopping import Stopped
 from slmkit.tokenization.corpus_job import CorpusJob, ranges
 from slmkit.tokenization.plan import TokenizationPlan
 
@@ -88,9 +89,13 @@ class Progress:
             "seconds": sum(shard.seconds for shard in planned) if known else None,
             "seconds_done": 0.0,
         }
-        self._write()
 
     def __enter__(self) -> "Progress":
+        try:
+            self._write()
+        except Stopped as error:  # at this very moment, before the block that `__exit__` ends
+            self.__exit__(Stopped, error, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -98,7 +103,11 @@ class Progress:
             self._values |= {"state": "failed", "error": str(error)}
         else:
             self._values["state"] = "done" if error is None else "stopped"
-        self._write()
+        try:
+            self._write()
+        except Stopped:  # told so while this was written; further signals are ignored
+            self._write()
+            raise
 
     def advance(self, items: int, seconds: float) -> None:
         """So many more utterances are encoded or have failed, with so much audio (seconds)."""

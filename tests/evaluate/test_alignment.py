@@ -160,7 +160,7 @@ def test_samples_without_text_or_speech(tokenizer):
     model = small_model(tokenizer, codec_spec(), 3, speaker_dim=8).eval()
     with pytest.raises(BadSample, match="a has no frames"):
         hidden_pair(model, tokenizer, sample_of(frames=0))
-    with pytest.raises(BadSample, match="a has no speaker vector, and the model wants one"):
+    with pytest.raises(BadSample, match="a has no speaker vector, and the model needs one"):
         hidden_pair(model, tokenizer, replace(sample_of(), speaker=None))
     with pytest.raises(BadSample, match="the sample has no text"):
         hidden_pair(model, tokenizer, sample_of(text=" "))

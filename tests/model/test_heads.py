@@ -112,5 +112,5 @@ def test_its_operations_are_counted() -> None:
 
 
 def test_a_kind_that_is_not_registered_is_refused() -> None:
-    with pytest.raises(UserError, match=r"head of the model is not known(.|\n)*linear, mlp, transformer, gated"):
+    with pytest.raises(UserError, match=r"unknown head of the model(.|\n)*linear, mlp, transformer, gated"):
         tiny_model(3, head="conv")

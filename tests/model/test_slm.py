@@ -286,7 +286,7 @@ def test_class_token_ids_of_heads() -> None:
     [
         ({"group": 4}, "group size does not fit the codec"),
         ({"group": 3, "softmax": "stream"}, "stream softmax is for next-token prediction"),
-        ({"group": 3, "head": "conv"}, "head of the model is not known"),
+        ({"group": 3, "head": "conv"}, "unknown head of the model"),
         ({"backbone": {"vocab_size": 50}}, "fewer rows than the vocabulary"),
         ({"backbone": {"use_sliding_window": True}}, "sliding-window attention is not supported"),
     ],

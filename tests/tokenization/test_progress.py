@@ -14,6 +14,7 @@ from slmkit.corpora.base import Audio, Utterance
 from slmkit.errors import UserError
 from slmkit.jobs import ProgressBar
 from slmkit.log import table
+from slmkit.stopping import Stopped
 from slmkit.tokenization import progress
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.plan import Rules, make_plan, sift_parts
@@ -35,10 +36,12 @@ def test_time_left_follows_the_rate_of_what_runs(tmp_path):
     for shard in (0, 1, 4, 5):
         job.write(shard, [])
     for task, state in ((0, "running"), (1, "running"), (2, "failed")):
-        progress = Progress(tmp_path, plan, [6, 7, 8], task=task, num_tasks=3)
+        task_progress = Progress(tmp_path, plan, [6, 7, 8], task=task, num_tasks=3)
         if state == "failed":
-            with pytest.raises(UserError), progress:
+            with pytest.raises(UserError), task_progress:
                 raise UserError("disk full", next_step="free it")
+        else:
+            task_progress.__enter__()
         edit(tmp_path / f"tasks/{task}-of-3.json", started=100.0, updated=110.0, seconds_done=10.0 + 10.0 * task)
     status = look(job, plan, now=115.0)
     assert (status.num_shards, status.missing) == (10, [2, 3, 6, 7, 8, 9])
@@ -63,7 +66,7 @@ def test_time_left_follows_the_rate_of_what_runs(tmp_path):
 
 def test_a_silent_task_is_lost_and_a_file_that_is_none_is_passed_over(tmp_path):
     job, plan = begin(tmp_path, seconds=None)
-    Progress(tmp_path, plan, [5], task=0, num_tasks=2)
+    Progress(tmp_path, plan, [5], task=0, num_tasks=2).__enter__()
     edit(tmp_path / "tasks/0-of-2.json", started=100.0, updated=200.0, shards_done=50)
     for name, content in (("1-of-2", "{"), ("2-of-2", "[]"), ("3-of-2", '{"state": "running"}')):
         (tmp_path / f"tasks/{name}.json").write_text(content)
@@ -118,3 +121,20 @@ def test_the_bar_and_the_log_never_share_a_line(tmp_path, monkeypatch):
     assert "%|" not in lines[0]
     assert lines[1].startswith("100%|")
     assert re.search(r"2/2 \[00:00<00:00, 0\.3 of 0\.3 min audio, [0-9.e+]+x real time\]$", lines[1])
+
+
+def test_a_stop_while_the_state_is_written_is_told(tmp_path, monkeypatch):
+    """At the beginning, before the work, and at the end, behind it."""
+    _, plan = begin(tmp_path)
+    for times, state in ((0, "stopped"), (1, "done")):
+        written = []
+
+        def write(path, values, *, times=times, written=written, **options):
+            written.append(values["state"])
+            if len(written) == times + 1:
+                raise Stopped("SIGTERM")
+
+        monkeypatch.setattr(progress, "write_json", write)
+        with pytest.raises(Stopped), Progress(tmp_path, plan, [3], task=0, num_tasks=1):
+            pass
+        assert written[-1] == state
