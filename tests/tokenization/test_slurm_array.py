@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
     def words(self, out: str) -> list[str]:
         paths = [str(self.directory / name) for name in ("items.jsonl", "codec", out)]
-        recipe = ["--config", str(ROOT / "tokenize_jobs/manifest.yaml"), "--set", f"shard_samples={SHARD_SAMPLES}"]
+        recipe = ["--config", str(ROOT / "tokenize_jobs/manifest.yaml"), f"shard_samples={SHARD_SAMPLES}"]
         return [*paths, *recipe]
 
     def num_done(self, out: str, task: int) -> int:
