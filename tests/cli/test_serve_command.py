@@ -61,6 +61,9 @@ def test_what_can_be_refused_without_torch_is(
     chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in [name for name in sys.modules if name.startswith(("slmkit.serve", "slmkit.infer"))]:
+        parent, _, name = module.rpartition(".")
+        if hasattr(sys.modules.get(parent), name):  # importing again sets it anew; put back afterwards
+            monkeypatch.setattr(sys.modules[parent], name, getattr(sys.modules[parent], name))
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     (tmp_path / "none").mkdir()

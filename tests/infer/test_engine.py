@@ -152,7 +152,8 @@ def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest
     """The way of a GPU, without its graph: all slots at once, over memory that earlier answers have used."""
     model, rng = talkative(kind), np.random.default_rng(kind + 200)
     requests = [random_request(model, rng) for _ in range(12)]
-    monkeypatch.setattr("slmkit.infer.engine.SlotDecoder", functools.partial(SlotDecoder, together=True))
+    always_together = functools.partial(SlotDecoder, together=True)
+    monkeypatch.setitem(Engine.__init__.__globals__, "SlotDecoder", always_together)
     masked = Engine(model, num_slots=NUM_SLOTS, num_positions=128)
     apart = [told(output) for output in engine(kind).generate(requests)]
     assert [told(output) for output in masked.generate(requests)] == apart
