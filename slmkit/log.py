@@ -37,8 +37,12 @@ def set_up(rank: int = 0, verbose: bool = False) -> None:
 
 def quiet_libraries() -> None:
     """Keep out what libraries say at every start and nobody can act upon."""
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    logging.getLogger("DeepSpeed").addFilter(_is_of_use)  # again and again, it is added once
     warnings.filterwarnings("ignore", category=FutureWarning, message=r".*torch\.distributed\.\w+.*deprecated")
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return "Setting accelerator to CPU" not in record.getMessage()
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:

@@ -169,12 +169,12 @@ def run(args: argparse.Namespace) -> int:
 def _refuse_early(config: "TokenizeConfig") -> None:
     """Check what needs no torch before it is loaded. Raises UserError."""
     from slmkit.corpora.layouts import ReadOptions, check_source
-    from slmkit.tokenization.corpus_job import check_directory
+    from slmkit.tokenization.corpus_job import check_job_directory
     from slmkit.tokenization.plan import TokenizationPlan
 
     if not TokenizationPlan.exists(config.out):
         check_source(config.kind, config.source, ReadOptions(columns=config.columns))
-    check_directory(config.out, {"settings": config.settings()})
+    check_job_directory(config.out, {"settings": config.settings()})
 
 
 def _plan_corpus(config: "TokenizeConfig") -> "TokenizationPlan":

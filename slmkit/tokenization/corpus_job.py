@@ -50,7 +50,7 @@ class CorpusJob:
         """Start or go on. Raises UserError when the directory belongs to another job, or to none and is not empty."""
         self.directory, self.name, self.codec, self.settings = Path(directory), name, codec, settings
         work = {"codec": codec.to_dict(), "settings": settings}
-        if not check_directory(self.directory, work):
+        if not check_job_directory(self.directory, work):
             write_json(self.directory / JOB, {**work, "made_by": provenance()}, replace=True)
 
     @staticmethod
@@ -102,7 +102,7 @@ class CorpusJob:
         return {**read_json(self.directory / JOB)["made_by"], "config": self.settings}
 
 
-def check_directory(directory: str | Path, work: dict[str, Any]) -> bool:
+def check_job_directory(directory: str | Path, work: dict[str, Any]) -> bool:
     """Whether a job of this `work` ("settings", and "codec" where it is known) was begun in the directory.
 
     Raises UserError when another job was, or it holds no job and is not empty.

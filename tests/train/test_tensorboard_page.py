@@ -180,4 +180,4 @@ def test_options_beside_the_name_of_the_run(browser: Browser, address: str, tmp_
     words = f"{ALL_ELEMENTS}.map((e) => e.childElementCount ? '' : e.textContent).join(' ')"
     for text in ("optimizer.lr", "model.group", NAME):
         browser.wait_for(f"({words}).includes('{text}')")
-    keep(browser, "hparams", tmp_path)
+    assert keep(browser, "hparams", tmp_path).std() > 5
