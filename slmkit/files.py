@@ -8,6 +8,7 @@ Example:
         file.write(b"{}")
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -149,9 +150,10 @@ def provenance(config: Any = None) -> dict[str, Any]:
     return {"config": config, "commit": git_commit(), "versions": versions, "command": [Path(sys.argv[0]).name]}
 
 
+@functools.cache
 def git_commit() -> str:
-    """Commit of the working tree slmkit runs from, "+dirty" if it has changes, "" when it is an installed copy or
-    the machine has no git."""
+    """Commit of the working tree that this process runs from, "+dirty" if it has changes, "" when it is an installed
+    copy or the machine has no git."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
         return ""

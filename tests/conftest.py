@@ -1,5 +1,6 @@
 """Shared by all tests: one thread per process, signals as at a terminal, places of the demo data and golden files."""
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -7,17 +8,28 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import hypothesis
 import pytest
 
 # A shell without job control starts background jobs with SIGINT ignored, which their children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("all", max_examples=100, deadline=None)
+hypothesis.settings.load_profile("quick")
+
 ROOT = Path(__file__).resolve().parent.parent
-FIRST = ("test_quickstart.py", "test_elastic.py")  # the longest files: begun late, the last of them would run alone
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    """The longest files first: begun late, the last of them would run alone."""
+    items.sort(key=lambda item: (item.path.name != "test_quickstart.py", item.path.parent.name != "train"))
+
+
+def pytest_collection_finish() -> None:
+    """The collector of garbage need not walk through torch and all tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

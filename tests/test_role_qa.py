@@ -33,6 +33,8 @@ from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
 from slmkit.train.metrics import read_metrics
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCES = ("A red coat.",)
 FACTS = {"Who wrote the song?": "Anna Bell.", "What did he eat?": "Two pies."}

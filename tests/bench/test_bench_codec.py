@@ -31,6 +31,7 @@ def test_the_twins_agree_with_random_weights_on_a_mixed_batch(states):
         assert speed["ratio"] == pytest.approx(fast / speed["plain_audio_sec_per_sec"])
 
 
+@pytest.mark.full
 def test_the_command_reads_published_files_and_prints_json(tmp_path, capsys):
     write_files(tmp_path)
     words = ["bench", "codec", "--codec", str(tmp_path), "--seconds", "0.1", "--repeats", "1", "--device", "cpu"]

@@ -20,6 +20,7 @@ def arguments(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@pytest.mark.full
 def test_figures_of_the_codecs(capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenize.run(arguments("--quick", "--json", "--part", "codec", "--part", "melvq")) == 0
     result = json.loads(capsys.readouterr().out)

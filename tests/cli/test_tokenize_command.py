@@ -57,6 +57,7 @@ def test_a_folder_becomes_a_corpus(codec, tmp_path):
     assert json.loads((tmp_path / "3/manifest.json").read_text())["made_by"]["config"]["language"] == "en"
 
 
+@pytest.mark.full
 def test_a_killed_command_started_again_gives_the_same_bytes(codec, tmp_path):
     assert tokenize(SAMPLES, codec, tmp_path / "whole", "--set", "shard_samples=1") == 0
     words = [str(SAMPLES), str(codec), str(tmp_path / "cut"), "--num-workers", "2", "--set", "shard_samples=1"]
@@ -104,6 +105,7 @@ def test_the_steps_one_by_one_give_what_one_run_gives(codec, tmp_path, capsys):
     assert (tmp_path / "steps-verify/index.html").is_file()
 
 
+@pytest.mark.full
 def test_two_devices_share_a_task_and_another_codec_is_refused(codec, tmp_path, capfd):
     assert tokenize(SAMPLES, codec, tmp_path / "whole") == 0
     assert tokenize(SAMPLES, codec, tmp_path / "two", "--devices", "cpu,cpu") == 0

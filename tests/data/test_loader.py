@@ -236,7 +236,7 @@ def test_a_batch_of_text_alone_gives_every_parameter_a_gradient(
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.full)])
 def test_memory_does_not_grow_over_epochs(corpus: Corpus, tokenizer: TextTokenizer, num_workers: int) -> None:
     """Of this process and of its workers: less than half a MiB in some ten of forty epochs of forty samples.
 

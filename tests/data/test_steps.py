@@ -55,7 +55,7 @@ def test_a_step_holds_the_same_rows_in_every_world(world_size: int) -> None:
     assert repr(step) == repr(next(itertools.islice(make_steps(64).walk(), 1, None)))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(plans(), st.integers(1, 20), st.data())
 def test_with_a_cursor_as_without(make: Callable[[], Plan], global_rows: int, data: st.DataObject) -> None:
     assume(any(make().num_rows(epoch) for epoch in range(2)))

@@ -39,6 +39,7 @@ def peak() -> Iterator[None]:
     REGISTRY.pop("peak", None)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("peak")
 def test_a_metric_of_another_file_is_scored_shown_and_compared(corpus: Corpus, codec: MelVQ, tmp_path: Path) -> None:
     truths, told = Truths(corpus, codec), list[str]()

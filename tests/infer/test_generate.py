@@ -26,6 +26,7 @@ KINDS = [
     (3, {"head": "transformer", "fusion": "mlp"}),
     (12, {"head": "linear", "speaker_dim": 8}),
 ]
+ALL_KINDS = [pytest.param(kind, marks=pytest.mark.full) if kind == 5 else kind for kind in range(len(KINDS))]
 TEXTS = ("The river froze.", "She counted eleven lanterns.", "Nobody had told him.")
 
 
@@ -61,7 +62,7 @@ def start_of(model: SpeechLM, sample: Sample) -> dict:
     return {"start": example, "speaker": torch.from_numpy(sample.speaker) if aware else None}
 
 
-@pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_memorised_codes_come_out(kind: int) -> None:
     model = trained(kind)
     for sample in samples():
@@ -81,7 +82,7 @@ class WithoutCache(PlainDecoder):
         super().append(self.seen)
 
 
-@pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_the_cache_changes_nothing(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(kind)
     settings = {"speech_sampling": Sampling(temperature=1.0), "limits": Limits(max_frames=20), "seed": 3}

@@ -14,7 +14,8 @@ from slmkit.data.text import TextTokenizer
 FILES = {0: "ntp.jsonl", 3: "mtp_h3.jsonl", 6: "mtp_h6.jsonl", 12: "mtp_h12.jsonl"}
 
 
-@pytest.mark.parametrize("group", [*(pytest.param(group, marks=pytest.mark.full) for group in (0, 3, 6)), 12])
+@pytest.mark.full
+@pytest.mark.parametrize("group", FILES)
 def test_three_utterances_come_out_exactly(group: int, demo_dir: Path) -> None:
     tokenizer = TextTokenizer.load(BASE)
     samples = [item for item in read_published(demo_dir / FILES[group]) if isinstance(item, Sample)]

@@ -21,7 +21,6 @@ from slmkit.infer.synthesizer import Synthesizer
 
 SENTENCES = ("Nine boats.", "A red coat.", "The old map.")
 FACTS = {"Who wrote the song?": "Anna Bell.", "Where is the ship?": "In Dover.", "What did he eat?": "Two pies."}
-GROUPS = (0, 3, 12)
 MAX_SEC = 3.0
 
 
@@ -32,7 +31,11 @@ def speech() -> Spoken:
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(0, marks=pytest.mark.full, id="ntp"), *(pytest.param(g, id=f"mtp{g}") for g in GROUPS if g)],
+    params=[
+        pytest.param(0, marks=pytest.mark.full, id="ntp"),
+        pytest.param(3, id="mtp3"),
+        pytest.param(12, marks=pytest.mark.full, id="mtp12"),
+    ],
 )
 def synthesizer(speech: Spoken, request: pytest.FixtureRequest) -> Synthesizer:
     """Of a model that knows all of it by heart."""

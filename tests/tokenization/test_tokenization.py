@@ -161,7 +161,13 @@ def group_is_gone(group):
     return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="interrupted", marks=pytest.mark.full),
+    ],
+)
 def test_an_interrupted_job_goes_on_to_the_same_bytes(hostile_corpus, reference, tmp_path, how):
     out = tmp_path / "out"
     process = start_slow_run(hostile_corpus, out, tmp_path)
