@@ -127,7 +127,7 @@ def write_json(path: str | Path, value: Any, *, replace: bool = False) -> None:
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file. Raises UserError naming the file if it is missing, not UTF-8 or not JSON."""
     try:
-        return json.loads(Path(path).read_bytes().decode())
+        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}", expected="a UTF-8 JSON file") from error
 

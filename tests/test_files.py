@@ -39,6 +39,11 @@ def test_a_disk_that_refuses_is_named_and_the_old_file_kept(tmp_path: Path, monk
     assert files.read_json(tmp_path / "a") == 1
 
 
+def test_json_from_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{\r\n"a": 1}\r\n')
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 200_000])
 def test_bad_json_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.json").write_bytes(content)

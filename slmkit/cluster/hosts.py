@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
 from slmkit.world import free_port
 
@@ -68,14 +69,14 @@ def read_hostfile(path: str | Path) -> tuple[Host, ...]:
     twice, or there is none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        lines = [(number, parse_line(line)) for number, line in read_lines(path)]
+    except UserError as error:
         # DeepSpeed would train on this machine alone.
         raise UserError(
-            f"cannot read the hostfile {path}: {error}", expected='a file of lines "node1 slots=8"'
+            f"cannot read the hostfile {path}: {error.what}", expected='a file of lines "node1 slots=8"'
         ) from error
     seen: dict[str, tuple[int, Host]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         text = line.partition("#")[0].strip()
         if not text:
             continue

@@ -31,6 +31,7 @@ from typing import IO
 
 from slmkit.cluster.hosts import LAUNCH_ID, NO_CONNECTION, SSH_OPTIONS, ask, signal_processes
 from slmkit.cluster.launch import LaunchPlan, pdsh_value
+from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
 from slmkit.log import get_logger
 from slmkit.stopping import STOPPED
@@ -207,7 +208,8 @@ def _own_exports(env: Mapping[str, str]) -> list[str]:
     """The lines of the user's own .deepspeed_env, which ours takes the place of."""
     name = env.get("DS_ENV_FILE", ".deepspeed_env")
     files = [Path.home() / name, Path(name)]
-    return [line for file in files if file.is_file() for line in file.read_text().splitlines() if "=" in line]
+    lines = [parse_line(line) for file in files if file.is_file() for _, line in read_lines(file)]
+    return [line for line in lines if "=" in line]
 
 
 def _remote_command(plan: LaunchPlan, *words: str) -> str:

@@ -28,8 +28,8 @@ def outcomes(items):
 def test_all_tables_are_joined(tmp_path):
     directory(
         tmp_path,
-        wav_scp="a /abs/a.wav\nb wavs/b.flac\n",
-        text="a  Hello there \nb\tBye é\n",
+        wav_scp="\ufeffa /abs/a.wav\r\nb wavs/b.flac\r\n",
+        text="\ufeffa  Hello there \r\nb\tBye é\n",
         utt2spk="a s1\nb s2\n",
         utt2dur="a 1.5\n",
         utt2lang="b de\n",
