@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from slmkit.audio import TO_END
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample
 
@@ -35,6 +36,7 @@ class Audio(NamedTuple):
     row_group: int | None = None  # None: not a parquet file
     row: int = 0
     column: str = ""
+    channel: int | None = None  # from 0; None: the mean of all
 
 
 class Cut(NamedTuple):
@@ -45,9 +47,14 @@ class Cut(NamedTuple):
     """
 
     start_sec: float
-    end_sec: float
+    end_sec: float  # TO_END, -1, where the recording ends
     earliest_sec: float  # at most start_sec
-    latest_sec: float  # at least end_sec
+    latest_sec: float  # at least end_sec; TO_END where that is
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the speech lasts; None where only the recording tells."""
+        return None if self.end_sec == TO_END else self.end_sec - self.start_sec
 
 
 class Utterance(NamedTuple):
@@ -182,6 +189,17 @@ def seconds_field(record: dict[str, Any], name: str) -> float | None:
     if seconds is not None and seconds <= 0:
         raise BadSample("malformed", f"the column {name} does not hold a length", got=seconds, expected="more than 0 s")
     return seconds
+
+
+def checked_cut(start_sec: float, end_sec: float) -> Cut:
+    """The part of a recording from one time to another, or to TO_END. What lies around it is not known.
+
+    Raises BadSample "bad_times" for times that cannot be.
+    """
+    if not 0 <= start_sec < (math.inf if end_sec == TO_END else end_sec) or end_sec == math.inf:
+        expected = "0 <= start < end, or -1 for the end of the recording"
+        raise BadSample("bad_times", "impossible times", got=f"{start_sec} s to {end_sec} s", expected=expected)
+    return Cut(start_sec, end_sec, start_sec, end_sec)
 
 
 def extra_columns(record: dict[str, Any], ours: Collection[str], prefix: str) -> dict[str, Any]:
