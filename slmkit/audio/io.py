@@ -205,7 +205,7 @@ def _read_cut(
     """Fill `piece` with what lies between the earliest and the latest of `cut`, as far as `max_sec` allows."""
     start_sec, end_sec, earliest_sec, latest_sec = cut
     to_end = end_sec == latest_sec == TO_END
-    ordered = 0 <= start_sec and earliest_sec <= start_sec and (to_end or start_sec < end_sec <= latest_sec)
+    ordered = start_sec >= 0 and earliest_sec <= start_sec and (to_end or start_sec < end_sec <= latest_sec)
     if not (ordered and all(map(math.isfinite, cut))):
         expected = "earliest <= start < end <= latest, in seconds, start not below 0"
         raise _bad("bad_cut", name, "cannot be cut so", got=tuple(cut), expected=expected)

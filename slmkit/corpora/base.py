@@ -13,6 +13,7 @@ Example:
             case Failure(): ...
 """
 
+import difflib
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from slmkit.audio import TO_END
 from slmkit.data.ledger import Failure, printable
-from slmkit.errors import BadSample
+from slmkit.errors import BadSample, UserError
 
 MAX_TRANSCRIPT_BYTES = 2**20
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
@@ -150,7 +151,8 @@ def checked_text(text: str, where: str) -> str:
 
 
 def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:
-    """A column as text: whole numbers are written out, null and absent columns are "".
+    """A column as text: whole numbers are written out (also 7.0: pandas makes floats of a column with gaps), null and
+    absent columns are "".
 
     Raises BadSample "malformed" when the value is of another kind, or required and not there.
     """
@@ -159,6 +161,8 @@ def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> 
         return value
     if value is None and not required:
         return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadSample("malformed", f"the column {name} does not hold text", got=repr(value)[:100])
     return str(value)
@@ -200,6 +204,36 @@ def checked_cut(start_sec: float, end_sec: float) -> Cut:
         expected = "0 <= start < end, or -1 for the end of the recording"
         raise BadSample("bad_times", "impossible times", got=f"{start_sec} s to {end_sec} s", expected=expected)
     return Cut(start_sec, end_sec, start_sec, end_sec)
+
+
+def check_columns(columns: Mapping[str, str], ours: Collection[str]) -> None:
+    """Raise UserError for a name of a mapping that is neither one of `ours` nor good for a column of the samples."""
+    if refused := sorted(columns.keys() & (RESERVED - set(ours))):
+        raise UserError("columns maps names that have a meaning in a sample", got=", ".join(refused))
+    for name in sorted(columns.keys() - set(ours)):
+        if near := difflib.get_close_matches(name, ours, 1, cutoff=0.8):
+            raise UserError("columns maps an unknown name", got=name, next_step=f"did you mean {near[0]}?")
+
+
+def with_nested(record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The record with fields of its objects as columns: `json.text` beside what is left of `json`.
+
+    A column that itself has a dot in its name comes first.
+    """
+    for name in names:
+        if name in record:
+            continue
+        *path, leaf = name.split(".")
+        record = parent = dict(record)
+        for step in path:
+            inner = parent.get(step)
+            if not isinstance(inner, dict):
+                break
+            parent[step] = parent = dict(inner)
+        else:
+            if leaf in parent:
+                record[name] = parent.pop(leaf)
+    return record
 
 
 def extra_columns(record: dict[str, Any], ours: Collection[str], prefix: str) -> dict[str, Any]:
