@@ -35,6 +35,7 @@ def touch(path, content=b""):
 def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
     for name in ("b/19/2/19_2_000000_000001.wav", "c/84/1/84_1_000000_000000.FLAC", "b/19/2/19_2_000000_000000.mp3"):
         touch(tmp_path / name)
+    touch(tmp_path / "c/84/1/84_1_000000_000000.normalized.txt")
     touch(tmp_path / "b/19/2/19_2_000000_000000.normalized.txt")
     touch(tmp_path / "b/19/2/19_2_000000_000001.txt")
     touch(tmp_path / "notes.md")
@@ -53,7 +54,7 @@ def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
 
 
 def test_a_folder_is_not_listed_before_its_turn(tmp_path):
-    for name in ("a/1.wav", "b/2.wav"):
+    for name in ("a/1.wav", "a/1.txt", "b/2.wav", "b/2.txt"):
         touch(tmp_path / name)
     items = read_libritts(tmp_path)
     assert next(items).key == "1"
@@ -63,13 +64,15 @@ def test_a_folder_is_not_listed_before_its_turn(tmp_path):
 
 def test_names_of_another_kind_have_no_speaker(tmp_path):
     touch(tmp_path / "my song.wav")
+    touch(tmp_path / "my song.txt")
     (item,) = read_libritts(tmp_path)
     assert (item.key, item.speaker) == ("my song", "")
 
 
 def test_links_are_followed_once(tmp_path):
-    touch(tmp_path / "corpus/one/a.wav")
-    touch(tmp_path / "elsewhere/b.wav")
+    for name in ("corpus/one/a", "elsewhere/b"):
+        touch(tmp_path / f"{name}.wav")
+        touch(tmp_path / f"{name}.txt")
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/linked")
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/one/linked")
     os.symlink(tmp_path / "corpus", tmp_path / "corpus/one/loop")

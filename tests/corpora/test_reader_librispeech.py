@@ -41,6 +41,7 @@ def test_a_chapter_is_read_with_its_texts(tmp_path):
         source="84/121123/84-121123-0000.flac",
         speaker="84",
         language="en",
+        named_by_file=True,
     )
     assert (second.key, second.text) == ("84-121123-0001", "BUT é")
 
