@@ -14,6 +14,7 @@ Example:
 """
 
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -119,6 +120,12 @@ def key_refusal(key: str, seen: set[str]) -> Failure | None:
         return Failure(key, "duplicate_key", "an earlier utterance has this key; only the first is kept")
     seen.add(key)
     return None
+
+
+def path_key(utterance: Utterance) -> str:
+    """The key of an utterance that is named by its file where another has that name: the path, as `source` has it,
+    without its suffix."""
+    return os.path.splitext(utterance.source)[0]
 
 
 def read_transcript(path: Path) -> str:

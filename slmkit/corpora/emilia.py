@@ -167,6 +167,8 @@ def _read_pairs(folder: Folder, language: str) -> Iterator[Utterance | Failure]:
             json = waiting.pop(composed(stem), None)
             if json is None:
                 raise BadSample("missing_transcript", f"{where} has no .json beside it")
+            if not os.path.isfile(os.path.join(folder.path, json)):  # opening a pipe could wait for ever
+                raise BadSample("missing_transcript", f"the json of {where} is not a file")
             with open(os.path.join(folder.path, json), "rb") as file:
                 content = file.read(MAX_JSON_BYTES + 1)
             if len(content) > MAX_JSON_BYTES:

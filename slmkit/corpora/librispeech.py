@@ -46,8 +46,9 @@ def read_librispeech(root: str | Path, language: str = "") -> Iterator[Utterance
         for failure in _read_texts(folder, audio, texts):
             found = found or failure.reason == "unsupported"
             yield failure
+        stems: set[str] = set()
         for name in audio:
-            yield _utterance(folder, name, texts, language)
+            yield _utterance(folder, name, stems, texts, language)
     if not found:
         raise no_audio(root)
 
@@ -77,11 +78,17 @@ def _read_texts(folder: Folder, audio: list[str], texts: dict[str, bytes]) -> It
                 texts[key] = words[1] if len(words) > 1 else b""
 
 
-def _utterance(folder: Folder, name: str, texts: dict[str, bytes], language: str) -> Utterance | Failure:
+def _utterance(
+    folder: Folder, name: str, stems: set[str], texts: dict[str, bytes], language: str
+) -> Utterance | Failure:
+    """The utterance of an audio file; `stems` are those of the folder's files before it."""
     key, source = os.path.splitext(name)[0], folder.relative(name)
     try:
         if printable(source) != source:
             raise BadSample("bad_key", f"{source}: the name is not valid UTF-8")
+        if key in stems:
+            raise BadSample("duplicate_key", f"{source}: an earlier file of the folder has this name too")
+        stems.add(key)
         if (spelled := composed(key)) not in texts:
             raise BadSample("missing_transcript", f"no line of {folder.name or 'the folder'} begins with {key}")
         text = _decoded(texts[spelled], key)

@@ -48,11 +48,16 @@ def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | 
             yield failure
         spelled = {composed(name): name for name in folder.names}
         spelled |= {name: name for name in folder.names}
+        stems: set[str] = set()
         for name in audio:
             key, source = os.path.splitext(name)[0], folder.relative(name)
             if printable(source) != source:
                 yield Failure(printable(key), "bad_key", f"{printable(source)}: the name is not valid UTF-8")
                 continue
+            if key in stems:
+                yield Failure(key, "duplicate_key", f"{source}: an earlier file of the folder has this name too")
+                continue
+            stems.add(key)
             wanted = [stem + suffix for suffix in TRANSCRIPT_SUFFIXES for stem in (key, composed(key))]
             transcript = next((spelled[name] for name in wanted if name in spelled), None)
             if transcript is None:

@@ -42,8 +42,9 @@ def test_every_bad_file_is_a_ledger_line_and_every_good_one_a_sample(reference):
     corpus = Corpus.open(out)
     assert sorted(corpus.key(i) for i in range(len(corpus))) == sorted(GOOD)
     counts = json.loads((out / "manifest.json").read_text())["counts"]
-    assert (counts["utterances"], counts["samples"], counts["failures"]) == (31, 18, 13)
-    assert [line["key"] for line in lines] == ["twice", *sorted(EXPECTED_FAILURES.keys() - {"twice"})]
+    assert (counts["utterances"], counts["samples"], counts["failures"]) == (36, 20, 16)
+    planned = ["ape", "unheard", "two_formats", "unsaid", "old/archive.tar.gz"]  # by folder, audio last
+    assert [line["key"] for line in lines] == [*planned, *sorted(EXPECTED_FAILURES.keys() - set(planned))]
 
 
 def test_samples_hold_what_the_codec_makes_of_the_file(reference, hostile_corpus):
@@ -67,7 +68,7 @@ def test_samples_hold_what_the_codec_makes_of_the_file(reference, hostile_corpus
     }
     assert samples["48k"].codes.shape == (2, 40)
     assert samples["48k"].meta["seconds"] == 0.5
-    assert samples["twice"].meta["source"] == "a/twice.wav"
+    assert samples["b/twice"].meta["source"] == "b/twice.wav"
 
 
 def test_webdataset_alone_reads_the_result(reference):
@@ -109,7 +110,7 @@ def test_several_tasks_share_the_shards(hostile_corpus, reference, tmp_path):
     plan_corpus(SPEC, make_config(hostile_corpus, out))
     for task in (2, 0):
         run(hostile_corpus, out, task=task, num_tasks=3)
-        with pytest.raises(UserError, match=r"is incomplete: \d of 5 shards are missing[\s\S]*no shard [\d, ]*4?"):
+        with pytest.raises(UserError, match=r"is incomplete: \d of 6 shards are missing[\s\S]*no shard [\d, ]*4?"):
             finalize_corpus(out, 0.6)
     run(hostile_corpus, out, task=1, num_tasks=3)
     assert not (out / "manifest.json").exists()
@@ -232,9 +233,9 @@ def test_the_source_is_read_once_and_files_that_vanish_go_to_the_ledger(tmp_path
 
 def test_too_many_failures_end_the_job_and_keep_the_good_samples(hostile_corpus, reference, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"13 of 31 items of the source failed[\s\S]*unreadable 2[\s\S]*at most 0\.4"):
+    with pytest.raises(UserError, match=r"16 of 36 items of the source failed[\s\S]*unreadable 2[\s\S]*at most 0\.4"):
         run(hostile_corpus, out, max_failure_share=0.4)
-    assert len(ledger(out)) == 13
+    assert len(ledger(out)) == 16
     assert not (out / "manifest.json").exists()
     codec = TinyCodec()
     assert run(hostile_corpus, out, codec) == reference[1]
