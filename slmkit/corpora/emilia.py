@@ -43,6 +43,7 @@ from slmkit.corpora.folders import (
     is_audio,
     is_hidden,
     maybe_recordings,
+    no_file,
     no_recording,
     unread,
     walk,
@@ -58,7 +59,10 @@ MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
 
 
-@layout("emilia", files="DIR/EN/EN-B000000.tar (X.mp3, X.json in it), or DIR/EN/EN_B00000.jsonl beside mp3 files")
+@layout(
+    "emilia",
+    files="DIR/EN/EN-B000000.tar (X.mp3, X.json in it), the same unpacked, or EN_B00000.jsonl beside mp3 files",
+)
 def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
     """A part for each tar, for some thousand lines of a JSONL file, and for a folder's files of their own.
 
@@ -75,6 +79,8 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
             path, shown = os.path.join(folder.path, name), folder.relative(name)
             if name.lower().endswith((".tar", ".jsonl")) and printable(path) != path:
                 failures.append(Failure(printable(shown), "bad_key", "the name is not valid UTF-8"))
+            elif name.lower().endswith((".tar", ".jsonl")) and (failure := no_file(folder, name)) is not None:
+                failures.append(failure)
             elif name.lower().endswith(".tar"):
                 found = True
                 yield partial(_read_tar, path, shown, options.language)
@@ -161,10 +167,10 @@ def _read_pairs(folder: Folder, language: str) -> Iterator[Utterance | Failure]:
     waiting = {composed(name.removesuffix(".json")): name for name in folder.names if not is_audio(name)}
     for name in filter(is_audio, folder.names):
         stem, where = os.path.splitext(name)[0], folder.relative(name)
+        json = waiting.pop(composed(stem), None)
         try:
             if printable(where) != where:
                 raise BadSample("bad_key", f"{where}: the name is not valid UTF-8")
-            json = waiting.pop(composed(stem), None)
             if json is None:
                 raise BadSample("missing_transcript", f"{where} has no .json beside it")
             if not os.path.isfile(os.path.join(folder.path, json)):  # opening a pipe could wait for ever

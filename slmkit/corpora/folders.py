@@ -102,6 +102,17 @@ def unread(folder: Folder, name: str) -> Failure | None:
     return None
 
 
+def no_file(folder: Folder, name: str) -> Failure | None:
+    """The ledger line of what is there and is no file: opening a pipe could wait for ever. None where it is a file."""
+    path = os.path.join(folder.path, name)
+    if not os.path.exists(path) or os.path.isfile(path):
+        return None
+    where = printable(folder.relative(name))
+    return Failure(
+        where, "unsupported", f"{where} is not a file; remove it, or put the file that is meant in its place"
+    )
+
+
 def maybe_recordings(names: Iterable[str]) -> dict[str, str]:
     """Stem (in NFC) -> the file of that name that may be a recording and is not known as one."""
     found = {}

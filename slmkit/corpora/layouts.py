@@ -112,7 +112,7 @@ def other_layout(kind: str, source: str | Path, options: ReadOptions) -> str:
                 items = list(itertools.islice((item for part in parts for item in part()), TRIED_ITEMS))
             except UserError:
                 continue
-            if sum(isinstance(item, Utterance) for item in items) * 2 > len(items):
+            if sum(isinstance(item, Utterance) for item in items) * 2 >= max(1, len(items)):
                 return (
                     f"kind={entry.name}" if place == source else f"kind={entry.name} and source={printable(str(place))}"
                 )

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from slmkit.corpora.base import MAX_TRANSCRIPT_BYTES, Audio, SourcePart, Utterance, checked_text
-from slmkit.corpora.folders import Folder, composed, is_audio, maybe_recordings, no_recording, unread, walk
+from slmkit.corpora.folders import Folder, composed, is_audio, maybe_recordings, no_file, no_recording, unread, walk
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.libritts import no_audio, speaker_of
 from slmkit.data.ledger import Failure, printable
@@ -62,6 +62,9 @@ def _read_texts(folder: Folder, audio: list[str], texts: dict[str, bytes]) -> It
         if not name.endswith(LINES_SUFFIX):
             if not is_audio(name) and (failure := unread(folder, name)) is not None:
                 yield failure
+            continue
+        if (failure := no_file(folder, name)) is not None:
+            yield failure
             continue
         for number, line in read_lines(os.path.join(folder.path, name)):
             where = f"{folder.relative(name)}:{number}"

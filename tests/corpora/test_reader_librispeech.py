@@ -68,6 +68,19 @@ def test_what_has_no_partner_or_no_words_is_a_failure(tmp_path):
     ]
 
 
+def test_what_may_have_been_a_recording_is_a_failure(tmp_path):
+    path = chapter(tmp_path, "a ONE\nb TWO\nc THREE\n", "a.shn", "c.flac", "c.wav", "84.tar.gz", "._b.flac")
+    os.mkfifo(path / "z.trans.txt")
+    assert outcomes(read_librispeech(tmp_path)) == [
+        ("a", "unsupported"),
+        ("b", "missing"),
+        ("84/121123/84.tar.gz", "unsupported"),
+        ("84/121123/z.trans.txt", "unsupported"),
+        ("c", "THREE"),
+        ("c", "duplicate_key"),
+    ]
+
+
 def test_huge_lines_and_texts_are_failures(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 60)
     monkeypatch.setattr(librispeech, "MAX_TRANSCRIPT_BYTES", 20)
