@@ -242,6 +242,60 @@ def test_too_many_failures_end_the_job_and_keep_the_good_samples(hostile_corpus,
     assert codec.batch_shapes == []
 
 
+def test_what_the_plan_refuses_is_judged_before_anything_is_encoded(tmp_path):
+    source, out, codec = tmp_path / "source", tmp_path / "out", TinyCodec()
+    add(source / "a/1.wav", noise(0.3, 1))
+    add(source / "b/1.wav", noise(0.3, 2))
+    (source / "b.tar.gz").touch()
+    message = r"1 of 3 items of the source failed\n.*unsupported 1; such as: b\.tar\.gz is an archive[\s\S]*unpack it"
+    for _ in range(2):  # the same command plans again
+        with pytest.raises(UserError, match=message + r"[\s\S]*at most 0\.3\n.*out/failures\.jsonl; mend the source"):
+            run(source, out, codec, max_failure_share=0.3)
+        assert [line["key"] for line in ledger(out)] == ["b.tar.gz"]
+        assert sorted(path.name for path in out.iterdir()) == ["failures.jsonl", "job.json"]
+    assert codec.batch_shapes == []
+    plan_corpus(SPEC, make_config(source, out, max_failure_share=0.4))
+    with pytest.raises(UserError, match=message):  # also of a plan that another limit let through
+        run(source, out, codec, max_failure_share=0.3)
+    (source / "b.tar.gz").unlink()
+    run(source, out, codec, max_failure_share=0.3)
+    corpus = Corpus.open(out)
+    assert [corpus.key(i) for i in range(len(corpus))] == ["a/1", "b/1"]
+
+
+def test_a_plan_of_which_shards_are_written_is_not_removed(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for i in range(3):
+        add(source / f"{i}.wav", noise(0.3, i), text="x" if i else None)
+    run(source, out, max_failure_share=0.5)
+    (out / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=r"1 of 3 items of the source failed\n.*such as: 0\.wav: beside it lies no 0\.norm"
+    ):
+        run(source, out, max_failure_share=0.3)
+    assert (out / "plan/plan.json").exists()
+
+
+def test_another_layout_is_suggested_where_it_reads_the_source(tmp_path):
+    source = tmp_path / "source"
+    add(source / "EN/a.wav", noise(0.3, 1), text=None)
+    (source / "EN/a.json").write_text('{"text": "A."}')
+    asked = r"1 of 1 items of the source failed[\s\S]*no transcripts; did you mean kind=emilia\?$"
+    with pytest.raises(UserError, match=asked):
+        run(source, tmp_path / "a", max_failure_share=1.0)
+    with pytest.raises(UserError, match=r"has no file wav\.scp\n.*expected: [\s\S]*next: +did you mean kind=emilia\?$"):
+        run(source, tmp_path / "b", kind="kaldi")
+    (source / "EN/a.json").unlink()
+    (source / "lines.jsonl").write_text('{"path": "EN/a.wav", "text": "A."}\n')
+    with pytest.raises(UserError, match=r"no transcripts; did you mean kind=manifest and source=.*lines\.jsonl\?$"):
+        run(source, tmp_path / "c")
+    (source / "lines.jsonl").unlink()
+    with pytest.raises(UserError, match=r"1 of 1 items of the source failed[\s\S]*mend the source"):
+        run(source, tmp_path / "d")
+    with pytest.raises(UserError, match=r"has no file wav\.scp[\s\S]*check the path"):
+        run(source, tmp_path / "e", kind="kaldi")
+
+
 def test_a_source_of_which_nothing_could_be_used_is_an_error(tmp_path):
     add(tmp_path / "source/a.wav", np.zeros(9000))
     with pytest.raises(UserError, match=r"1 of 1 items of the source failed[\s\S]*silent 1"):
