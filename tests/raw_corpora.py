@@ -143,9 +143,10 @@ def put(path: Path, content: bytes | str) -> Path:
 
 def write_libritts(root: Path, spoken: list[Spoken]) -> Expected:
     for each in spoken:
-        chapter = "2" if each.defect == TWICE else "1"
-        path = root / "dev-clean" / each.speaker / chapter / f"{each.key.replace('-', '_')}.wav"
-        put(path.with_suffix(".normalized.txt"), each.written_text)
+        suffix = "wave" if each.defect == TWICE else "wav"  # behind the first by name
+        path = root / "dev-clean" / each.speaker / "1" / f"{each.key.replace('-', '_')}.{suffix}"
+        if each.defect != TWICE:
+            put(path.with_suffix(".normalized.txt"), each.written_text)
         if each.defect == MISSING:
             path.symlink_to("nowhere.wav")
         else:
@@ -156,11 +157,13 @@ def write_libritts(root: Path, spoken: list[Spoken]) -> Expected:
 def write_librispeech(root: Path, spoken: list[Spoken]) -> Expected:
     lines: dict[Path, list[str]] = {}
     for each in spoken:
-        chapter = "2" if each.defect == TWICE else "1"
-        folder = root / "dev-clean" / each.speaker / chapter
+        folder = root / "dev-clean" / each.speaker / "1"
+        if each.defect == TWICE:
+            put(folder / f"{each.key}.wav", encoded(each, "WAV"))
+            continue
         if each.defect != MISSING:
             put(folder / f"{each.key}.flac", encoded(each, "FLAC"))
-        place = folder / f"{each.speaker}-{chapter}.trans.txt"
+        place = folder / f"{each.speaker}-1.trans.txt"
         lines.setdefault(place, []).append(f"{each.key} {each.written_text.upper()}".rstrip())
     for path, found in lines.items():
         put(path, "\n".join(found) + "\n")

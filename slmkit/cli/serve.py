@@ -3,7 +3,7 @@
   slmkit serve OUT --codec CODEC --voices voices/
   curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": "Hello there.", "voice": "anna"}' > hello.wav
 
-A voice is a WAV, FLAC or .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A
+A voice is an audio or .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A
 folder gives all its voices. Addresses:
 
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3), stream or stream_format

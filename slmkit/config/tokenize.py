@@ -102,7 +102,9 @@ class TokenizeConfig(Config):
         default=120.0, description="a decoding process that takes longer for one file is ended"
     )
     max_failure_share: Share = Field(
-        default=0.05, description="the job ends with an error when a larger share of items failed"
+        default=0.05,
+        description="the job ends with an error when a larger share of items failed: before anything is encoded where "
+        "the source alone tells",
     )
     task: Natural = Field(
         default=0, description="number of this task among num_tasks, which share the shards between them"

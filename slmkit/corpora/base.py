@@ -15,6 +15,9 @@ Example:
 
 import difflib
 import math
+import os
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -24,6 +27,10 @@ from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
 
 MAX_TRANSCRIPT_BYTES = 2**20
+LINE_BREAKS = re.compile(r" *[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+ *")
+# Control characters, marks of reading direction, and byte order marks inside of a text.
+UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]+")
+INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # categories of characters that alone are no text
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
 
 
@@ -73,14 +80,16 @@ class Utterance(NamedTuple):
     seconds: float | None = None  # of audio, as the source says; None when it does not
     cut: Cut | None = None  # None: the whole recording
     extra: Mapping[str, Any] = {}  # further columns, kept beside the text; `dnsmos`
+    # The key is no more than the file's name: where another utterance has it too, the path in `source` is the key.
+    named_by_file: bool = False
 
     @staticmethod
     def from_values(values: list[Any]) -> "Utterance":
         """Inverse of `json.loads(json.dumps(utterance, default=text_file))`."""
-        key, audio, text, source, speaker, language, seconds, cut, extra = values
+        key, audio, text, source, speaker, language, seconds, cut, extra, *named = values  # older plans lack the last
         text = Path(text["file"]) if isinstance(text, dict) else text
         cut = None if cut is None else Cut(*cut)
-        return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra)
+        return Utterance(key, Audio(*audio), text, source, speaker, language, seconds, cut, extra, *named)
 
 
 SourcePart = Callable[[], Iterable["Utterance | Failure"]]  # reads a part of a source; it can be pickled
@@ -121,6 +130,12 @@ def key_refusal(key: str, seen: set[str]) -> Failure | None:
     return None
 
 
+def path_key(utterance: Utterance) -> str:
+    """The key of an utterance that is named by its file where another has that name: the path, as `source` has it,
+    without its suffix."""
+    return os.path.splitext(utterance.source)[0]
+
+
 def read_transcript(path: Path) -> str:
     """The stripped text of a transcript file.
 
@@ -143,11 +158,20 @@ def read_transcript(path: Path) -> str:
 
 
 def checked_text(text: str, where: str) -> str:
-    """`text` without surrounding white space. Raises BadSample "empty_transcript" when nothing is left."""
-    stripped = text.strip()
-    if not stripped:
+    """The text as `one_line`. Raises BadSample "empty_transcript" when nothing is left."""
+    line = one_line(text)
+    if not line:
         raise BadSample("empty_transcript", f"{where} has no text")
-    return stripped
+    return line
+
+
+def one_line(text: str) -> str:
+    """`text` with a space for every tab and end of a line, without other control characters and white space around it;
+    "" where nothing is left that can be seen."""
+    if not text.isprintable():
+        text = UNSPOKEN.sub("", LINE_BREAKS.sub(" ", text))
+    text = text.strip()
+    return "" if all(unicodedata.category(character) in INVISIBLE for character in text) else text
 
 
 def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:

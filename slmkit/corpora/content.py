@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from slmkit.corpora.base import Audio
+from slmkit.corpora.folders import as_spelled
 from slmkit.corpora.parquet import read_cell
 from slmkit.errors import BadSample
 
@@ -26,7 +27,7 @@ def open_audio(audio: Audio) -> Path | io.BytesIO:
     Raises BadSample "missing" when it is not there, "unreadable" when nothing says where it ends or it is
     too large, UserError when it is in a parquet file and pyarrow is not installed.
     """
-    path = Path(audio.path)
+    path = as_spelled(audio.path)
     try:
         if not path.is_file():  # opening a pipe could wait for ever
             raise BadSample("missing", f"{path} is not a file")

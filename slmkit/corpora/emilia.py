@@ -1,14 +1,16 @@
 """Emilia and corpora laid out like it: tars in which `X.mp3` and `X.json` belong together, and JSONL files beside mp3.
 
-A folder is searched for both at any depth. The json, and the line of a JSONL file, have `id, wav, text, duration,
-speaker, language, dnsmos, phone_count`, each of which but the text may be missing or null; `wav`, the path of a line's
-audio, is relative to the folder of the JSONL file, or to `source`. `dnsmos`, `phone_count` and further columns travel
-with the sample.
+A folder is searched for both at any depth. Where it holds no JSONL file at all, `X.mp3` and `X.json` are read as files
+beside each other too, which is what unpacking a tar leaves. The json, and the line of a JSONL file, have `id, wav,
+text, duration, speaker, language, dnsmos, phone_count`, each of which but the text may be missing or null; `wav`, the
+path of a line's audio, is relative to the folder of the JSONL file, or to `source`. `dnsmos`, `phone_count` and further
+columns travel with the sample.
 
 Only the headers of a tar and its json members are read, never the audio, and nothing is extracted. The two members of
 a key need not be neighbours.
 
-Invariant: an item is a line, a key of a tar, or a damaged place in one; keys come in the order in which they are whole.
+Invariant: an item is a line, a key of a tar or of a folder, a damaged place in a tar, or what `folders.unread` names;
+keys come in the order in which they are whole.
 Memory: the names of one folder, and the places of the members of one tar that wait for their partner.
 
 Example:
@@ -17,7 +19,7 @@ Example:
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -32,7 +34,20 @@ from slmkit.corpora.base import (
     seconds_field,
     text_field,
 )
-from slmkit.corpora.folders import files_under, is_audio
+from slmkit.corpora.folders import (
+    Folder,
+    as_spelled,
+    composed,
+    files_under,
+    is_archive,
+    is_audio,
+    is_hidden,
+    maybe_recordings,
+    no_file,
+    no_recording,
+    unread,
+    walk,
+)
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.tar_members import Damage, Member, members
 from slmkit.data.ledger import Failure, printable
@@ -40,31 +55,47 @@ from slmkit.data.lines import Lines, line_blocks, parse_record, read_lines
 from slmkit.errors import BadSample, UserError
 
 COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", "dnsmos"})
-SUFFIXES = (".tar", ".jsonl")
-COMPRESSED = (".tar.gz", ".tgz", ".jsonl.gz")
 MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
 
 
-@layout("emilia", files="DIR/EN/EN-B000000.tar (X.mp3, X.json in it), or DIR/EN/EN_B00000.jsonl beside mp3 files")
+@layout(
+    "emilia",
+    files="DIR/EN/EN-B000000.tar (X.mp3, X.json in it), the same unpacked, or EN_B00000.jsonl beside mp3 files",
+)
 def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
-    """A part for each tar, and for some thousand lines of a JSONL file.
+    """A part for each tar, for some thousand lines of a JSONL file, and for a folder's files of their own.
 
     Raises UserError when something cannot be read, or there is no tar and no JSONL file at all.
     """
     found = False
-    for path, name in files_under(source, SUFFIXES + COMPRESSED):
-        found = True
-        if printable(path) != path:
-            yield partial(iter, (Failure(printable(name), "bad_key", "the name is not valid UTF-8"),))
-        elif name.lower().endswith(COMPRESSED):
-            what = f"{name} is compressed, and its members cannot be read from their places; unpack it with gunzip"
-            yield partial(iter, (Failure(name, "compressed", what),))
-        elif name.lower().endswith(".tar"):
-            yield partial(_read_tar, path, name, options.language)
-        else:
-            for lines in line_blocks(path):
-                yield partial(_read_lines, lines, name, str(source), options.language)
+    folders = [Folder(str(source.parent), "", [source.name])] if source.is_file() else walk(source)
+    # Audio beside JSONL files is that of their lines, and no item by itself.
+    with_lines = any(True for _ in files_under(source, (".jsonl", ".jsonl.gz")))
+    for folder in folders:
+        pairs = [] if with_lines else _pairs_of(folder)
+        failures = []
+        for name in sorted(set(folder.names).difference(pairs)):
+            path, shown = os.path.join(folder.path, name), folder.relative(name)
+            if name.lower().endswith((".tar", ".jsonl")) and printable(path) != path:
+                failures.append(Failure(printable(shown), "bad_key", "the name is not valid UTF-8"))
+            elif name.lower().endswith((".tar", ".jsonl")) and (failure := no_file(folder, name)) is not None:
+                failures.append(failure)
+            elif name.lower().endswith(".tar"):
+                found = True
+                yield partial(_read_tar, path, shown, options.language)
+            elif name.lower().endswith(".jsonl"):
+                found = True
+                for lines in line_blocks(path):
+                    yield partial(_read_lines, lines, shown, str(source), options.language)
+            elif not is_audio(name) and (failure := unread(folder, name)) is not None:
+                failures.append(failure)
+        if failures:
+            found = True
+            yield partial(iter, tuple(failures))
+        if pairs:
+            found = found or not all(map(is_audio, pairs))
+            yield partial(_read_pairs, folder._replace(names=pairs), options.language)
     if not found:
         raise UserError(
             f"no tars and no JSONL files under {source}",
@@ -75,6 +106,7 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
 
 def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failure]:
     waiting: dict[tuple[str, bool], Member] = {}  # (key, whether it is audio) -> member without its partner
+    maybe: dict[str, str] = {}  # key -> member that may be a recording and is not known as one
     with open_tar(path) as file:
         for found in members(path):
             if isinstance(found, Damage):
@@ -82,12 +114,22 @@ def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failu
                     f"{name}@{found.start_byte}", "damaged", f"{name} at byte {found.start_byte}: {found.what}"
                 )
                 continue
-            key, suffix = os.path.splitext(found.name)
+            key, suffix = os.path.splitext(composed(found.name))
             kind = is_audio(found.name)
-            if os.path.basename(key).startswith(".") or not (kind or suffix.lower() == ".json"):
+            if any(is_hidden(part) and part not in (".", "..") for part in key.split("/")):
+                continue
+            if is_archive(found.name):
+                inside = f"{name}: {printable(found.name)}"
+                yield Failure(_key(found.name), "unsupported", f"{inside} is an archive within a tar; unpack both")
+                continue
+            if not (kind or suffix.lower() == ".json"):
+                maybe |= maybe_recordings([found.name])
+                if len(maybe) > MAX_WAITING:
+                    maybe.pop(next(iter(maybe)))
                 continue
             partner = waiting.pop((key, not kind), None)
             if partner is not None:
+                maybe.pop(key, None)
                 audio, record = (found, partner) if kind else (partner, found)
                 yield _pair(file, path, name, audio, record, language)
             elif (key, kind) in waiting:
@@ -96,9 +138,9 @@ def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failu
                 waiting[key, kind] = found
                 if len(waiting) > MAX_WAITING:
                     oldest = next(iter(waiting))
-                    yield _alone(name, waiting.pop(oldest), is_it_audio=oldest[1])
+                    yield _alone(name, waiting.pop(oldest), maybe, is_it_audio=oldest[1])
     for (_, kind), member in waiting.items():
-        yield _alone(name, member, is_it_audio=kind)
+        yield _alone(name, member, maybe, is_it_audio=kind)
 
 
 def open_tar(path: str) -> IO[bytes]:
@@ -109,12 +151,52 @@ def open_tar(path: str) -> IO[bytes]:
         raise UserError(f"cannot read {path}: {error.strerror}", next_step="check the path") from error
 
 
-def _alone(name: str, member: Member, *, is_it_audio: bool) -> Failure:
-    reason, lacks = ("missing_transcript", "no .json") if is_it_audio else ("missing", "no audio")
-    where = f"{name}: {printable(member.name)}"
+def _pairs_of(folder: Folder) -> list[str]:
+    """The audio files of a folder, and the json of each file that is audio or may be."""
+    stems = {composed(os.path.splitext(name)[0]) for name in folder.names if is_audio(name)}
+    stems |= maybe_recordings(folder.names).keys()
+    return [
+        name
+        for name in folder.names
+        if is_audio(name) or (name.endswith(".json") and composed(name.removesuffix(".json")) in stems)
+    ]
+
+
+def _read_pairs(folder: Folder, language: str) -> Iterator[Utterance | Failure]:
+    """The utterances of a folder's audio files, each with its json beside it."""
+    waiting = {composed(name.removesuffix(".json")): name for name in folder.names if not is_audio(name)}
+    for name in filter(is_audio, folder.names):
+        stem, where = os.path.splitext(name)[0], folder.relative(name)
+        json = waiting.pop(composed(stem), None)
+        try:
+            if printable(where) != where:
+                raise BadSample("bad_key", f"{where}: the name is not valid UTF-8")
+            if json is None:
+                raise BadSample("missing_transcript", f"{where} has no .json beside it")
+            if not os.path.isfile(os.path.join(folder.path, json)):  # opening a pipe could wait for ever
+                raise BadSample("missing_transcript", f"the json of {where} is not a file")
+            with open(os.path.join(folder.path, json), "rb") as file:
+                content = file.read(MAX_JSON_BYTES + 1)
+            if len(content) > MAX_JSON_BYTES:
+                raise BadSample("malformed", f"the json of {where} is too long", expected=f"at most {MAX_JSON_BYTES}")
+            record = parse_record(content.strip())
+            yield _utterance(record, stem, Audio(os.path.join(folder.path, name)), where, language)
+        except OSError as error:
+            yield Failure(stem, "missing_transcript", f"the json of {where} cannot be read: {error.strerror}")
+        except BadSample as error:
+            yield Failure.of(stem, error)
+    for stem, name in waiting.items():
+        what = f"{folder.relative(name)}: beside it lies a file that is not known as audio; convert it to WAV or FLAC"
+        yield Failure(printable(stem), "unsupported", printable(what))
+
+
+def _alone(name: str, member: Member, maybe: Mapping[str, str], *, is_it_audio: bool) -> Failure:
+    stem, where = os.path.splitext(member.name)[0], f"{name}: {printable(member.name)}"
     if not member.whole:
-        return Failure(_key(os.path.splitext(member.name)[0]), "truncated", f"{where} is cut short")
-    return Failure(_key(os.path.splitext(member.name)[0]), reason, f"{where} has {lacks} beside it")
+        return Failure(_key(stem), "truncated", f"{where} is cut short")
+    if is_it_audio:
+        return Failure(_key(stem), "missing_transcript", f"{where} has no .json beside it")
+    return no_recording(where, stem, maybe)._replace(key=_key(stem))
 
 
 def _key(path: str) -> str:
@@ -146,10 +228,11 @@ def _read_lines(lines: Lines, name: str, root: str, language: str) -> Iterator[U
             wav = text_field(record, "wav", required=True)
             if not wav or "\0" in wav:
                 raise BadSample("malformed", "the path is empty or holds a zero byte", got=repr(wav)[:100])
-            candidates = [os.path.join(place, wav) for place in roots]
+            candidates = [str(as_spelled(os.path.join(place, wav))) for place in roots]
             there = next(filter(os.path.isfile, candidates), candidates[0]) if len(candidates) > 1 else candidates[0]
             stem = os.path.splitext(os.path.basename(wav))[0]
-            yield _utterance(record, stem, Audio(there), wav, language)
+            source = os.path.join(os.path.dirname(name), wav) if there == candidates[0] else wav
+            yield _utterance(record, stem, Audio(there), source, language)
         except BadSample as error:
             yield Failure.of(f"{name}:{number}", error)
 
@@ -158,8 +241,9 @@ def _utterance(record: dict[str, Any], stem: str, audio: Audio, source: str, lan
     extra = extra_columns(record, COLUMNS, "emilia")
     if (dnsmos := number_field(record, "dnsmos")) is not None:
         extra["dnsmos"] = dnsmos
+    key = text_field(record, "id")
     return Utterance(
-        key=text_field(record, "id") or stem,
+        key=key or stem,
         audio=audio,
         text=checked_text(text_field(record, "text"), "the record"),
         source=source,
@@ -167,4 +251,5 @@ def _utterance(record: dict[str, Any], stem: str, audio: Audio, source: str, lan
         language=text_field(record, "language") or language,
         seconds=seconds_field(record, "duration"),
         extra=extra,
+        named_by_file=not key,
     )

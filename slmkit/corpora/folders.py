@@ -2,6 +2,9 @@
 
 Hidden files and folders (also macOS's `._NAME`) and `__MACOSX` are passed over. Links to folders are followed.
 
+Every command that looks for files walks with this one: tokenize, codec fit, the voices of serve. What a reader of
+corpora does not know (an archive, a link that leads nowhere) gets its ledger line from `unread`.
+
 Invariant: each folder is entered once, however it is linked; a folder's files come before its folders, both by name.
 Memory: the names of one folder, and two numbers for every folder entered.
 
@@ -11,12 +14,26 @@ Example:
 """
 
 import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from slmkit.audio import AUDIO_SUFFIXES
+from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
+
+# tar.gz, tgz, zip and their kin, the parts of one (tar.gz.0, tar.gz.aa, zip.001, z01), and downloads that did not end.
+ARCHIVE = re.compile(
+    r"\.(?:tar|tgz|tbz2?|txz|tzst|zip|rar|7z|gz|bz2|xz|zst|lz4)(?:\.(?:gz|bz2|xz|zst|lz4|z))?"
+    r"(?:[._-]?(?:\d{1,4}|[a-z]{2}|part[._-]?\w{0,3}|crdownload|incomplete|download|tmp))?$|\.z\d\d$",
+    re.IGNORECASE,
+)
+# Of files that lie beside recordings and are none, so that a transcript beside one of them lacks its recording.
+NO_RECORDING = re.compile(
+    r"\.(?:txt|jsonl?|[tc]sv|xml|html|md|pdf|lab|textgrid|ctm|srt|vtt|np[yz]|pt|png|jpg|md5|log|bak)", re.IGNORECASE
+)
 
 
 class Folder(NamedTuple):
@@ -43,9 +60,9 @@ def walk(root: str | Path) -> Iterator[Folder]:
             subfolders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         relative = os.path.relpath(path, root)
-        shown = sorted(name for name in names if not _is_hidden(name))
+        shown = sorted(name for name in names if not is_hidden(name))
         yield Folder(path, "" if relative == "." else relative, shown)
 
 
@@ -66,7 +83,74 @@ def is_audio(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
-def _is_hidden(name: str) -> bool:
+def is_archive(name: str) -> bool:
+    """Whether a file of this name holds others, packed, or is a part of such a file."""
+    return ARCHIVE.search(name) is not None
+
+
+def unread(folder: Folder, name: str) -> Failure | None:
+    """The ledger line of a file that a reader does not know: an archive, or a link that leads nowhere, behind which a
+    folder may have been. None where it is no item of a corpus."""
+    where = printable(folder.relative(name))
+    if is_archive(name):
+        what = "is an archive, or a part of one, which is not read where it lies; unpack it, and move it elsewhere"
+        return Failure(where, "unsupported", f"{where} {what}")
+    path = os.path.join(folder.path, name)
+    if os.path.islink(path) and not os.path.exists(path):
+        target = printable(os.readlink(path))
+        return Failure(where, "missing", f"{where} is a link to {target}, and nothing is there; mend or remove it")
+    return None
+
+
+def no_file(folder: Folder, name: str) -> Failure | None:
+    """The ledger line of what is there and is no file: opening a pipe could wait for ever. None where it is a file."""
+    path = os.path.join(folder.path, name)
+    if not os.path.exists(path) or os.path.isfile(path):
+        return None
+    where = printable(folder.relative(name))
+    return Failure(
+        where, "unsupported", f"{where} is not a file; remove it, or put the file that is meant in its place"
+    )
+
+
+def maybe_recordings(names: Iterable[str]) -> dict[str, str]:
+    """Stem (in NFC) -> the file of that name that may be a recording and is not known as one."""
+    found = {}
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        if not (is_audio(name) or is_archive(name) or NO_RECORDING.fullmatch(suffix)):
+            found[composed(stem)] = name
+    return found
+
+
+def no_recording(where: str, stem: str, maybe: Mapping[str, str]) -> Failure:
+    """The ledger line of a transcript without audio; `maybe` as of `maybe_recordings`."""
+    key, where, other = printable(stem), printable(where), maybe.get(composed(stem))
+    if other is None:
+        return Failure(key, "missing", f"{where}: there is no audio of this name")
+    what = f"{where}: beside it lies {printable(other)}, which is not known as audio; convert it to WAV or FLAC"
+    return Failure(key, "unsupported", what)
+
+
+def composed(name: str) -> str:
+    """The name in one Unicode normalization (NFC), to compare: macOS and others write "e" and its accent apart."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def as_spelled(path: str | Path) -> Path:
+    """The path as the file system spells it, where that has a name in another Unicode normalization; else as it is."""
+    path = Path(path)
+    if str(path).isascii() or os.path.lexists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        spellings = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        found /= next((name for name in spellings if os.path.lexists(found / name)), part)
+    return found
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -13,15 +13,19 @@ Example:
 """
 
 import difflib
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from slmkit.corpora.base import SourcePart
+from slmkit.corpora.base import SourcePart, Utterance
+from slmkit.corpora.folders import is_audio, walk
 from slmkit.data.ledger import printable
 from slmkit.errors import UserError
+
+TRIED_FILES, TRIED_ITEMS = 20, 100  # of a source, to find out which layout it has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,28 @@ def check_source(kind: str, source: str | Path, options: ReadOptions) -> Layout:
             expected=f"columns only for {names}",
         )
     return entry
+
+
+def other_layout(kind: str, source: str | Path, options: ReadOptions) -> str:
+    """The settings with which most of the source's first items can be used, in another layout than `kind`, such as
+    "kind=emilia"; "" where no layout reads them. A file in the source folder may be what should have been given."""
+    source = Path(source)
+    top = next(walk(source)).names if source.is_dir() else []
+    files = [source / name for name in top if not is_audio(name)][:TRIED_FILES]
+    for place in (source, *files):
+        for entry in LAYOUTS.values():
+            if entry.name == kind:
+                continue
+            try:
+                parts = entry.parts(place, replace(options, columns={}))
+                items = list(itertools.islice((item for part in parts for item in part()), TRIED_ITEMS))
+            except UserError:
+                continue
+            if sum(isinstance(item, Utterance) for item in items) * 2 >= max(1, len(items)):
+                return (
+                    f"kind={entry.name}" if place == source else f"kind={entry.name} and source={printable(str(place))}"
+                )
+    return ""
 
 
 def read_parts(kind: str, source: str | Path, options: ReadOptions) -> Iterator[SourcePart]:

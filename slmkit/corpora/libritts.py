@@ -3,8 +3,8 @@
 `19_198_000000_000000.wav` stands beside `19_198_000000_000000.normalized.txt` (or, where that is missing, `.txt`). The
 key is the file name without its suffix, the speaker its first part.
 
-Invariant: the order is that of the source's folders, then of the names, whatever the file system's; no more than one
-folder's names are held.
+Invariant: an item is an audio file, a transcript without one, or what `folders.unread` names. The order is that of the
+source's folders, then of the names, whatever the file system's; no more than one folder's names are held.
 
 Example:
     next(read_libritts("LibriTTS/dev-clean")).speaker       # "1272"
@@ -18,12 +18,13 @@ from pathlib import Path
 
 from slmkit.audio import AUDIO_SUFFIXES
 from slmkit.corpora.base import Audio, SourcePart, Utterance
-from slmkit.corpora.folders import is_audio, walk
+from slmkit.corpora.folders import Folder, composed, is_archive, is_audio, maybe_recordings, no_recording, unread, walk
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
 
 TRANSCRIPT_SUFFIXES = (".normalized.txt", ".txt")
+NO_TRANSCRIPT = re.compile(r"(?i)\.original\.txt$|^(?:readme|licen[cs]e|copying|copyright|changelog)\b")
 SPEAKER = re.compile(r"(\d+)[_-]\d+[_-]")
 
 
@@ -34,26 +35,67 @@ def libritts_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
 
 
 def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | Failure]:
-    """Every audio file under `root`. Raises UserError when a folder cannot be listed, or there is no audio at all."""
+    """Every audio file under `root`, and a failure for everything else that may have been one.
+
+    Raises UserError when a folder cannot be listed, or there is no audio at all.
+    """
     found = False
     for folder in walk(root):
-        names = frozenset(folder.names)
-        for name in filter(is_audio, folder.names):
-            found = True
+        audio = [name for name in folder.names if is_audio(name)]
+        found = found or bool(audio)
+        for failure in _without_audio(folder, audio):
+            found = found or failure.reason == "unsupported"
+            yield failure
+        spelled = {composed(name): name for name in folder.names}
+        spelled |= {name: name for name in folder.names}
+        stems: set[str] = set()
+        for name in audio:
             key, source = os.path.splitext(name)[0], folder.relative(name)
             if printable(source) != source:
                 yield Failure(printable(key), "bad_key", f"{printable(source)}: the name is not valid UTF-8")
                 continue
+            if key in stems:
+                yield Failure(key, "duplicate_key", f"{source}: an earlier file of the folder has this name too")
+                continue
+            stems.add(key)
+            wanted = [stem + suffix for suffix in TRANSCRIPT_SUFFIXES for stem in (key, composed(key))]
+            transcript = next((spelled[name] for name in wanted if name in spelled), None)
+            if transcript is None:
+                what = f"{source}: beside it lies no {key}{' and no '.join(TRANSCRIPT_SUFFIXES)}"
+                yield Failure(key, "missing_transcript", what)
+                continue
             yield Utterance(
                 key=key,
                 audio=Audio(os.path.join(folder.path, name)),
-                text=Path(folder.path, _transcript(key, names)),
+                text=Path(folder.path, transcript),
                 source=source,
                 speaker=speaker_of(key),
                 language=language,
+                named_by_file=True,
             )
     if not found:
         raise no_audio(root)
+
+
+def _without_audio(folder: Folder, audio: list[str]) -> Iterator[Failure]:
+    """A failure for every transcript of a folder without audio, and for every file that no reader knows.
+
+    A file that ends in no more than `.txt` may be another text where the folder holds no recordings.
+    """
+    told = {composed(os.path.splitext(name)[0]) for name in (*audio, *filter(is_archive, folder.names))}
+    maybe = maybe_recordings(folder.names)
+    for name in folder.names:
+        suffix = next((suffix for suffix in TRANSCRIPT_SUFFIXES if name.endswith(suffix)), None)
+        if suffix is None:
+            if not is_audio(name) and (failure := unread(folder, name)) is not None:
+                yield failure
+            continue
+        stem = composed(name.removesuffix(suffix))
+        if stem in told or NO_TRANSCRIPT.search(name):
+            continue
+        if stem in maybe or audio or suffix == TRANSCRIPT_SUFFIXES[0]:
+            told.add(stem)
+            yield no_recording(folder.relative(name), stem, maybe)
 
 
 def speaker_of(key: str) -> str:
@@ -69,9 +111,3 @@ def no_audio(root: str | Path) -> UserError:
         expected=" ".join(sorted(AUDIO_SUFFIXES)),
         next_step="check the path, and `kind`, the layout of the source",
     )
-
-
-def _transcript(key: str, names: frozenset[str]) -> str:
-    """The first transcript that is there, else the one that was expected."""
-    candidates = [key + suffix for suffix in TRANSCRIPT_SUFFIXES]
-    return next((candidate for candidate in candidates if candidate in names), candidates[0])

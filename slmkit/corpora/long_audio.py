@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from slmkit.corpora.base import Cut
+from slmkit.corpora.base import Cut, one_line
 from slmkit.errors import BadSample
 
 SLACK_SEC = 0.5  # of the silence before and after, which an excerpt may have
@@ -101,16 +101,16 @@ def _check(values: Any, started_sec: float, spoken_sec: float, max_sec: float) -
         return unknown._replace(error=BadSample("malformed", what, got=repr(values)[:100]))
     if not 0 <= start < end < LONGEST_SEC:
         return unknown._replace(error=_bad("bad_times", "the times of a segment cannot be", start, end))
-    error = None
+    error, said = None, one_line(text)
     if start < started_sec:
         error = _bad("unsorted", f"a segment begins before an earlier one, at {started_sec} s", start, end)
     elif start < spoken_sec - ROUNDING_SEC:
         error = _bad("overlap", f"a segment begins before an earlier one ends, at {spoken_sec} s", start, end)
-    elif not text.strip():
+    elif not said:
         error = _bad("empty_transcript", "a segment has no text", start, end)
     elif end - start > max_sec:
         error = _bad("too_long", f"a segment lasts more than {max_sec} s", start, end)
-    return _Segment(float(start), float(end), text.strip(), spoken_sec, error)
+    return _Segment(float(start), float(end), said, spoken_sec, error)
 
 
 def _number(value: object) -> float | None:

@@ -7,22 +7,24 @@ Example:
 from collections.abc import Sequence
 from pathlib import Path
 
+from slmkit.audio import AUDIO_SUFFIXES
+from slmkit.corpora.folders import walk
 from slmkit.errors import UserError
 
-SUFFIXES = (".wav", ".flac", ".npy")
+SUFFIXES = (*AUDIO_SUFFIXES, ".npy")
 
 
 def find_voices(sources: Sequence[str]) -> dict[str, str]:
     """What `Synthesizer.read_speaker` reads, by name, in the order of `sources` and in a folder by name.
 
-    A folder gives one voice for each WAV, FLAC or .npy file in it, named as the file; a file gives one; `CORPUS:KEY`
-    one named KEY. Raises UserError when a source gives none, or two have the same name.
+    A folder gives one voice for each audio or .npy file in it that is not hidden, named as the file; a file gives one;
+    `CORPUS:KEY` one named KEY. Raises UserError when a source gives none, or two have the same name.
     """
     voices: dict[str, str] = {}
     for source in sources:
         path, (corpus, colon, key) = Path(source), source.rpartition(":")
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+            files = [path / name for name in next(walk(path)).names if Path(name).suffix.lower() in SUFFIXES]
             found = [(file.stem, str(file)) for file in files]
             if not files:
                 expected = f"files ending in {', '.join(SUFFIXES)}"

@@ -154,7 +154,9 @@ def finalize(
     for summary in summaries:
         reasons.update(summary.failures)
     samples = sum(summary.samples for summary in summaries)
-    _check_share(job, samples, reasons, max_failure_share)
+    ledger_path = job.directory / FAILURES_FILE
+    advice = "to accept the loss, run `slmkit tokenize finalize` with a larger max_failure_share (what is done is kept)"
+    check_share(samples, reasons, max_failure_share, f"see {ledger_path}; {advice}")
     outliers = _write_outliers(job, search)
     for part in job.directory.glob(f".{job.name}-*.part"):  # of tasks that were killed
         part.unlink(missing_ok=True)
@@ -218,19 +220,28 @@ def _check_shard(
     return index.summary
 
 
-def _check_share(job: CorpusJob, samples: int, reasons: Counter[str], max_failure_share: float) -> None:
-    """Filters are meant to leave items out; all else counts as failed."""
-    failed = sum(count for reason, count in reasons.items() if reason not in INTENDED)
+def check_share(
+    samples: int, reasons: Counter[str], max_failure_share: float, next_step: str, *, example: str = ""
+) -> None:
+    """Raise UserError where there are no samples, or too many items beside them failed; `example` tells of one.
+
+    Filters are meant to leave items out; all else counts as failed.
+    """
+    failed = num_failed(reasons)
     total = failed + samples
     if samples and failed <= max_failure_share * total:
         return
     raise UserError(
         f"{failed} of {total} items of the source failed",
-        got=most_common(reasons) or "an empty source",
+        got="; ".join(filter(None, (most_common(reasons) or "an empty source", example))),
         expected=f"a share of at most {max_failure_share}",
-        next_step=f"see {job.directory / FAILURES_FILE}; to accept the loss, run `slmkit tokenize finalize` with a "
-        "larger max_failure_share (what is done is kept)",
+        next_step=next_step,
     )
+
+
+def num_failed(reasons: Mapping[str, int]) -> int:
+    """How many items failed, without those that filters left out."""
+    return sum(count for reason, count in reasons.items() if reason not in INTENDED)
 
 
 def _write_outliers(job: CorpusJob, search: OutlierSearch) -> Counter[str]:

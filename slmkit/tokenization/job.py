@@ -15,6 +15,9 @@ Example:
 
 import contextlib
 import itertools
+import json
+import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
@@ -27,17 +30,18 @@ from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
 from slmkit.corpora import published
 from slmkit.corpora.base import with_sound_keys
-from slmkit.corpora.layouts import ReadOptions, read_parts
+from slmkit.corpora.layouts import ReadOptions, other_layout, read_parts
 from slmkit.data.index import ShardIndex
-from slmkit.data.ledger import Failure
+from slmkit.data.ledger import FAILURES_FILE, Failure
 from slmkit.data.shards import Sample
 from slmkit.errors import UserError
+from slmkit.files import atomic_write
 from slmkit.jobs import ProgressBar
 from slmkit.log import get_logger
-from slmkit.tokenization.corpus_job import CorpusJob, finalize
+from slmkit.tokenization.corpus_job import CorpusJob, check_share, finalize, num_failed
 from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
-from slmkit.tokenization.plan import Rules, ShardPlan, Sifted, TokenizationPlan, make_plan, sift_parts
+from slmkit.tokenization.plan import INTENDED, Rules, ShardPlan, Sifted, TokenizationPlan, make_plan, sift_parts
 from slmkit.tokenization.progress import LINE_EVERY_SEC, Progress
 
 log = get_logger(__name__)
@@ -55,25 +59,62 @@ def tokenize(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> None
 def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
     """Begin the job, or find it begun, and plan its source unless that is done.
 
-    Raises UserError when the directory belongs to another job, and as `make_plan` does.
+    Raises UserError when the directory belongs to another job, as `make_plan` does, and when the plan refuses more than
+    `max_failure_share` of the source: then its ledger stays, and a new plan of it is not taken for the old one.
     """
-    CorpusJob(config.out, config.corpus, codec, config.settings())
+    job = CorpusJob(config.out, config.corpus, codec, config.settings())
+    source = Path(config.source).absolute()  # tasks may run elsewhere
+    options = ReadOptions(columns=config.columns, language=config.language, max_sec=config.max_sec)
     if TokenizationPlan.exists(config.out):
-        return TokenizationPlan.open(config.out)
+        plan = TokenizationPlan.open(config.out)
+        _check_refused(job, plan, config, source, options)
+        return plan
     rules = Rules(
         min_sec=config.min_sec,
         max_sec=config.max_sec,
         min_dnsmos=config.filters.min_dnsmos,
         languages=frozenset(config.filters.languages),
     )
-    options = ReadOptions(columns=config.columns, language=config.language, max_sec=config.max_sec)
-    parts = read_parts(config.kind, Path(config.source).absolute(), options)  # absolute: tasks may run elsewhere
+    parts = read_parts(config.kind, source, options)
     with tqdm(desc="planning", unit=" items", unit_scale=True, disable=None) as bar:
         chunks = sift_parts(parts, rules, num_workers=config.num_workers)
-        plan = make_plan(config.out, _counted(chunks, bar), shard_samples=config.shard_samples)
+        try:
+            plan = make_plan(config.out, _counted(chunks, bar), shard_samples=config.shard_samples)
+        except UserError as error:
+            if instead := other_layout(config.kind, source, options):
+                raise UserError(
+                    error.what, got=error.got, expected=error.expected, next_step=f"did you mean {instead}?"
+                ) from error
+            raise
+    _check_refused(job, plan, config, source, options)
     refused = ", ".join(f"{reason} {count}" for reason, count in plan.refused.items()) or "none"
     log.info("planned: %d utterances in %d shards; refused: %s", plan.num_items, len(plan.shards), refused)
     return plan
+
+
+def _check_refused(
+    job: CorpusJob, plan: TokenizationPlan, config: TokenizeConfig, source: Path, options: ReadOptions
+) -> None:
+    """Raise UserError where the plan alone refuses too much for the corpus ever to be finished. Unless shards of it are
+    written already, its ledger becomes the job's, and the plan is removed: the next start makes a new one."""
+    reasons = Counter(plan.refused)
+    failed = num_failed(reasons)
+    if plan.num_items and failed <= config.max_failure_share * (failed + plan.num_items):
+        return
+    usual = max((reason for reason in reasons if reason not in INTENDED), key=reasons.__getitem__, default="")
+    with open(plan.refused_lines(), "rb") as lines:
+        example = next((line["detail"] for line in map(json.loads, lines) if line["reason"] == usual), "")
+    ledger = job.directory / FAILURES_FILE
+    next_step = f"see {ledger}; mend the source, or accept the loss with a larger max_failure_share, and start again"
+    if 2 * failed > failed + plan.num_items and (instead := other_layout(config.kind, source, options)):
+        next_step = f"did you mean {instead}?"
+        if usual == "missing_transcript":
+            next_step = f"no transcripts; {next_step}"
+    if len(job.missing(len(plan.shards))) == len(plan.shards):
+        with atomic_write(ledger, replace=True) as file:
+            file.write(plan.refused_lines().read_bytes())
+        shutil.rmtree(plan.directory)
+    check_share(plan.num_items, reasons, config.max_failure_share, next_step, example=example and f"such as: {example}")
 
 
 def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> None:

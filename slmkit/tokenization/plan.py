@@ -5,8 +5,9 @@
 shard's line begins. Shard s holds the items s * shard_samples and following. A task reads the lines of its shards
 alone, so that any number of tasks, killed and started again, write the same bytes; the source is not listed again.
 
-The source is read in its parts by several processes at once. Of several items with one key the first is planned. No
-audio is opened: `Rules` go by what the source says.
+The source is read in its parts by several processes at once. Of several items with one key the first is planned; but
+where the key is no more than a file's name (`Utterance.named_by_file`), all that have this name are, with their paths
+as keys. Names that are there once stay as they are. No audio is opened: `Rules` go by what the source says.
 
 Invariants: items of the source = utterances in items.jsonl + lines in refused.jsonl; the plan is the same for any
 number of processes.
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from slmkit.corpora.base import SourcePart, Utterance, key_refusal, text_file
+from slmkit.corpora.base import SourcePart, Utterance, key_refusal, path_key, text_file
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, read_json, write_json
@@ -161,23 +162,60 @@ def make_plan(out: str | Path, chunks: Iterable[Sifted], *, shard_samples: int) 
         raise UserError(f"{directory} exists already", next_step="continue with `slmkit tokenize run`, or remove it")
     reasons: Counter[str] = Counter()
     with new_directory(directory) as temporary:
-        with atomic_write(temporary / ITEMS) as planned, atomic_write(temporary / REFUSED) as refused:
-            shards = list(_write_shards(_keep(chunks, refused, reasons), planned, shard_samples))
+        with atomic_write(temporary / REFUSED) as refused:
+            keys = _Keys(refused, reasons)
+            with atomic_write(temporary / ITEMS) as planned:
+                shards = list(_write_shards(keys.first_of_each(chunks), planned, shard_samples))
+            if keys.shared:
+                before = TokenizationPlan(directory=temporary, shards=tuple(shards), refused={})
+                items = itertools.chain.from_iterable(map(before.items, range(len(shards))))
+                with atomic_write(temporary / ITEMS, replace=True) as planned:
+                    shards = list(_write_shards(keys.with_paths(items), planned, shard_samples))
         write_json(temporary / PLAN, {"refused": dict(sorted(reasons.items())), "shards": shards})
     return TokenizationPlan.open(out)
 
 
-def _keep(chunks: Iterable[Sifted], ledger: IO[bytes], reasons: Counter[str]) -> Iterator[tuple[str, float]]:
-    """(JSON, seconds) of the items that are planned; the others become lines of the ledger, and are counted."""
-    seen: set[str] = set()
-    for chunk in chunks:
-        for key, line, seconds, refusal in zip(*chunk, strict=True):
-            refusal = (key is not None and key_refusal(key, seen)) or refusal
-            if refusal is None:
-                yield line, seconds
-            else:
-                reasons[refusal.reason] += 1
-                ledger.write(refusal.line())
+class _Keys:
+    """Which items keep their keys, as (JSON, seconds) of each that is planned; the others become lines of the ledger.
+
+    That a file's name is there twice is known after the last item. So all that have it stay in a first pass, and a
+    second pass, which most sources do without, gives them their paths as keys.
+    """
+
+    def __init__(self, ledger: IO[bytes], reasons: Counter[str]) -> None:
+        self._ledger, self._reasons = ledger, reasons
+        self._seen: set[str] = set()
+        self.shared: set[str] = set()  # names of several files
+
+    def first_of_each(self, chunks: Iterable[Sifted]) -> Iterator[tuple[str, float]]:
+        """The first item of each key, and all whose key is a file's name."""
+        for chunk in chunks:
+            for key, line, seconds, refusal in zip(*chunk, strict=True):
+                twice = key is not None and key_refusal(key, self._seen)
+                is_shared = twice and twice.reason == "duplicate_key" and refusal is None
+                if is_shared and Utterance.from_values(json.loads(line)).named_by_file:
+                    self.shared.add(str(key))
+                    twice = None
+                refusal = twice or refusal
+                if refusal is None:
+                    yield line, seconds
+                else:
+                    self._refuse(refusal)
+
+    def with_paths(self, items: Iterable[Utterance]) -> Iterator[tuple[str, float]]:
+        """The items of the first pass, in which files of one name have their paths as keys."""
+        self._seen -= self.shared
+        for item in items:
+            if item.key in self.shared:
+                item = item._replace(key=path_key(item)) if item.named_by_file else item
+                if twice := key_refusal(item.key, self._seen):
+                    self._refuse(twice)
+                    continue
+            yield _encode(item), item.seconds or 0.0
+
+    def _refuse(self, refusal: Failure) -> None:
+        self._reasons[refusal.reason] += 1
+        self._ledger.write(refusal.line())
 
 
 def _write_shards(items: Iterator[tuple[str, float]], file: IO[bytes], shard_samples: int) -> Iterator[ShardPlan]:

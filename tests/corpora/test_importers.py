@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from raw_corpora import read_source
 
 from slmkit.corpora import base
 from slmkit.corpora.base import Audio, Cut, Utterance, read_transcript, with_sound_keys
+from slmkit.corpora.content import open_audio
+from slmkit.corpora.librispeech import read_librispeech
 from slmkit.corpora.libritts import read_libritts
 from slmkit.corpora.published import SPEC, parse_tokens, read_published
 from slmkit.data import lines
@@ -35,6 +38,7 @@ def touch(path, content=b""):
 def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
     for name in ("b/19/2/19_2_000000_000001.wav", "c/84/1/84_1_000000_000000.FLAC", "b/19/2/19_2_000000_000000.mp3"):
         touch(tmp_path / name)
+    touch(tmp_path / "c/84/1/84_1_000000_000000.normalized.txt")
     touch(tmp_path / "b/19/2/19_2_000000_000000.normalized.txt")
     touch(tmp_path / "b/19/2/19_2_000000_000001.txt")
     touch(tmp_path / "notes.md")
@@ -53,7 +57,7 @@ def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
 
 
 def test_a_folder_is_not_listed_before_its_turn(tmp_path):
-    for name in ("a/1.wav", "b/2.wav"):
+    for name in ("a/1.wav", "a/1.txt", "b/2.wav", "b/2.txt"):
         touch(tmp_path / name)
     items = read_libritts(tmp_path)
     assert next(items).key == "1"
@@ -63,13 +67,15 @@ def test_a_folder_is_not_listed_before_its_turn(tmp_path):
 
 def test_names_of_another_kind_have_no_speaker(tmp_path):
     touch(tmp_path / "my song.wav")
+    touch(tmp_path / "my song.txt")
     (item,) = read_libritts(tmp_path)
     assert (item.key, item.speaker) == ("my song", "")
 
 
 def test_links_are_followed_once(tmp_path):
-    touch(tmp_path / "corpus/one/a.wav")
-    touch(tmp_path / "elsewhere/b.wav")
+    for name in ("corpus/one/a", "elsewhere/b"):
+        touch(tmp_path / f"{name}.wav")
+        touch(tmp_path / f"{name}.txt")
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/linked")
     os.symlink(tmp_path / "elsewhere", tmp_path / "corpus/one/linked")
     os.symlink(tmp_path / "corpus", tmp_path / "corpus/one/loop")
@@ -90,7 +96,85 @@ def test_a_folder_without_audio_or_that_is_not_there_is_refused(tmp_path):
         list(read_libritts(tmp_path / "missing"))
 
 
+def outcomes(items):
+    return [
+        (item.key, item.reason if isinstance(item, Failure) else item.audio.path.rpartition(".")[2]) for item in items
+    ]
+
+
+def test_what_may_have_been_a_recording_is_a_failure(tmp_path):
+    names = ["1.ape", "1.normalized.txt", "2.txt", "2.original.txt", "3.txt", "3", "4.wav", "5.m4a", "5.txt", "5.lab"]
+    for name in (*names, "6.flac", "6.txt", "6.wav", "README.txt", "LICENSE", "7.zip", "7.txt", "8.txt", "8.json"):
+        touch(tmp_path / "a" / name)
+    touch(tmp_path / "docs/SPEAKERS.txt")  # where no recordings are
+    touch(tmp_path / "docs/9.normalized.txt")
+    (tmp_path / "lost").symlink_to("/not/mounted")
+    assert outcomes(read_libritts(tmp_path)) == [
+        ("lost", "missing"),
+        ("1", "unsupported"),
+        ("2", "missing"),
+        ("3", "unsupported"),
+        ("a/7.zip", "unsupported"),
+        ("8", "missing"),
+        ("4", "missing_transcript"),
+        ("5", "m4a"),
+        ("6", "flac"),
+        ("6", "duplicate_key"),
+        ("9", "missing"),
+    ]
+
+
+def test_a_folder_of_unknown_recordings_alone_is_no_wrong_path(tmp_path):
+    touch(tmp_path / "1.ape")
+    touch(tmp_path / "1.txt")
+    assert outcomes(read_libritts(tmp_path)) == [("1", "unsupported")]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_any_normalization(tmp_path, forms):
+    sound, words = (unicodedata.normalize(form, "Zoë") for form in forms)
+    assert sound != words
+    touch(tmp_path / "tts" / f"{sound}.wav")
+    touch(tmp_path / "tts" / f"{words}.txt", b"Hi.")
+    (item,) = read_libritts(tmp_path / "tts")
+    assert (item.key, read_transcript(item.text)) == (sound, "Hi.")
+    touch(tmp_path / "speech" / f"{sound}.flac")
+    touch(tmp_path / "speech/1.trans.txt", f"{words} Hi.".encode())
+    (item,) = read_librispeech(tmp_path / "speech")
+    assert (item.key, item.text) == (sound, "Hi.")
+    touch(tmp_path / f"wavs/{sound}/1.wav", b"x")
+    (item,) = read(tmp_path, json.dumps({"path": f"wavs/{words}/1.wav", "text": "Hi."}))
+    assert open_audio(item.audio) == tmp_path / f"wavs/{sound}/1.wav"
+
+
 # --- transcripts
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A\ttab,\r\na line \n and\u2028another.", "A tab, a line and another."),
+        ("A\x00b\x07\x1b[1mc\x7f\x9b", "Ab[1mc"),
+        ("\ufeffabc \u202edef\u202c\u200f", "abc def"),
+        ("a\u200cb", "a\u200cb"),  # Persian and others spell with it
+        ("A\u00a0b  c", "A\u00a0b  c"),
+    ],
+)
+def test_a_text_is_one_line_without_control_characters(tmp_path, text, expected):
+    assert read_transcript(touch(tmp_path / "a.txt", text.encode())) == expected
+    segments = [{"start": 0, "end": 1, "text": text}]
+    for row in ({"path": "a.wav", "text": text}, {"path": "a.wav", "segments": segments}):
+        (item,) = read(tmp_path, json.dumps(row))
+        assert item.text == expected
+
+
+@pytest.mark.parametrize("text", ["\x00\x01", "\u200b\u200d", "\ufeff \t", "\u00a0\u3000", "\u202e\u2066"])
+def test_a_text_of_which_nothing_can_be_seen_is_empty(tmp_path, text):
+    with pytest.raises(BadSample, match="has no text"):
+        read_transcript(touch(tmp_path / "a.txt", text.encode()))
+    for row in ({"path": "a.wav", "text": text}, {"path": "a.wav", "segments": [{"start": 0, "end": 1, "text": text}]}):
+        (item,) = read(tmp_path, json.dumps(row))
+        assert item.reason == "empty_transcript"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+import unicodedata
 
 import pytest
 from raw_corpora import read_source
@@ -199,7 +200,7 @@ def test_lines_are_relative_to_their_folder_or_to_the_source(tmp_path):
     ]
     assert (found[0].seconds, found[0].extra) == (2.5, {"dnsmos": 3.4, "phone_count": 12})
     (alone, *_) = read_source("emilia", tmp_path / "EN/EN_B00000.jsonl")
-    assert alone == found[0]
+    assert (alone, found[0].source) == (found[0]._replace(source="a/1.mp3"), "EN/a/1.mp3")
 
 
 @pytest.mark.parametrize(
@@ -215,12 +216,80 @@ def test_a_compressed_tar_is_named_in_the_ledger(tmp_path):
     (tmp_path / "EN/EN-B000001.tar.gz").write_bytes(b"x")
     good, failure = read_source("emilia", tmp_path)
     assert good.audio.path == str(path)
-    assert (failure.key, failure.reason) == ("EN/EN-B000001.tar.gz", "compressed")
+    assert (failure.key, failure.reason) == ("EN/EN-B000001.tar.gz", "unsupported")
+
+
+@pytest.mark.parametrize("name", ["EN-B1.tgz", "EN-B1.zip", "EN-B1.tar.gz.0", "EN-B1.tar.xz", "EN.jsonl.gz"])
+def test_every_archive_is_named_in_the_ledger(tmp_path, name):
+    make_tar(tmp_path / "EN-B0.tar", ("X.mp3", b"sound"), ("X.json", FULL))
+    (tmp_path / name).write_bytes(b"x")
+    assert (name, "unsupported") in outcomes(read_source("emilia", tmp_path))
+    assert outcomes(read_source("emilia", tmp_path / name)) == [(name, "unsupported")]
+
+
+def test_what_no_reader_knows_within_a_tar_is_named(tmp_path):
+    record = {"text": "A."}
+    accents = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    make_tar(
+        tmp_path / "a.tar",
+        ("X.ape", b"x"),
+        ("X.json", record),
+        ("Y.json", record),
+        ("Y.npy", b"x"),
+        ("more.tar.gz", b"x"),
+        ("__MACOSX/Z.json", record),
+        ("./.cache/Z.json", record),
+        (f"./{accents[0]}.mp3", b"x"),
+        (f"./{accents[1]}.json", record),
+    )
+    assert outcomes(read_source("emilia", tmp_path)) == [
+        ("more.tar.gz", "unsupported"),
+        (accents[0], ""),
+        ("X", "unsupported"),
+        ("Y", "missing"),
+    ]
+
+
+def test_an_unpacked_tar_is_read(tmp_path):
+    for name in ("X.mp3", "Z.mp3", "W.ape", "V.mp3", "U.mp3"):
+        (tmp_path / "EN" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "EN" / name).write_bytes(b"x")
+    for name in ("X", "W", "config"):
+        (tmp_path / f"EN/{name}.json").write_text(json.dumps(FULL))
+    (tmp_path / "EN/V.json").write_text(" " * (2**20 + 1))
+    os.mkfifo(tmp_path / "EN/U.json")
+    os.mkfifo(tmp_path / "EN/U.tar")
+    found = read_source("emilia", tmp_path)
+    assert outcomes(found) == [
+        ("EN/U.tar", "unsupported"),
+        ("U", "missing_transcript"),
+        ("V", "malformed"),
+        ("EN_B00000_S00000_W000000", ""),
+        ("Z", "missing_transcript"),
+        ("W", "unsupported"),
+    ]
+    assert (found[3].audio, found[3].source) == (Audio(f"{tmp_path}/EN/X.mp3"), "EN/X.mp3")
+    (tmp_path / "EN/lines.jsonl").write_text(json.dumps({**FULL, "wav": "X.mp3"}))  # then audio is that of the lines
+    assert outcomes(read_source("emilia", tmp_path))[:1] == [("EN_B00000_S00000_W000000", "")]
+
+
+def test_a_name_that_is_not_utf8_beside_a_json_is_a_failure(tmp_path):
+    for name in (b"caf\xe9.mp3", b"caf\xe9.json", b"x.mp3"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "w") as file:
+            file.write('{"text": "A."}')
+    (tmp_path / "x.json").mkdir()
+    (tmp_path / "y.mp3").touch()
+    (tmp_path / "y.json").symlink_to("nowhere")
+    assert outcomes(read_source("emilia", tmp_path)) == [
+        ("caf\\udce9", "bad_key"),
+        ("x", "missing_transcript"),
+        ("y", "missing_transcript"),
+    ]
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "EN.zip").write_bytes(b"x")
-    for source in (tmp_path / "EN.zip", tmp_path):
+    (tmp_path / "EN.png").write_bytes(b"x")
+    for source in (tmp_path / "EN.png", tmp_path):
         with pytest.raises(UserError, match=r"no tars and no JSONL files under[\s\S]*EN-B000000\.tar"):
             read_source("emilia", source)
 

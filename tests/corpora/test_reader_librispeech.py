@@ -41,6 +41,7 @@ def test_a_chapter_is_read_with_its_texts(tmp_path):
         source="84/121123/84-121123-0000.flac",
         speaker="84",
         language="en",
+        named_by_file=True,
     )
     assert (second.key, second.text) == ("84-121123-0001", "BUT é")
 
@@ -64,6 +65,19 @@ def test_what_has_no_partner_or_no_words_is_a_failure(tmp_path):
         ("c", "transcript_not_utf8"),
         ("noline", "missing_transcript"),
         ("\\udcff", "bad_key"),
+    ]
+
+
+def test_what_may_have_been_a_recording_is_a_failure(tmp_path):
+    path = chapter(tmp_path, "a ONE\nb TWO\nc THREE\n", "a.shn", "c.flac", "c.wav", "84.tar.gz", "._b.flac")
+    os.mkfifo(path / "z.trans.txt")
+    assert outcomes(read_librispeech(tmp_path)) == [
+        ("a", "unsupported"),
+        ("b", "missing"),
+        ("84/121123/84.tar.gz", "unsupported"),
+        ("84/121123/z.trans.txt", "unsupported"),
+        ("c", "THREE"),
+        ("c", "duplicate_key"),
     ]
 
 

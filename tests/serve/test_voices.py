@@ -11,7 +11,7 @@ from slmkit.serve.voices import find_voices
 def test_folders_files_and_corpora_give_voices(tmp_path: Path) -> None:
     folder, corpus, single = tmp_path / "voices", tmp_path / "corpus", tmp_path / "dora.wav"
     folder.mkdir(), corpus.mkdir(), single.touch()
-    for name in ("bert.WAV", "anna.flac", "c.x.npy", "notes.txt"):
+    for name in ("bert.WAV", "anna.flac", "c.x.npy", "emma.m4a", "notes.txt", "._anna.flac"):
         (folder / name).touch()
     (folder / "sub.wav").mkdir()
     assert list(find_voices([f"{corpus}:LJ-1", str(folder), str(single)]).items()) == [
@@ -19,6 +19,7 @@ def test_folders_files_and_corpora_give_voices(tmp_path: Path) -> None:
         ("anna", str(folder / "anna.flac")),
         ("bert", str(folder / "bert.WAV")),
         ("c.x", str(folder / "c.x.npy")),
+        ("emma", str(folder / "emma.m4a")),
         ("dora", str(single)),
     ]
 

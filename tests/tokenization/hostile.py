@@ -24,11 +24,24 @@ EXPECTED_FAILURES = {
     "silent": "silent",
     "text": "unreadable",
     "truncated": "truncated",
-    "twice": "duplicate_key",
+    "two_formats": "duplicate_key",
+    "ape": "unsupported",
+    "unheard": "missing",
+    "old/archive.tar.gz": "unsupported",
     "unsaid": "missing_transcript",
     "pipe.old": "missing",
 }
-GOOD = {"8bit", "48k", "stereo", "twice", "a.key with. dots", "ogg", *(f"19_7_{i:06d}_000000" for i in range(12))}
+GOOD = {
+    "8bit",
+    "48k",
+    "stereo",
+    "a/twice",
+    "b/twice",
+    "two_formats",
+    "a.key with. dots",
+    "ogg",
+    *(f"19_7_{i:06d}_000000" for i in range(12)),
+}
 
 
 def noise(seconds, seed, rate=RATE):
@@ -61,6 +74,11 @@ def make_hostile(root):
     os.truncate(root / "truncated.wav", 9000)
     add(root / "a/twice.wav", noise(0.3, 29))
     add(root / "b/twice.wav", noise(0.6, 30))
+    add(root / "two_formats.flac", noise(0.3, 32))
+    add(root / "two_formats.wav", noise(0.3, 32))
+    (root / "old").mkdir()
+    for name in ("ape.ape", "ape.normalized.txt", "unheard.normalized.txt", "old/archive.tar.gz"):
+        (root / name).write_text("x")
     add(root / "unsaid.wav", noise(0.3, 31), text=None)
     add(root / "header.wav", np.zeros(0))
     for name, content in (("empty", b""), ("text", b"this is not audio\n" * 50)):

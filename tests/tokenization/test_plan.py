@@ -1,6 +1,7 @@
 """Plans: every item of the source in one place, the same lines for the same source, refusals with their reasons."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,50 @@ def test_every_item_is_planned_or_refused(tmp_path_factory, keys, shard_samples)
     good = [key for key in dict.fromkeys(keys) if key and "1" not in key and key.encode("utf-8", "replace")]
     assert [item.key for item in planned] == [key for key in good if key == key.encode("utf-8", "ignore").decode()]
     assert all(shard.items == shard_samples for shard in plan.shards[:-1])
+
+
+def named(path, *, by_file=True):
+    return utterance(path.rpartition("/")[2])._replace(source=f"{path}.wav", named_by_file=by_file)
+
+
+PATHS = st.builds("/".join, st.lists(st.sampled_from("ab"), min_size=1, max_size=3))
+
+
+@given(items=st.lists(st.builds(named, PATHS, by_file=st.booleans()), max_size=12), shard_samples=st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_files_of_one_name_have_their_paths_as_keys(tmp_path_factory, items, shard_samples):
+    out = tmp_path_factory.mktemp("plan")
+    plan = make(out, items, shard_samples=shard_samples)
+    planned = [item for shard in range(len(plan.shards)) for item in plan.items(shard)]
+    keys = [item.key for item in planned]
+    assert len(set(keys)) == len(keys)
+    assert len(planned) + len(refused(plan)) == len(items)
+    assert sum(plan.refused.values()) == len(refused(plan))
+    assert all(shard.items == shard_samples for shard in plan.shards[:-1])
+    names = [item.key for item in items]
+    for item in planned:
+        name, path = item.audio.path.removesuffix(".wav"), item.source.removesuffix(".wav")
+        assert item.key in ((name,) if not item.named_by_file or names.count(name) == 1 else (name, path))
+    if all(item.named_by_file for item in items):  # each file is there, and once
+        assert {item.source for item in planned} == {item.source for item in items}
+        wanted = {i.source.removesuffix(".wav") if names.count(i.key) > 1 else i.key for i in items}
+        assert set(keys) == wanted
+
+
+def test_keys_do_not_depend_on_how_many_processes_read(tmp_path):
+    parts = [partial(iter, [named(f"{speaker}/{i:03d}", by_file=True) for i in range(3)]) for speaker in "abc"]
+    parts.append(partial(iter, [named("d/once")]))
+    for workers in (0, 2):
+        make_plan(tmp_path / str(workers), sift_parts(parts, Rules(), num_workers=workers), shard_samples=4)
+    plan, other = (TokenizationPlan.open(tmp_path / str(workers)) for workers in (0, 2))
+    assert plan.shards == other.shards
+    keys = [item.key for shard in range(3) for item in plan.items(shard)]
+    assert keys == [*(f"{speaker}/{i:03d}" for speaker in "abc" for i in range(3)), "once"]
+
+
+def test_a_plan_made_before_keys_could_be_paths_is_read(tmp_path):
+    values = json.loads(json.dumps(named("a/b"), default=str))
+    assert Utterance.from_values(values[:-1]) == named("a/b", by_file=False)
 
 
 def test_an_utterance_survives_the_plan(tmp_path):

@@ -42,8 +42,9 @@ def test_every_bad_file_is_a_ledger_line_and_every_good_one_a_sample(reference):
     corpus = Corpus.open(out)
     assert sorted(corpus.key(i) for i in range(len(corpus))) == sorted(GOOD)
     counts = json.loads((out / "manifest.json").read_text())["counts"]
-    assert (counts["utterances"], counts["samples"], counts["failures"]) == (31, 18, 13)
-    assert [line["key"] for line in lines] == ["twice", *sorted(EXPECTED_FAILURES.keys() - {"twice"})]
+    assert (counts["utterances"], counts["samples"], counts["failures"]) == (36, 20, 16)
+    planned = ["ape", "unheard", "two_formats", "unsaid", "old/archive.tar.gz"]  # by folder, audio last
+    assert [line["key"] for line in lines] == [*planned, *sorted(EXPECTED_FAILURES.keys() - set(planned))]
 
 
 def test_samples_hold_what_the_codec_makes_of_the_file(reference, hostile_corpus):
@@ -67,7 +68,7 @@ def test_samples_hold_what_the_codec_makes_of_the_file(reference, hostile_corpus
     }
     assert samples["48k"].codes.shape == (2, 40)
     assert samples["48k"].meta["seconds"] == 0.5
-    assert samples["twice"].meta["source"] == "a/twice.wav"
+    assert samples["b/twice"].meta["source"] == "b/twice.wav"
 
 
 def test_webdataset_alone_reads_the_result(reference):
@@ -109,7 +110,7 @@ def test_several_tasks_share_the_shards(hostile_corpus, reference, tmp_path):
     plan_corpus(SPEC, make_config(hostile_corpus, out))
     for task in (2, 0):
         run(hostile_corpus, out, task=task, num_tasks=3)
-        with pytest.raises(UserError, match=r"is incomplete: \d of 5 shards are missing[\s\S]*no shard [\d, ]*4?"):
+        with pytest.raises(UserError, match=r"is incomplete: \d of 6 shards are missing[\s\S]*no shard [\d, ]*4?"):
             finalize_corpus(out, 0.6)
     run(hostile_corpus, out, task=1, num_tasks=3)
     assert not (out / "manifest.json").exists()
@@ -232,13 +233,67 @@ def test_the_source_is_read_once_and_files_that_vanish_go_to_the_ledger(tmp_path
 
 def test_too_many_failures_end_the_job_and_keep_the_good_samples(hostile_corpus, reference, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match=r"13 of 31 items of the source failed[\s\S]*unreadable 2[\s\S]*at most 0\.4"):
+    with pytest.raises(UserError, match=r"16 of 36 items of the source failed[\s\S]*unreadable 2[\s\S]*at most 0\.4"):
         run(hostile_corpus, out, max_failure_share=0.4)
-    assert len(ledger(out)) == 13
+    assert len(ledger(out)) == 16
     assert not (out / "manifest.json").exists()
     codec = TinyCodec()
     assert run(hostile_corpus, out, codec) == reference[1]
     assert codec.batch_shapes == []
+
+
+def test_what_the_plan_refuses_is_judged_before_anything_is_encoded(tmp_path):
+    source, out, codec = tmp_path / "source", tmp_path / "out", TinyCodec()
+    add(source / "a/1.wav", noise(0.3, 1))
+    add(source / "b/1.wav", noise(0.3, 2))
+    (source / "b.tar.gz").touch()
+    message = r"1 of 3 items of the source failed\n.*unsupported 1; such as: b\.tar\.gz is an archive[\s\S]*unpack it"
+    for _ in range(2):  # the same command plans again
+        with pytest.raises(UserError, match=message + r"[\s\S]*at most 0\.3\n.*out/failures\.jsonl; mend the source"):
+            run(source, out, codec, max_failure_share=0.3)
+        assert [line["key"] for line in ledger(out)] == ["b.tar.gz"]
+        assert sorted(path.name for path in out.iterdir()) == ["failures.jsonl", "job.json"]
+    assert codec.batch_shapes == []
+    plan_corpus(SPEC, make_config(source, out, max_failure_share=0.4))
+    with pytest.raises(UserError, match=message):  # also of a plan that another limit let through
+        run(source, out, codec, max_failure_share=0.3)
+    (source / "b.tar.gz").unlink()
+    run(source, out, codec, max_failure_share=0.3)
+    corpus = Corpus.open(out)
+    assert [corpus.key(i) for i in range(len(corpus))] == ["a/1", "b/1"]
+
+
+def test_a_plan_of_which_shards_are_written_is_not_removed(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for i in range(3):
+        add(source / f"{i}.wav", noise(0.3, i), text="x" if i else None)
+    run(source, out, max_failure_share=0.5)
+    (out / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=r"1 of 3 items of the source failed\n.*such as: 0\.wav: beside it lies no 0\.norm"
+    ):
+        run(source, out, max_failure_share=0.3)
+    assert (out / "plan/plan.json").exists()
+
+
+def test_another_layout_is_suggested_where_it_reads_the_source(tmp_path):
+    source = tmp_path / "source"
+    add(source / "EN/a.wav", noise(0.3, 1), text=None)
+    (source / "EN/a.json").write_text('{"text": "A."}')
+    asked = r"1 of 1 items of the source failed[\s\S]*no transcripts; did you mean kind=emilia\?$"
+    with pytest.raises(UserError, match=asked):
+        run(source, tmp_path / "a", max_failure_share=1.0)
+    with pytest.raises(UserError, match=r"has no file wav\.scp\n.*expected: [\s\S]*next: +did you mean kind=emilia\?$"):
+        run(source, tmp_path / "b", kind="kaldi")
+    (source / "EN/a.json").unlink()
+    (source / "lines.jsonl").write_text('{"path": "EN/a.wav", "text": "A."}\n')
+    with pytest.raises(UserError, match=r"no transcripts; did you mean kind=manifest and source=.*lines\.jsonl\?$"):
+        run(source, tmp_path / "c")
+    (source / "lines.jsonl").unlink()
+    with pytest.raises(UserError, match=r"1 of 1 items of the source failed[\s\S]*mend the source"):
+        run(source, tmp_path / "d")
+    with pytest.raises(UserError, match=r"has no file wav\.scp[\s\S]*check the path"):
+        run(source, tmp_path / "e", kind="kaldi")
 
 
 def test_a_source_of_which_nothing_could_be_used_is_an_error(tmp_path):
