@@ -63,8 +63,9 @@ BUFFER_BYTES = 2**20  # of a column, so that a row group is not read as a whole
 @layout(
     "parquet",
     files="""\
-FILE.parquet, or DIR/train-00000-of-00002.parquet and others: a column of text, and one of audio, which holds
-structs {bytes, path} (Hugging Face), bytes, or paths relative to the file; columns.audio=NAME, columns.text=NAME""",
+FILE.parquet, or DIR/train-00000-of-00002.parquet and others, with the columns audio and text
+audio: structs {bytes, path} as Hugging Face has them, bytes, or paths relative to the file
+other names by columns.audio=NAME, columns.text=NAME, columns.question=NAME, columns.text=json.text""",
     takes_columns=True,
 )
 def parquet_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
