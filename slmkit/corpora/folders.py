@@ -80,7 +80,7 @@ def files_under(source: str | Path, suffixes: tuple[str, ...]) -> Iterator[tuple
 
 def is_audio(name: str) -> bool:
     """Whether a file of this name is taken for audio."""
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
+    return name.lower().endswith(AUDIO_SUFFIXES)
 
 
 def is_archive(name: str) -> bool:
@@ -100,6 +100,14 @@ def unread(folder: Folder, name: str) -> Failure | None:
         target = printable(os.readlink(path))
         return Failure(where, "missing", f"{where} is a link to {target}, and nothing is there; mend or remove it")
     return None
+
+
+def unread_under(source: str | Path) -> tuple[Failure, ...]:
+    """The ledger lines of `unread` of a whole folder, for a reader that looks for files of one suffix."""
+    if not os.path.isdir(source):
+        return ()
+    found = (unread(folder, name) for folder in walk(source) for name in folder.names)
+    return tuple(failure for failure in found if failure is not None)
 
 
 def no_file(folder: Folder, name: str) -> Failure | None:

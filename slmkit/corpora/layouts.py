@@ -110,7 +110,7 @@ def other_layout(kind: str, source: str | Path, options: ReadOptions) -> str:
             if entry.name == kind:
                 continue
             try:
-                parts = entry.parts(place, replace(options, columns={}))
+                parts = entry.parts(place, options if entry.takes_columns else replace(options, columns={}))
                 items = list(itertools.islice((item for part in parts for item in part()), TRIED_ITEMS))
             except UserError:
                 continue

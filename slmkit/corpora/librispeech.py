@@ -57,7 +57,7 @@ def _read_texts(folder: Folder, audio: list[str], texts: dict[str, bytes]) -> It
     """Put the texts of these files into `texts`, by stem in NFC; a failure for every other line, and for every file
     that no reader knows."""
     keys = {composed(os.path.splitext(name)[0]) for name in audio}
-    maybe = maybe_recordings(folder.names)
+    maybe: dict[str, str] | None = None
     for name in folder.names:
         if not name.endswith(LINES_SUFFIX):
             if not is_audio(name) and (failure := unread(folder, name)) is not None:
@@ -74,6 +74,7 @@ def _read_texts(folder: Folder, audio: list[str], texts: dict[str, bytes]) -> It
             words = line.split(maxsplit=1)
             key = composed(os.fsdecode(words[0]))  # as file names are
             if key not in keys:
+                maybe = maybe_recordings(folder.names) if maybe is None else maybe
                 yield no_recording(where, key, maybe)
             elif key in texts:
                 yield Failure(printable(key), "duplicate_key", f"{printable(where)}: an earlier line has this name")

@@ -12,13 +12,13 @@ Example:
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from slmkit.audio import AUDIO_SUFFIXES
 from slmkit.corpora.base import Audio, SourcePart, Utterance
-from slmkit.corpora.folders import Folder, composed, is_archive, is_audio, maybe_recordings, no_recording, unread, walk
+from slmkit.corpora.folders import Folder, composed, is_audio, maybe_recordings, no_recording, unread, walk
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import UserError
@@ -41,7 +41,7 @@ def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | 
     """
     found = False
     for folder in walk(root):
-        audio = [name for name in folder.names if is_audio(name)]
+        audio = {name: os.path.splitext(name)[0] for name in folder.names if is_audio(name)}
         found = found or bool(audio)
         for failure in _without_audio(folder, audio):
             found = found or failure.reason == "unsupported"
@@ -49,8 +49,8 @@ def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | 
         spelled = {composed(name): name for name in folder.names}
         spelled |= {name: name for name in folder.names}
         stems: set[str] = set()
-        for name in audio:
-            key, source = os.path.splitext(name)[0], folder.relative(name)
+        for name, key in audio.items():
+            source = folder.relative(name)
             if printable(source) != source:
                 yield Failure(printable(key), "bad_key", f"{printable(source)}: the name is not valid UTF-8")
                 continue
@@ -58,7 +58,7 @@ def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | 
                 yield Failure(key, "duplicate_key", f"{source}: an earlier file of the folder has this name too")
                 continue
             stems.add(key)
-            wanted = [stem + suffix for suffix in TRANSCRIPT_SUFFIXES for stem in (key, composed(key))]
+            wanted = (stem + suffix for suffix in TRANSCRIPT_SUFFIXES for stem in (key, composed(key)))
             transcript = next((spelled[name] for name in wanted if name in spelled), None)
             if transcript is None:
                 what = f"{source}: beside it lies no {key}{' and no '.join(TRANSCRIPT_SUFFIXES)}"
@@ -77,24 +77,26 @@ def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | 
         raise no_audio(root)
 
 
-def _without_audio(folder: Folder, audio: list[str]) -> Iterator[Failure]:
+def _without_audio(folder: Folder, audio: Mapping[str, str]) -> Iterator[Failure]:
     """A failure for every transcript of a folder without audio, and for every file that no reader knows.
 
-    A file that ends in no more than `.txt` may be another text where the folder holds no recordings.
+    `audio` gives the stem of each audio file. A file that ends in no more than `.txt` may be another text where the
+    folder holds no recordings.
     """
-    told = {composed(os.path.splitext(name)[0]) for name in (*audio, *filter(is_archive, folder.names))}
-    maybe = maybe_recordings(folder.names)
+    told = set(map(composed, audio.values()))
+    alone: dict[str, str] = {}  # stem -> transcript
     for name in folder.names:
-        suffix = next((suffix for suffix in TRANSCRIPT_SUFFIXES if name.endswith(suffix)), None)
-        if suffix is None:
-            if not is_audio(name) and (failure := unread(folder, name)) is not None:
-                yield failure
-            continue
-        stem = composed(name.removesuffix(suffix))
-        if stem in told or NO_TRANSCRIPT.search(name):
-            continue
-        if stem in maybe or audio or suffix == TRANSCRIPT_SUFFIXES[0]:
-            told.add(stem)
+        if name.endswith(TRANSCRIPT_SUFFIXES):
+            suffix = next(suffix for suffix in TRANSCRIPT_SUFFIXES if name.endswith(suffix))
+            stem = composed(name.removesuffix(suffix))
+            if stem not in told and not NO_TRANSCRIPT.search(name):
+                alone.setdefault(stem, name)
+        elif name not in audio and (failure := unread(folder, name)) is not None:
+            told.add(composed(os.path.splitext(name)[0]))
+            yield failure
+    maybe = maybe_recordings(folder.names) if alone else {}
+    for stem, name in alone.items():
+        if stem not in told and (stem in maybe or audio or name.endswith(TRANSCRIPT_SUFFIXES[0])):
             yield no_recording(folder.relative(name), stem, maybe)
 
 

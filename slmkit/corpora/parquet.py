@@ -43,7 +43,7 @@ from slmkit.corpora.base import (
     text_field,
     with_nested,
 )
-from slmkit.corpora.folders import files_under
+from slmkit.corpora.folders import files_under, unread_under
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
@@ -86,6 +86,8 @@ def parquet_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
         raise UserError(
             f"no .parquet files under {source}", next_step="check the path, and `kind`, the layout of the source"
         )
+    if failures := unread_under(source):
+        yield partial(iter, failures)
 
 
 def _pyarrow() -> Any:

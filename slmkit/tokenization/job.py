@@ -29,8 +29,8 @@ from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
 from slmkit.corpora import published
-from slmkit.corpora.base import with_sound_keys
-from slmkit.corpora.layouts import ReadOptions, other_layout, read_parts
+from slmkit.corpora.base import one_line, with_sound_keys
+from slmkit.corpora.layouts import LAYOUTS, ReadOptions, other_layout, read_parts
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import FAILURES_FILE, Failure
 from slmkit.data.shards import Sample
@@ -107,6 +107,8 @@ def _check_refused(
         example = next((line["detail"] for line in map(json.loads, lines) if line["reason"] == usual), "")
     ledger = job.directory / FAILURES_FILE
     next_step = f"see {ledger}; mend the source, or accept the loss with a larger max_failure_share, and start again"
+    if not plan.num_items:
+        next_step = f"see {ledger}; a source of the kind {config.kind} has {LAYOUTS[config.kind].files}"
     if 2 * failed > failed + plan.num_items and (instead := other_layout(config.kind, source, options)):
         next_step = f"did you mean {instead}?"
         if usual == "missing_transcript":
@@ -115,7 +117,13 @@ def _check_refused(
         with atomic_write(ledger, replace=True) as file:
             file.write(plan.refused_lines().read_bytes())
         shutil.rmtree(plan.directory)
-    check_share(plan.num_items, reasons, config.max_failure_share, next_step, example=example and f"such as: {example}")
+    check_share(
+        plan.num_items,
+        reasons,
+        config.max_failure_share,
+        next_step,
+        example=example and f"such as: {one_line(example)[:300]}",
+    )
 
 
 def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> None:

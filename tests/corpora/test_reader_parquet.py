@@ -458,3 +458,9 @@ def test_a_large_row_group_is_not_held(tmp_path):
     total, kilobytes = map(int, done.stdout.split())
     assert total == 100 * 2**20
     assert kilobytes < 60 * 1024  # the row group has 100 MiB
+
+
+def test_an_archive_beside_the_files_is_named(tmp_path):
+    write(tmp_path / "a.parquet", rows(1))
+    (tmp_path / "more.tar.gz").touch()
+    assert outcomes(read_source("parquet", tmp_path))[1:] == [("more.tar.gz", "unsupported")]

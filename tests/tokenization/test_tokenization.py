@@ -290,7 +290,8 @@ def test_another_layout_is_suggested_where_it_reads_the_source(tmp_path):
     with pytest.raises(UserError, match=r"no transcripts; did you mean kind=manifest and source=.*lines\.jsonl\?$"):
         run(source, tmp_path / "c")
     (source / "lines.jsonl").unlink()
-    with pytest.raises(UserError, match=r"1 of 1 items of the source failed[\s\S]*mend the source"):
+    (source / "EN/a.wav").rename(source / "EN/a\x1b\n.wav")
+    with pytest.raises(UserError, match=r"1 of 1 items .*\n.*such as: EN/a \.wav: .*[\s\S]*libritts has DIR/19/198/"):
         run(source, tmp_path / "d")
     with pytest.raises(UserError, match=r"has no file wav\.scp[\s\S]*check the path"):
         run(source, tmp_path / "e", kind="kaldi")
