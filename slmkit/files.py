@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from slmkit.errors import UserError
 
+MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
 
 
@@ -124,10 +125,22 @@ def write_json(path: str | Path, value: Any, *, replace: bool = False) -> None:
         file.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file. Raises UserError naming the file if it is missing, not UTF-8 or not JSON."""
+def read_bounded(path: str | Path, max_bytes: int) -> bytes:
+    """The bytes of a file. Raises UserError where there are more than `max_bytes`; the others are not read."""
+    with open(path, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{path} is too large", got=f"more than {max_bytes:,} bytes", expected=f"at most {max_bytes:,}")
+    return content
+
+
+def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Parse a JSON file.
+
+    Raises UserError naming the file if it is missing, larger than `max_bytes`, not UTF-8 or not JSON.
+    """
     try:
-        return json.loads(Path(path).read_bytes().decode())
+        return json.loads(read_bounded(path, max_bytes).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}", expected="a UTF-8 JSON file") from error
 
