@@ -21,7 +21,7 @@ import torch
 
 from slmkit.audio.io import read_audio
 from slmkit.codec.base import Codec, decode_alone
-from slmkit.codec.open import open_codec
+from slmkit.codec.open import open_codec, usable_device
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
 from slmkit.data.sequence import build, tokenize
@@ -92,8 +92,9 @@ class Synthesizer:
 
         Raises UserError when either cannot be read, or they do not fit together.
         """
-        loaded = torch.nn.Module.to(load(model), device)
-        opened = open_codec(codec, device) if isinstance(codec, str | Path) else codec
+        place = usable_device(device)
+        loaded = torch.nn.Module.to(load(model), place)
+        opened = open_codec(codec, place) if isinstance(codec, str | Path) else codec
         return Synthesizer(loaded, TextTokenizer.load(model), opened, num_slots=num_slots, max_sec=max_sec)
 
     @functools.cached_property
