@@ -21,9 +21,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from tokenize import TokenError
+from typing import IO, TYPE_CHECKING, Any
 
 from slmkit.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
@@ -143,6 +147,28 @@ def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
         return json.loads(read_bounded(path, max_bytes).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}", expected="a UTF-8 JSON file") from error
+
+
+def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[Any]":
+    """The array in a .npy file of strangers; `what` it holds is named in errors.
+
+    Raises UserError where it cannot be read, holds objects, or says that it holds more than is there or wanted.
+    """
+    import numpy as np  # by few callers, and slower to import than all else here
+
+    try:
+        if not Path(path).is_file():
+            raise OSError("there is no such file")
+        # Mapped: a header that names an absurd shape is compared with the file's size, and no memory is taken for it.
+        with np.errstate(over="ignore"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        if array.size > max_values:
+            raise ValueError(f"it holds {array.size} numbers, more than {max_values}")
+        return np.array(array)
+    except (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError) as error:
+        raise UserError(f"cannot read {path} as {what}: {str(error)[:300]}", expected="a .npy file") from error
 
 
 def sha256_file(path: str | Path) -> str:

@@ -91,7 +91,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = parse_yaml(read_bounded(path, MAX_BYTES).decode())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"cannot read {path} as YAML: {error}", expected="a UTF-8 YAML file") from error
+        raise UserError(f"cannot read {path} as YAML: {str(error)[:500]}", expected="a UTF-8 YAML file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -111,7 +111,10 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _num_values(node, {}, 0)
-        return loader.construct_document(node)
+        try:
+            return loader.construct_document(node)
+        except (LookupError, AttributeError, TypeError) as error:  # PyYAML's, of tags such as `!!bool maybe`
+            raise ValueError(f"a value does not fit its tag: {error!r:.100}") from error
     finally:
         loader.dispose()
 

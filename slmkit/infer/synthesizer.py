@@ -28,6 +28,7 @@ from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
+from slmkit.files import read_npy
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
@@ -37,6 +38,7 @@ from slmkit.model.slm import SpeechLM
 
 MAX_TEXT_CHARS = 2000
 MAX_SPEAKER_SEC = 60.0
+MAX_SPEAKER_DIM = 2**16  # of a speaker vector in a file
 
 Vector = npt.NDArray[np.float32]
 
@@ -251,13 +253,14 @@ class Voices:
 
 
 def _read_vector(path: Path) -> Vector:
-    try:
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path} as a speaker vector: {error}", expected="a .npy file") from error
-    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating) or not np.isfinite(vector).all():
+    vector = read_npy(path, what="a speaker vector", max_values=MAX_SPEAKER_DIM)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        small = vector.astype(np.float32) if np.issubdtype(vector.dtype, np.floating) else vector
+    if small.ndim != 1 or small.dtype != np.float32:
         raise UserError(f"{path} is not a speaker vector", got=f"{vector.dtype} {vector.shape}", expected="float [D]")
-    return vector.astype(np.float32)
+    if not np.isfinite(small).all():
+        raise UserError(f"{path} is not a speaker vector", got="numbers that are not finite in float32")
+    return small
 
 
 def _check_text(text: str, what: str) -> None:
