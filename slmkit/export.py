@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -38,12 +37,13 @@ from slmkit.data.text import load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, write_json
-from slmkit.model.config import SpeechLMConfig
+from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.pretrained import (
     CODEC_FILE,
     LAYOUT_FILE,
     LOCAL,
     PROVENANCE_FILE,
+    UNLOADABLE,
     backbone_values,
     load,
     save,
@@ -110,7 +110,7 @@ def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
     """The float32 model of a checkpoint. Raises UserError when weights and description do not fit together."""
     try:
         config = SpeechLMConfig.from_pretrained(run_dir / MODEL, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise UserError(f"cannot read the description of the model in {run_dir / MODEL}: {error}") from error
     if config.vocab_layout.sha256 != checkpoint.state["facts"]["vocabulary"]:
         raise UserError(
@@ -242,6 +242,7 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
     """
     directory = Path(directory)
     noted = read_json(directory / CONFIG_FILE)
+    check_backbone_file(noted, f"{directory / CONFIG_FILE}")
     noted = noted.get(SpeechLMConfig.model_type) if isinstance(noted, dict) else None
     if not isinstance(noted, dict):
         raise UserError(
@@ -253,7 +254,7 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
         read: Any = AutoModelForCausalLM.from_pretrained(
             str(directory), use_safetensors=True, dtype="auto", output_loading_info=True, **LOCAL
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except UNLOADABLE as error:
         raise UserError(f"cannot load the model in {directory}: {error}") from error
     plain, found = read
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))

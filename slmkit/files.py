@@ -21,10 +21,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from tokenize import TokenError
+from typing import IO, TYPE_CHECKING, Any
 
 from slmkit.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
 
 
@@ -124,12 +129,46 @@ def write_json(path: str | Path, value: Any, *, replace: bool = False) -> None:
         file.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file. Raises UserError naming the file if it is missing, not UTF-8 or not JSON."""
+def read_bounded(path: str | Path, max_bytes: int) -> bytes:
+    """The bytes of a file. Raises UserError where there are more than `max_bytes`; the others are not read."""
+    with open(path, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{path} is too large", got=f"more than {max_bytes:,} bytes", expected=f"at most {max_bytes:,}")
+    return content
+
+
+def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Parse a JSON file.
+
+    Raises UserError naming the file if it is missing, larger than `max_bytes`, not UTF-8 or not JSON.
+    """
     try:
-        return json.loads(Path(path).read_bytes().decode("utf-8-sig"))
+        return json.loads(read_bounded(path, max_bytes).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}", expected="a UTF-8 JSON file") from error
+
+
+def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[Any]":
+    """The array in a .npy file of strangers; `what` it holds is named in errors.
+
+    Raises UserError where it cannot be read, holds objects, or says that it holds more than is there or wanted.
+    """
+    import numpy as np  # by few callers, and slower to import than all else here
+
+    try:
+        if not Path(path).is_file():
+            raise OSError("there is no such file")
+        # Mapped: a header that names an absurd shape is compared with the file's size, and no memory is taken for it.
+        with np.errstate(over="ignore"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        if array.size > max_values:
+            raise ValueError(f"it holds {array.size} numbers, more than {max_values}")
+        return np.array(array)
+    except (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError) as error:
+        raise UserError(f"cannot read {path} as {what}: {str(error)[:300]}", expected="a .npy file") from error
 
 
 def sha256_file(path: str | Path) -> str:

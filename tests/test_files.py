@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slmkit import files
@@ -63,3 +64,47 @@ def test_provenance_holds_versions_and_no_times(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.sha256_file(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def npy_of(header: str) -> bytes:
+    text = header.encode() + b" " * (64 - (10 + len(header) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no array",
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }") + b"\0" * 16,
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (4000000000, 4000000000, 4000000000), }"),
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-4,), }") + b"\0" * 16,
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (2.5,), }") + b"\0" * 16,
+        npy_of("{'descr': '|O', 'fortran_order': False, 'shape': (4,), }") + b"\0" * 16,
+        npy_of("{'descr': 3, 'fortran_order': [], 'shape': 'x', }") + b"\0" * 16,
+        npy_of("((((((") + b"\0" * 16,
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }") + b"\0" * 36,
+        b"PK\x05\x06" + b"\0" * 18,
+    ],
+    ids=["empty", "text", "absurd", "huge", "negative", "fraction", "objects", "kinds", "torn", "larger", "archive"],
+)
+def test_an_array_of_strangers_is_read_or_refused(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*a\.npy as a vector"):
+        files.read_npy(tmp_path / "a.npy", what="a vector", max_values=8)
+
+
+def test_an_array_is_read_whole(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(8.0))
+    assert files.read_npy(tmp_path / "a.npy", what="a vector", max_values=8).tolist() == list(range(8))
+    with pytest.raises(UserError, match="there is no such file"):
+        files.read_npy(tmp_path / "b.npy", what="a vector", max_values=8)
+
+
+def test_a_file_larger_than_wanted_is_not_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert files.read_bounded(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(UserError, match="is too large"):
+        files.read_bounded(tmp_path / "a", 4)
+    with pytest.raises(UserError, match="is too large"):
+        files.read_json(tmp_path / "a", max_bytes=4)

@@ -82,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from slmkit import log
+    from slmkit.config.run_dir import check_model_directory
     from slmkit.serve.voices import find_voices
     from slmkit.stopping import Signals
 
     # What needs no torch is checked before torch is imported, which takes seconds.
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
-    if not Path(args.model, "config.json").is_file():
-        raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
+    check_model_directory(args.model)
     sources = find_voices(args.voices)
     with bind(args.host, args.port) as listener:
         from slmkit.infer.synthesizer import Synthesizer, Voices

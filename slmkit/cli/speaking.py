@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.arguments import positive
+from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory
 
@@ -116,7 +117,7 @@ def prepare_answer(
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
     path = Path(out)
-    check_directory("the model", args.model)
+    check_model_directory(args.model)
     check_directory("the codec", args.codec)
     check_voice(args.speaker or "")
     if not (is_stream and out == STDOUT):
@@ -152,7 +153,7 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
 
     if not Path(args.jsonl).exists():
         raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
-    check_directory("the model", args.model)
+    check_model_directory(args.model)
     check_directory("the codec", args.codec)
     if args.speaker:
         check_voice(args.speaker)

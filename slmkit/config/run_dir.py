@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slmkit.errors import UserError
-from slmkit.files import read_json
+from slmkit.files import check_directory, read_json
 
 CONFIG, METRICS, TENSORBOARD, CACHE, MODEL = "config.yaml", "metrics.jsonl", "tensorboard", "cache", "model"
 UNIVERSAL = "universal"
@@ -90,3 +90,23 @@ def directories(run_dir: str | Path) -> list[tuple[int, Path]]:
     """(step, directory) of everything that looks like a checkpoint, complete or not."""
     found = root(run_dir).glob(f"{PREFIX}*") if root(run_dir).is_dir() else ()
     return [(int(path.name[len(PREFIX) :]), path) for path in found if path.name[len(PREFIX) :].isdecimal()]
+
+
+def check_model_directory(path: str | Path) -> None:
+    """Raise UserError where an exported model is wanted and `path` is none; a run is told how to export it."""
+    path = Path(path)
+    check_directory("the model", path)
+    run = next((place for place in (path, *path.resolve().parents[:2]) if root(place).is_dir()), None)
+    is_part = run is not None and (path == run or path.parent == root(run) or path.name in (MODEL, "checkpoints"))
+    if run is not None and is_part and not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} is {'a run' if path == run else 'a part of a run'}, not an exported model",
+            expected="a directory that `slmkit consolidate` wrote",
+            next_step=f"run `slmkit consolidate {run} MODEL`, and give MODEL",
+        )
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{path} holds no model: config.json is missing",
+            expected="a directory that `slmkit consolidate` wrote",
+            next_step="check the path",
+        )

@@ -21,13 +21,14 @@ import torch
 
 from slmkit.audio.io import read_audio
 from slmkit.codec.base import Codec, decode_alone
-from slmkit.codec.open import open_codec
+from slmkit.codec.open import open_codec, usable_device
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
 from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
+from slmkit.files import read_npy
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
@@ -37,6 +38,7 @@ from slmkit.model.slm import SpeechLM
 
 MAX_TEXT_CHARS = 2000
 MAX_SPEAKER_SEC = 60.0
+MAX_SPEAKER_DIM = 2**16  # of a speaker vector in a file
 
 Vector = npt.NDArray[np.float32]
 
@@ -92,8 +94,9 @@ class Synthesizer:
 
         Raises UserError when either cannot be read, or they do not fit together.
         """
-        loaded = torch.nn.Module.to(load(model), device)
-        opened = open_codec(codec, device) if isinstance(codec, str | Path) else codec
+        place = usable_device(device)
+        loaded = torch.nn.Module.to(load(model), place)
+        opened = open_codec(codec, place) if isinstance(codec, str | Path) else codec
         return Synthesizer(loaded, TextTokenizer.load(model), opened, num_slots=num_slots, max_sec=max_sec)
 
     @functools.cached_property
@@ -250,13 +253,14 @@ class Voices:
 
 
 def _read_vector(path: Path) -> Vector:
-    try:
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path} as a speaker vector: {error}", expected="a .npy file") from error
-    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating) or not np.isfinite(vector).all():
+    vector = read_npy(path, what="a speaker vector", max_values=MAX_SPEAKER_DIM)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        small = vector.astype(np.float32) if np.issubdtype(vector.dtype, np.floating) else vector
+    if small.ndim != 1 or small.dtype != np.float32:
         raise UserError(f"{path} is not a speaker vector", got=f"{vector.dtype} {vector.shape}", expected="float [D]")
-    return vector.astype(np.float32)
+    if not np.isfinite(small).all():
+        raise UserError(f"{path} is not a speaker vector", got="numbers that are not finite in float32")
+    return small
 
 
 def _check_text(text: str, what: str) -> None:

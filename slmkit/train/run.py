@@ -31,6 +31,7 @@ from slmkit.config.load import to_dict
 from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
 from slmkit.data.examples import SCANNED, ExampleFormat, TrainingData, describe_left_out
+from slmkit.data.prompt import prompt_sha256
 from slmkit.data.remote import ShardCache
 from slmkit.data.sources import Source, common_codec, open_source
 from slmkit.data.steps import Cursor, PlannedStep, Steps
@@ -43,6 +44,7 @@ from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import base_layout, check_export, config_on_base, export_sha256
 from slmkit.model.slm import SpeechLM
+from slmkit.train.changes import changes_since
 from slmkit.train.evaluation import term_names
 from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 FIXED = ("seed", "global_rows")  # options of the run that a resumed run must share, besides all of `model`
+ADDED = ("prompts",)  # facts that checkpoints of earlier versions do not have
 ELASTIC = ("processes",)  # facts that may change: a checkpoint can be loaded by any number of processes
 FIXED_DATA = ("row_tokens", "eval_share", "shuffle_shards")
 PARTS = {  # the first prefix that fits a parameter names its part
@@ -214,6 +217,10 @@ def known_facts(
             }
             for source, given in zip(sources, config.data.all_sources, strict=True)
         ],
+        "prompts": {
+            task: prompt_sha256(task, speaker=config.model.speaker)
+            for task in sorted({given.task for given in config.data.all_sources})
+        },
         "precision": precision(settings),
         "init_from": None if config.init_from is None else export_sha256(config.init_from),
         **{name: getattr(config, name) for name in FIXED},
@@ -225,9 +232,12 @@ def known_facts(
 def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:
     """Raise UserError naming the facts in which a run differs from the checkpoint it would continue.
 
-    Those in ELASTIC only have to be recorded.
+    Those in ELASTIC only have to be recorded, those in ADDED only to be equal where they are. The weights of sources
+    may change: what that does is said by `changes_since`.
     """
-    changed = [name for name in facts if facts[name] != saved.get(name) and not (name in ELASTIC and name in saved)]
+    changed = [name for name in facts if _fixed(facts[name]) != _fixed(saved.get(name))]
+    changed = [name for name in changed if not (name in ELASTIC and name in saved)]
+    changed = [name for name in changed if name in saved or name not in ADDED]
     if changed:
         names = ", ".join(changed)
         raise UserError(
@@ -238,6 +248,13 @@ def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) 
         )
 
 
+def _fixed(fact: Any) -> Any:
+    """A fact without the weights of its sources."""
+    if not isinstance(fact, list):
+        return fact
+    return [{**part, "weight": None} if isinstance(part, dict) else part for part in fact]
+
+
 def run_table(run: Run) -> list[tuple[str, str]]:
     """The run as rows of (name, value). Raises UserError when it cannot continue the checkpoint it finds."""
     config, split = run.config, run.split
@@ -246,6 +263,11 @@ def run_table(run: Run) -> list[tuple[str, str]]:
         check_facts(run.facts, found.state["facts"], found.path)
     where = "starts at step 0" if found is None else f"continues at step {found.step}"
     rows = [("run_dir", f"{run.directory}, {where}"), ("base", config.base)]
+    if found is not None:
+        changes = changes_since(found.state, config, done_steps=found.step, total_steps=run.total_steps)
+        rows += [("changed" if index == 0 else "", change) for index, change in enumerate(changes)]
+        if found.step >= run.total_steps:
+            rows.append(("", "the run is complete"))
     if config.init_from is not None:
         rows.append(("init_from", f"{config.init_from}, sha256 {run.facts['init_from'][:12]}"))
         rows += [("", change) for change in run.changes]

@@ -21,6 +21,7 @@ from slmkit.files import atomic_write, new_directory, provenance, write_json
 from slmkit.group import from_first
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
+from slmkit.train.changes import changes_since
 from slmkit.train.engine import TrainEngine
 from slmkit.train.metrics import MetricsLog
 from slmkit.train.run import Run, check_facts
@@ -43,19 +44,28 @@ def resume_point(run: Run) -> Checkpoint | None:
     return found
 
 
-def record_start(run: Run, engine: TrainEngine, done_steps: int, log: MetricsLog) -> None:
-    """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint."""
+def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: MetricsLog) -> None:
+    """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint.
+
+    What has changed since the checkpoint `found` is said in the log and in the metrics.
+    """
     if not run.world.is_first:
         return
+    done_steps, changes = 0, list[str]()
+    if found is not None:
+        done_steps = found.step
+        changes = changes_since(found.state, run.config, done_steps=found.step, total_steps=run.total_steps)
     processes = f"{run.world.size} process{'es' if run.world.size != 1 else ''}"
     logger.info("%s: step %d of %d, %s", run.directory, done_steps, run.total_steps, processes)
+    for change in changes:
+        logger.warning("changed since %s: %s", found.path if found else "", change)
     config = to_dict(run.config)
     with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
         file.write(to_yaml(run.config).encode())
     name = f"provenance-{done_steps}.json" if done_steps else "provenance.json"
     made = provenance(config)
     write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
-    log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made)
+    log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made, changes=changes)
     if done_steps == 0:  # in place of what a start that got no checkpoint may have left
         shutil.rmtree(run.directory / run_dir.MODEL, ignore_errors=True)
         with new_directory(run.directory / run_dir.MODEL) as directory:

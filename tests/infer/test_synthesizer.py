@@ -94,9 +94,15 @@ def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: P
     (tmp_path / "text.npy").write_text("hello")
     with pytest.raises(UserError, match="as a speaker vector"):
         synthesizer.read_speaker(tmp_path / "text.npy")
-    np.save(tmp_path / "nan.npy", np.full(80, np.nan))
-    with pytest.raises(UserError, match="is not a speaker vector"):
-        synthesizer.read_speaker(tmp_path / "nan.npy")
+    for name, vector, message in (
+        ("nan", np.full(80, np.nan), "numbers that are not finite in float32"),
+        ("large", np.full(80, 1e300), "numbers that are not finite in float32"),
+        ("whole", np.zeros(80, np.int32), r"int32 \(80,\)"),
+        ("table", np.zeros((80, 1)), r"float64 \(80, 1\)"),
+    ):
+        np.save(tmp_path / f"{name}.npy", vector)
+        with pytest.raises(UserError, match=rf"is not a speaker vector\n.*{message}"):
+            synthesizer.read_speaker(tmp_path / f"{name}.npy")
     with pytest.raises(UserError, match="the speaker vector is not of this codec"):
         synthesizer.speak("Hello", np.zeros(3, dtype=np.float32))
 
