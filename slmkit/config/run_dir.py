@@ -19,7 +19,7 @@ Example:
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Checkpoint:
     path: Path
     step: int  # optimizer steps taken
     state: dict[str, Any]  # what `finish` was given
-    digests: Mapping[str, str]  # SHA-256 of every file by name; none in checkpoints of an older slmkit
+    digests: Mapping[str, str] = field(default_factory=dict)  # SHA-256 by file; an older slmkit wrote none
 
 
 def root(run_dir: str | Path) -> Path:
