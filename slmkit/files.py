@@ -8,12 +8,15 @@ Example:
         file.write(b"{}")
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -30,7 +33,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust end their messages
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
+
+
+class _Output(io.FileIO):
+    """A new file whose writes name it when the disk refuses; other errors inside a block keep their own names."""
+
+    def __init__(self, path: Path, shown: Path) -> None:
+        super().__init__(path, "wb")
+        self._shown = shown
+
+    def write(self, content: Any) -> int:
+        with disk_errors_named(self._shown):
+            return super().write(content) or 0
 
 
 @contextmanager
@@ -38,23 +54,32 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
     """Open a binary file that takes its name only when the block ends without an error.
 
     Raises UserError if `path` exists and `replace` is not set, or the disk refuses (full, read-only, no permission).
+    An error of the block, such as of another file that it reads, stays what it is.
     """
     path = Path(path)
-    if path.exists() and not replace:
+    if os.path.exists(path) and not replace:
         raise UserError("the file already exists", got=path, next_step="remove it or choose another name")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(path, error) from error
+        with disk_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = io.BufferedWriter(_Output(temporary, path))
+        with output:
+            try:
+                yield output
+            except OSError as error:
+                if error.errno is None:  # numpy writes past the file object, and says no more
+                    raise disk_error(path, error) from error
+                raise
+            output.flush()
+            with disk_errors_named(path):
+                os.fsync(output.fileno())
+        with disk_errors_named(path):
+            os.replace(temporary, path)
+            sync_directory(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a place that refuses has been named already
+            temporary.unlink(missing_ok=True)
 
 
 def check_new_directory(path: str | Path) -> None:
@@ -79,10 +104,10 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     check_new_directory(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with _disk_errors_named(path):
+        with disk_errors_named(path):
             temporary.mkdir(parents=True)
         yield temporary
-        with _disk_errors_named(path):
+        with disk_errors_named(path):
             sync_directory(temporary)
             os.replace(temporary, path)
             sync_directory(path.parent)
@@ -91,16 +116,25 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors_named(path: Path) -> Iterator[None]:
+def disk_errors_named(path: str | Path) -> Iterator[None]:
+    """Turns what the system says about a disk that refuses inside the block into a UserError about `path`.
+
+    Also what libraries in Rust make of it, which raise errors of their own. To be put around writes alone.
+    """
     try:
         yield
     except OSError as error:
         raise disk_error(path, error) from error
+    except Exception as error:
+        number = OS_ERROR.search(str(error))
+        if isinstance(error, UserError) or number is None:
+            raise
+        raise disk_error(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
 
 
 def nearest_existing(path: str | Path) -> Path:
     """`path` if it exists, or the nearest of its parents that does: the disk on which it would be made."""
-    return next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    return next(p for p in [Path(path), *Path(path).absolute().parents] if os.path.exists(p))
 
 
 def disk_error(path: str | Path, error: OSError) -> UserError:
@@ -180,13 +214,25 @@ def sha256_file(path: str | Path) -> str:
 def provenance(config: Any = None) -> dict[str, Any]:
     """What made an artefact: resolved config, slmkit commit, versions, command. No times or host names, so that equal
     work gives equal bytes."""
-    versions = {"python": platform.python_version()}
+    return {"config": config, "commit": git_commit(), "versions": versions(), "command": [Path(sys.argv[0]).name]}
+
+
+@functools.cache
+def code_sha256() -> str:
+    """SHA-256 of slmkit's own source files: equal where processes run the same code."""
+    root, found = Path(__file__).resolve().parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return found.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides results."""
+    found = {"python": platform.python_version()}
     for name in VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"config": config, "commit": git_commit(), "versions": versions, "command": [Path(sys.argv[0]).name]}
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

@@ -108,3 +108,25 @@ def test_a_file_larger_than_wanted_is_not_read(tmp_path):
         files.read_bounded(tmp_path / "a", 4)
     with pytest.raises(UserError, match="is too large"):
         files.read_json(tmp_path / "a", max_bytes=4)
+
+
+def test_an_error_of_another_file_inside_the_block_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"), files.atomic_write(tmp_path / "a") as file:
+        file.write((tmp_path / "missing").read_bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_inside_the_block_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*full"), files.atomic_write(tmp_path / "full") as file:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), file.fileno())
+        file.write(b"x" * 2**20)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*inner"):
+        files.write_json(tmp_path / "file" / "inner" / "a", 1)
+
+
+def test_what_a_library_in_rust_says_of_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No space left on device"), files.disk_errors_named(tmp_path / "tokenizer"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="a bug"), files.disk_errors_named(tmp_path):
+        raise RuntimeError("a bug")

@@ -10,6 +10,7 @@ Example:
     train(load_config(TrainConfig, "launch/quickstart.yaml"))
 """
 
+import contextlib
 import itertools
 import math
 import time
@@ -33,9 +34,10 @@ from slmkit.train.changes import rate_of, written_by
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.evaluation import StepMeter, held_out_losses
 from slmkit.train.metrics import MetricsLog, Record, RunProgress
+from slmkit.train.owner import owned
 from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
-from slmkit.train.run import Run, prepare_run
+from slmkit.train.run import Run, check_agreement, prepare_run
 from slmkit.train.start import record_start, resume_point, start_engine, start_saver
 from slmkit.world import World
 
@@ -49,8 +51,11 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     Raises UserError for everything that a user can fix.
     """
     world = World.from_env()
-    with process_group(world) as device:
+    with process_group(world) as device, contextlib.ExitStack() as stack:
+        check_agreement(config)
+        stack.enter_context(owned(config.run_dir, world))
         run = prepare_run(config, world)
+        check_agreement(config, run)
         found = resume_point(run)
         if found is not None and found.step >= run.total_steps and not found.state.get("pending"):
             option = "epochs" if config.steps is None else "steps"

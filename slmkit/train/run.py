@@ -17,7 +17,7 @@ Example:
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,8 +38,8 @@ from slmkit.data.steps import Cursor, PlannedStep, Steps
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import read_json, write_json
-from slmkit.group import in_first
+from slmkit.files import code_sha256, read_json, versions, write_json
+from slmkit.group import check_equal, in_first
 from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import base_layout, check_export, config_on_base, export_sha256
@@ -159,6 +159,38 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
         total_steps=total_steps,
         facts={**known_facts(config, settings, sources, layout), "processes": world.size},
     )
+
+
+def check_agreement(config: TrainConfig, run: Run | None = None) -> None:
+    """Raise UserError, in every process, when one of them was started for another run than the first one.
+
+    Without `run` its options and its code are compared; with it what was found on its disk, too. (law)
+    """
+    step = "start every process with the same command, config files, data and installation of slmkit"
+    if run is None:
+        code = {"versions": versions(), "code": code_sha256()}
+        check_equal("options", {**flat(to_dict(config)), **flat(code)}, step)
+        return
+    found = {
+        "facts": run.facts,
+        "deepspeed": run.settings,
+        "model": run.model.to_dict(),
+        "data": run.data.fingerprint,
+        "held out": None if run.held_out is None else run.held_out.fingerprint,
+        "plan": run.steps.name,
+        "total steps": run.total_steps,
+    }
+    check_equal("files or sources", flat(found), step)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values inside dictionaries by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        )
+    return found
 
 
 def open_sources(config: TrainConfig, tried: Attempts) -> tuple[list[Source], Source | None]:
