@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
     output = VisibleOutput(sys.stdout)
     try:
-        with contextlib.redirect_stdout(output):  # type: ignore[type-var]
+        with contextlib.redirect_stdout(output):
             try:
                 args = parse(build_parser(command), words)
                 return int(args.run(args) or 0)
