@@ -191,7 +191,7 @@ def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[An
     import numpy as np  # by few callers, and slower to import than all else here
 
     try:
-        if not Path(path).is_file():
+        if not os.path.isfile(path):  # Path takes some names from strangers for errors
             raise OSError("there is no such file")
         # Mapped: a header that names an absurd shape is compared with the file's size, and no memory is taken for it.
         with np.errstate(over="ignore"):
@@ -202,7 +202,10 @@ def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[An
             raise ValueError(f"it holds {array.size} numbers, more than {max_values}")
         return np.array(array)
     except (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError) as error:
-        raise UserError(f"cannot read {path} as {what}: {str(error)[:300]}", expected="a .npy file") from error
+        name = str(path)[:200]
+        raise UserError(f"cannot read {name} as {what}: {str(error)[:300]}", expected="a .npy file") from error
+            f"cannot read {str(path)[:200]} as {what}: {str(error)[:300]}", expected="a .npy file"
+        ) from error
 
 
 def sha256_file(path: str | Path) -> str:

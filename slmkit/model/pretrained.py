@@ -71,6 +71,7 @@ def from_base(
     config = config_on_base(base_dir, codec=codec, group=group, speaker=speaker, **options)
     with _naming_the_base(base_dir):
         base = AutoModelForCausalLM.from_pretrained(str(base_dir), use_safetensors=True, dtype=torch.float32, **LOCAL)
+    check_finite(base, base_dir)
     known = config.vocab_layout.base_size
     with seeded(seed):
         model = SpeechLM(config)
@@ -169,8 +170,8 @@ def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
 def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechLM:
     """The model of an export, in the float type it was saved in, ready for inference.
 
-    Raises UserError when the directory holds none, its files contradict each other, or its vocabulary is not `layout`:
-    then the first difference is named.
+    Raises UserError when the directory holds none, its files contradict each other, a weight is not finite, or its
+    vocabulary is not `layout`: then the first difference is named.
     """
     directory = Path(directory)
     check_model_directory(directory)
@@ -186,6 +187,7 @@ def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechL
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
     if wrong:  # transformers would go on with random weights
         raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
+    check_finite(model, directory)
     saved.check_equal(model.layout, this=f"{directory / LAYOUT_FILE}", that=f"{directory / 'config.json'}")
     if layout is not None:
         layout.check_equal(model.layout, this="this run", that=str(directory))
@@ -199,6 +201,17 @@ def _check_model_type(config: dict[str, Any], directory: Path) -> None:
             got=f"a config.json of {config.get('model_type')!s:.100}",
             next_step="convert a published checkpoint with `slmkit import-model`",
         )
+
+
+def check_finite(model: torch.nn.Module, directory: str | Path) -> None:
+    """Raise UserError naming the first weight of a model from `directory` that is not finite: it would say nothing."""
+    for name, weight in model.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise UserError(
+                f"the weights in {directory} are not finite",
+                got=f"{int((~weight.isfinite()).sum())} of {weight.numel()} numbers of {name}",
+                next_step="the run that made them diverged, or the file is damaged: take an earlier checkpoint",
+            )
 
 
 @contextmanager
