@@ -204,8 +204,6 @@ def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[An
     except (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError) as error:
         name = str(path)[:200]
         raise UserError(f"cannot read {name} as {what}: {str(error)[:300]}", expected="a .npy file") from error
-            f"cannot read {str(path)[:200]} as {what}: {str(error)[:300]}", expected="a .npy file"
-        ) from error
 
 
 def sha256_file(path: str | Path) -> str:
