@@ -17,7 +17,6 @@ import difflib
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -25,12 +24,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from slmkit.audio import TO_END
 from slmkit.data.ledger import Failure, printable
 from slmkit.errors import BadSample, UserError
+from slmkit.texts import is_blank
 
 MAX_TRANSCRIPT_BYTES = 2**20
 LINE_BREAKS = re.compile(r" *[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+ *")
 # Control characters, marks of reading direction, and byte order marks inside of a text.
 UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]+")
-INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # categories of characters that alone are no text
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
 
 
@@ -170,8 +169,7 @@ def one_line(text: str) -> str:
     "" where nothing is left that can be seen."""
     if not text.isprintable():
         text = UNSPOKEN.sub("", LINE_BREAKS.sub(" ", text))
-    text = text.strip()
-    return "" if all(unicodedata.category(character) in INVISIBLE for character in text) else text
+    return "" if is_blank(text) else text.strip()
 
 
 def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:
