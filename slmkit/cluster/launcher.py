@@ -99,7 +99,7 @@ class _Launch:
             self._survived(Path(scratch)),
         ):
             process = subprocess.Popen(
-                self.plan.command_at(self.port),
+                self._command(Path(scratch)),
                 env=self._child_env(Path(scratch)),
                 # Ctrl-C reaches this process only, which tells the ranks.
                 start_new_session=True,
@@ -221,6 +221,15 @@ class _Launch:
         command = _remote_command(self.plan, "signal", self.launch_id, name, which)
         replies = ask(self.plan.hosts, command, self.env)
         return sum(int(reply.shown.split()[-1]) for reply in replies if reply.code == 0)
+
+    def _command(self, scratch: Path) -> list[str]:
+        """The command line, with a hostfile of what was read: DeepSpeed takes a byte order mark for part of a name."""
+        command = self.plan.command_at(self.port)
+        if self.plan.hosts:
+            file = scratch / "hostfile"
+            file.write_text("".join(f"{host.name} slots={host.slots}\n" for host in self.plan.hosts))
+            command[command.index("--hostfile") + 1] = str(file)
+        return command
 
     def _child_env(self, scratch: Path) -> dict[str, str]:
         """The launcher's environment; DeepSpeed reads from a file what it exports on the other machines."""

@@ -12,7 +12,8 @@ import pytest
 from launch.machines import wait_for
 
 from slmkit.cluster import launcher
-from slmkit.cluster.launch import LaunchRequest, plan_local
+from slmkit.cluster.hosts import read_hostfile
+from slmkit.cluster.launch import LaunchRequest, plan_hosts, plan_local
 
 # In the place of DeepSpeed's launcher: starts two ranks, of which `kind` says whether they hear SIGTERM, and ends with
 # `code` before them.
@@ -68,3 +69,15 @@ def test_ranks_end_when_the_launch_itself_is_killed(tmp_path: Path, kind: str) -
     process.send_signal(signal.SIGKILL)
     assert process.wait(10) == -signal.SIGKILL
     wait_for(lambda: are_gone(tmp_path), 15, lambda: "ranks are left")
+
+
+def test_deepspeed_gets_a_hostfile_without_what_windows_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in for its launcher fails where a line is not as DeepSpeed wants it."""
+    given = tmp_path / "hosts"
+    given.write_bytes(b"\xef\xbb\xbfnode1 slots=2\r\nnode2 slots=2  # new\r\n")
+    job, machines = LaunchRequest(config="run.yaml", overrides=()), read_hostfile(given)
+    plan = plan_hosts(job, machines, str(given), batch=(4, 1), env={})
+    check = "import sys; text = open(sys.argv[sys.argv.index('--hostfile') + 1], newline='').read(); "
+    check += "sys.exit(text != 'node1 slots=2\\nnode2 slots=2\\n' and 3)"
+    monkeypatch.setattr(launcher, "ask", lambda *words: [])
+    assert launcher.start(dataclasses.replace(plan, command=(sys.executable, "-c", check, *plan.command)), 1, {}) == 0
