@@ -151,6 +151,8 @@ def _columns(path: str, schema: "pyarrow.Schema", mapped: Mapping[str, str]) -> 
     """Raises UserError when a column is missing, or of a type that is of no use for what it is mapped to."""
     pyarrow, types = _pyarrow(), _pyarrow().types
     wanted = {name: mapped.get(name, name) for name in REQUIRED} | dict(mapped)
+    if "audio" not in {*mapped, *schema.names} and "file_name" in schema.names:  # metadata.parquet of an audio folder
+        wanted["audio"] = "file_name"
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise UserError(f"{path} has two columns with the same name", got=", ".join(map(printable, twice)))
     missing = [f"{theirs} (our {ours})" for ours, theirs in wanted.items() if _type_of(schema, theirs) is None]
