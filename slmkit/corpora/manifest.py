@@ -117,7 +117,15 @@ def manifest_parts(path: Path, options: ReadOptions) -> Iterator[SourcePart]:
     forms = _forms(options.columns)
     rest = (forms, options.language, options.max_sec)
     if not separators:
-        if path.suffix.lower() == ".json" and _begins_with_bracket(path):
+        line = next(read_lines(path), (0, b""))[1]
+        first = b"[" if line is None else line.strip()  # an object has no line that is too long
+        if path.suffix.lower() == ".json" and first == b"{":
+            raise UserError(
+                f"{path} holds one object that is written in several lines",
+                expected="an object on each line, or an array of objects",
+                next_step="if an array is in it, take it out: jq .NAME FILE.json > ARRAY.json",
+            )
+        if path.suffix.lower() == ".json" and first.startswith(b"["):
             yield partial(_read_part, str(path), None, *rest)
         else:
             yield from (partial(_read_part, lines, None, *rest) for lines in line_blocks(path))
@@ -149,11 +157,6 @@ def _forms(columns: Mapping[str, str]) -> tuple[_Names, ...]:
             )
         )
     return tuple(forms)
-
-
-def _begins_with_bracket(path: Path) -> bool:
-    first = next(read_lines(Lines(str(path))), None)
-    return first is not None and (first[1] is None or first[1].lstrip().startswith(b"["))
 
 
 def _has_quotes(path: Path) -> bool:

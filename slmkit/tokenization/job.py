@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -108,7 +109,8 @@ def _check_refused(
     ledger = job.directory / FAILURES_FILE
     next_step = f"see {ledger}; mend the source, or accept the loss with a larger max_failure_share, and start again"
     if not plan.num_items:
-        next_step = f"see {ledger}; a source of the kind {config.kind} has {LAYOUTS[config.kind].files}"
+        forms = textwrap.indent(LAYOUTS[config.kind].files, "    ")
+        next_step = f"see {ledger}; a source of the kind {config.kind} is\n{forms}"
     if 2 * failed > failed + plan.num_items and (instead := other_layout(config.kind, source, options)):
         next_step = f"did you mean {instead}?"
         if usual == "missing_transcript":

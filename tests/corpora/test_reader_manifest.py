@@ -161,6 +161,8 @@ def test_an_array_is_read_like_lines(tmp_path):
     assert found == [[("a", "A."), ("m.json:2", "malformed"), ("m.json:3", "malformed"), ("c", "C.")]] * 4
     assert outcomes(read(tmp_path, "\n".join(map(json.dumps, rows[::3])), "m.json")) == [("a", "A."), ("c", "C.")]
     assert read(tmp_path, "[]", "m.json") == read(tmp_path, "", "m.json") == []
+    with pytest.raises(UserError, match=r"holds one object that is written in several lines[\s\S]*jq"):
+        read(tmp_path, json.dumps({"data": rows}, indent=1), "m.json")
     with pytest.raises(UserError, match="is damaged behind item 1"):
         read(tmp_path, '[{"path": "a.wav", "text": "A."}, {', "m.json")
 
