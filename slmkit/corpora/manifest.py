@@ -179,7 +179,7 @@ def _read_part(
         try:
             if isinstance(record, BadSample):
                 raise record
-            names = next((form for form in forms if form.path in record), forms[0])
+            names = next((form for form in forms if record.get(form.path) is not None), forms[0])
             if names.nested:
                 record = with_nested(record, names.nested)
             if record.get(names.segments) in (None, ""):

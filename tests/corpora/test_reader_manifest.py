@@ -187,7 +187,7 @@ def test_questions_and_answers_load_by_mapping_alone(tmp_path, name, ours):
 
 def test_audio_as_an_object_names_its_path(tmp_path):
     places = [{"path": "a.wav", "bytes": None}, {"bytes": "UklGRg==", "path": None}, {}, "b.wav", {"path": 3.5}]
-    items = read_rows(tmp_path, [{"audio": place, "text": "A."} for place in places])
+    items = read_rows(tmp_path, [{"audio": place, "text": "A.", "path": None} for place in places])
     assert outcomes(items) == [
         ("a", "A."),
         ("m.jsonl:2", "missing"),
