@@ -6,7 +6,7 @@
 
 DeepSpeed puts the float32 weights of its ranks together; they fill the model that `RUN/model` describes. What was
 written is read back and compared with the source, weight by weight, before the directory takes its name. DeepSpeed's
-files are pickles: consolidate only runs that you trust.
+files are pickles, of which nothing is run: they are read as tensors and plain values.
 
 In the format "hf" the files have, next to the names of transformers 5, those that older versions look for
 (`rope_theta`, `torch_dtype`, `additional_special_tokens`), which would otherwise take a default without a word. The
@@ -24,26 +24,26 @@ Example:
 
 import contextlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from slmkit.config.run_dir import MODEL, Checkpoint, newest, read
+from slmkit.checkpoints.checkpoint import UNREADABLE, no_code_runs, unreadable
+from slmkit.config.run_dir import MODEL, Checkpoint, check_contents, newest, read
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import new_directory, provenance, read_json, write_json
-from slmkit.model.config import SpeechLMConfig
+from slmkit.files import check_new_directory, new_directory, provenance, read_json, write_json
+from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.pretrained import (
     CODEC_FILE,
     LAYOUT_FILE,
     LOCAL,
     PROVENANCE_FILE,
+    UNLOADABLE,
     backbone_values,
     load,
     save,
@@ -81,6 +81,8 @@ def consolidate(
     checkpoint = newest(run_dir) if step is None else read(run_dir, step)
     if checkpoint is None:
         raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until one is saved")
+    check_new_directory(out_dir)
+    check_contents(checkpoint)
     with new_directory(Path(out_dir)) as temporary:
         model = trained_model(Path(run_dir), checkpoint)
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
@@ -110,7 +112,7 @@ def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
     """The float32 model of a checkpoint. Raises UserError when weights and description do not fit together."""
     try:
         config = SpeechLMConfig.from_pretrained(run_dir / MODEL, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise UserError(f"cannot read the description of the model in {run_dir / MODEL}: {error}") from error
     if config.vocab_layout.sha256 != checkpoint.state["facts"]["vocabulary"]:
         raise UserError(
@@ -134,12 +136,13 @@ def merged_weights(checkpoint: Checkpoint) -> State:
 
     def optimizer_part(part: str) -> dict[str, Any]:
         """What one process wrote of the optimizer; tensors are read where they are used."""
-        state: dict[str, Any] = torch.load(part, map_location="cpu", mmap=True, weights_only=False)
+        state: dict[str, Any] = torch.load(part, map_location="cpu", mmap=True, weights_only=True)
         return state["optimizer_state_dict"]
 
     path = checkpoint.path
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        quiet = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with quiet[0], quiet[1], no_code_runs():
             parts = zero_to_fp32.get_optim_files(str(path))
             if "zero_stage" in optimizer_part(parts[0]):
                 return dict(zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(path.parent), tag=path.name))
@@ -148,8 +151,8 @@ def merged_weights(checkpoint: Checkpoint) -> State:
             models = zero_to_fp32.parse_model_states(zero_to_fp32.get_model_state_files(str(path)))
             merge = zero_to_fp32._get_fp32_state_dict_from_zero2_checkpoint
             return dict(merge(len(parts), groups, models, exclude_frozen_parameters=False))
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"DeepSpeed cannot read the weights of {path}: {error}") from error
+    except (*UNREADABLE, AssertionError, AttributeError, TypeError) as error:
+        raise unreadable(path, error) from error
 
 
 def _write_export(
@@ -242,6 +245,7 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
     """
     directory = Path(directory)
     noted = read_json(directory / CONFIG_FILE)
+    check_backbone_file(noted, f"{directory / CONFIG_FILE}")
     noted = noted.get(SpeechLMConfig.model_type) if isinstance(noted, dict) else None
     if not isinstance(noted, dict):
         raise UserError(
@@ -253,7 +257,7 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
         read: Any = AutoModelForCausalLM.from_pretrained(
             str(directory), use_safetensors=True, dtype="auto", output_loading_info=True, **LOCAL
         )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+    except UNLOADABLE as error:
         raise UserError(f"cannot load the model in {directory}: {error}") from error
     plain, found = read
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))

@@ -8,12 +8,15 @@ Example:
         file.write(b"{}")
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import subprocess
@@ -21,11 +24,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from tokenize import TokenError
+from typing import IO, TYPE_CHECKING, Any
 
 from slmkit.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust end their messages
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
+
+
+class _Output(io.FileIO):
+    """A new file whose writes name it when the disk refuses; other errors inside a block keep their own names."""
+
+    def __init__(self, path: Path, shown: Path) -> None:
+        super().__init__(path, "wb")
+        self._shown = shown
+
+    def write(self, content: Any) -> int:
+        with disk_errors_named(self._shown):
+            return super().write(content) or 0
 
 
 @contextmanager
@@ -33,23 +54,32 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
     """Open a binary file that takes its name only when the block ends without an error.
 
     Raises UserError if `path` exists and `replace` is not set, or the disk refuses (full, read-only, no permission).
+    An error of the block, such as of another file that it reads, stays what it is.
     """
     path = Path(path)
-    if path.exists() and not replace:
+    if os.path.exists(path) and not replace:
         raise UserError("the file already exists", got=path, next_step="remove it or choose another name")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except OSError as error:
-        raise disk_error(path, error) from error
+        with disk_errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = io.BufferedWriter(_Output(temporary, path))
+        with output:
+            try:
+                yield output
+            except OSError as error:
+                if error.errno is None:  # numpy writes past the file object, and says no more
+                    raise disk_error(path, error) from error
+                raise
+            output.flush()
+            with disk_errors_named(path):
+                os.fsync(output.fileno())
+        with disk_errors_named(path):
+            os.replace(temporary, path)
+            sync_directory(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a place that refuses has been named already
+            temporary.unlink(missing_ok=True)
 
 
 def check_new_directory(path: str | Path) -> None:
@@ -74,10 +104,10 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     check_new_directory(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with _disk_errors_named(path):
+        with disk_errors_named(path):
             temporary.mkdir(parents=True)
         yield temporary
-        with _disk_errors_named(path):
+        with disk_errors_named(path):
             sync_directory(temporary)
             os.replace(temporary, path)
             sync_directory(path.parent)
@@ -86,16 +116,25 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _disk_errors_named(path: Path) -> Iterator[None]:
+def disk_errors_named(path: str | Path) -> Iterator[None]:
+    """Turns what the system says about a disk that refuses inside the block into a UserError about `path`.
+
+    Also what libraries in Rust make of it, which raise errors of their own. To be put around writes alone.
+    """
     try:
         yield
     except OSError as error:
         raise disk_error(path, error) from error
+    except Exception as error:
+        number = OS_ERROR.search(str(error))
+        if isinstance(error, UserError) or number is None:
+            raise
+        raise disk_error(path, OSError(int(number[1]), os.strerror(int(number[1])))) from error
 
 
 def nearest_existing(path: str | Path) -> Path:
     """`path` if it exists, or the nearest of its parents that does: the disk on which it would be made."""
-    return next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
+    return next(p for p in [Path(path), *Path(path).absolute().parents] if os.path.exists(p))
 
 
 def disk_error(path: str | Path, error: OSError) -> UserError:
@@ -124,12 +163,47 @@ def write_json(path: str | Path, value: Any, *, replace: bool = False) -> None:
         file.write((json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | Path) -> Any:
-    """Parse a JSON file. Raises UserError naming the file if it is missing, not UTF-8 or not JSON."""
+def read_bounded(path: str | Path, max_bytes: int) -> bytes:
+    """The bytes of a file. Raises UserError where there are more than `max_bytes`; the others are not read."""
+    with open(path, "rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise UserError(f"{path} is too large", got=f"more than {max_bytes:,} bytes", expected=f"at most {max_bytes:,}")
+    return content
+
+
+def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Parse a JSON file.
+
+    Raises UserError naming the file if it is missing, larger than `max_bytes`, not UTF-8 or not JSON.
+    """
     try:
-        return json.loads(Path(path).read_bytes().decode())
+        return json.loads(read_bounded(path, max_bytes).decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}", expected="a UTF-8 JSON file") from error
+
+
+def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[Any]":
+    """The array in a .npy file of strangers; `what` it holds is named in errors.
+
+    Raises UserError where it cannot be read, holds objects, or says that it holds more than is there or wanted.
+    """
+    import numpy as np  # by few callers, and slower to import than all else here
+
+    try:
+        if not os.path.isfile(path):  # Path takes some names from strangers for errors
+            raise OSError("there is no such file")
+        # Mapped: a header that names an absurd shape is compared with the file's size, and no memory is taken for it.
+        with np.errstate(over="ignore"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        if array.size > max_values:
+            raise ValueError(f"it holds {array.size} numbers, more than {max_values}")
+        return np.array(array)
+    except (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError) as error:
+        name = str(path)[:200]
+        raise UserError(f"cannot read {name} as {what}: {str(error)[:300]}", expected="a .npy file") from error
 
 
 def sha256_file(path: str | Path) -> str:
@@ -141,13 +215,25 @@ def sha256_file(path: str | Path) -> str:
 def provenance(config: Any = None) -> dict[str, Any]:
     """What made an artefact: resolved config, slmkit commit, versions, command. No times or host names, so that equal
     work gives equal bytes."""
-    versions = {"python": platform.python_version()}
+    return {"config": config, "commit": git_commit(), "versions": versions(), "command": [Path(sys.argv[0]).name]}
+
+
+@functools.cache
+def code_sha256() -> str:
+    """SHA-256 of slmkit's own source files: equal where processes run the same code."""
+    root, found = Path(__file__).resolve().parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return found.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides results."""
+    found = {"python": platform.python_version()}
     for name in VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {"config": config, "commit": git_commit(), "versions": versions, "command": [Path(sys.argv[0]).name]}
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

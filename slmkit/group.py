@@ -8,7 +8,9 @@ Example:
     total = sum_over_ranks(torch.tensor([3.0]))
 """
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch.distributed as dist
 
 from slmkit.errors import UserError
 
+NAMES_SHOWN, VALUE_SHOWN = 8, 80  # of what differs between ranks, names and characters of a value
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
 _host_groups: list[Any] = []  # at most one, beside nccl
 
@@ -33,6 +36,38 @@ def from_all(value: Any) -> list[Any]:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=_host_group())
     return values
+
+
+def check_equal(what: str, values: Mapping[str, Any], next_step: str) -> None:
+    """Raise UserError, in every process, naming the first rank whose `values` differ from the first process's, and how.
+
+    `values` are plain JSON by name. Their hashes are compared first, so that equal ones cost next to nothing.
+    """
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+    digests = from_all(digest)
+    rank = next((rank for rank, other in enumerate(digests) if other != digests[0]), None)
+    if rank is None:
+        return
+    first = from_first(dict(values))
+    theirs = from_all(dict(values))[rank]
+    names = sorted(name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name))
+    others = [str(other) for other in range(rank + 1, len(digests)) if digests[other] != digests[0]]
+    also = f" (and ranks {', '.join(others)})" if others else ""
+
+    def listed(some: Mapping[str, Any]) -> str:
+        return "; ".join(f"{name} {_short(some.get(name))}" for name in names[:NAMES_SHOWN])
+
+    raise UserError(
+        f"rank {rank}{also} has other {what} than rank 0: {', '.join(names[:NAMES_SHOWN])}",
+        got=f"rank {rank}: {listed(theirs)}",
+        expected=f"rank 0: {listed(first)}",
+        next_step=next_step,
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}..."
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

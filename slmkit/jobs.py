@@ -127,8 +127,10 @@ def read_job_records(path: Path) -> list[JobRecord]:
             raise TypeError("an id is not text")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error!r}", next_step="choose another output directory") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged: {repr(error)[:200]}", next_step="choose another output directory"
+        ) from error
     return records
 
 

@@ -13,6 +13,8 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 
+from slmkit.texts import visible
+
 COLUMNS = 80
 
 
@@ -25,7 +27,7 @@ def set_up(rank: int = 0, verbose: bool = False) -> None:
     """Send slmkit's messages to standard error; other ranks than 0 speak from WARNING upwards."""
     handler = logging.StreamHandler(sys.stderr)
     prefix = f"[rank {rank}] " if rank else ""
-    handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(levelname).1s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(VisibleFormatter(f"%(asctime)s {prefix}%(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("slmkit")
     logger.handlers[:] = [handler]
     logger.propagate = False
@@ -33,6 +35,13 @@ def set_up(rank: int = 0, verbose: bool = False) -> None:
     logger.setLevel(level if rank == 0 else logging.WARNING)
     if not verbose:
         quiet_libraries()
+
+
+class VisibleFormatter(logging.Formatter):
+    """Messages with control characters shown, for they may hold names and texts of strangers."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def quiet_libraries() -> None:

@@ -2,8 +2,9 @@
 
 A page is one HTML file without scripts, beside its WAV and PNG files; it needs no network, fits a phone and follows the
 dark preference of the browser. Every value is escaped. Text of strangers also goes through the filter `shorten` and the
-macro `text` of macros.html: it is shortened, freed of control characters, and isolated, so that right-to-left text does
-not reorder what stands around it. The head of every page forbids scripts, should one get in all the same.
+macro `text` of macros.html: it is shortened, freed of control characters and of those that reorder text, and isolated,
+so that right-to-left text does not reorder what stands around it. The head of every page forbids scripts, should one
+get in all the same.
 
 Invariant: equal values give equal bytes.
 
@@ -12,14 +13,14 @@ Example:
 """
 
 import functools
-import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from slmkit.texts import excerpt, visible
+
 TEMPLATE_FOLDER = Path(__file__).resolve().parent / "templates"
-CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def render(template: str, /, **values: Any) -> str:
@@ -29,8 +30,7 @@ def render(template: str, /, **values: Any) -> str:
 
 def shorten(text: object, limit: int) -> str:
     """At most `limit` characters of a text, as characters that a page can hold."""
-    clean = CONTROL_CHARACTERS.sub("\ufffd", str(text).encode("utf-8", "backslashreplace").decode())
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+    return excerpt(text, limit)
 
 
 @functools.cache
@@ -42,6 +42,7 @@ def _jinja() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # of all that templates print
     )
     environment.filters["shorten"] = shorten
     return environment

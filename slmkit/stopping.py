@@ -13,14 +13,17 @@ Example:
         ...                     # Stopped is raised here
 """
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
 STOPPED = 75  # exit code; EX_TEMPFAIL of sysexits.h: try again
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -71,6 +74,14 @@ class Signals:
                 return None
             self._first = next((s.name for s in STOPPING if s in numbers), None)
         return self._first
+
+
+def stop_with_parent() -> None:
+    """Get SIGTERM when the process that started this one ends, however that happens. Linux alone can do it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == 1:  # it has ended already
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Stopped(BaseException):

@@ -17,6 +17,10 @@ from dataclasses import dataclass
 
 from slmkit.errors import UserError
 
+LAUNCH_ID = "SLMKIT_LAUNCH_ID"  # of `slmkit launch`
+SHELL_STEPS = ("4294967290", "4294967291")  # Slurm's SLURM_INTERACTIVE_STEP and SLURM_BATCH_SCRIPT
+SLURM_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID")
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -32,12 +36,15 @@ class World:
 
     @staticmethod
     def from_env(env: Mapping[str, str] = os.environ) -> "World":
-        """Read RANK, WORLD_SIZE, LOCAL_RANK (deepspeed, torchrun) or SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID (srun).
+        """Read RANK, WORLD_SIZE, LOCAL_RANK (deepspeed, torchrun) or SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID
+        (srun).
 
         Raises UserError when a value is not a whole number or the rank is outside the world.
         """
-        in_srun = "SLURM_STEP_ID" in env and "RANK" not in env
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID") if in_srun else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        # In the shell of `salloc`, a step of one task of its own, a command is alone, whatever the job asked for.
+        in_srun = "SLURM_STEP_ID" in env and "RANK" not in env and not _is_interactive(env)
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"  # of the step, of the job
+        names = ("SLURM_PROCID", tasks, "SLURM_LOCALID") if in_srun else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         values = []
         for name, default in zip(names, ("0", "1", "0"), strict=True):
             text = env.get(name, default)
@@ -48,6 +55,27 @@ class World:
         if not 0 <= rank < size:
             raise UserError(f"{names[0]} is out of range", got=f"rank {rank} of {size}", expected="0 <= rank < size")
         return World(rank=rank, size=size, local_rank=local_rank)
+
+
+def _is_interactive(env: Mapping[str, str]) -> bool:
+    """Whether this is the step in which Slurm runs a user's shell (`salloc`) or the script of a job."""
+    return env["SLURM_STEP_ID"] in SHELL_STEPS
+
+
+def launch_identity(env: Mapping[str, str] = os.environ) -> str:
+    """What the processes of one launch have in common and other launches have not; "" where the launcher gives none.
+
+    Those of Slurm count only where it started the processes: others do not carry its variables to other machines.
+    """
+    for names in ((LAUNCH_ID,), ("TORCHELASTIC_RUN_ID",), *([] if "RANK" in env else [SLURM_IDS])):
+        if env.get(names[0]):
+            return " ".join(f"{name}={env.get(name, '')}" for name in names)
+    return ""
+
+
+def agent_attempt(env: Mapping[str, str] = os.environ) -> str | None:
+    """Where torchrun's agent serves the store at the master's port: how often it has started the processes."""
+    return env.get("TORCHELASTIC_RESTART_COUNT", "0") if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,5 +67,7 @@ def test_names_stand_for_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         deepspeed_file("ds_configs/zero2_bf16.json")
     with pytest.raises(UserError, match=r"no file of this name(.|\n)*zero2_bf16\?"):
         deepspeed_file("zero2_bf61")
-    with pytest.raises(UserError, match="there is no such config"):
+    with pytest.raises(UserError, match="there is no such config file"):
         config_file("gone/kaldi.yaml")
+    with pytest.raises(UserError, match="a directory is no config file"):
+        config_file(str(tmp_path))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from slmkit import files
@@ -39,6 +40,11 @@ def test_a_disk_that_refuses_is_named_and_the_old_file_kept(tmp_path: Path, monk
     assert files.read_json(tmp_path / "a") == 1
 
 
+def test_json_from_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{\r\n"a": 1}\r\n')
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 200_000])
 def test_bad_json_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.json").write_bytes(content)
@@ -58,3 +64,69 @@ def test_provenance_holds_versions_and_no_times(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.sha256_file(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def npy_of(header: str) -> bytes:
+    text = header.encode() + b" " * (64 - (10 + len(header) + 1) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no array",
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }") + b"\0" * 16,
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (4000000000, 4000000000, 4000000000), }"),
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (-4,), }") + b"\0" * 16,
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (2.5,), }") + b"\0" * 16,
+        npy_of("{'descr': '|O', 'fortran_order': False, 'shape': (4,), }") + b"\0" * 16,
+        npy_of("{'descr': 3, 'fortran_order': [], 'shape': 'x', }") + b"\0" * 16,
+        npy_of("((((((") + b"\0" * 16,
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (9,), }") + b"\0" * 36,
+        b"PK\x05\x06" + b"\0" * 18,
+    ],
+    ids=["empty", "text", "absurd", "huge", "negative", "fraction", "objects", "kinds", "torn", "larger", "archive"],
+)
+def test_an_array_of_strangers_is_read_or_refused(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*a\.npy as a vector"):
+        files.read_npy(tmp_path / "a.npy", what="a vector", max_values=8)
+
+
+def test_an_array_is_read_whole(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(8.0))
+    assert files.read_npy(tmp_path / "a.npy", what="a vector", max_values=8).tolist() == list(range(8))
+    with pytest.raises(UserError, match="there is no such file"):
+        files.read_npy(tmp_path / "b.npy", what="a vector", max_values=8)
+
+
+def test_a_file_larger_than_wanted_is_not_read(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert files.read_bounded(tmp_path / "a", 5) == b"12345"
+    with pytest.raises(UserError, match="is too large"):
+        files.read_bounded(tmp_path / "a", 4)
+    with pytest.raises(UserError, match="is too large"):
+        files.read_json(tmp_path / "a", max_bytes=4)
+
+
+def test_an_error_of_another_file_inside_the_block_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"), files.atomic_write(tmp_path / "a") as file:
+        file.write((tmp_path / "missing").read_bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_inside_the_block_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot write .*full"), files.atomic_write(tmp_path / "full") as file:
+        os.dup2(os.open("/dev/full", os.O_WRONLY), file.fileno())
+        file.write(b"x" * 2**20)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot write .*inner"):
+        files.write_json(tmp_path / "file" / "inner" / "a", 1)
+
+
+def test_what_a_library_in_rust_says_of_a_full_disk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No space left on device"), files.disk_errors_named(tmp_path / "tokenizer"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RuntimeError, match="a bug"), files.disk_errors_named(tmp_path):
+        raise RuntimeError("a bug")

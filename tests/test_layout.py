@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "slmkit"
 # Each line may import only lines above it; the parts on one line never import each other, unless they are support.
 RANKS = [
-    ("errors",),
+    ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
     ("jobs",),
     ("config",),

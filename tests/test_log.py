@@ -1,9 +1,11 @@
-"""Tables of the commands."""
+"""Tables of the commands, and messages that no terminal obeys."""
+
+import logging
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmkit.log import COLUMNS, table
+from slmkit.log import COLUMNS, VisibleFormatter, table
 
 WORDS = st.text(alphabet="abcdefgh", min_size=1, max_size=20)
 
@@ -18,3 +20,8 @@ def test_a_table_fits_80_columns_and_loses_no_word(rows: list[tuple[str, list[st
 def test_a_word_that_is_too_long_stays_whole() -> None:
     """Paths can be copied."""
     assert table([("run", "in " + 90 * "x"), ("", "")]) == ["run  in", "     " + 90 * "x", ""]
+
+
+def test_a_message_is_shown_and_not_obeyed() -> None:
+    record = logging.makeLogRecord({"msg": "skipped %s", "args": ("a\x1b]0;title\x07\x9b2J\u202e",)})
+    assert VisibleFormatter("%(message)s").format(record) == r"skipped a\x1b]0;title\x07\x9b2J\u202e"

@@ -15,7 +15,8 @@ def test_text_of_strangers_is_escaped_isolated_and_clean() -> None:
     page = pages.render("verify.html", **VALUES, copies=[])
     page.encode()  # a lone surrogate would refuse
     assert "<script" not in page
-    assert page.count("<bdi>&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;\u202e\ufffd\ufffd[31m\\ud800</bdi>") == 3
+    clean = r"&#34;&gt;&lt;script&gt;alert(1)&lt;/script&gt;\u202e\x00\x1b[31m\ud800"
+    assert page.count(f"<bdi>{clean}</bdi>") == 3
     assert page == pages.render("verify.html", **VALUES, copies=[])
 
 
@@ -27,6 +28,11 @@ def test_a_value_that_is_missing_is_an_error() -> None:
 def test_long_texts_are_shortened() -> None:
     assert pages.shorten("word" * 3, 10) == "wordwordw…"
     assert pages.shorten("word\nword", 9) == "word\nword"
+
+
+def test_whatever_a_template_prints_is_visible() -> None:
+    template = pages._jinja().from_string("{{ name }} {{ name | upper }} {{ 1.5 }}")
+    assert template.render(name="a\u2066\x9b<") == r"a\u2066\x9b&lt; A\u2066\x9b&lt; 1.5"
 
 
 @pytest.mark.parametrize("template", sorted(path.name for path in pages.TEMPLATE_FOLDER.glob("*.html")))

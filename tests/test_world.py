@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.errors import UserError
-from slmkit.world import BatchSplit, World
+from slmkit.world import BatchSplit, World, agent_attempt, launch_identity
 
 
 @given(st.integers(1, 8), st.integers(1, 64), st.integers(1, 16))
@@ -31,6 +31,25 @@ def test_world_reads_every_launcher() -> None:
     assert not World.from_env(srun).is_first
     # Inside `sbatch` but not `srun`, the job's task count says nothing of this process.
     assert World.from_env({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}).size == 1
+
+
+def test_a_shell_inside_an_allocation_is_alone() -> None:
+    shell = {"SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}
+    assert World.from_env(shell).size == 1
+    # `srun --ntasks 1 --pty bash` in a job of eight tasks.
+    one = {**shell, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    assert World.from_env(one).size == 1
+
+
+def test_the_identity_of_a_launch_is_what_its_launcher_gives() -> None:
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    assert launch_identity({}) == ""
+    assert launch_identity({**slurm, "SLMKIT_LAUNCH_ID": "abc"}) == "SLMKIT_LAUNCH_ID=abc"
+    assert launch_identity({"TORCHELASTIC_RUN_ID": "x"}) == "TORCHELASTIC_RUN_ID=x"
+    assert launch_identity(slurm) == "SLURM_JOB_ID=7 SLURM_STEP_ID=0"
+    assert launch_identity({**slurm, "RANK": "0"}) == ""
+    assert agent_attempt(slurm) is None
+    assert agent_attempt({"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "2"}) == "2"
 
 
 def test_nonsense_ranks_are_refused() -> None:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from slmkit.errors import UserError
 
+MAX_SHOWN = 200  # characters of a name that is not known
 HERE = Path(__file__).resolve().parent
 # Where each kind is: (folder, pattern). Names are file names without .yaml and .json, and differ from one another.
 KINDS = {
@@ -69,10 +70,10 @@ def find(name: str, *kinds: str) -> Asset:
     known = {asset.name: asset for asset in assets() if asset.kind in (kinds or KINDS)}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name[:MAX_SHOWN], known, 1)
     raise UserError(
         "no file of this name comes with slmkit",
-        got=name,
+        got=name[:MAX_SHOWN],
         expected=f"{near[0]}?" if near else ", ".join(known),
         next_step="see `slmkit recipe list`",
     )
@@ -84,7 +85,8 @@ def config_file(given: str) -> str:
         return given
     if Path(given).suffix or "/" in given:
         expected = "a YAML file, or the name of a recipe (see `slmkit recipe list`)"
-        raise UserError("there is no such config", got=given, expected=expected)
+        what = "a directory is no config file" if os.path.isdir(given) else "there is no such config file"
+        raise UserError(what, got=given[:MAX_SHOWN], expected=expected)
     return str(find(given, "train", "tokenize").path)
 
 
@@ -94,7 +96,9 @@ def deepspeed_file(given: str) -> Path:
         return Path(given)
     if Path(given).suffix or "/" in given:
         known = ", ".join(asset.name for asset in assets() if asset.kind == "deepspeed")
-        raise UserError("there is no such DeepSpeed file", got=given, expected=f"a JSON file, or one of {known}")
+        raise UserError(
+            "there is no such DeepSpeed file", got=given[:MAX_SHOWN], expected=f"a JSON file, or one of {known}"
+        )
     return find(given, "deepspeed").path
 
 

@@ -1,5 +1,7 @@
 """Audio files in, mono float waves out."""
 
+TO_END = -1.0  # in place of a time in seconds: where the recording ends
+
 # Names of files taken for audio, lower case. What a file is, its content decides (see `decoding`).
 AUDIO_SUFFIXES = (
     *(".wav", ".wave", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".sph", ".nist", ".caf", ".w64", ".rf64"),

@@ -5,31 +5,49 @@ Knows nothing of files on a disk (see `io.write_wav`). All sound is mono; sample
 A WAV file that is sent while it is made cannot tell its length. Its header then holds the largest number in both
 places, which players and decoders take for "until the end".
 
-Invariant: header and samples of the pieces, joined, hold the samples of the whole file.
+MP3, Opus (in Ogg), AAC (in ADTS) and FLAC are FFmpeg's; where a format does not know the sample rate, the sound is
+resampled to the next that it knows.
+
+Invariant: equal waves give equal bytes; the pieces of a WAV, PCM or FLAC file hold the samples of the whole file.
 
 Example:
-    socket.sendall(wav_header(16_000, None))
+    encoder = PieceEncoder(16_000, "mp3")
     for piece in pieces:
-        socket.sendall(pcm16(piece).tobytes())
+        socket.sendall(encoder.push(piece))
+    socket.sendall(encoder.finish())
 """
 
 import io
 import struct
+from typing import Any, NamedTuple
 
+import av
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
 PCM16_SCALE = 32768  # full scale in 16-bit steps
 UNKNOWN_BYTES = 2**32 - 1
 WAV_HEADER_BYTES = 44
-CONTENT_TYPES = {"wav": "audio/wav", "pcm": "audio/pcm", "flac": "audio/flac", "mp3": "audio/mpeg"}
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz; the format knows no others
 
 
-def formats(sample_rate: int) -> tuple[str, ...]:
-    """Names that `encoded` takes at this rate."""
-    return tuple(name for name in CONTENT_TYPES if name != "mp3" or sample_rate in MP3_RATES)
+class Format(NamedTuple):
+    """A kind of sound file, with FFmpeg's names of container and encoder; WAV and PCM need none."""
+
+    content_type: str
+    container: str = ""
+    codec: str = ""
+
+
+FORMATS = {
+    "wav": Format("audio/wav"),
+    "pcm": Format("audio/pcm"),
+    "flac": Format("audio/flac", "flac", "flac"),
+    "mp3": Format("audio/mpeg", "mp3", "libmp3lame"),
+    "opus": Format("audio/ogg", "ogg", "libopus"),
+    "aac": Format("audio/aac", "adts", "aac"),
+}
+BITS_PER_SEC = 96_000  # of lossy formats, or the most that one has at its rate: good for one voice
+OGG_PAGE_USEC = 200_000  # of sound that FFmpeg holds back until a page of an Ogg file is full
 
 
 def pcm16(wave: npt.ArrayLike) -> npt.NDArray[np.int16]:
@@ -53,7 +71,7 @@ def wav_header(sample_rate: int, num_samples: int | None) -> bytes:
 
 
 def encoded(wave: npt.ArrayLike, sample_rate: int, name: str) -> bytes:
-    """The file of a whole wave, float [samples], in one of `formats`: WAV and FLAC of 16 bits, PCM without a header.
+    """The file of a whole wave, float [samples], in one of `FORMATS`: WAV and FLAC of 16 bits, PCM without a header.
 
     Raises ValueError as `pcm16` does.
     """
@@ -63,5 +81,66 @@ def encoded(wave: npt.ArrayLike, sample_rate: int, name: str) -> bytes:
     if name == "wav":
         return wav_header(sample_rate, len(steps)) + steps.tobytes()
     file = io.BytesIO()
-    soundfile.write(file, steps, sample_rate, format=name.upper())
+    writer = _Writer(file, sample_rate, FORMATS[name])
+    writer.write(steps)
+    writer.close()
     return file.getvalue()
+
+
+class PieceEncoder:
+    """The bytes of a sound file in one of `FORMATS`, as its wave comes."""
+
+    def __init__(self, sample_rate: int, name: str) -> None:
+        self._made = bytearray(wav_header(sample_rate, None) if name == "wav" else b"")
+        self._writer = _Writer(self, sample_rate, FORMATS[name]) if FORMATS[name].codec else None
+
+    def push(self, wave: npt.ArrayLike) -> bytes:
+        """What float [samples] adds to the file; at times nothing yet. Raises ValueError as `pcm16` does."""
+        steps = pcm16(wave)
+        if self._writer is None:
+            self._made += steps.tobytes()
+        else:
+            self._writer.write(steps)
+        return self._taken()
+
+    def finish(self) -> bytes:
+        """The end of the file. To be called once."""
+        if self._writer is not None:
+            self._writer.close()
+        return self._taken()
+
+    def write(self, content: bytes) -> int:
+        """For FFmpeg, to which this is a file."""
+        self._made += content
+        return len(content)
+
+    def _taken(self) -> bytes:
+        made, self._made = bytes(self._made), bytearray()
+        return made
+
+
+class _Writer:
+    """16-bit samples into a file of one of FFmpeg's formats."""
+
+    def __init__(self, file: Any, sample_rate: int, form: Format) -> None:
+        options = {"fflags": "+bitexact"}  # or an Ogg file has a random number in it
+        if form.container == "ogg":
+            options["page_duration"] = str(OGG_PAGE_USEC)
+        self._container = av.open(file, "w", format=form.container, options=options)
+        known = av.Codec(form.codec, "w").audio_rates or [sample_rate]
+        rate = min((rate for rate in known if rate >= sample_rate), default=max(known))
+        self._stream: Any = self._container.add_stream(form.codec, rate=rate, layout="mono")
+        self._stream.bit_rate = BITS_PER_SEC
+        self._sample_rate, self._num_samples = sample_rate, 0
+
+    def write(self, steps: npt.NDArray[np.int16]) -> None:
+        """Take int16 [samples]."""
+        if len(steps):
+            frame = av.AudioFrame.from_ndarray(steps[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = self._sample_rate, self._num_samples
+            self._num_samples += len(steps)
+            self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode(None))
+        self._container.close()

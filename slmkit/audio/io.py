@@ -12,6 +12,7 @@ Invariant: equal bytes give equal samples, and a resampled length is the nearest
 Example:
     wave = read_audio("a.flac", 16000, max_sec=30.0)
     recording = read_recording("hours.mp3", 16000, cut=(61.2, 64.0, 60.9, 64.5))
+    recording = read_recording("call.wav", 8000, cut=(61.2, TO_END, 61.2, TO_END), channel=1)
     write_wav("b.wav", wave, 16000)
 """
 
@@ -23,13 +24,23 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import soxr
 
-from slmkit.audio import quality, units
+from slmkit.audio import TO_END, quality, units
 from slmkit.audio.decoding import Decoder, open_decoder
 from slmkit.audio.encode import encoded
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
 
-REASONS = ("unreadable", "empty", "truncated", "too_long", "too_short", "non_finite", "silent", "bad_cut")
+REASONS = (
+    "unreadable",
+    "empty",
+    "truncated",
+    "too_long",
+    "too_short",
+    "non_finite",
+    "silent",
+    "bad_cut",
+    "bad_channel",
+)
 RATES = (4_000, 400_000)  # Hz; outside, the header is taken for damaged
 PEAK_LIMIT = 64.0  # full scale is 1; float files above this are not audio in [-1, 1]
 SILENCE_SPAN = 1e-4  # largest minus smallest sample of digital silence, about 3 steps of 16 bit
@@ -59,12 +70,14 @@ def read_recording(
     min_sec: float = 0.0,
     max_sec: float | None = None,
     cut: tuple[float, float, float, float] | None = None,
+    channel: int | None = None,
 ) -> Recording:
     """Decode `source`, or a cut of it: mono, without a large offset, resampled (soxr HQ) to `sample_rate` Hz.
 
     `cut` is (start, end, earliest, latest) in seconds: speech from start to end, nobody speaking from earliest to start
-    and from end to latest. The cut is made in the middle of the quietest 20 ms of each, as far as `max_sec` allows, and
-    is resampled as if it were a file of its own.
+    and from end to latest; TO_END in place of end and latest stands for the end of the recording. The cut is made in
+    the middle of the quietest 20 ms of each, as far as `max_sec` allows, and is resampled as if it were a file of its
+    own. `channel`, from 0, is taken in place of their mean.
 
     Samples are nominally in [-1, 1]; lossy and float files may exceed it a little. Raises BadSample with a reason of
     `REASONS`; durations are compared at the file's own sample rate.
@@ -72,8 +85,8 @@ def read_recording(
     name = str(source if isinstance(source, str | Path) else getattr(source, "name", "audio stream"))
     if isinstance(source, str | Path) and not Path(source).is_file():
         raise _bad("unreadable", name, "is not a file")  # a named pipe, above all, would never end
-    piece = _read(source, name, max_sec, cut, channel=None)
-    if quality.cancelled(piece.mono_energy(), piece.channel_energy()):
+    piece = _read(source, name, max_sec, cut, channel)
+    if channel is None and quality.cancelled(piece.mono_energy(), piece.channel_energy()):
         piece = _read(source, name, max_sec, cut, channel=int(piece.channel_energy().argmax()))
     mono, clipped = piece.joined()
     if not piece.finite:
@@ -166,6 +179,9 @@ def _read(
         rate = decoder.sample_rate
         if not RATES[0] <= rate <= RATES[1]:
             raise _bad("unreadable", name, "has an impossible sample rate", got=rate, expected=f"{RATES} Hz")
+        if channel is not None and not 0 <= channel < decoder.channels:
+            expected = f"one of 0 to {decoder.channels - 1}"
+            raise _bad("bad_channel", name, "has no such channel", got=channel, expected=expected)
         piece = _Piece(decoder, channel)
         if cut is not None:
             _read_cut(decoder, piece, name, max_sec, cut)
@@ -188,11 +204,21 @@ def _read_cut(
 ) -> None:
     """Fill `piece` with what lies between the earliest and the latest of `cut`, as far as `max_sec` allows."""
     start_sec, end_sec, earliest_sec, latest_sec = cut
-    ordered = 0 <= start_sec < end_sec and earliest_sec <= start_sec and end_sec <= latest_sec
+    to_end = end_sec == latest_sec == TO_END
+    ordered = start_sec >= 0 and earliest_sec <= start_sec and (to_end or start_sec < end_sec <= latest_sec)
     if not (ordered and all(map(math.isfinite, cut))):
         expected = "earliest <= start < end <= latest, in seconds, start not below 0"
         raise _bad("bad_cut", name, "cannot be cut so", got=tuple(cut), expected=expected)
     rate = decoder.sample_rate
+    if to_end:
+        start = units.seconds_to_samples(start_sec, rate)
+        for block in decoder.blocks(start, None):
+            piece.add(block)
+            _check_too_long(piece.num_samples, rate, name, max_sec)
+        if decoder.error or piece.num_samples == 0 or start + piece.num_samples < decoder.promised_samples:
+            got = f"{piece.num_samples} samples behind {start_sec:.3f} s{decoder.error}"
+            raise _bad("truncated", name, "ends before the cut begins, or is damaged", got=got)
+        return
     start, end = units.seconds_to_samples(start_sec, rate), units.seconds_to_samples(end_sec, rate)
     first, last = units.seconds_to_samples(earliest_sec, rate), units.seconds_to_samples(latest_sec, rate)
     if max_sec is not None:

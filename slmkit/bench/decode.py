@@ -32,7 +32,7 @@ from slmkit.bench import codec as facodec
 from slmkit.bench.race import race, twin
 from slmkit.bench.synthetic import FRAME_RATE, NUM_STREAMS, QWEN, ModelShape, model_config
 from slmkit.codec.base import Codec
-from slmkit.codec.open import open_codec
+from slmkit.codec.open import open_codec, usable_device
 from slmkit.codec.stream import FIRST_FRAMES
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
@@ -105,13 +105,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result, indent=2))
     return 0
-
-
-def usable_device(name: str) -> torch.device:
-    """Raises UserError for a GPU that is not there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("there is no GPU that torch can use", next_step="leave out --device cuda")
-    return torch.device(name)
 
 
 def codec_to_hear(directory: str | None, device: torch.device, shape: ModelShape) -> Codec:

@@ -45,7 +45,7 @@ logger = get_logger(__name__)
 GRACE_SEC = 10.0  # how long a save goes on waiting for other processes once training has ended with an error
 PAUSES_SEC = (0.005, 0.5)  # the first and the longest pause between two looks at the store
 _count = itertools.count()  # of the savers of this process, which every process makes in the same order
-Report = dict[str, Any]  # {"files": {name: bytes}} or {"error": {field: text}}; plain JSON
+Report = dict[str, Any]  # {"files": {name: (bytes, SHA-256)}} or {"error": {field: text}}; plain JSON
 Parts = list[tuple[str, Any]]  # (file name, value)
 
 
@@ -183,17 +183,17 @@ class Saver:
         self._outcomes.append(outcome)
         return outcome
 
-    def _write_parts(self, step: int, parts: Parts) -> dict[str, int]:
+    def _write_parts(self, step: int, parts: Parts) -> dict[str, checkpoint.Written]:
         path = runs.root(self._run_dir) / runs.name(step)
         return {file: checkpoint.write(path / file, value) for file, value in parts}
 
     def _complete(self, step: int, state: dict[str, Any], reports: Sequence[Report]) -> int:
         """Declare the checkpoint complete; returns its bytes. Only the first process does it."""
         path = runs.root(self._run_dir) / runs.name(step)
-        sizes = {file: size for report in reports for file, size in report["files"].items()}
+        written = {file: checkpoint.Written(*of) for report in reports for file, of in report["files"].items()}
         with checkpoint.writing(path):
             found = {file.name: file.stat().st_size for file in path.iterdir()}
-        for file, size in sizes.items():
+        for file, (size, _) in written.items():
             if found.get(file) != size:
                 raise UserError(
                     f"{path / file} differs from what another process wrote",
@@ -201,11 +201,11 @@ class Saver:
                     expected=f"{size} bytes",
                     next_step="put run_dir on a file system that all nodes share",
                 )
-        checkpoint.finish(self._run_dir, step, state)
+        checkpoint.finish(self._run_dir, step, state, {file: of.sha256 for file, of in written.items()})
         with self._warned():
             checkpoint.prune(self._run_dir, *self._keep)
         logger.info("saved %s", path)
-        return sum(sizes.values())
+        return sum(of.num_bytes for of in written.values())
 
     def _discard(self, step: int) -> None:
         with self._warned():

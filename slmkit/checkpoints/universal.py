@@ -18,7 +18,6 @@ Example:
 import argparse
 import contextlib
 import io
-import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +25,11 @@ from pathlib import Path
 
 from slmkit.checkpoints import checkpoint
 from slmkit.config.run_dir import UNIVERSAL, Checkpoint
-from slmkit.errors import UserError
 from slmkit.group import barrier, in_first
 from slmkit.log import get_logger
 from slmkit.world import World
 
 logger = get_logger(__name__)
-UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
 
 
 def num_writers(found: Checkpoint) -> int:
@@ -80,18 +77,11 @@ def to_universal(source: Path, target: Path) -> None:
     try:
         with (
             checkpoint.writing(target),
+            checkpoint.no_code_runs(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             target.mkdir(parents=True)
             ds_to_universal.main(options)
-    except (*UNREADABLE, AssertionError) as error:
-        raise unreadable(source, error) from error
-
-
-def unreadable(path: Path, reason: object) -> UserError:
-    """For a checkpoint that DeepSpeed cannot load."""
-    return UserError(
-        f"DeepSpeed cannot load {path}: {reason}",
-        next_step="remove this checkpoint; training continues from the one before",
-    )
+    except (*checkpoint.UNREADABLE, AssertionError, AttributeError, TypeError) as error:
+        raise checkpoint.unreadable(source, error) from error

@@ -20,6 +20,7 @@ import time
 
 from slmkit.cli.speaking import add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
+from slmkit.texts import excerpt
 
 DEFAULT_ANSWER_WAV = "answer.wav"
 UNMARKED = "the answer has no marks [ta] and [ua], which the task qa teaches; this is all that the model wrote"
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.jsonl is not None:
         if args.question is not None:
-            got = f"{args.question!r} and --jsonl"
+            got = f"{excerpt(args.question)!r} and --jsonl"
             raise UserError("got a question and a file of questions", got=got, expected="one of the two")
         if args.out is None or args.overwrite:
             raise UserError("--jsonl writes into a directory", expected="--out DIR, without --overwrite")

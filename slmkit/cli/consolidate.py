@@ -19,8 +19,8 @@ with words and speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. Ask 
 (vocab_layout.json explains them), or for text with special tokens (skip_special_tokens: false). A server does not know
 the order of the streams and may break it; slmkit's own decoding keeps it.
 
-The written weights are read back and compared with the checkpoint. DeepSpeed's checkpoints are pickles, which can run
-code: use this command only on runs that you trust.
+The files of the checkpoint are compared with what was written then, and the weights of the export with them. Nothing of
+a checkpoint is run, although DeepSpeed writes pickles.
 """
 
 import argparse

@@ -106,15 +106,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_paths(args: argparse.Namespace) -> None:
     """Check that every path exists and holds the right thing, before torch is imported. Raises UserError."""
+    from slmkit.config.run_dir import check_model_directory
     from slmkit.files import check_directory
     from slmkit.jobs import JOB, check_empty
 
     check_directory("the codec", args.codec)
     if args.model:
-        check_directory("the model", args.model)
+        check_model_directory(args.model)
     for path, file, what in (
         (args.corpus, "manifest.json", "a tokenized corpus"),
-        (args.model, "config.json", "a model that `slmkit consolidate` wrote"),
         (args.asr, "config.json", "a Whisper model"),
         (args.wavlm, "config.json", "a WavLM model"),
         (args.utmos, "", "the weights of UTMOS22-strong"),

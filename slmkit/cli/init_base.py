@@ -56,7 +56,7 @@ def texts(directory: str | None, path: str | None) -> Iterator[str]:
     if directory is None:
         assert path is not None, "argparse takes one of the two"
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 yield from file
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {path} as text: {error}", expected="a UTF-8 text file") from error

@@ -7,7 +7,8 @@
 --dry-run prints what would run where and starts nothing. With a hostfile all machines are checked first; an error names
 those that do not answer. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1 to this command: the run writes a checkpoint and
 ends with exit code 75; start the same command again to continue. A second signal ends the run at once. Other exit codes
-are those of `slmkit train`; 1 if a machine is lost.
+are those of `slmkit train`; 1 if a machine is lost, or a process of the run or between it and this one was killed. When
+this process is killed, the run writes a checkpoint and ends within 10 s.
 
 These variables are passed on to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, VIRTUAL_ENV,
 TOKENIZERS_PARALLELISM, all that begin with TORCH_, NCCL_, GLOO_, UCX_, SLMKIT_, HF_, TRANSFORMERS_ or DS_, and those in

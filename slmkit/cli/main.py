@@ -4,15 +4,18 @@ Each sub-command is a module of `slmkit.cli` with a docstring (its help), `add_a
 `run(args) -> int`. At its top it imports only what takes milliseconds: help and wrong arguments are answered at once.
 """
 
+import contextlib
 import importlib
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from slmkit import __version__
 from slmkit.cli.arguments import Parser, parse
 from slmkit.errors import UserError
+from slmkit.texts import visible
 
 # Command: module and one line of what it does.
 COMMANDS = {
@@ -80,25 +83,78 @@ def main(argv: Sequence[str] | None = None) -> int:
     # DeepSpeed's launcher puts --local_rank=N in front of everything; LOCAL_RANK says the same.
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank=")]
     command = next((word for word in words if not word.startswith("-")), None)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it; the next file opened would take its place
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the end
+    output = VisibleOutput(sys.stdout)
     try:
-        try:
-            args = parse(build_parser(command), words)
-            return int(args.run(args) or 0)
-        except UserError as error:
-            print(f"slmkit {command}: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return 130
-        finally:
-            sys.stdout.flush()
+        with contextlib.redirect_stdout(output):
+            try:
+                args = parse(build_parser(command), words)
+                return int(args.run(args) or 0)
+            except UserError as error:
+                return _refuse(command, error)
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                return 130
+            finally:
+                output.flush()
+    except UserError as error:  # of the last flush
+        return _refuse(command, error)
     except BrokenPipeError:
         gone = [fd for fd in STANDARD_OUTPUTS if _reader_is_gone(fd)]
         if not gone:
             raise
-        for fd in gone:  # or Python complains when it flushes them at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+        for fd in gone:
+            _discard(fd)
         return READER_GONE
+
+
+def _refuse(command: str | None, error: UserError) -> int:
+    try:
+        print(visible(f"slmkit {command}: {error}"), file=sys.stderr)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a full disk; the exit code is all that can be told
+        _discard(2)
+    return 2
+
+
+def _discard(fd: int) -> None:
+    """From now on what is written there goes nowhere; Python would complain when it flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
+
+
+class VisibleOutput:
+    """Standard output of every command. Control characters in the texts of strangers are shown, not obeyed; characters
+    that the terminal's encoding lacks are escaped; a full disk behind it is an error of the user's, told once."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure") and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        with self._naming_a_full_disk():
+            return int(self._stream.write(visible(text)))
+
+    def flush(self) -> None:
+        with self._naming_a_full_disk():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _discard(self._stream.fileno())  # what is left would fail again
+            what = f"cannot write to standard output: {error.strerror or error}"
+            raise UserError(what, next_step="free space, or send the output elsewhere") from error
 
 
 def _reader_is_gone(fd: int) -> bool:

@@ -6,10 +6,13 @@
 A voice is an audio or .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A
 folder gives all its voices. Addresses:
 
-  POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3), stream or stream_format
-                          (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
+  POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3, opus, aac), stream or
+                          stream_format (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
   POST /v1/answer         the same with `question` in place of `input`; gives text, and speech in base64
   GET  /v1/models, /v1/audio/voices, /health, /metrics (Prometheus), /docs, and the page at /
+
+Clients of OpenAI's that name no format expect mp3, and this server sends them wav: --format mp3 does as OpenAI. Clients
+with a model name built in are served with --alias tts-1.
 
 The header of a streamed WAV file gives the length 0xFFFFFFFF, which means "unknown". The server has no passwords: it
 listens on this machine only, unless --host says otherwise. SIGTERM, SIGINT or SIGUSR1 stop it: running answers get 5 s
@@ -38,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
     parser.add_argument("--voices", required=True, nargs="+", metavar="SOURCE", help="folders, files, CORPUS:KEY")
     parser.add_argument("--name", help="name of the model in requests (default: the name of its directory)")
+    parser.add_argument(
+        "--alias", nargs="+", action="extend", default=[], metavar="NAME", help="further names of the model, as tts-1"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("wav", "pcm", "flac", "mp3", "opus", "aac"),
+        default="wav",
+        help="of sounds, where a request names none; OpenAI's is mp3 (default: %(default)s)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument(
         "--port", type=port_number, default=8000, help="port; 0 picks a free one (default: %(default)s)"
@@ -82,14 +94,15 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from slmkit import log
+    from slmkit.config.run_dir import check_model_directory
     from slmkit.serve.voices import find_voices
     from slmkit.stopping import Signals
+    from slmkit.texts import counted
 
     # What needs no torch is checked before torch is imported, which takes seconds.
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
-    if not Path(args.model, "config.json").is_file():
-        raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
+    check_model_directory(args.model)
     sources = find_voices(args.voices)
     with bind(args.host, args.port) as listener:
         from slmkit.infer.synthesizer import Synthesizer, Voices
@@ -99,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
         log.set_up()
         settings = ServeSettings(
             model=args.name or Path(args.model).resolve().name,
+            aliases=tuple(args.alias),
+            format=args.format,
             max_chars=args.max_chars,
             max_sec=args.max_sec,
             max_waiting=args.max_waiting,
@@ -108,7 +123,12 @@ def run(args: argparse.Namespace) -> int:
         voices = {name: read(source) for name, source in sources.items()}
         service = Service(synthesizer, voices, settings)
         with Signals.installed() as signals, Server(service, listener) as server:
-            print(f"listening at {server.address} with {len(voices)} voices: {', '.join(voices)}", flush=True)
+            print(
+                f"listening at {server.address} with {counted(len(voices), 'voice')}: {', '.join(voices)}", flush=True
+            )
+            log.get_logger("slmkit.serve").info(
+                "models %s; sounds are %s where a request names no format", ", ".join(settings.names), settings.format
+            )
             if not server.is_loopback:
                 log.get_logger("slmkit.serve").warning(
                     "there are no passwords: anyone who can reach this address can use the server"

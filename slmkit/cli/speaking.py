@@ -7,11 +7,13 @@ Example:
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit.cli.arguments import positive
+from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory
 
@@ -75,13 +77,21 @@ def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Actio
     )
     parser.add_argument(
         "--max-failure-share",
-        type=float,
+        type=share,
         default=0.05,
         metavar="SHARE",
         help="with --jsonl: largest share of failed lines that is no error (default: %(default)s)",
     )
     add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1. argparse names the argument where ValueError is raised."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError
+    return number
 
 
 class _Instead(argparse.Action):
@@ -104,7 +114,7 @@ def check_voice(source: str) -> None:
     directory, colon, _ = source.rpartition(":")
     if not source:
         raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
-    if not Path(source).is_file() and not (colon and Path(directory).is_dir()):
+    if not os.path.isfile(source) and not (colon and os.path.isdir(directory)):
         raise UserError(f"cannot use {source} as a voice: there is no such file", expected=VOICE)
 
 
@@ -116,7 +126,7 @@ def prepare_answer(
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
     path = Path(out)
-    check_directory("the model", args.model)
+    check_model_directory(args.model)
     check_directory("the codec", args.codec)
     check_voice(args.speaker or "")
     if not (is_stream and out == STDOUT):
@@ -152,7 +162,7 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
 
     if not Path(args.jsonl).exists():
         raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
-    check_directory("the model", args.model)
+    check_model_directory(args.model)
     check_directory("the codec", args.codec)
     if args.speaker:
         check_voice(args.speaker)

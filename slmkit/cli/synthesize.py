@@ -17,7 +17,8 @@ which then count for this line. DIR gets
   outputs.jsonl    a line for each WAV file: its length, the steps it took, why it stopped
   failures.jsonl   a line for each line of FILE that gave no speech, with the reason
 
-A bad line does not stop the others. After an interruption the same command continues. With the same --slots, threads
+A bad line does not stop the others: all that can be spoken is spoken before the exit code says whether too many lines
+failed. After an interruption the same command continues. With the same --slots, threads
 and device the files are the same, byte for byte, as without the interruption; otherwise they may differ by rounding.
 
 Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 stopped by SIGTERM, SIGINT or
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from slmkit.cli.speaking import STDOUT, add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
+from slmkit.texts import excerpt
 
 if TYPE_CHECKING:
     from slmkit.infer.request import Request
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.jsonl is not None:
         if args.text is not None:
-            got = f"{args.text!r} and --jsonl"
+            got = f"{excerpt(args.text)!r} and --jsonl"
             raise UserError("got a text and a file of texts", got=got, expected="one of the two")
         if args.out is None or args.overwrite or args.stream:
             expected = "--out DIR, without --overwrite and --stream"
@@ -82,8 +84,7 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
     rate, num_samples = synthesizer.codec.spec.sample_rate, 0
     began = time.perf_counter()
     with contextlib.closing(synthesizer.stream(request, speaker)) as speaking:
-        if (first_wave := next(speaking, None)) is None:
-            raise UserError("the model gave no speech", next_step="train it longer, or try another text")
+        first_wave = next(speaking)
         with _sink(out) as file:
             file.write(wav_header(rate, None))
             for wave in itertools.chain([first_wave], speaking):
@@ -96,7 +97,6 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
         output = speaking.output
     took_sec = time.perf_counter() - began
     assert output is not None, "the last piece has come"
-    output.check_finite()
     first = f"first audio after {speaking.first_audio_sec:.3f} s"
     print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {output.line()}", file=sys.stderr)
     return 0

@@ -23,12 +23,13 @@ Exit codes: 0 the run is finished; 2 an error that you can fix; 75 stopped by a 
 """
 
 import argparse
+import os
 
 from slmkit import log
 from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.errors import UserError
-from slmkit.stopping import STOPPED, Signals
-from slmkit.world import World
+from slmkit.stopping import STOPPED, Signals, stop_with_parent
+from slmkit.world import LAUNCH_ID, World
 
 
 def add_arguments(parser: Parser) -> None:
@@ -45,6 +46,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with Signals.installed() as signals:  # before torch is imported, which takes seconds
+        if LAUNCH_ID in os.environ:
+            stop_with_parent()  # else it would train on when its launcher is killed
         world = World.from_env()
         log.set_up(world.rank, args.verbose)
         if args.processes is not None and not args.dry_run:

@@ -15,7 +15,7 @@ Example:
     [reply.host for reply in replies if reply.code]
 
     python -m slmkit.cluster.hosts check MASTER_ADDR FILE...      prints a free port; exit code 1 and a reason if not
-    python -m slmkit.cluster.hosts signal ID TERM ranks           or `all`; prints how many there were
+    python -m slmkit.cluster.hosts signal ID TERM ranks           or `all`; prints how many there were; 0 only counts
 """
 
 import getpass
@@ -32,15 +32,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
-from slmkit.world import free_port
+from slmkit.world import LAUNCH_ID, free_port
 
-LAUNCH_ID = "SLMKIT_LAUNCH_ID"
 CONNECT_SEC, REPLY_SEC = 10, 30  # the longest wait for a connection, and for everything
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SEC}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LINE = re.compile(rf"({NAME.pattern})\s+slots=([1-9][0-9]*)")
 NO_CONNECTION = 255  # exit code of ssh
+COUNT = "0"  # in the place of a signal's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +69,14 @@ def read_hostfile(path: str | Path) -> tuple[Host, ...]:
     twice, or there is none.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        lines = [(number, parse_line(line)) for number, line in read_lines(path)]
+    except UserError as error:
         # DeepSpeed would train on this machine alone.
         raise UserError(
-            f"cannot read the hostfile {path}: {error}", expected='a file of lines "node1 slots=8"'
+            f"cannot read the hostfile {path}: {error.what}", expected='a file of lines "node1 slots=8"'
         ) from error
     seen: dict[str, tuple[int, Host]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         text = line.partition("#")[0].strip()
         if not text:
             continue
@@ -146,6 +147,11 @@ def problem_here(master_addr: str, files: Sequence[str]) -> str | None:
     return None
 
 
+def signal_number(name: str) -> int:
+    """The number of "TERM", "KILL", ...; 0 for COUNT, which is sent to nobody but finds who is there."""
+    return 0 if name == COUNT else signal.Signals[f"SIG{name}"]
+
+
 def signal_processes(launch_id: str, number: int, *, ranks_only: bool) -> int:
     """Send a signal to the processes of a launch on this machine; gives how many.
 
@@ -183,7 +189,7 @@ def main(words: Sequence[str]) -> int:
         print(problem or free_port(), file=sys.stderr if problem else sys.stdout)
         return 1 if problem else 0
     launch_id, name, which = rest
-    print(signal_processes(launch_id, signal.Signals[f"SIG{name}"], ranks_only=which == "ranks"))
+    print(signal_processes(launch_id, signal_number(name), ranks_only=which == "ranks"))
     return 0
 
 

@@ -3,7 +3,8 @@
 DeepSpeed's own launcher waits for ever when a machine is lost, answers Ctrl-C with `pkill -f` of every DeepSpeed run
 on the machines, and tells the ranks nothing of a signal. Here a signal to the launcher goes to the ranks alone, which
 write a checkpoint and leave with STOPPED; a lost machine, a second signal, or ranks that outlive a crash end all
-processes of this launch, on every machine, by their numbers.
+processes of this launch, on every machine, by their numbers. So does the end of a launcher below this one while its
+ranks go on; and when this process itself is killed, a child of it asks the ranks for a checkpoint and ends them.
 
 Invariant: when `start` returns or raises, no process of the launch is left on a machine that can be reached.
 
@@ -12,6 +13,7 @@ Example:
     code = start(plan, port)
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -29,16 +31,18 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from slmkit.cluster.hosts import LAUNCH_ID, NO_CONNECTION, SSH_OPTIONS, ask, signal_processes
+from slmkit.cluster.hosts import COUNT, NO_CONNECTION, SSH_OPTIONS, ask, signal_number, signal_processes
 from slmkit.cluster.launch import LaunchPlan, pdsh_value
+from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
 from slmkit.log import get_logger
 from slmkit.stopping import STOPPED
-from slmkit.world import free_port
+from slmkit.world import LAUNCH_ID, free_port
 
 log = get_logger(__name__)
 POLL_SEC = 0.2
 CRASH_GRACE_SEC = 30.0  # how long the other machines may go on after one has failed
+SURVIVED_GRACE_SEC = 10.0  # how long ranks may go on when this process was killed
 CRASH, USER_ERROR = 1, 2  # exit codes, beside STOPPED
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -68,7 +72,8 @@ def check_hosts(plan: LaunchPlan, files: tuple[str, ...], env: Mapping[str, str]
 
 
 def start(plan: LaunchPlan, port: int | None, env: Mapping[str, str]) -> int:
-    """Run the plan to its end and give its exit code: the ranks' own, or CRASH for a lost machine.
+    """Run the plan to its end and give its exit code: 0, USER_ERROR or STOPPED as the ranks have it, CRASH for a lost
+    machine, a launcher or rank that was killed, and all else.
 
     Gives 128 + the signal's number when a signal came before there were ranks to tell, or came twice.
     """
@@ -88,7 +93,11 @@ class _Launch:
 
     def run(self) -> int:
         code: int | None = None
-        with self._signals_caught(), tempfile.TemporaryDirectory(prefix="slmkit-launch-") as scratch:
+        with (
+            self._signals_caught(),
+            tempfile.TemporaryDirectory(prefix="slmkit-launch-") as scratch,
+            self._survived(Path(scratch)),
+        ):
             process = subprocess.Popen(
                 self.plan.command_at(self.port),
                 env=self._child_env(Path(scratch)),
@@ -102,6 +111,10 @@ class _Launch:
                 reader.start()
             try:
                 code = self._watch(process)
+                if process.poll() is not None and not self._lost_hosts() and self._signal(COUNT, ranks_only=True):
+                    log.error("a launcher below this one ended before its processes; asking them for a checkpoint")
+                    self._end_ranks(CRASH_GRACE_SEC)
+                    code = CRASH
             finally:
                 if code is None or code not in (0, STOPPED):
                     self._signal("KILL", ranks_only=False)
@@ -113,7 +126,41 @@ class _Launch:
         # Otherwise the ranks have said what there is to say, or a second signal asked for the end.
         if code not in (0, USER_ERROR, STOPPED) and not self.signals:
             log.error("training ended with exit code %d; its processes may have said why above", code)
+            code = CRASH  # a rank that was killed, for one, has no exit code of its own
         return code
+
+    def _end_ranks(self, grace_sec: float) -> None:
+        """Ask the ranks for a checkpoint; end all processes when they are gone, at the latest after `grace_sec`."""
+        deadline = time.monotonic() + grace_sec
+        self._signal("TERM", ranks_only=True)
+        while self._signal(COUNT, ranks_only=True) and time.monotonic() < deadline and len(self.signals) < 2:
+            time.sleep(POLL_SEC)
+        self._signal("KILL", ranks_only=False)
+
+    @contextmanager
+    def _survived(self, scratch: Path) -> Iterator[None]:
+        """A child of this process, for the block, that ends the ranks when this process is killed."""
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setsid()
+                os.close(write)
+                for number in SIGNALS:
+                    signal.signal(number, signal.SIG_IGN)
+                if not os.read(read, 1):  # the other end was closed without a word
+                    self._end_ranks(SURVIVED_GRACE_SEC)
+                    shutil.rmtree(scratch, ignore_errors=True)
+            finally:
+                os._exit(0)
+        os.close(read)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(write, b"1")
+            os.close(write)
+            os.waitpid(child, 0)
 
     def _watch(self, process: subprocess.Popen[bytes]) -> int:
         """Wait for the end; what it returns, and what it does on the way, is the policy of this module."""
@@ -170,7 +217,7 @@ class _Launch:
         """Signal the processes of this launch, wherever they are; gives how many."""
         which = "ranks" if ranks_only else "all"
         if not self.plan.hosts:
-            return signal_processes(self.launch_id, signal.Signals[f"SIG{name}"], ranks_only=ranks_only)
+            return signal_processes(self.launch_id, signal_number(name), ranks_only=ranks_only)
         command = _remote_command(self.plan, "signal", self.launch_id, name, which)
         replies = ask(self.plan.hosts, command, self.env)
         return sum(int(reply.shown.split()[-1]) for reply in replies if reply.code == 0)
@@ -207,7 +254,8 @@ def _own_exports(env: Mapping[str, str]) -> list[str]:
     """The lines of the user's own .deepspeed_env, which ours takes the place of."""
     name = env.get("DS_ENV_FILE", ".deepspeed_env")
     files = [Path.home() / name, Path(name)]
-    return [line for file in files if file.is_file() for line in file.read_text().splitlines() if "=" in line]
+    lines = [parse_line(line) for file in files if file.is_file() for _, line in read_lines(file)]
+    return [line for line in lines if "=" in line]
 
 
 def _remote_command(plan: LaunchPlan, *words: str) -> str:

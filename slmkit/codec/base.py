@@ -14,17 +14,25 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge, Le, MaxLen, MinLen
+from pydantic import Field
+from pydantic.types import Strict
 
+from slmkit.config.load import Config, from_dict
+from slmkit.config.values import Name, Takes, Text
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:  # a corpus is planned, indexed and looked at without torch
     import torch
 
 Role = Literal["prosody", "content", "detail", "coupled"]
+
+
+MAX_LM_STREAMS = 16  # of the language model: their tokens are <a0>, <b0>, ... <p0>
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,18 @@ class CodecSpec:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "CodecSpec":
-        """Inverse of `to_dict`. Raises UserError when fields are missing, unknown or of the wrong kind."""
-        try:
-            streams = tuple(Stream(**stream) for stream in values["streams"])
-            return CodecSpec(**{**values, "streams": streams})
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"not a codec spec: {error}", got=values, next_step="use a codec_spec.json that slmkit wrote"
-            ) from error
+        """Inverse of `to_dict`.
+
+        Raises UserError when fields are missing, unknown, of the wrong kind or out of range, or the language model
+        would have more than MAX_LM_STREAMS streams.
+        """
+        next_step = "use a codec_spec.json that slmkit wrote"
+        if not isinstance(values, dict):
+            raise UserError("not a codec spec", got=f"{values!r:.100}", next_step=next_step)
+        from_dict(_CodecSpecFile, values, "not a codec spec")
+        spec = CodecSpec(**{**values, "streams": tuple(Stream(**stream) for stream in values["streams"])})
+        check_num_streams(len(spec.lm_streams), f"the codec {spec.name}")
+        return spec
 
     @property
     def sha256(self) -> str:
@@ -93,6 +105,38 @@ class CodecSpec:
                     expected=mine[name],
                     next_step="use the codec that made the codes",
                 )
+
+
+class _StreamFile(Config):
+    """A stream, as files have it."""
+
+    name: Name = Field(description="name of the stream")
+    size: Annotated[int, Strict(), Ge(1), Le(2**16)] = Field(description="entries of the codebook")
+    role: Role = Field(description="what its codes say")
+
+
+class _CodecSpecFile(Config):
+    """A codec spec, as files have it."""
+
+    name: Name = Field(description="name of the codec")
+    sample_rate: Annotated[int, Strict(), Ge(1), Le(10**6)] = Field(description="samples per second")
+    hop_samples: Annotated[int, Strict(), Ge(1), Le(10**6)] = Field(description="samples per frame")
+    streams: Annotated[tuple[_StreamFile, ...], MinLen(1), MaxLen(256), Takes("a list of 1 to 256 streams")] = Field(
+        description="streams of codes"
+    )
+    speaker_dim: Annotated[int, Strict(), Ge(0), Le(2**16)] = Field(description="width of the speaker vector")
+    weights_sha256: Text = Field(description="hash of the weights")
+
+
+def check_num_streams(number: int, where: str) -> None:
+    """Raise UserError where the language model would have more streams than there are letters for their tokens."""
+    if number > MAX_LM_STREAMS:
+        raise UserError(
+            f"{where} has too many streams for a language model",
+            got=f"{number} streams",
+            expected=f"at most {MAX_LM_STREAMS}",
+            next_step="give the last streams of the codec the role detail, or encode with fewer codebooks",
+        )
 
 
 class Encoded(NamedTuple):

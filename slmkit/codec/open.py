@@ -43,19 +43,34 @@ def codec_families() -> dict[str, CodecFamily]:
     return dict(_families)
 
 
+def usable_device(name: str | torch.device) -> torch.device:
+    """A device that torch can use here. Raises UserError for one that is not there, or that torch does not know."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"cannot use device {name}: torch knows none of this name", expected="cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"cannot use device {name}: there is no GPU that torch can use",
+            got=f"torch {torch.__version__}",
+            next_step="use the device cpu, or install a CUDA build of torch that fits the driver",
+        )
+    if device.type == "meta":
+        raise UserError(f"cannot use device {name}: it holds no numbers", expected="cpu or cuda")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = f"cannot use device {name}: {str(error).splitlines()[0]}"
+        raise UserError(reason, expected="cpu, or cuda where there is a GPU") from error
+    return device
+
+
 def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
     """The codec in directory `path`, ready on `device`.
 
     Raises UserError when the directory holds none or only a part of one, a file is damaged, or the device is not there.
     """
-    path = Path(path)
-    try:
-        device = torch.device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"cannot use device {device}: {str(error).splitlines()[0]}", expected="cpu, or cuda where there is a GPU"
-        ) from error
+    path, device = Path(path), usable_device(device)
     present = {file.name for file in path.iterdir()} if path.is_dir() else set()
     families = codec_families()
     for family in families.values():

@@ -24,10 +24,12 @@ from pydantic.fields import FieldInfo
 
 from slmkit.config.values import OR_NULL, expected, group_of
 from slmkit.errors import ConfigError, UserError
+from slmkit.files import read_bounded
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 40
 MAX_VALUES = 100_000  # of a file, aliases written out
+VALUE_CHARS = 32  # so much text of one scalar counts as a value
 SHOWN_CHARS = 100  # of a wrong value
 # The one written in C is ten times as fast and comes with every wheel of PyYAML.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -65,6 +67,15 @@ def from_dict(kind: type[C], values: dict[str, Any], source: str = "configuratio
     return _build(kind, values, source, [])
 
 
+def problems_in(kind: type[C], values: dict[str, Any]) -> list[str]:
+    """What is wrong with plain values for a `kind`, a line each."""
+    try:
+        from_dict(kind, values)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain values of a configuration, ready for YAML or JSON."""
     return config.model_dump()
@@ -78,13 +89,9 @@ def to_yaml(config: Config) -> str:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises UserError naming the file when it cannot be read, is none or is too large."""
     try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise UserError(f"{path} is too large for a configuration", expected=f"at most {MAX_BYTES // 1024} KiB")
-        values = parse_yaml(text.decode())
+        values = parse_yaml(read_bounded(path, MAX_BYTES).decode())
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"cannot read {path} as YAML: {error}", expected="a UTF-8 YAML file") from error
+        raise UserError(f"cannot read {path} as YAML: {str(error)[:500]}", expected="a UTF-8 YAML file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -104,7 +111,10 @@ def parse_yaml(text: str) -> Any:
         if node is None:
             return None
         _num_values(node, {}, 0)
-        return loader.construct_document(node)
+        try:
+            return loader.construct_document(node)
+        except (LookupError, AttributeError, TypeError) as error:  # PyYAML's, of tags such as `!!bool maybe`
+            raise ValueError(f"a value does not fit its tag: {error!r:.100}") from error
     finally:
         loader.dispose()
 
@@ -124,9 +134,10 @@ def _num_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
             twice = next(key for index, key in enumerate(keys) if key in keys[:index])
             raise ValueError(f"the key {_shown(twice)} is given twice{node.start_mark}")
         children = [child for pair in node.value for child in pair]
-    total = 1 + sum(_num_values(child, known, depth + 1) for child in children)
+    text = len(node.value) // VALUE_CHARS if isinstance(node, yaml.ScalarNode) else 0
+    total = 1 + text + sum(_num_values(child, known, depth + 1) for child in children)
     if total > MAX_VALUES:
-        raise ValueError(f"it holds more than {MAX_VALUES} values, aliases written out")
+        raise ValueError(f"it holds more than {MAX_VALUES} values, aliases and long texts written out")
     known[id(node)] = total
     return total
 
@@ -172,9 +183,13 @@ def _groups(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type
 def _apply_override(values: dict[str, Any], text: str) -> Iterator[str]:
     """Put `key=value` into `values`; yields what is wrong with it. `sources[0].weight` reaches into a list."""
     key, equals, raw = text.partition("=")
-    parts = [int(part[1:-1]) if part[0] == "[" else part for part in re.findall(r"\[\d+\]|[^.\[\]]+", key.strip())]
+    steps = re.findall(r"\[[0-9]{1,9}\]|[^.\[\]]+", key.strip())
+    parts = [int(step[1:-1]) if step[0] == "[" else step for step in steps]
     if not equals or not parts:
         yield f"override {_shown(text)}: expected key=value"
+        return
+    if len(parts) > MAX_DEPTH or len(text) > MAX_BYTES:
+        yield f"override {_shown(text)}: too large, expected at most {MAX_BYTES // 1024} KiB and {MAX_DEPTH} groups"
         return
     try:
         value = parse_yaml(raw)
@@ -307,7 +322,10 @@ def _dotted(path: Sequence[int | str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _shortened(repr(value))
+    try:
+        return _shortened(repr(value))
+    except ValueError:  # Python writes no number of thousands of digits
+        return "a number of thousands of digits"
 
 
 def _shortened(text: str) -> str:

@@ -221,6 +221,10 @@ class TrainConfig(Config):
     on_save_error: Literal["stop", "continue"] = Field(
         default="stop", description="what to do when a checkpoint cannot be written, as on a full disk"
     )
+    on_damaged_checkpoint: Literal["stop", "previous"] = Field(
+        default="stop",
+        description="what a start does when the newest checkpoint is damaged: stop, or use the one before",
+    )
     max_skipped_steps: Natural = Field(
         default=10, description="steps with a non-finite loss or gradient that a run may skip in all"
     )

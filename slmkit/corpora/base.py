@@ -13,22 +13,23 @@ Example:
             case Failure(): ...
 """
 
+import difflib
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from slmkit.audio import TO_END
 from slmkit.data.ledger import Failure, printable
-from slmkit.errors import BadSample
+from slmkit.errors import BadSample, UserError
+from slmkit.texts import is_blank
 
 MAX_TRANSCRIPT_BYTES = 2**20
 LINE_BREAKS = re.compile(r" *[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+ *")
 # Control characters, marks of reading direction, and byte order marks inside of a text.
 UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]+")
-INVISIBLE = frozenset({"Cc", "Cf", "Zs", "Zl", "Zp"})  # categories of characters that alone are no text
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
 
 
@@ -42,6 +43,7 @@ class Audio(NamedTuple):
     row_group: int | None = None  # None: not a parquet file
     row: int = 0
     column: str = ""
+    channel: int | None = None  # from 0; None: the mean of all
 
 
 class Cut(NamedTuple):
@@ -52,9 +54,14 @@ class Cut(NamedTuple):
     """
 
     start_sec: float
-    end_sec: float
+    end_sec: float  # TO_END, -1, where the recording ends
     earliest_sec: float  # at most start_sec
-    latest_sec: float  # at least end_sec
+    latest_sec: float  # at least end_sec; TO_END where that is
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the speech lasts; None where only the recording tells."""
+        return None if self.end_sec == TO_END else self.end_sec - self.start_sec
 
 
 class Utterance(NamedTuple):
@@ -162,12 +169,12 @@ def one_line(text: str) -> str:
     "" where nothing is left that can be seen."""
     if not text.isprintable():
         text = UNSPOKEN.sub("", LINE_BREAKS.sub(" ", text))
-    text = text.strip()
-    return "" if all(unicodedata.category(character) in INVISIBLE for character in text) else text
+    return "" if is_blank(text) else text.strip()
 
 
 def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> str:
-    """A column as text: whole numbers are written out, null and absent columns are "".
+    """A column as text: whole numbers are written out (also 7.0: pandas makes floats of a column with gaps), null and
+    absent columns are "".
 
     Raises BadSample "malformed" when the value is of another kind, or required and not there.
     """
@@ -176,6 +183,8 @@ def text_field(record: dict[str, Any], name: str, *, required: bool = False) -> 
         return value
     if value is None and not required:
         return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise BadSample("malformed", f"the column {name} does not hold text", got=repr(value)[:100])
     return str(value)
@@ -206,6 +215,47 @@ def seconds_field(record: dict[str, Any], name: str) -> float | None:
     if seconds is not None and seconds <= 0:
         raise BadSample("malformed", f"the column {name} does not hold a length", got=seconds, expected="more than 0 s")
     return seconds
+
+
+def checked_cut(start_sec: float, end_sec: float) -> Cut:
+    """The part of a recording from one time to another, or to TO_END. What lies around it is not known.
+
+    Raises BadSample "bad_times" for times that cannot be.
+    """
+    if not 0 <= start_sec < (math.inf if end_sec == TO_END else end_sec) or end_sec == math.inf:
+        expected = "0 <= start < end, or -1 for the end of the recording"
+        raise BadSample("bad_times", "impossible times", got=f"{start_sec} s to {end_sec} s", expected=expected)
+    return Cut(start_sec, end_sec, start_sec, end_sec)
+
+
+def check_columns(columns: Mapping[str, str], ours: Collection[str]) -> None:
+    """Raise UserError for a name of a mapping that is neither one of `ours` nor good for a column of the samples."""
+    if refused := sorted(columns.keys() & (RESERVED - set(ours))):
+        raise UserError("columns maps names that have a meaning in a sample", got=", ".join(refused))
+    for name in sorted(columns.keys() - set(ours)):
+        if near := difflib.get_close_matches(name, ours, 1, cutoff=0.8):
+            raise UserError("columns maps an unknown name", got=name, next_step=f"did you mean {near[0]}?")
+
+
+def with_nested(record: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The record with fields of its objects as columns: `json.text` beside what is left of `json`.
+
+    A column that itself has a dot in its name comes first.
+    """
+    for name in names:
+        if name in record:
+            continue
+        *path, leaf = name.split(".")
+        record = parent = dict(record)
+        for step in path:
+            inner = parent.get(step)
+            if not isinstance(inner, dict):
+                break
+            parent[step] = parent = dict(inner)
+        else:
+            if leaf in parent:
+                record[name] = parent.pop(leaf)
+    return record
 
 
 def extra_columns(record: dict[str, Any], ours: Collection[str], prefix: str) -> dict[str, Any]:

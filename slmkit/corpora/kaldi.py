@@ -2,7 +2,8 @@
 
 Each file has a line `KEY VALUE` per utterance, sorted by key as Kaldi demands (by bytes), so that all are read side by
 side without being held. With `segments`, whose lines are `KEY RECORDING START END`, each utterance is a part of a
-recording, and `wav.scp` says where the recordings lie: it is held then, as recordings are few beside utterances.
+recording, and `wav.scp` says where the recordings lie: it is held then, as recordings are few beside utterances. END
+-1 stands for the end of the recording. A fifth word of the line is the channel, from 0.
 
 A value of `wav.scp` is a path, or `FILE.ark:123`, audio that begins at a byte of a file. Paths are relative to the
 directory. Commands (`sph2pipe ... |`) are never run.
@@ -20,17 +21,24 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from slmkit.corpora.base import Audio, Cut, SourcePart, Utterance, checked_text, seconds_field
+from slmkit.corpora.base import Audio, Cut, SourcePart, Utterance, checked_cut, checked_text, seconds_field
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.data.ledger import Failure, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 
 OPTIONAL_TABLES = ("utt2spk", "utt2dur", "utt2lang")
+MAX_CHANNEL_DIGITS = 4
 OFFSET = re.compile(r"(.+):(\d{1,18})")
 
 
-@layout("kaldi", files="DIR/wav.scp and DIR/text (lines: KEY VALUE); optional segments, utt2spk, utt2dur, utt2lang")
+@layout(
+    "kaldi",
+    files="""\
+DIR/wav.scp (KEY PATH, or KEY FILE.ark:123) and DIR/text (KEY WORDS)
+DIR/segments, where utterances are parts of recordings (KEY RECORDING START END, END -1: to the end; CHANNEL too)
+DIR/utt2spk, utt2dur, utt2lang, where they are (KEY VALUE)""",
+)
 def kaldi_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
     """One part: the files are read side by side."""
     return [partial(read_kaldi, source, options.language)]
@@ -128,17 +136,17 @@ def _item(
 ) -> Utterance | Failure:
     """The utterance of a key; `recordings` where it is a part of one."""
     try:
-        cut = None
+        cut = channel = None
         if "text" not in row:
             raise BadSample("missing_transcript", "text has no line with this key")
         if recordings is None:
             place = row.get("wav.scp")
         else:
-            recording, cut = _part(row.get("segments"))
+            recording, cut, channel = _part(row.get("segments"))
             place = recordings.get(recording)
         if place is None:
             raise BadSample("missing", "wav.scp has no line for this recording")
-        audio = _audio(place, directory)
+        audio = _audio(place, directory)._replace(channel=channel)
         seconds = seconds_field({"utt2dur": _text(row.get("utt2dur", b""), "utt2dur")}, "utt2dur")
         return Utterance(
             key=_text(key, "key", "bad_key"),
@@ -147,29 +155,34 @@ def _item(
             source=_text(place, "wav.scp"),
             speaker=_text(row.get("utt2spk", b""), "utt2spk"),
             language=_text(row.get("utt2lang", b""), "utt2lang") or language,
-            seconds=seconds if cut is None else cut.end_sec - cut.start_sec,
+            seconds=seconds if cut is None or cut.seconds is None else cut.seconds,
             cut=cut,
         )
     except BadSample as error:
         return Failure.of(os.fsdecode(key), error)
 
 
-def _part(value: bytes | None) -> tuple[bytes, Cut]:
-    """Recording and times in a line of `segments`."""
+def _part(value: bytes | None) -> tuple[bytes, Cut, int | None]:
+    """Recording, times and channel in a line of `segments`."""
     if value is None:
         raise BadSample("missing", "segments has no line with this key")
     words = value.split()
-    if len(words) != 3:
+    if len(words) not in (3, 4):
         raise BadSample(
-            "malformed", "a line of segments is not KEY RECORDING START END", got=printable(repr(value)[:100])
+            "malformed",
+            "a line of segments is not KEY RECORDING START END, or with a CHANNEL",
+            got=printable(repr(value)[:100]),
         )
+    channel = None
+    if len(words) == 4:
+        if not words[3].isdigit() or len(words[3]) > MAX_CHANNEL_DIGITS:
+            raise BadSample("malformed", "the channel in segments is not a number from 0", got=repr(words[3])[:100])
+        channel = int(words[3])
     try:
         start, end = float(words[1]), float(words[2])
     except ValueError as error:
         raise BadSample("malformed", f"the times in segments are not numbers: {error}") from error
-    if not 0 <= start < end < float("inf"):
-        raise BadSample("bad_times", "impossible times", got=f"{start} s to {end} s", expected="0 <= start < end")
-    return words[0], Cut(start, end, start, end)
+    return words[0], checked_cut(start, end), channel
 
 
 def _audio(value: bytes, directory: Path) -> Audio:

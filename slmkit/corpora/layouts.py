@@ -42,7 +42,7 @@ PartsOf = Callable[[Path, ReadOptions], Iterable[SourcePart]]
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One layout: `files` shows what a source looks like, `parts` reads it."""
+    """One layout: `files` shows what a source looks like, a line for each form of it; `parts` reads it."""
 
     name: str
     files: str
@@ -64,8 +64,9 @@ def layout(name: str, *, files: str, takes_columns: bool = False) -> Callable[[P
 
 
 def describe_layouts() -> list[str]:
-    """A line for each layout: its name, and what its files look like."""
-    return [f"{entry.name:<12} {entry.files}" for entry in LAYOUTS.values()]
+    """For each layout its name, and what its files look like."""
+    shown = [(entry.name, entry.files.splitlines()) for entry in LAYOUTS.values()]
+    return [f"{name if i == 0 else '':<12} {line}" for name, lines in shown for i, line in enumerate(lines)]
 
 
 def check_source(kind: str, source: str | Path, options: ReadOptions) -> Layout:

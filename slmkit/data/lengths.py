@@ -1,8 +1,9 @@
 """How long the example of every sample is, known before anything is read: one table for each source.
 
 A table is a memory-mapped file of RECORDs. It depends on the samples, the tokenizer, the vocabulary and the prompt, and
-its name on all of them; the group size and the length of rows come later. Building reads the text of every sample, in
-several processes where that is worth their start; memory holds one shard at a time.
+its name on all of them (on what the prompt is, not only on which); the group size and the length of rows come later.
+Building reads the text of every sample, in several processes where that is worth their start; memory holds one shard
+at a time.
 
 Invariant: a table that is there is whole, and equal for equal sources, however many processes built it.
 
@@ -59,9 +60,11 @@ class Wording:
 
     @property
     def fingerprint(self) -> str:
-        """Equal where the same text gives the same positions."""
-        facts = repr((self.tokenizer.fingerprint, self.layout.sha256, self.task, self.speaker))
-        return hashlib.sha256(facts.encode()).hexdigest()
+        """Equal where the same text gives the same positions: for equal prompts, too, and equal rules of tokenizing."""
+        probes = [prompt.example(self.task, probe, speaker=self.speaker) for probe in prompt.PROBES]
+        pieces = [tuple(piece) for p in probes for piece in sequence.tokenize(p, self.tokenizer.encode, self.layout)]
+        facts = (self.tokenizer.fingerprint, self.layout.sha256, self.task, self.speaker, pieces)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def pieces(self, source: Source, key: str, meta: dict[str, Any]) -> tuple[sequence.Piece, ...]:
         """The example's pieces. Raises DamagedSample when `meta` lacks what the task needs."""

@@ -1,14 +1,18 @@
 """Lines of text files from strangers, and the JSON records in them.
 
-Any length of file in bounded memory; a line or a record that cannot be used raises BadSample and leaves the next alone.
+Every table, list, transcript of many lines and hostfile is read by `read_lines`: what Windows and spreadsheets add to
+UTF-8 (a byte order mark, CR before LF) is taken off here, and nowhere else. Any length of file in bounded memory; a
+line or a record that cannot be used raises BadSample and leaves the next alone.
 
 Example:
     for number, line in read_lines("corpus.jsonl"):
         record = parse_record(line)
 """
 
+import codecs
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +21,7 @@ from slmkit.errors import BadSample, UserError
 
 MAX_LINE_BYTES = 2**26  # of a manifest; longer lines are refused without being read into memory
 BLOCK_BYTES = 2**22  # of lines that are read together
+BLOCK_CHARS = 2**20  # of a JSON array that are read together
 MAX_DEPTH = 64  # of lists and objects within each other in a record
 
 
@@ -48,7 +53,8 @@ def line_blocks(path: str | Path) -> Iterator[Lines]:
 def read_lines(source: str | Path | Lines, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, bytes | None]]:
     """(number from 1, content) of every line that is not blank; None in place of a line that is too long.
 
-    `max_line_bytes` counts what ends a line; by default MAX_LINE_BYTES. Raises UserError when the file cannot be read.
+    A byte order mark is no part of a line: where files were joined, there is one in the middle too. `max_line_bytes`
+    counts what ends a line; by default MAX_LINE_BYTES. Raises UserError when the file cannot be read, or is UTF-16.
     """
     max_line_bytes = max_line_bytes or MAX_LINE_BYTES
     lines = source if isinstance(source, Lines) else Lines(str(source))
@@ -59,14 +65,65 @@ def read_lines(source: str | Path | Lines, *, max_line_bytes: int | None = None)
             while place < lines.end_byte and (line := file.readline(max_line_bytes)):
                 place += len(line)
                 number += 1
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UserError(
+                        f"{lines.path} is written in UTF-16", expected="UTF-8", next_step="save it again as UTF-8"
+                    )
                 whole = len(line) < max_line_bytes or line.endswith(b"\n")
                 while line and not line.endswith(b"\n") and not whole:
                     line = file.readline(max_line_bytes)
                     place += len(line)
+                line = line.removeprefix(codecs.BOM_UTF8)
                 if not whole or line.strip():
                     yield number, line.strip(b"\r\n") if whole else None
     except OSError as error:
         raise _cannot_read(lines.path, error) from error
+
+
+def read_array(path: str | Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, JSON text) of every item of a file that holds one array, in whatever lines it is written.
+
+    Raises UserError when the file cannot be read, or is damaged: then it is not known how many items follow.
+    """
+    try:
+        # A byte that is not UTF-8 is passed on, so that `parse_record` refuses its own item alone.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            text, number = "", 0
+            while not text and (more := file.read(BLOCK_CHARS)):
+                text = more.lstrip()
+            if not text.startswith("["):
+                raise _damaged_array(path, number)
+            place = 1
+            while found := _BETWEEN_ITEMS.match(text, place):
+                start = found.end()
+                try:
+                    end = start if text[start : start + 1] == "]" else _EXTENT.raw_decode(text, start)[1]
+                    is_whole = end < len(text)  # a number at the end of what was read may go on
+                except (ValueError, RecursionError):
+                    is_whole = False
+                if not is_whole:
+                    more = file.read(max(BLOCK_CHARS, len(text) - start))
+                    if not more or len(text) - start > MAX_LINE_BYTES:
+                        raise _damaged_array(path, number)
+                    text, place = text[start:] + more, 0
+                elif end == start:
+                    if (text[end + 1 :] + file.read(BLOCK_CHARS)).strip():
+                        raise _damaged_array(path, number)
+                    return
+                else:
+                    number += 1
+                    yield number, text[start:end].encode("utf-8", "surrogateescape")
+                    place = end
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+
+
+def _damaged_array(path: str | Path, number: int) -> UserError:
+    return UserError(
+        f"{path} is no JSON array, or is damaged behind item {number}",
+        expected='[{"path": "a.wav", "text": "Some words."}, ...]',
+        next_step="write it again, or as JSONL with an object on each line",
+    )
 
 
 def _cannot_read(path: str | Path, error: OSError) -> UserError:
@@ -78,7 +135,7 @@ def parse_line(line: bytes | None) -> str:
     if line is None:
         raise BadSample("malformed", "the line is too long", expected=f"fewer than {MAX_LINE_BYTES} bytes")
     try:
-        return line.decode().removeprefix("\ufeff")
+        return line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadSample("malformed", f"the line is not UTF-8: {error}") from error
 
@@ -111,6 +168,8 @@ def _finite(literal: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_BETWEEN_ITEMS = re.compile(r"[\s,]*")
+_EXTENT = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # to see where a value ends
 
 
 def _parse(text: str) -> Any:

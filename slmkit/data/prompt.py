@@ -12,6 +12,7 @@ Example:
     example("tts", {"text": "hello there"}, speaker=False)
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -31,6 +32,15 @@ TEMPLATES = {
 MARKS = ("[ta]", "[ua]")  # before the answer in text, and before the answer in speech
 _SPLIT = re.compile(r"(\[Human\]|\[Assistant\]:|<\|placeholder\|>|\{audio\}|\[ta\]|\[ua\])")
 TASKS = {"tts": (True,), "asr": (False,), "text": (), "qa": (True,)}  # of each speech part of a task: is it learnt?
+
+
+# Samples that show every part of every prompt, and what is done to the texts: see `prompt_sha256`.
+PROBE = {
+    "text": "  Some TEXT, naïve & 12. ",
+    "question": " What IS it? ",
+    "turns": [[" Who? ", " It's ME. "], ["and then", "Nothing"]],
+}
+PROBES: tuple[dict[str, Any], ...] = (PROBE, {**PROBE, "answer": " An Answer! "})
 
 
 class Segment(NamedTuple):
@@ -72,6 +82,12 @@ def example(task: str, meta: dict[str, Any], *, speaker: bool) -> tuple[Segment,
     if not pairs or not turns or not all(isinstance(part, str) and part.strip() for turn in turns for part in turn):
         raise BadSample("missing_field", "the sample has no turns", expected="[[instruction, response], ...] with text")
     return conversation([(ask, reply) for ask, reply in turns])
+
+
+def prompt_sha256(task: str, *, speaker: bool) -> str:
+    """A hash of the prompt of a task: equal where `example` gives the same for the same sample."""
+    made = [example(task, probe, speaker=speaker) for probe in PROBES]
+    return hashlib.sha256(repr([tuple(segment) for segments in made for segment in segments]).encode()).hexdigest()
 
 
 def _field(meta: dict[str, Any], name: str) -> str:

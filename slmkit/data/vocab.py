@@ -21,6 +21,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from slmkit.codec.base import check_num_streams
 from slmkit.errors import UserError
 
 Kind = Literal["ntp", "mtp"]
@@ -30,6 +31,9 @@ AFTER_CODES = {
     "ntp": ("<sosp>", "<eosp>", "[Human]", "[Assistant]", "<|placeholder|>", "[ta]", "[ua]"),
     "mtp": ("<eosp>", "<|speech_pad|>"),
 }
+
+
+MAX_SIZE = 2**23  # tokens of a layout that is read: more are a damaged file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,11 @@ class VocabLayout:
     def published(
         kind: Kind, *, base_size: int, bos_id: int, eos_id: int, codebook_sizes: tuple[int, ...]
     ) -> "VocabLayout":
-        """The published layout of `kind` over a base tokenizer of `base_size` tokens."""
+        """The published layout of `kind` over a base tokenizer of `base_size` tokens.
+
+        Raises UserError when there are more streams than letters.
+        """
+        check_num_streams(len(codebook_sizes), "the vocabulary")
         next_id = base_size
         specials, streams = [], []
         for token in BEFORE_CODES[kind]:
@@ -114,14 +122,23 @@ class VocabLayout:
     def from_dict(values: dict[str, Any]) -> "VocabLayout":
         """Inverse of `to_dict`. Raises UserError when the values are not a layout."""
         try:
-            specials = tuple((str(token), int(token_id)) for token, token_id in values["specials"])
-            streams = tuple((str(letter), int(first), int(size)) for letter, first, size in values["streams"])
+            specials = tuple((_text(token), _natural(token_id)) for token, token_id in values["specials"])
+            streams = tuple(
+                (_text(letter), _natural(first), _natural(size)) for letter, first, size in values["streams"]
+            )
+            for name in ("base_size", "bos_id", "eos_id"):
+                _natural(values[name])
+            if values["kind"] not in BEFORE_CODES:
+                raise ValueError(f"kind is {values['kind']!r:.100}")
+            check_num_streams(len(streams), "the vocabulary")
             layout = VocabLayout(**{**values, "specials": specials, "streams": streams})
+            if layout.size > MAX_SIZE or len(dict(specials)) != len(specials):
+                raise ValueError(f"{layout.size} tokens, {len(specials)} of them special")
             layout.added_tokens()
             return layout
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"not a vocabulary layout: {error!r}", next_step="use a vocab_layout.json that slmkit wrote"
+                f"not a vocabulary layout: {repr(error)[:200]}", next_step="use a vocab_layout.json that slmkit wrote"
             ) from error
 
     @property
@@ -153,3 +170,15 @@ class VocabLayout:
             named[f"first id of stream {letter}"] = first
             named[f"codebook size of stream {letter}"] = size
         return named
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.100} is not text")
+    return value
+
+
+def _natural(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_SIZE:
+        raise TypeError(f"{value!r:.100} is not a whole number from 0 to {MAX_SIZE}")
+    return value

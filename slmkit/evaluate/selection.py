@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.data.index import Corpus
+from slmkit.data.lines import parse_line, read_lines
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 
@@ -92,10 +93,9 @@ def read_voices(names: Sequence[str], read_speaker: ReadSpeaker | None) -> list[
 def read_list(path: str | Path, what: str) -> list[str]:
     """The lines of a list of keys or speakers, without the empty ones. Raises UserError naming the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the list of {what}: {error}", got=path) from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [parse_line(line).strip() for _, line in read_lines(path)]
+    except UserError as error:
+        raise UserError(f"cannot read the list of {what}: {error.what}", got=path) from error
     if not lines:
         raise UserError(f"the list of {what} is empty", got=path, expected="one on each line")
     return lines

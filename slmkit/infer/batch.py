@@ -8,8 +8,9 @@ utterances of an evaluation.
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
     OUT/job.json          model, codec and task; and the engines that did the work
 
-`jobs` says how a job that was killed continues. The next start tries failures again. Lines may be added to a file, and
-failed ones corrected; a change to a line that was spoken is an error, since nothing is replaced unasked.
+`jobs` says how a job that was killed continues. Whatever is wrong with a line, it is that line's failure and stops no
+other; the next start tries it again. Lines may be added to a file, and failed ones corrected; a change to a line that
+was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
 digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
@@ -27,8 +28,11 @@ Example:
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
+import math
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,10 +50,11 @@ from slmkit.data.ledger import FAILURES_FILE, Failure, most_common, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
-from slmkit.infer.request import Output, Request, SpeakingSettings
+from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector, Voices
 from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
 from slmkit.log import get_logger
+from slmkit.texts import counted, excerpt, is_blank
 
 WAVES_DIR, CODES_DIR = "wav", "codes"
 SpeakingTask = Literal["tts", "qa"]
@@ -93,7 +98,8 @@ class Summary(NamedTuple):
 
     def line(self) -> str:
         """For people."""
-        words = f"{self.num_outputs} answers ({self.num_limited} stopped by a limit), {len(self.failures)} failures; "
+        words = f"{counted(self.num_outputs, 'answer')} ({self.num_limited} stopped by a limit), "
+        words += f"{counted(len(self.failures), 'failure')}; "
         if not self.spoken_sec:
             return words + "nothing was left to speak"
         factor = self.took_sec / self.spoken_sec
@@ -112,11 +118,8 @@ def speak_all(
     """Speak what is not spoken yet; `model` is the hash of the synthesizer's model.
 
     Raises UserError when `out_dir` is not of this work or another process is at it, the disk refuses, or more than
-    `max_failure_share` of the lines give no speech: at the start where the lines themselves say so, else at the end,
-    when all that could be spoken is there.
+    `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
-    total = len(listed.items) + len(listed.failures)
-    _check_line_failures(listed.failures, total, max_failure_share, "nothing was spoken")
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     voices, began = Voices(synthesizer.codec), time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
@@ -142,7 +145,7 @@ def speak_all(
         records = job.finish([*asked])
     limited = sum(record["reason"] == "limit" for record in records)
     summary = Summary(len(records), limited, failures, speaker.spoken_sec, time.perf_counter() - began)
-    _check_line_failures(failures, total, max_failure_share, f"see {Path(out_dir) / FAILURES_FILE}; all else is spoken")
+    _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
     return summary
 
 
@@ -174,8 +177,8 @@ class BatchSpeaker:
         self.spoken_sec = 0.0
         self._synthesizer, self._job, self._task = synthesizer, job, task
         self._vector_of, self._is_scored = vector_of, is_scored
-        self._asked: list[tuple[SpeechItem, Vector]] = []  # by number of the request
-        self._preparing_sec = 0.0
+        self._asked: dict[int, tuple[SpeechItem, Vector, Request]] = {}  # in the engine, by number of the request
+        self._began, self._preparing_sec = time.perf_counter(), 0.0
         for name, record in list(job.records.items()):
             if record.get("wav") and not (job.directory / record["wav"]).is_file():
                 del job.records[name]
@@ -184,27 +187,43 @@ class BatchSpeaker:
         """Speak them; `total` counts them all. Raises UserError when the disk refuses."""
         if self._job.records:
             log.info("%d of %d are spoken already", len(self._job.records), total)
-        began = time.perf_counter()
-        outputs = self._synthesizer.engine.run(self._requests(items))
-        with contextlib.closing(outputs), ProgressBar(total, "answers", log, initial=len(self._job.records)) as bar:
+        waiting = iter(items)
+        with ProgressBar(total, "answers", log, initial=len(self._job.records)) as bar:
+            while not self._run_engine(self._requests(waiting), bar):
+                # Which of them it was is not known. An answer depends on its item alone, so each is computed again
+                # without company, and whoever fails then is the one.
+                for asked in list(self._asked.values()):
+                    self._asked = {0: asked}
+                    if not self._run_engine(iter([asked[2]]), bar):
+                        self._fail(asked[0], BadSample("engine_failed", "the engine failed at it; the log says how"))
+                self._asked = {}
+
+    def _run_engine(self, requests: Iterator[Request], bar: ProgressBar) -> bool:
+        """Keep what the engine answers. False when it fails; `_asked` then has those who were in it."""
+        with contextlib.closing(self._synthesizer.engine.run(requests)) as outputs:
             while True:
-                asked, self._preparing_sec = time.perf_counter(), 0.0
-                number, output = next(outputs, (-1, None))
-                engine_sec = time.perf_counter() - asked - self._preparing_sec
+                began, self._preparing_sec = time.perf_counter(), 0.0
+                try:
+                    number, output = next(outputs, (-1, None))
+                except (RuntimeError, ValueError):  # torch's, as for want of memory
+                    log.exception("the engine failed with %s", counted(len(self._asked), "answer"))
+                    return False
+                engine_sec = time.perf_counter() - began - self._preparing_sec
                 if output is None:
-                    return
-                item, vector = self._asked[number]
+                    return True
+                item, vector, _ = self._asked.pop(number)
                 try:
                     self._keep(item, vector, output, engine_sec)
                 except BadSample as error:
                     self._fail(item, error)
-                took_sec = time.perf_counter() - began
+                took_sec = time.perf_counter() - self._began
                 factor = f", real-time factor {took_sec / self.spoken_sec:.3f}" if self.spoken_sec else ""
                 bar.show(len(self._job.records) + len(self.failures), f"{self.spoken_sec:.1f} s of speech{factor}")
 
-    def _requests(self, items: Iterable[SpeechItem]) -> Iterator[Request]:
+    def _requests(self, items: Iterator[SpeechItem]) -> Iterator[Request]:
         """Requests as the engine has room for them; what cannot be asked is a failure."""
         ask = self._synthesizer.reading if self._task == "tts" else self._synthesizer.answering
+        numbers = itertools.count()
         for item in items:
             if item.id in self._job.records:
                 continue
@@ -218,21 +237,24 @@ class BatchSpeaker:
             except UserError as error:
                 self._fail(item, BadSample(reason, error.what, got=error.got, expected=error.expected))
                 continue
+            except (RuntimeError, ValueError, OSError) as error:  # whatever libraries find odd about a strange file
+                self._fail(item, BadSample(reason, f"it cannot be asked: {error}"))
+                continue
             finally:
                 self._preparing_sec += time.perf_counter() - began
-            self._asked.append((item, vector))
+            self._asked[next(numbers)] = item, vector, request
             yield request
 
     def _keep(self, item: SpeechItem, vector: Vector, output: Output, engine_sec: float) -> None:
         """Write the files of an answer, then its record. Raises BadSample where there is nothing to keep."""
+        if output.limit == "not_finite":
+            raise BadSample("not_finite", "the model gave numbers that are not finite")
         words = self._synthesizer.words_of(output).text
         columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
         if self._is_scored:
             columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
-        elif output.limit == "not_finite":
-            raise BadSample("not_finite", "the model gave numbers that are not finite")
         elif not output.codes.shape[1]:
-            said = f"; its words: {words}" if self._task == "qa" else ""
+            said = f"; its words: {excerpt(words, SHOWN_WORDS_CHARS)}" if self._task == "qa" else ""
             raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
         elif self._task == "qa":
             columns["answer"] = words
@@ -291,16 +313,16 @@ def store(
     return record
 
 
-def _check_line_failures(failures: Sequence[Failure], total: int, most: float, note: str) -> None:
+def _check_failure_share(failures: Sequence[Failure], num_spoken: int, most: float, out_dir: Path) -> None:
+    total = num_spoken + len(failures)
     if len(failures) <= most * total:
         return
-    reasons = Counter(failure.reason for failure in failures)
-    first = failures[0]
+    first, spoken = failures[0], "all else is spoken" if num_spoken else "nothing was spoken"
     raise UserError(
-        f"{len(failures)} of {total} lines failed ({first.key}: {first.detail})",
-        got=most_common(reasons),
+        f"{len(failures)} of {counted(total, 'line')} failed ({first.key}: {first.detail})",
+        got=most_common(Counter(failure.reason for failure in failures)),
         expected=f"a share of at most {most}",
-        next_step=f"fix them, or allow a larger share with --max-failure-share; {note}",
+        next_step=f"fix them, or allow more with --max-failure-share; see {out_dir / FAILURES_FILE}; {spoken}",
     )
 
 
@@ -361,7 +383,7 @@ def _make_item(
         known = ", ".join([field, "id", "speaker", *kinds])
         raise BadSample("unknown_field", f"a field is not known: {printable(unknown[0][:100])}", expected=known)
     text = values.get(field)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise BadSample("empty_text", f"there is no {field}", got=printable(repr(text)[:100]), expected="text")
     if len(text) > MAX_TEXT_CHARS:
         raise BadSample("too_long", f"the {field} is too long", got=f"{len(text)} characters", expected=MAX_TEXT_CHARS)
@@ -383,6 +405,6 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind not in (str, int) and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if isinstance(value, float) or abs(value) <= sys.float_info.max else math.inf
     expected = {str: "text", int: "a whole number"}.get(kind, "a number")
     raise BadSample("bad_setting", f"{name} is of the wrong type", got=printable(repr(value)[:100]), expected=expected)

@@ -14,7 +14,8 @@ Guaranteed: what a slot computes is, bit for bit, the same in every slot and wha
 With another number of slots or threads the guarantee holds again, but roundings may differ between the two.
 
 Keys and values of a slot lie in memory that is taken once. A slot is filled from its first position on and used again
-by the next answer without being cleared: what lies behind an answer's own positions is never read.
+by the next answer. Where slots attend by themselves it is not cleared in between: what lies behind an answer's own
+positions is never read.
 
 Shapes: N slots, R >= N rows of a step, P positions of a slot's memory, S positions of a prompt, G ids per position,
 D width, H query heads, J key-value heads, E head width, C classes.
@@ -94,6 +95,8 @@ class SlotDecoder:
     def prefill(self, slot: int, prompt: Example, speaker: torch.Tensor | None) -> None:
         """Begin `slot` anew with a prompt and its speaker vector float32 [D], where it has a slot for one."""
         model = self.model
+        if self._together:  # an answer that was not finite may have sat here before, and a mask does not hide that
+            self._cache.clear(slot)
         positions = torch.arange(len(prompt.tokens), device=model.device)[None]
         writer: Any = PromptWriter(self._cache, slot)
         hidden = model.hidden(model.embed_prompt(prompt, speaker), positions, cache=writer)
@@ -248,6 +251,11 @@ class SlotCache:
     def read(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `length` keys and values of a slot, [1, J, length, E] each, without a copy."""
         return self._keys[layer][slot : slot + 1, :, :length], self._values[layer][slot : slot + 1, :, :length]
+
+    def clear(self, slot: int) -> None:
+        """Fill the memory of a slot with zeros."""
+        for memory in (*self._keys, *self._values):
+            memory[slot].zero_()
 
     def read_all(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values of a layer, [N, J, P, E] each, used or not, without a copy."""

@@ -11,7 +11,6 @@ Example:
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +26,12 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import excerpt
 
 GREEDY = Sampling()
 MAX_SEED = 2**64 - 1
+SHOWN_WORDS_CHARS = 200  # of an answer without speech, in a message
+MOST_SEC = 86400.0  # of speech that may be asked for; what a backbone has positions for is far less
 # What stopped an answer: the request's own limits; "positions": the engine has no room for more; "not_finite": the
 # model gave logits that are no numbers to choose by, as damaged weights do.
 Limit = Literal["seconds", "text_tokens", "steps", "positions", "not_finite"]
@@ -50,8 +52,8 @@ class Request:
     max_steps: int | None = None  # positions of the answer in all; None for no such limit
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_sec) and self.max_sec > 0):
-            raise ValueError(f"max_sec: got {self.max_sec}, expected a number above 0")
+        if not 0 < self.max_sec <= MOST_SEC:
+            raise ValueError(f"max_sec: got {self.max_sec}, expected a number above 0, at most {MOST_SEC:g}")
         if self.max_text_tokens < 1:
             raise ValueError(f"max_text_tokens: got {self.max_text_tokens}, expected 1 or more")
         if self.max_steps is not None and self.max_steps < 1:
@@ -76,6 +78,16 @@ class Output:
             raise UserError(
                 "the model gave numbers that are not finite",
                 next_step="its weights may be damaged: export the checkpoint again, or take an earlier one",
+            )
+
+    def check_speech(self, text: str = "", words: str = "") -> None:
+        """Raise UserError where there is no speech; `text` is what was asked, `words` what was written instead."""
+        if not self.codes.shape[1]:
+            asked = f" for {excerpt(text)!r}" if text else ""
+            raise UserError(
+                f"the model gave no speech{asked} (it stopped by: {self.limit or 'its end'})",
+                got=f"the words {excerpt(words, SHOWN_WORDS_CHARS)!r}" if words else None,
+                next_step="train it longer, or check that text and task are like those of the training data",
             )
 
     def line(self) -> str:

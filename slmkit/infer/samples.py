@@ -18,13 +18,16 @@ import torch
 from slmkit import plot
 from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.codec.open import open_codec
+from slmkit.data.shards import Sample
 from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.log import get_logger
 from slmkit.model.slm import SpeechLM
 
 MAX_SEC = 12.0  # of a sample; an untrained model would speak without end
+log = get_logger(__name__)
 
 
 class SpeechSamples:
@@ -48,24 +51,30 @@ class SpeechSamples:
     def __call__(self, model: SpeechLM, writer: Any, step: int) -> None:
         """Add sound and pictures of `step` to TensorBoard's `writer`; the model goes on in the mode it was in.
 
-        A model that gives no speech for a sentence has the reference alone.
+        A model that gives no speech for a sentence has the reference alone; what is wrong with a sentence or with its
+        sound is logged, and ends no training.
         """
         was_training = model.training
         synthesizer = Synthesizer(model, self.tokenizer, self.codec)
-        rate = self.codec.spec.sample_rate
         for sample in self.samples:
-            assert sample.speaker is not None, "checked at the start"
-            voice = torch.from_numpy(sample.speaker)
-            ask, text = (synthesizer.answering, "question") if self.is_asked else (synthesizer.reading, "text")
-            (output,) = synthesizer.engine.generate([ask(sample.meta[text], sample.speaker, max_sec=MAX_SEC)])
-            codes = output.codes
-            writer.add_text(f"speech/{sample.key}/{text}", sample.meta[text], step)
-            if self.is_asked:
-                writer.add_text(f"speech/{sample.key}/words", synthesizer.words_of(output).text, step)
-            waves = {"generated": synthesizer.decode(codes, voice)} if codes.shape[1] else {}
-            waves["reference"] = synthesizer.decode(sample.codes[: model.layout.num_streams], voice)
-            for name, wave in waves.items():
-                writer.add_audio(f"speech/{sample.key}/{name}", wave, step, sample_rate=rate)
-            picture = plot.spectra({name: log_mel(wave, rate) for name, wave in waves.items()}, sec_per_column=HOP_SEC)
-            writer.add_image(f"speech/{sample.key}/mel", picture, step, dataformats="HWC")
+            try:
+                self._add(synthesizer, sample, writer, step)
+            except UserError as error:
+                log.warning("%s is not in TensorBoard: %s", sample.key, error.what)
         model.train(was_training)
+
+    def _add(self, synthesizer: Synthesizer, sample: Sample, writer: Any, step: int) -> None:
+        assert sample.speaker is not None, "checked at the start"
+        rate, voice = self.codec.spec.sample_rate, torch.from_numpy(sample.speaker)
+        ask, text = (synthesizer.answering, "question") if self.is_asked else (synthesizer.reading, "text")
+        (output,) = synthesizer.engine.generate([ask(sample.meta[text], sample.speaker, max_sec=MAX_SEC)])
+        writer.add_text(f"speech/{sample.key}/{text}", sample.meta[text], step)
+        if self.is_asked:
+            writer.add_text(f"speech/{sample.key}/words", synthesizer.words_of(output).text, step)
+        output.check_finite()
+        waves = {"generated": synthesizer.decode(output.codes, voice)} if output.codes.shape[1] else {}
+        waves["reference"] = synthesizer.decode(sample.codes[: synthesizer.model.layout.num_streams], voice)
+        for name, wave in waves.items():
+            writer.add_audio(f"speech/{sample.key}/{name}", wave, step, sample_rate=rate)
+        picture = plot.spectra({name: log_mel(wave, rate) for name, wave in waves.items()}, sec_per_column=HOP_SEC)
+        writer.add_image(f"speech/{sample.key}/mel", picture, step, dataformats="HWC")

@@ -23,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-# Logits are divided or multiplied by these settings in float32, and stay finite within these limits: a setting that
-# becomes 0, infinite or not a number there would choose what may not be chosen, and end the answers beside it.
+# Logits are divided or multiplied by these settings in float32: one that becomes 0, infinite or not a number there
+# would choose what may not be chosen, and end the answers beside it.
 LEAST_FACTOR, MOST_FACTOR = 1e-6, 1e6
+LARGEST = torch.finfo(torch.float32).max  # for logits of wild weights, which these settings could make infinite
 GOLDEN = 0x9E3779B97F4A7C15
 MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 FLOAT_BITS = 53  # of a float64's fraction
@@ -47,8 +48,8 @@ class Sampling:
             raise ValueError(f"temperature: got {self.temperature}, expected 0, or {limits}")
         if self.top_k < 0:
             raise ValueError(f"top_k: got {self.top_k}, expected 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: got {self.top_p}, expected above 0 up to 1")
+        if not LEAST_FACTOR <= self.top_p <= 1:
+            raise ValueError(f"top_p: got {self.top_p}, expected {LEAST_FACTOR:g} to 1")
         if not LEAST_FACTOR <= self.repetition_penalty <= MOST_FACTOR:
             raise ValueError(f"repetition_penalty: got {self.repetition_penalty}, expected {limits}")
         if self.repetition_window < 1:
@@ -84,7 +85,7 @@ def penalized(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
     for i in wanted:
         classes = torch.tensor(sorted(set(choices[i].lately)), device=logits.device)
         values, penalty = logits[i, classes], choices[i].sampling.repetition_penalty
-        logits[i, classes] = torch.where(values > 0, values / penalty, values * penalty)
+        logits[i, classes] = torch.where(values > 0, values / penalty, values * penalty).clamp(max=LARGEST)
     return logits
 
 
@@ -96,7 +97,7 @@ def _sample(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
 
     settings = [choice.sampling for choice in choices]
     num_classes = logits.shape[-1]
-    scaled = logits / column([s.temperature for s in settings], torch.float32)
+    scaled = (logits / column([s.temperature for s in settings], torch.float32)).clamp(max=LARGEST)
     ordered, places = scaled.sort(dim=-1, descending=True, stable=True)
     top_k = column([min(s.top_k or num_classes, num_classes) for s in settings], torch.int64)
     ordered = ordered.masked_fill(torch.arange(num_classes, device=logits.device) >= top_k, -math.inf)

@@ -45,7 +45,8 @@ class SpeechStream:
         return self._decoder.num_frames
 
     def push(self, codes: npt.NDArray[np.int16]) -> Wave:
-        """Samples float32 [n] that codes [K, t] complete, often none. Raises ValueError as `StreamDecoder.push`."""
+        """Samples float32 [n] that codes [K, t] complete, often none. Raises ValueError as `StreamDecoder.push`, and
+        UserError as `checked_wave`."""
         return self._heard(self._decoder.push(torch.from_numpy(codes)))
 
     def finish(self) -> Wave:
@@ -53,10 +54,20 @@ class SpeechStream:
         return self._heard(self._decoder.finish())
 
     def _heard(self, samples: torch.Tensor) -> Wave:
-        wave = samples.cpu().numpy()
+        wave = checked_wave(samples.cpu().numpy())
         if len(wave) and self.first_audio_sec is None:
             self.first_audio_sec = time.perf_counter() - self._start
         return wave
+
+
+def checked_wave(wave: Wave) -> Wave:
+    """`wave`, float32 [n]. Raises UserError when it is not finite: no codec may hand that on as sound."""
+    if not np.isfinite(wave).all():
+        raise UserError(
+            "the codec made a sound that is not finite",
+            next_step="check the speaker vector; it may be far out of range",
+        )
+    return wave
 
 
 class Speaking(Iterator[Wave]):
@@ -73,11 +84,15 @@ class Speaking(Iterator[Wave]):
         self._pieces = _pieces(engine, codec, request, speaker)
 
     def __next__(self) -> Wave:
-        """Raises UserError when another answer is in the engine at the first call."""
+        """Raises UserError when another answer is in the engine at the first call; and at the end, where the model gave
+        no speech or numbers that are not finite."""
         for wave, output, first_audio_sec in self._pieces:
             self.output, self.first_audio_sec = output, first_audio_sec
             if len(wave):
                 return wave
+        if self.output is not None:
+            self.output.check_finite()
+            self.output.check_speech()
         raise StopIteration
 
     def close(self) -> None:

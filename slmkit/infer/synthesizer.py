@@ -10,6 +10,7 @@ Example:
 """
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,22 +22,26 @@ import torch
 
 from slmkit.audio.io import read_audio
 from slmkit.codec.base import Codec, decode_alone
-from slmkit.codec.open import open_codec
+from slmkit.codec.open import open_codec, usable_device
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
 from slmkit.data.sequence import build, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
+from slmkit.files import read_npy
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
-from slmkit.infer.stream import Speaking
+from slmkit.infer.stream import Speaking, checked_wave
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import excerpt, is_blank
 
 MAX_TEXT_CHARS = 2000
 MAX_SPEAKER_SEC = 60.0
+MAX_SPEAKER_DIM = 2**16  # of a speaker vector in a file
+VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
 
 Vector = npt.NDArray[np.float32]
 
@@ -92,8 +97,9 @@ class Synthesizer:
 
         Raises UserError when either cannot be read, or they do not fit together.
         """
-        loaded = torch.nn.Module.to(load(model), device)
-        opened = open_codec(codec, device) if isinstance(codec, str | Path) else codec
+        place = usable_device(device)
+        loaded = torch.nn.Module.to(load(model), place)
+        opened = open_codec(codec, place) if isinstance(codec, str | Path) else codec
         return Synthesizer(loaded, TextTokenizer.load(model), opened, num_slots=num_slots, max_sec=max_sec)
 
     @functools.cached_property
@@ -167,12 +173,7 @@ class Synthesizer:
         (output,) = self.engine.generate([request])
         output.check_finite()
         words = self.words_of(output)
-        if output.codes.shape[1] == 0:
-            raise UserError(
-                f"the model gave no speech for {text!r} (it stopped by: {output.limit or 'its end'})",
-                got=f"the words {words.text!r}",
-                next_step="train it longer, or check that text and task are like those of the training data",
-            )
+        output.check_speech(text, words.text)
         wave = self.decode(output.codes, torch.from_numpy(speaker))
         return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output, words=words)
 
@@ -185,8 +186,9 @@ class Synthesizer:
         return answer_words(output.text_ids, self.model.layout, self.tokenizer.decode)
 
     def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]."""
-        return decode_alone(self.codec, codes, speaker.cpu().numpy())
+        """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]. Raises UserError when the codec makes
+        samples that are not finite of them."""
+        return checked_wave(decode_alone(self.codec, codes, speaker.cpu().numpy()))
 
     def read_speaker(self, source: str | Path) -> Vector:
         """Speaker vector float32 [D] of one source; see `Voices`. Raises UserError when the source gives none."""
@@ -219,17 +221,29 @@ class Voices:
 
     def _read(self, source: str) -> Vector:
         directory, colon, key = source.rpartition(":")
+        # os.path and not Path, which takes some names from strangers for errors: too long ones, or none of UTF-8.
         if source.endswith(".npy"):
-            return _read_vector(Path(source))
-        if colon and Path(directory).is_dir():
-            return self._corpus_vector(directory, key)
+            vector = _read_vector(source)
+        elif colon and os.path.isdir(directory):
+            vector = self._corpus_vector(directory, key)
+        else:
+            vector = self._heard(source)
+        if not np.isfinite(vector).all():
+            what = f"{excerpt(source, 200)} is not a speaker vector"
+            raise UserError(what, got="numbers that are not finite in float32", expected="finite numbers")
+        return vector
+
+    def _heard(self, source: str) -> Vector:
+        """The voice of an audio file."""
         rate, device = self._codec.spec.sample_rate, self._codec.device
+        if not os.path.isfile(source):
+            raise UserError(f"cannot use {excerpt(source, 200)} as a voice: there is no such file", expected=VOICE)
         try:
             wave = read_audio(source, rate, max_sec=MAX_SPEAKER_SEC)
         except BadSample as error:
             raise UserError(
                 f"cannot use {source} as a voice: {error.what}",
-                expected=f"an audio file of at most {MAX_SPEAKER_SEC:.0f} s, a .npy file, or CORPUS:KEY",
+                expected=f"an audio file of at most {MAX_SPEAKER_SEC:.0f} s, a .npy vector, or CORPUS:KEY",
             ) from error
         if self._codec.num_frames(len(wave)) == 0:
             raise UserError(f"cannot use {source} as a voice: it is too short", got=f"{len(wave)} samples")
@@ -242,26 +256,26 @@ class Voices:
             self._corpora[directory] = ShardReader(corpus), {corpus.key(i): i for i in range(len(corpus))}
         reader, numbers = self._corpora[directory]
         if key not in numbers:
-            raise UserError(f"{directory} has no sample {key!r}", next_step="look into its *.index.json for keys")
+            raise UserError(
+                f"{directory} has no sample {excerpt(key)!r}", next_step="look into its *.index.json for keys"
+            )
         vector = reader.read(numbers[key]).speaker
         if vector is None:
             raise UserError("the corpus has no speaker vectors", got=directory)
         return vector
 
 
-def _read_vector(path: Path) -> Vector:
-    try:
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path} as a speaker vector: {error}", expected="a .npy file") from error
-    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating) or not np.isfinite(vector).all():
+def _read_vector(path: str) -> Vector:
+    vector = read_npy(path, what="a speaker vector", max_values=MAX_SPEAKER_DIM)
+    if vector.ndim != 1 or not np.issubdtype(vector.dtype, np.floating):
         raise UserError(f"{path} is not a speaker vector", got=f"{vector.dtype} {vector.shape}", expected="float [D]")
-    return vector.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        return vector.astype(np.float32)
 
 
 def _check_text(text: str, what: str) -> None:
-    if not text.strip():
-        raise UserError(f"there is no {what}", got=repr(text))
+    if is_blank(text):
+        raise UserError(f"there is no {what}", got=excerpt(ascii(text)))
     if len(text) > MAX_TEXT_CHARS:
         raise UserError(
             f"the {what} is too long",

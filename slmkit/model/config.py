@@ -8,16 +8,64 @@ Example:
     SpeechLMConfig(backbone=qwen2.to_dict(), layout=layout.to_dict(), codec=spec.to_dict(), group=3)
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Le
+from pydantic import ConfigDict, Field
+from pydantic.types import Strict
 from transformers import PreTrainedConfig
 
 from slmkit.codec.base import CodecSpec
+from slmkit.config.load import Config, from_dict
+from slmkit.config.values import Name, Share
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model.backbone import backbone_config
 from slmkit.model.heads.base import SpeechHead
 from slmkit.model.heads.kinds import HEADS
+
+MAX_GROUP = 1024  # heads of a model
+Labels = Annotated[int, Strict(), Ge(0), Le(2**16)]
+
+
+class _BackboneFile(Config):
+    """The numbers of a decoder's config.json that decide how much is built; transformers checks the others."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    hidden_size: Annotated[int, Strict(), Ge(1), Le(2**16)] = Field(default=1, description="width")
+    intermediate_size: Annotated[int, Strict(), Ge(1), Le(2**20)] = Field(default=1, description="inner width")
+    num_hidden_layers: Annotated[int, Strict(), Ge(1), Le(2**10)] = Field(default=1, description="layers")
+    num_attention_heads: Annotated[int, Strict(), Ge(1), Le(2**10)] = Field(default=1, description="heads")
+    num_key_value_heads: Annotated[int, Strict(), Ge(1), Le(2**10)] | None = Field(default=None, description="of keys")
+    head_dim: Annotated[int, Strict(), Ge(1), Le(2**16)] | None = Field(default=None, description="width of a head")
+    vocab_size: Annotated[int, Strict(), Ge(1), Le(2**24)] = Field(default=1, description="rows of the embedding")
+    max_position_embeddings: Annotated[int, Strict(), Ge(1), Le(2**31)] = Field(default=1, description="positions")
+    num_labels: Labels = Field(default=2, description="names that transformers makes, of no use here")
+
+
+class _ModelFile(Config):
+    """Our part of a model's config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    backbone: _BackboneFile = Field(description="values of the text model's config")
+    layout: dict[str, Any] = Field(description="the vocabulary")
+    codec: dict[str, Any] = Field(description="the codec")
+    group: Annotated[int, Strict(), Ge(0), Le(MAX_GROUP)] = Field(default=0, description="tokens of a speech step")
+    head: Name = Field(default="linear", description="kind of the speech heads")
+    fusion: Literal["mean", "mlp"] = Field(default="mean", description="of the embeddings of one speech step")
+    speaker_dim: Annotated[int, Strict(), Ge(0), Le(2**16)] = Field(default=0, description="width of a speaker vector")
+    softmax: Literal["full", "stream"] = Field(default="full", description="softmax of next-token models")
+    text_loss_weight: Share = Field(default=0.2, description="share of text in the loss")
+    num_labels: Labels = Field(default=2, description="names that transformers makes, of no use here")
+
+
+def check_backbone_file(values: Any, where: str) -> None:
+    """Raise UserError naming the values of a decoder's config.json that are of the wrong type or absurdly large."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} does not hold a mapping", got=f"{values!r:.100}")
+    from_dict(_BackboneFile, values, where)
 
 
 class SpeechLMConfig(PreTrainedConfig):
@@ -48,7 +96,11 @@ class SpeechLMConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read config.json; that of a plain Qwen2 export holds ours under our name."""
         values, unused = super().get_config_dict(*args, **kwargs)
-        return values.get(cls.model_type, values), unused
+        ours, where = values.get(cls.model_type, values), f"{args[0]}/config.json"
+        if not isinstance(ours, dict):
+            raise UserError(f"{where} does not hold a mapping", got=f"{ours!r:.100}")
+        from_dict(_ModelFile, ours, where)
+        return ours, unused
 
     @property
     def backbone_config(self) -> Any:

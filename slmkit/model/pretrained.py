@@ -27,15 +27,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slmkit.codec.base import CodecSpec
+from slmkit.config.run_dir import check_model_directory
 from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
-from slmkit.model.config import SpeechLMConfig
+from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
 
 LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json", "provenance.json"
@@ -44,6 +46,11 @@ BASE_TYPES = ("qwen2",)  # architectures that training and decoding are tested w
 WEIGHTS = "*.safetensors"
 SHAPING_OPTIONS = ("group", "head", "fusion")  # they shape the weights, so an export must have the same
 LOSS_OPTIONS = ("softmax", "text_loss_weight")  # they have no weights
+# What transformers raises where config.json or the weights are damaged.
+UNLOADABLE = (
+    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    *(SafetensorError, StrictDataclassError),
+)
 PROJECTOR = "spk_emb_proj."
 
 
@@ -64,6 +71,7 @@ def from_base(
     config = config_on_base(base_dir, codec=codec, group=group, speaker=speaker, **options)
     with _naming_the_base(base_dir):
         base = AutoModelForCausalLM.from_pretrained(str(base_dir), use_safetensors=True, dtype=torch.float32, **LOCAL)
+    check_finite(base, base_dir)
     known = config.vocab_layout.base_size
     with seeded(seed):
         model = SpeechLM(config)
@@ -162,29 +170,48 @@ def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
 def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechLM:
     """The model of an export, in the float type it was saved in, ready for inference.
 
-    Raises UserError when the directory holds none, its files contradict each other, or its vocabulary is not `layout`:
-    then the first difference is named.
+    Raises UserError when the directory holds none, its files contradict each other, a weight is not finite, or its
+    vocabulary is not `layout`: then the first difference is named.
     """
     directory = Path(directory)
+    check_model_directory(directory)
     saved, config = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE)), read_json(directory / "config.json")
-    if SpeechLMConfig.model_type not in (config.get("model_type"), *config):
-        raise UserError(
-            f"{directory} holds no slmkit model",
-            got=f"a config.json of {config.get('model_type')}",
-            next_step="convert a published checkpoint with `slmkit import-model`",
-        )
+    if not isinstance(config, dict):
+        raise UserError(f"{directory / 'config.json'} does not hold a mapping", got=f"{config!r:.100}")
+    _check_model_type(config, directory)
     try:
         read: Any = SpeechLM.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **LOCAL)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot load the model in {directory}: {error}") from error
+    except UNLOADABLE as error:
+        raise UserError(f"cannot load the model in {directory}: {_said(error)}") from error
     model, found = read
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
     if wrong:  # transformers would go on with random weights
         raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
+    check_finite(model, directory)
     saved.check_equal(model.layout, this=f"{directory / LAYOUT_FILE}", that=f"{directory / 'config.json'}")
     if layout is not None:
         layout.check_equal(model.layout, this="this run", that=str(directory))
     return model.eval()
+
+
+def _check_model_type(config: dict[str, Any], directory: Path) -> None:
+    if SpeechLMConfig.model_type not in (config.get("model_type"), *config):
+        raise UserError(
+            f"{directory} holds no slmkit model",
+            got=f"a config.json of {config.get('model_type')!s:.100}",
+            next_step="convert a published checkpoint with `slmkit import-model`",
+        )
+
+
+def check_finite(model: torch.nn.Module, directory: str | Path) -> None:
+    """Raise UserError naming the first weight of a model from `directory` that is not finite: it would say nothing."""
+    for name, weight in model.state_dict().items():
+        if not bool(weight.isfinite().all()):
+            raise UserError(
+                f"the weights in {directory} are not finite",
+                got=f"{int((~weight.isfinite()).sum())} of {weight.numel()} numbers of {name}",
+                next_step="the run that made them diverged, or the file is damaged: take an earlier checkpoint",
+            )
 
 
 @contextmanager
@@ -197,6 +224,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def read_base_config(base_dir: str | Path) -> Any:
     """The transformers config of a base model. Raises UserError when there is none, or of an architecture unknown."""
+    check_backbone_file(read_json(Path(base_dir) / "config.json"), f"{base_dir}/config.json")
     with _naming_the_base(base_dir):
         config = AutoConfig.from_pretrained(str(base_dir), **LOCAL)
     if config.model_type not in BASE_TYPES:
@@ -210,8 +238,12 @@ def read_base_config(base_dir: str | Path) -> Any:
 def _naming_the_base(base_dir: str | Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise UserError(f"cannot load the base model in {base_dir}: {error}") from error
+    except UNLOADABLE as error:
+        raise UserError(f"cannot load the base model in {base_dir}: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    return str(error)[:1000] or type(error).__name__
 
 
 def backbone_values(values: dict[str, Any], layout: VocabLayout, rows: int) -> dict[str, Any]:
@@ -265,6 +297,8 @@ def from_export(directory: str | Path, config: SpeechLMConfig, *, seed: int) -> 
 def read_export_config(directory: str | Path) -> SpeechLMConfig:
     """The config of an export in slmkit's format. Raises UserError when `directory` holds none."""
     directory = Path(directory)
+    if directory.is_dir():
+        check_model_directory(directory)  # says what to do with a run
     if not (directory / LAYOUT_FILE).is_file():
         raise UserError(
             "init_from is not the directory of an exported model",
@@ -280,7 +314,11 @@ def read_export_config(directory: str | Path) -> SpeechLMConfig:
             expected="what `slmkit consolidate --format slmkit` writes",
             next_step="convert a published checkpoint with `slmkit import-model`",
         )
-    return SpeechLMConfig.from_pretrained(directory, **LOCAL)
+    _check_model_type(values, directory)
+    try:
+        return SpeechLMConfig.from_pretrained(directory, **LOCAL)
+    except UNLOADABLE as error:
+        raise UserError(f"cannot read the model's config in {directory}: {_said(error)}") from error
 
 
 def export_sha256(directory: str | Path) -> str:

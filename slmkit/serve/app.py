@@ -35,7 +35,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slmkit import __version__, log
-from slmkit.audio.encode import CONTENT_TYPES, encoded, pcm16, wav_header
+from slmkit.audio.encode import FORMATS, PieceEncoder, encoded
 from slmkit.serve.schema import (
     ApiError,
     QuestionAnswer,
@@ -94,7 +94,7 @@ async def _cleaning_up() -> AsyncIterator[contextlib.ExitStack]:
 
 Asked = Annotated[Service, Depends(_service)]
 CleaningUp = Annotated[contextlib.ExitStack, Depends(_cleaning_up)]
-SOUND = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in dict.fromkeys(CONTENT_TYPES.values())}
+SOUND = {form.content_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS.values()}
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"description": "An error, in the form of OpenAI's"}}
 router = APIRouter()
@@ -128,30 +128,25 @@ async def _respond(body: SpokenBody, request: Request, service: Service, cleanin
     first = await _first(request, sounds)
     if isinstance(first, ApiError):
         raise first
-    if first.output is not None and not len(first.wave):
-        how = first.output.limit or "its end"
-        raise ApiError(
-            500, f"the model gave no speech for this {body.text_field} (it stopped by: {how})", code="no_speech"
-        )
-    rate = {"X-Slmkit-Sample-Rate": str(service.sample_rate)}
+    form, rate = service.format_of(body), {"X-Slmkit-Sample-Rate": str(service.sample_rate)}
     if body.streaming == "audio":
-        pieces = _sound_pieces(body, service, first, sounds)
-        return StreamingResponse(pieces, headers=rate, media_type=CONTENT_TYPES[body.response_format])
+        pieces = _sound_pieces(PieceEncoder(service.sample_rate, form), first, sounds)
+        return StreamingResponse(pieces, headers=rate, media_type=FORMATS[form].content_type)
     if body.streaming == "sse":
         return EventSourceResponse(_events(body, service, call, first, sounds), headers=rate, sep="\n")
     assert first.output is not None, "a whole answer comes at once"
-    data = await run_in_threadpool(encoded, first.wave, service.sample_rate, body.response_format)
+    data = await run_in_threadpool(encoded, first.wave, service.sample_rate, form)
     facts = service.facts(body, first.output)
     if isinstance(body, QuestionBody):
         whole = QuestionAnswer(
             audio=base64.b64encode(data).decode(),
-            response_format=body.response_format,
+            response_format=form,
             sample_rate=service.sample_rate,
             **facts,
         )
         return JSONResponse(whole.model_dump())
     told = {f"X-Slmkit-{name.title()}": quote(str(value)) for name, value in facts.items() if value is not None}
-    return Response(data, headers=rate | told, media_type=CONTENT_TYPES[body.response_format])
+    return Response(data, headers=rate | told, media_type=FORMATS[form].content_type)
 
 
 async def _first(request: Request, sounds: "asyncio.Queue[Sound | ApiError]") -> Sound | ApiError:
@@ -172,51 +167,56 @@ async def _first(request: Request, sounds: "asyncio.Queue[Sound | ApiError]") ->
 
 
 async def _sound_pieces(
-    body: SpokenBody, service: Service, event: Sound | ApiError, sounds: "asyncio.Queue[Sound | ApiError]"
+    encoder: PieceEncoder, event: Sound | ApiError, sounds: "asyncio.Queue[Sound | ApiError]"
 ) -> AsyncIterator[bytes]:
-    """The file, piece by piece; a WAV file begins with a header of unknown length."""
-    head = wav_header(service.sample_rate, None) if body.response_format == "wav" else b""
+    """The file, piece by piece."""
     while True:
         if isinstance(event, ApiError):
             raise CutShort
-        yield head + pcm16(event.wave).tobytes()
+        if piece := await _encoded_piece(encoder, event):
+            yield piece
         if event.output is not None:
             return
-        head, event = b"", await sounds.get()
+        event = await sounds.get()
+
+
+async def _encoded_piece(encoder: PieceEncoder, sound: Sound) -> bytes:
+    piece = await run_in_threadpool(encoder.push, sound.wave)
+    return piece if sound.output is None else piece + await run_in_threadpool(encoder.finish)
 
 
 async def _events(
     body: SpokenBody, service: Service, call: Call, event: Sound | ApiError, sounds: "asyncio.Queue[Sound | ApiError]"
 ) -> AsyncIterator[str]:
     """Server-sent events as OpenAI's; the last has what is known at the end."""
-    head = wav_header(service.sample_rate, None) if body.response_format == "wav" else b""
+    encoder = PieceEncoder(service.sample_rate, service.format_of(body))
     while True:
         if isinstance(event, ApiError):
             yield json.dumps({"type": "error", **event.body()})
             return
-        if sound := head + pcm16(event.wave).tobytes():
-            yield json.dumps({"type": "speech.audio.delta", "audio": base64.b64encode(sound).decode()})
+        if piece := await _encoded_piece(encoder, event):
+            yield json.dumps({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()})
         if (output := event.output) is not None:
             prompt = call.request.prompt
             num_in, num_out = len(getattr(prompt, "tokens", prompt)), output.num_steps
             usage = {"input_tokens": num_in, "output_tokens": num_out, "total_tokens": num_in + num_out}
             yield json.dumps({"type": "speech.audio.done", "usage": usage, **service.facts(body, output)})
             return
-        head, event = b"", await sounds.get()
+        event = await sounds.get()
 
 
 @router.get("/v1/models")
 async def models(service: Asked) -> dict[str, Any]:
-    """The one model, as OpenAI's list."""
-    return {"object": "list", "data": [service.model]}
+    """The one model under each of its names, as OpenAI's list; with the limits of texts and speech."""
+    return {"object": "list", "data": [*service.models.values()]}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, service: Asked) -> dict[str, Any]:
     """The model, by its name."""
-    if name != service.settings.model:
+    if name not in service.models:
         raise refused("model", f"no such model; got {shortened(name)}", code="model_not_found", status=404)
-    return service.model
+    return service.models[name]
 
 
 @router.get("/v1/audio/voices")

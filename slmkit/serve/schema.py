@@ -68,6 +68,11 @@ def shutting_down() -> ApiError:
     return ApiError(503, "the server is shutting down", code="shutting_down", headers={"Retry-After": "5"})
 
 
+def no_speech(limit: str | None) -> ApiError:
+    """An answer that has no sound; `limit` is what stopped it, if anything did."""
+    return ApiError(500, f"the model gave no speech (it stopped by: {limit or 'its end'})", code="no_speech")
+
+
 def internal() -> ApiError:
     """A defect of the server, described in its log alone."""
     return ApiError(500, "the server failed to answer this request; its log says why", code="internal_error")
@@ -129,13 +134,13 @@ class SpokenBody(BaseModel):
     text_field: ClassVar[str]
 
     voice: VoiceName = Field(description='name of a voice, or {"id": name}; /v1/audio/voices lists them')
-    model: str | None = Field(None, description="name of the model, as /v1/models gives it")
-    response_format: Literal["wav", "pcm", "flac", "mp3"] = Field(
-        "wav", description="wav, flac and pcm have 16 bits; pcm has no header; mp3 not at every sample rate"
+    model: str | None = Field(None, description="name of the model or an alias, as /v1/models gives them")
+    response_format: Literal["wav", "pcm", "flac", "mp3", "opus", "aac"] | None = Field(
+        None, description="wav, flac and pcm have 16 bits; pcm has no header (default: that of the server, --format)"
     )
     stream: bool | None = Field(None, description='true: as "stream_format": "audio"')
     stream_format: Literal["audio", "sse"] | None = Field(
-        None, description="send sound while it is made, as the file itself or as events; for wav and pcm"
+        None, description="send sound while it is made, as the file itself or as events"
     )
     speed: float = Field(1.0, ge=0.25, le=4.0, description="only 1.0 is served")
     instructions: str = Field("", description="must be empty: the model follows none")

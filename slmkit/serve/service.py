@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slmkit.audio.encode import formats
+from slmkit.audio.encode import FORMATS
 from slmkit.errors import UserError
-from slmkit.infer.request import Output
+from slmkit.infer.request import MOST_SEC, Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
 from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
 from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, from_user_error, refused
 from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker
+from slmkit.texts import is_blank
 
-STREAMED_FORMATS = ("wav", "pcm")  # those that are a file at every moment
+SHOWN_VOICES = 20  # in a message
 UNSUPPORTED = "unsupported_value"
 
 
@@ -28,6 +29,8 @@ class ServeSettings:
     """Name and limits of a server. Raises UserError for those out of range."""
 
     model: str  # its name in requests
+    aliases: tuple[str, ...] = ()  # further names of it, such as clients have built in
+    format: str = "wav"  # of sounds, where a request names none
     max_chars: int = MAX_TEXT_CHARS  # of a text
     max_sec: float = 30.0  # of an answer
     max_waiting: int = 32  # requests beside those in the slots
@@ -37,10 +40,19 @@ class ServeSettings:
             raise UserError(
                 "max_chars is out of range", got=self.max_chars, expected=f"1 to {MAX_TEXT_CHARS} characters"
             )
-        if not 0 < self.max_sec < float("inf"):
-            raise UserError("max_sec is out of range", got=self.max_sec, expected="a number of seconds above 0")
+        if not 0 < self.max_sec <= MOST_SEC:
+            raise UserError("max_sec is out of range", got=self.max_sec, expected=f"above 0, at most {MOST_SEC:g} s")
+        if self.format not in FORMATS:
+            raise UserError("no such format of sounds", got=self.format, expected=f"one of {', '.join(FORMATS)}")
+        if not all(self.names):
+            raise UserError("a name of the model is empty", got=self.names, next_step="give --name and --alias words")
         if self.max_waiting < 0:
             raise UserError("max_waiting is out of range", got=self.max_waiting, expected="0 or more")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the model, in requests."""
+        return tuple(dict.fromkeys([self.model, *self.aliases]))
 
 
 class Service:
@@ -60,33 +72,30 @@ class Service:
                     f"the voice {name} is not of this codec", got=vector.shape, expected=(spec.speaker_dim,)
                 )
         self.synthesizer, self.voices, self.settings = synthesizer, dict(voices), settings
-        self.sample_rate, self.formats = spec.sample_rate, formats(spec.sample_rate)
+        self.sample_rate = spec.sample_rate
         self.metrics = ServeMetrics()
         self.worker = Worker(synthesizer, self.metrics, max_waiting=settings.max_waiting)
-        created = int(time.time())
-        self.model = {"id": settings.model, "object": "model", "created": created, "owned_by": "slmkit"}
+        about = {"object": "model", "created": int(time.time()), "owned_by": "slmkit"}
+        limits = {"max_chars": settings.max_chars, "max_sec": settings.max_sec}
+        self.models = {name: {"id": name, **about, **limits} for name in settings.names}
 
     def check(self, body: SpokenBody) -> None:
         """Raise ApiError for what this server cannot give. (Types and ranges were pydantic's to check.)"""
         settings, field = self.settings, body.text_field
-        if body.model not in (None, settings.model):
-            raise refused(
-                "model", "no such model", got=body.model, expected=settings.model, code="model_not_found", status=404
-            )
-        if not body.text.strip():
+        if body.model is not None and body.model not in self.models:
+            names = ", ".join(self.models)
+            raise refused("model", "no such model", got=body.model, expected=names, code="model_not_found", status=404)
+        if is_blank(body.text):
             raise refused(field, "there is no text", code="empty_text")
         if len(body.text) > settings.max_chars:
             what = f"the text has {len(body.text)} characters; split it into sentences"
             raise refused(field, what, expected=f"at most {settings.max_chars}", code="string_above_max_length")
         if body.voice not in self.voices:
-            expected = f"one of {', '.join(self.voices)}"
+            expected = f"one of {', '.join([*self.voices][:SHOWN_VOICES])}"
+            expected += f" and {len(self.voices) - SHOWN_VOICES} more" if len(self.voices) > SHOWN_VOICES else ""
             raise refused("voice", "no such voice", got=body.voice, expected=expected, code="voice_not_found")
         if body.stream is False and body.stream_format is not None:
             raise refused("stream_format", '"stream": false contradicts it')
-        if body.response_format not in (served := STREAMED_FORMATS if body.streaming else self.formats):
-            what = "cannot be streamed" if body.streaming else "cannot be made at this sample rate"
-            expected = f"one of {', '.join(served)}"
-            raise refused("response_format", what, got=body.response_format, expected=expected, code=UNSUPPORTED)
         if body.speed != 1.0:
             raise refused("speed", "only 1.0 is served", got=body.speed, code=UNSUPPORTED)
         if body.instructions.strip():
@@ -95,6 +104,10 @@ class Service:
             raise refused("temperature", "too small", got=body.temperature, expected=f"0, or {LEAST_FACTOR:g} to 100")
         if body.max_sec is not None and body.max_sec > settings.max_sec:
             raise refused("max_sec", "too long", got=body.max_sec, expected=f"at most {settings.max_sec:g}")
+
+    def format_of(self, body: SpokenBody) -> str:
+        """Of the sound that answers a request, one of `FORMATS`."""
+        return body.response_format or self.settings.format
 
     def ask(self, body: SpokenBody, deliver: Callable[[Sound | ApiError], None]) -> Call:
         """Queue a request; its events go to `deliver`, in the worker's thread. Raises ApiError when it is refused."""

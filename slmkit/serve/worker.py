@@ -8,6 +8,7 @@ A streamed answer is decoded by `SpeechStream` as its frames come; a whole one a
 what `Synthesizer.speak` gives. Not done: decoding a long whole answer in turns with the others' steps.
 
 Invariant: every call gets exactly one last event (a `Sound` with an output, or an ApiError) unless it was given up.
+An answer without speech, or with numbers or sound that are not finite, is an ApiError.
 Whatever happens to a request, its slot is free afterwards, and the other requests get the answers that they would
 have got without it.
 
@@ -38,7 +39,7 @@ from slmkit.errors import UserError
 from slmkit.infer.request import Output, Request
 from slmkit.infer.stream import SpeechStream
 from slmkit.infer.synthesizer import Synthesizer
-from slmkit.serve.schema import ApiError, from_user_error, internal, overloaded, shutting_down
+from slmkit.serve.schema import ApiError, from_user_error, internal, no_speech, overloaded, shutting_down
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # upper bounds of the histograms' buckets
 NEWEST_SHARE = 0.2  # of the newest answer in the mean time of an answer
@@ -251,6 +252,9 @@ class Worker:
             try:
                 if output is not None:
                     output.check_finite()
+                    if not output.codes.shape[1]:
+                        self._fail(self._leave_slot(number), no_speech(output.limit))
+                        continue
                 self._deliver(number, call, output)
             except UserError as error:
                 self._fail(self._leave_slot(number), ApiError(500, error.what, code="not_finite"))
@@ -267,7 +271,7 @@ class Worker:
             wave = call.stream.push(codes)
             if output is not None:
                 wave = np.concatenate([wave, call.stream.finish()])
-        elif output is not None and output.codes.shape[1]:
+        elif output is not None:
             wave = self._synthesizer.decode(output.codes, torch.from_numpy(call.speaker))
         now = time.monotonic()
         if len(wave) and not call.has_sound:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from slmkit.codec.base import CodecSpec
+from slmkit.config.tokenize import CORPUS_NAME
 from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, index_path, shard_name, write_manifest
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common
 from slmkit.errors import UserError
@@ -64,8 +65,12 @@ class CorpusJob:
             )
         stored = read_json(path)
         try:
-            codec, settings = CodecSpec.from_dict(stored["codec"]), dict(stored["settings"])
-            return CorpusJob(directory, str(settings["corpus"]), codec, settings)
+            codec, settings, made_by = CodecSpec.from_dict(stored["codec"]), stored["settings"], stored["made_by"]
+            if not isinstance(settings, dict) or not isinstance(made_by, dict):
+                raise TypeError("settings or made_by is no mapping")
+            if not isinstance(settings["corpus"], str) or not CORPUS_NAME.fullmatch(settings["corpus"]):
+                raise ValueError(f"corpus is {settings['corpus']!r:.100}")
+            return CorpusJob(directory, settings["corpus"], codec, settings)
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{path} is not the file of a job: {error}") from error
 
@@ -99,7 +104,12 @@ class CorpusJob:
 
     def made_by(self) -> dict[str, Any]:
         """The versions that began the job, and its settings."""
-        return {**read_json(self.directory / JOB)["made_by"], "config": self.settings}
+        path = self.directory / JOB
+        stored = read_json(path)
+        made_by = stored.get("made_by") if isinstance(stored, dict) else None
+        if not isinstance(made_by, dict):
+            raise UserError(f"{path} is not the file of a job: it does not say what made it")
+        return {**made_by, "config": self.settings}
 
 
 def check_job_directory(directory: str | Path, work: dict[str, Any]) -> bool:

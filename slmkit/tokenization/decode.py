@@ -29,6 +29,8 @@ from slmkit.errors import BadSample
 from slmkit.tokenization.workers import WorkerDied, Workers
 
 T = TypeVar("T")
+# A whole file this much longer than its source says is refused. Seconds that were rounded to whole ones are not.
+MAX_TIMES_STATED, MIN_LONGER_SEC = 1.8, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +103,30 @@ def decode(utterance: Utterance, decoding: Decoding) -> Decoded | Failure:
             min_sec=decoding.min_sec,
             max_sec=decoding.max_sec,
             cut=utterance.cut,
+            channel=utterance.audio.channel,
         )
+        _check_length(utterance, len(recording.wave) / decoding.sample_rate)
         return Decoded(utterance, text, recording.wave, checks_of(utterance, text, recording, decoding.sample_rate))
     except BadSample as error:
         if error.reason == "too_long" and utterance.cut is None:
             what = f"{error.what}, and its source gives no time stamps to cut it by"
             error = BadSample(error.reason, what, got=error.got, expected=error.expected)
         return Failure.of(utterance.key, error)
+
+
+def _check_length(utterance: Utterance, seconds: float) -> None:
+    """Refuse a whole file that is much longer than its source says: it has more in it than the text."""
+    stated = utterance.seconds
+    if stated is None or utterance.cut is not None:
+        return
+    if seconds > stated * MAX_TIMES_STATED and seconds > stated + MIN_LONGER_SEC:
+        raise BadSample(
+            "longer_than_stated",
+            "the file is much longer than its source says; if the text is that of a part, say which with the columns "
+            "`start`, and `end` or `seconds`",
+            got=f"{seconds:.3f} s",
+            expected=f"{stated} s",
+        )
 
 
 def checks_of(utterance: Utterance, text: str, recording: Recording, sample_rate: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -89,8 +90,8 @@ class TokenizationPlan:
         try:
             shards = tuple(_shard_plan(shard) for shard in values["shards"])
             refused = {str(reason): int(count) for reason, count in values["refused"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is not a plan: {error!r}", next_step=AGAIN) from error
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f"{path} is not a plan: {repr(error)[:200]}", next_step=AGAIN) from error
         return TokenizationPlan(directory=directory, shards=shards, refused=refused)
 
     def items(self, shard: int) -> list[Utterance]:
@@ -98,13 +99,17 @@ class TokenizationPlan:
         path, planned = self.directory / ITEMS, self.shards[shard]
         try:
             with open(path, "rb") as file:
-                file.seek(planned.start_byte)
-                line = file.read(planned.num_bytes)
+                is_there = planned.start_byte + planned.num_bytes <= os.fstat(file.fileno()).st_size
+                file.seek(planned.start_byte if is_there else 0)
+                line = file.read(planned.num_bytes) if is_there else b""
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}", next_step=AGAIN) from error
         if hashlib.sha256(line).hexdigest() != planned.sha256:
             raise UserError(f"{path} has changed since it was written: shard {shard}", next_step=AGAIN)
-        return [Utterance.from_values(values) for values in json.loads(line)]
+        try:
+            return [Utterance.from_values(values) for values in json.loads(line)]
+        except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
+            raise UserError(f"{path} is not a plan: shard {shard}: {str(error)[:200]}", next_step=AGAIN) from error
 
     def refused_lines(self) -> Path:
         """The ledger of what was not planned."""
@@ -232,8 +237,11 @@ def _write_shards(items: Iterator[tuple[str, float]], file: IO[bytes], shard_sam
 def _shard_plan(values: list[object]) -> ShardPlan:
     """Raises ValueError when the values are not a shard's."""
     if [type(value) for value in values] != list(SHARD_TYPES):
-        raise ValueError(f"a shard is {values}")
-    return ShardPlan(*values)  # type: ignore[arg-type]
+        raise ValueError(f"a shard is {values!r:.100}")
+    planned = ShardPlan(*values)  # type: ignore[arg-type]
+    if not all(0 <= number < 2**62 for number in planned[:4]):  # also nan and infinite
+        raise ValueError(f"a shard is {values!r:.100}")
+    return planned
 
 
 def sift_parts(parts: Iterable[SourcePart], rules: Rules, *, num_workers: int) -> Iterator[Sifted]:

@@ -133,13 +133,15 @@ class Progress:
 def done_by(out: str | Path, processes: Collection[int]) -> Done | None:
     """What the tasks that run in these processes have done together; None when one has not begun."""
     found = [read_json(path) for path in (Path(out) / TASKS).glob("*-of-*.json")]
-    tasks = [
-        values for values in found if values.get("process") in processes and values["host"] == socket.gethostname()
-    ]
-    if len(tasks) < len(processes):
+    here = socket.gethostname()
+    try:
+        tasks = [values for values in found if values.get("process") in processes and values["host"] == here]
+        if len(tasks) < len(processes):
+            return None
+        started, updated = min(values["started"] for values in tasks), max(values["updated"] for values in tasks)
+        return _done(tasks, updated - started)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # of no use, as in `_read_task`
         return None
-    started, updated = min(values["started"] for values in tasks), max(values["updated"] for values in tasks)
-    return _done(tasks, updated - started)
 
 
 def _done(tasks: Sequence[Mapping[str, Any]], elapsed_sec: float) -> Done:
@@ -240,6 +242,8 @@ def _read_task(path: Path, now: float) -> Task | None:
             state = "lost"
         rate, shard_rate = (done / lasted if lasted > 0 else 0.0 for done in (seconds, float(values["shards_done"])))
         error, left = str(values.get("error", "")), int(values["shards_left"])
+        if not all(map(math.isfinite, (rate, shard_rate, seconds))):
+            return None
         return Task(path.stem, state, str(values["host"]), left, seconds, rate, shard_rate, error)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError):
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None

@@ -28,7 +28,6 @@ import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from slmkit.assets import deepspeed_file
 from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
 from slmkit.config.train import TrainConfig
@@ -46,7 +45,7 @@ from slmkit.model.pretrained import LAYOUT_FILE, base_layout
 from slmkit.train.engine import process_group
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
 from slmkit.train.run import check_facts, known_facts, open_sources
-from slmkit.train.settings import ZERO_STAGES, Attempts, check_group, deepspeed_settings, precision, zero_stage
+from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
@@ -309,10 +308,9 @@ def stage_of(config: TrainConfig | None) -> int:
     if config is None:
         return DEFAULT_STAGE
     try:
-        stage = zero_stage(read_json(deepspeed_file(config.deepspeed)))
+        return zero_stage(deepspeed_settings(config, None))
     except UserError:
         return DEFAULT_STAGE
-    return stage if stage in ZERO_STAGES else DEFAULT_STAGE
 
 
 def judge_parity(steps: list[StepComparison], world: World, stage: int = DEFAULT_STAGE) -> CheckResult:

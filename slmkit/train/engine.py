@@ -37,7 +37,7 @@ import torch.distributed as dist
 from torch.utils import cpp_extension
 
 from slmkit import group
-from slmkit.checkpoints.universal import UNREADABLE, unreadable
+from slmkit.checkpoints import checkpoint
 from slmkit.config.train import OptimizerConfig
 from slmkit.log import get_logger
 from slmkit.model.pretrained import seeded
@@ -219,12 +219,13 @@ class TrainEngine:
         options = [{name: value for name, value in each.items() if name != "params"} for each in groups]
         self.before_update()
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's BF16_Optimizer prints a line here
+            # DeepSpeed's BF16_Optimizer prints a line here.
+            with contextlib.redirect_stdout(io.StringIO()), checkpoint.no_code_runs():
                 found, _ = self._engine.load_checkpoint(str(root), tag=name)
-        except UNREADABLE as error:
-            raise unreadable(root / name, error) from error
+        except (*checkpoint.UNREADABLE, AssertionError, AttributeError, TypeError) as error:
+            raise checkpoint.unreadable(root / name, error) from error
         if found is None:
-            raise unreadable(root / name, "it holds no weights")
+            raise checkpoint.unreadable(root / name, "it holds no weights")
         # When DeepSpeed (0.19.8) loads the universal form for ZeRO-3, every group of parameters gets the options of the
         # first, so that norms and biases would decay; and all groups share one tensor with the count of updates, so
         # that each would count the updates of all. A fused optimizer wants that tensor beside the weights.

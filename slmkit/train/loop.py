@@ -10,6 +10,7 @@ Example:
     train(load_config(TrainConfig, "launch/quickstart.yaml"))
 """
 
+import contextlib
 import itertools
 import math
 import time
@@ -29,13 +30,14 @@ from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
 from slmkit.group import from_all, from_first, largest
 from slmkit.log import get_logger
+from slmkit.train.changes import rate_of, written_by
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.evaluation import StepMeter, held_out_losses
 from slmkit.train.metrics import MetricsLog, Record, RunProgress
+from slmkit.train.owner import owned
 from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
-from slmkit.train.run import Run, prepare_run
-from slmkit.train.schedule import learning_rate
+from slmkit.train.run import Run, check_agreement, prepare_run
 from slmkit.train.start import record_start, resume_point, start_engine, start_saver
 from slmkit.world import World
 
@@ -49,17 +51,20 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     Raises UserError for everything that a user can fix.
     """
     world = World.from_env()
-    with process_group(world) as device:
+    with process_group(world) as device, contextlib.ExitStack() as stack:
+        check_agreement(config)
+        stack.enter_context(owned(config.run_dir, world))
         run = prepare_run(config, world)
+        check_agreement(config, run)
         found = resume_point(run)
         if found is not None and found.step >= run.total_steps and not found.state.get("pending"):
             option = "epochs" if config.steps is None else "steps"
             done = f"step {found.step} of {run.total_steps}"
-            logger.info("the run is finished: %s; raise %s to train longer", done, option)
+            logger.info("the run is complete: %s; raise %s to train longer", done, option)
             return True
         engine = start_engine(run, found)
         log = MetricsLog(run.directory, found.step if found else 0, is_first=world.is_first)
-        record_start(run, engine, found.step if found else 0, log)
+        record_start(run, engine, found, log)
         with start_saver(run, engine) as saver:
             return Training(run, engine, saver, log, device, peers or Peers(world), found).go()
 
@@ -119,7 +124,7 @@ class Training:
                 where = newest.path if newest else "the beginning"
                 stopped = f"stopped at step {self.step} of {run.total_steps}"
                 logger.warning("%s; the same command continues from %s", stopped, where)
-        return self.step == run.total_steps and not self.pending
+        return self.step >= run.total_steps and not self.pending
 
     def agree(self) -> "Agreement":
         """What all processes do next, since one of them was signalled or the first one's clock says so."""
@@ -137,7 +142,7 @@ class Training:
         Raises UserError after too many steps whose loss or gradient was no number.
         """
         run, engine = self.run, self.engine
-        lr = rate_of(run, step)
+        lr = rate_of(run.config.optimizer, run.config.schedule, step, run.total_steps)
         meter = StepMeter() if is_due(step, run.config.log_every_steps, run.total_steps) else None
         losses: list[tuple[tuple[str, ...], torch.Tensor]] = []
         for number, batch in enumerate(batches):
@@ -250,6 +255,7 @@ class Training:
         self.peers.at("saving", self.step)
         state = {
             "facts": self.run.facts,
+            **written_by(self.run.config, self.run.total_steps),
             "pending": list(self.pending),
             "skipped_steps": self.skipped_steps,
             "damaged_samples": self.count_damaged(),
@@ -287,19 +293,6 @@ def planned_batches(
     by_step = itertools.groupby(pace.timed(batches), key=lambda item: (item[0].epoch, item[0].number))
     for step, ((epoch, _), of_step) in enumerate(by_step, done_steps + 1):
         yield epoch, step, (batch for _, _, batch in of_step)
-
-
-def rate_of(run: Run, step: int) -> float:
-    """The learning rate of a step, of which 1 is the first."""
-    optimizer, schedule = run.config.optimizer, run.config.schedule
-    return learning_rate(
-        step - 1,
-        lr=optimizer.lr,
-        total_steps=run.total_steps,
-        num_warmup=schedule.num_warmup(run.total_steps),
-        kind=schedule.kind,
-        min_lr_share=schedule.min_lr_share,
-    )
 
 
 def finite(record: Record) -> Record:

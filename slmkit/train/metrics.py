@@ -28,6 +28,7 @@ Example:
 import json
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,19 @@ class MetricsLog:
         directory = Path(run_dir) / TENSORBOARD / Path(run_dir).resolve().name
         self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
 
-    def start(self, step: int, *, processes: int, total_steps: int, made: dict[str, Any]) -> None:
-        """Note a start that continues from `step`. `made` is its provenance, with the resolved config."""
+    def start(
+        self, step: int, *, processes: int, total_steps: int, made: dict[str, Any], changes: Sequence[str] = ()
+    ) -> None:
+        """Note a start that continues from `step`. `made` is its provenance, with the resolved config.
+
+        `changes` say what is not as before.
+        """
         if self._writer is None:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        self._append({"step": step, "event": START, "processes": processes, "total_steps": total_steps})
+        changed = {"changes": list(changes)} if changes else {}
+        self._append({"step": step, "event": START, "processes": processes, "total_steps": total_steps, **changed})
         config = made["config"] or {}
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         where = f"started at step {step} of {total_steps} on {processes} process{'es' if processes != 1 else ''}"

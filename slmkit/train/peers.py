@@ -37,7 +37,7 @@ import torch.distributed as dist
 
 from slmkit.errors import UserError
 from slmkit.stopping import STOPPED, Signals
-from slmkit.world import World
+from slmkit.world import World, agent_attempt, launch_identity
 
 POLL_SEC = 0.5
 LINGER_SEC = 10.0  # the longest wait for the others to notice a failure
@@ -47,7 +47,8 @@ MEET_TIMEOUT = timedelta(minutes=10)
 SILENCE_SEC = 120.0  # before training, how long a process may give no sign of life
 USER_ERROR, CRASH = 2, 1  # exit codes, beside STOPPED
 FAILURES, CODE, REASON, BLAMED = "slmkit/failures", "slmkit/code", "slmkit/reason", "slmkit/blamed"
-SIGN, STACK = "slmkit/sign", "slmkit/stack"  # of a rank
+SIGN, STACK, PLACE = "slmkit/sign", "slmkit/stack", "slmkit/place"  # of a rank
+LAUNCH = "slmkit/launch"  # whose store it is
 STACKS_SHOWN = 4
 
 
@@ -135,14 +136,7 @@ class _Watch:
             return
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            # The server lives as long as this object; torch's process group shares it later, under the same port.
-            self.server, _, _ = next(
-                dist.rendezvous("env://", rank=world.rank, world_size=world.size, timeout=MEET_TIMEOUT)
-            )
-            # A connection of its own, so that looking for failures never waits behind another request.
-            self.store = dist.TCPStore(
-                address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SEC)
-            )
+            self.store = self._meet(address, port)
         except (KeyError, ValueError, dist.DistError) as error:
             raise UserError(
                 f"the {world.size} processes cannot connect: {error!r}",
@@ -152,6 +146,59 @@ class _Watch:
         self.answered_at = time.monotonic()
         if not world.is_first:
             threading.Thread(target=self._guard, name="peers-guard", daemon=True).start()
+
+    def _meet(self, address: str, port: int) -> dist.Store:
+        """The store of this launch, once every process has taken its place in it.
+
+        Whoever comes to the store of another launch writes nothing into it. Raises UserError for that, for a place that
+        is taken, and naming the processes that did not come.
+        """
+        world, attempt, where = self.world, agent_attempt(), f"{address}:{port}"
+        # The server lives as long as this object; torch's process group shares it later, under the same port.
+        self.server = dist.TCPStore(
+            address,
+            port,
+            world.size,
+            is_master=world.is_first and attempt is None,
+            timeout=MEET_TIMEOUT,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        # A connection of its own, so that looking for failures never waits behind another request.
+        store: dist.Store = dist.TCPStore(
+            address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SILENCE_SEC)
+        )
+        if attempt is not None:
+            store = dist.PrefixStore(f"attempt {attempt}", store)
+        mine, deadline = f"{world.size} processes {launch_identity()}".strip(), time.monotonic() + MEET_TIMEOUT.seconds
+        if world.is_first:
+            store.compare_set(LAUNCH, "", mine)
+        while not store.check([LAUNCH]) and time.monotonic() < deadline:
+            time.sleep(POLL_SEC / 10)
+        found = store.get(LAUNCH).decode() if store.check([LAUNCH]) else "no launch of slmkit"
+        if found != mine:
+            raise UserError(
+                f"rank {world.rank} was started for another launch than the one at {where}",
+                got=found,
+                expected=mine,
+                next_step="choose another port (`slmkit launch --master-port`, MASTER_PORT) for one of the two",
+            )
+        place, me = f"{PLACE}/{world.rank}", f"{socket.gethostname()}, process {os.getpid()}"
+        taken = store.compare_set(place, "", me).decode()
+        if taken != me:
+            raise UserError(
+                f"rank {world.rank} of the launch at {where} is there already",
+                got=f"{taken}; this is {me}",
+                expected="every rank once",
+                next_step="choose another port for a second launch, or give each process a RANK of its own",
+            )
+        places = {rank: f"{PLACE}/{rank}" for rank in range(world.size)}
+        while not store.check(list(places.values())):
+            if time.monotonic() > deadline:
+                missing = ", ".join(str(rank) for rank, place in places.items() if not store.check([place]))
+                raise UserError(f"ranks {missing} of {world.size} did not come to {where} within {MEET_TIMEOUT}")
+            time.sleep(POLL_SEC / 10)
+        return store
 
     def diagnosis(self) -> str:
         """Why the main thread failed, as far as the others' signs of life tell: it may be that one of them died."""

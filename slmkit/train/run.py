@@ -17,7 +17,7 @@ Example:
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,18 +31,20 @@ from slmkit.config.load import to_dict
 from slmkit.config.run_dir import CACHE
 from slmkit.config.train import TrainConfig
 from slmkit.data.examples import SCANNED, ExampleFormat, TrainingData, describe_left_out
+from slmkit.data.prompt import prompt_sha256
 from slmkit.data.remote import ShardCache
 from slmkit.data.sources import Source, common_codec, open_source
 from slmkit.data.steps import Cursor, PlannedStep, Steps
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import read_json, write_json
-from slmkit.group import in_first
+from slmkit.files import code_sha256, read_json, versions, write_json
+from slmkit.group import check_equal, in_first
 from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import base_layout, check_export, config_on_base, export_sha256
 from slmkit.model.slm import SpeechLM
+from slmkit.train.changes import changes_since
 from slmkit.train.evaluation import term_names
 from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 FIXED = ("seed", "global_rows")  # options of the run that a resumed run must share, besides all of `model`
+ADDED = ("prompts",)  # facts that checkpoints of earlier versions do not have
 ELASTIC = ("processes",)  # facts that may change: a checkpoint can be loaded by any number of processes
 FIXED_DATA = ("row_tokens", "eval_share", "shuffle_shards")
 PARTS = {  # the first prefix that fits a parameter names its part
@@ -158,6 +161,38 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
     )
 
 
+def check_agreement(config: TrainConfig, run: Run | None = None) -> None:
+    """Raise UserError, in every process, when one of them was started for another run than the first one.
+
+    Without `run` its options and its code are compared; with it what was found on its disk, too. (law)
+    """
+    step = "start every process with the same command, config files, data and installation of slmkit"
+    if run is None:
+        code = {"versions": versions(), "code": code_sha256()}
+        check_equal("options", {**flat(to_dict(config)), **flat(code)}, step)
+        return
+    found = {
+        "facts": run.facts,
+        "deepspeed": run.settings,
+        "model": run.model.to_dict(),
+        "data": run.data.fingerprint,
+        "held out": None if run.held_out is None else run.held_out.fingerprint,
+        "plan": run.steps.name,
+        "total steps": run.total_steps,
+    }
+    check_equal("files or sources", flat(found), step)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values inside dictionaries by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found.update(
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+        )
+    return found
+
+
 def open_sources(config: TrainConfig, tried: Attempts) -> tuple[list[Source], Source | None]:
     """The sources of the run and that of its evaluation, if it has a corpus of its own; none when one is missing.
 
@@ -214,6 +249,10 @@ def known_facts(
             }
             for source, given in zip(sources, config.data.all_sources, strict=True)
         ],
+        "prompts": {
+            task: prompt_sha256(task, speaker=config.model.speaker)
+            for task in sorted({given.task for given in config.data.all_sources})
+        },
         "precision": precision(settings),
         "init_from": None if config.init_from is None else export_sha256(config.init_from),
         **{name: getattr(config, name) for name in FIXED},
@@ -225,9 +264,12 @@ def known_facts(
 def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) -> None:
     """Raise UserError naming the facts in which a run differs from the checkpoint it would continue.
 
-    Those in ELASTIC only have to be recorded.
+    Those in ELASTIC only have to be recorded, those in ADDED only to be equal where they are. The weights of sources
+    may change: what that does is said by `changes_since`.
     """
-    changed = [name for name in facts if facts[name] != saved.get(name) and not (name in ELASTIC and name in saved)]
+    changed = [name for name in facts if _fixed(facts[name]) != _fixed(saved.get(name))]
+    changed = [name for name in changed if not (name in ELASTIC and name in saved)]
+    changed = [name for name in changed if name in saved or name not in ADDED]
     if changed:
         names = ", ".join(changed)
         raise UserError(
@@ -238,6 +280,13 @@ def check_facts(facts: dict[str, Any], saved: dict[str, Any], checkpoint: Path) 
         )
 
 
+def _fixed(fact: Any) -> Any:
+    """A fact without the weights of its sources."""
+    if not isinstance(fact, list):
+        return fact
+    return [{**part, "weight": None} if isinstance(part, dict) else part for part in fact]
+
+
 def run_table(run: Run) -> list[tuple[str, str]]:
     """The run as rows of (name, value). Raises UserError when it cannot continue the checkpoint it finds."""
     config, split = run.config, run.split
@@ -246,6 +295,11 @@ def run_table(run: Run) -> list[tuple[str, str]]:
         check_facts(run.facts, found.state["facts"], found.path)
     where = "starts at step 0" if found is None else f"continues at step {found.step}"
     rows = [("run_dir", f"{run.directory}, {where}"), ("base", config.base)]
+    if found is not None:
+        changes = changes_since(found.state, config, done_steps=found.step, total_steps=run.total_steps)
+        rows += [("changed" if index == 0 else "", change) for index, change in enumerate(changes)]
+        if found.step >= run.total_steps:
+            rows.append(("", "the run is complete"))
     if config.init_from is not None:
         rows.append(("init_from", f"{config.init_from}, sha256 {run.facts['init_from'][:12]}"))
         rows += [("", change) for change in run.changes]

@@ -2,7 +2,8 @@
 
 DeepSpeed's JSON file and the run config become one set of settings, each number from one place. The file holds
 precision, ZeRO and communication; the run config holds batch, clipping, optimizer and schedule. Where the file names
-one of those too it must agree ("auto" always does): what both say differently is refused by name.
+one of those too it must agree ("auto" always does): what both say differently is refused by name, and so is whatever
+else is wrong with the file (`config/deepspeed.py`).
 
 Problems that do not depend on each other are reported together: see `Attempts`.
 
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from slmkit.assets import deepspeed_file
+from slmkit.config.deepspeed import AUTO, read_deepspeed
 from slmkit.config.train import OptimizerConfig, TrainConfig
 from slmkit.errors import ConfigError, UserError
-from slmkit.files import read_json
 from slmkit.world import BatchSplit, World
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-ZERO_STAGES = (1, 2, 3)
-AUTO = "auto"
 
 
 class Attempts:
@@ -87,40 +86,39 @@ def check_group(config: TrainConfig, codec: "CodecSpec") -> None:
 
 
 def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets. Raises UserError naming every setting that clashes with the run config.
+    """What `deepspeed.initialize` gets.
+
+    Raises UserError where the file cannot be read, ConfigError naming every setting that is wrong, not supported, or
+    clashes with the run config.
 
     Without a `split`, which was refused, there is no number of micro-batches to compare.
     """
-    settings = read_json(deepspeed_file(config.deepspeed))
-    if not isinstance(settings, dict):
-        raise UserError(f"{config.deepspeed} does not hold a mapping", expected="DeepSpeed settings by name")
+    settings, problems = read_deepspeed(deepspeed_file(config.deepspeed))
+    # torch's AdamW is what the run config describes; DeepSpeed would otherwise warn or swap in its own on a CPU.
     ours: dict[str, tuple[str, float]] = {
         "train_batch_size": ("global_rows", config.global_rows),
         "train_micro_batch_size_per_gpu": ("micro_rows", config.micro_rows),
         "gradient_clipping": ("optimizer.clip_norm", config.optimizer.clip_norm),
+        "zero_allow_untested_optimizer": ("what torch's AdamW needs", True),
+        "zero_force_ds_cpu_optimizer": ("what torch's AdamW needs", False),
     }
     if split is not None:
         ours["gradient_accumulation_steps"] = ("global_rows / (micro_rows * world)", split.accumulation)
     clashes = [
-        f"{name} is {settings[name]}, but {where} is {value}"
+        f"{name} is {settings[name]!r:.100}, but {where} is {value}"
         for name, (where, value) in ours.items()
-        if settings.get(name, AUTO) not in (AUTO, value)
+        if not _agree(settings.get(name, AUTO), value)
     ]
     clashes += _optimizer_clashes(settings.pop("optimizer", None), config.optimizer)
-    clashes += _unsound(settings)
-    if clashes:
-        raise UserError(
-            f"{config.deepspeed} and the run config disagree",
-            got="; ".join(clashes),
-            next_step="remove these settings from the DeepSpeed file: the run config holds them",
-        )
-    return {
-        **settings,
-        **{name: value for name, (_, value) in ours.items()},
-        # torch's AdamW is what the run config describes; DeepSpeed would otherwise warn or swap in its own on a CPU.
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
+    if problems or clashes:
+        raise ConfigError(f"{config.deepspeed}, with the run config", [*problems, *clashes])
+    return {**settings, **{name: value for name, (_, value) in ours.items()}}
+
+
+def _agree(theirs: Any, ours: Any) -> bool:
+    """Whether a value of the file is that of the run config, or leaves it to that; true and 1 are two values."""
+    same_kind = isinstance(theirs, bool) == isinstance(ours, bool)
+    return bool(theirs == AUTO or (same_kind and theirs == ours))
 
 
 def precision(settings: dict[str, Any]) -> str:
@@ -128,10 +126,9 @@ def precision(settings: dict[str, Any]) -> str:
     return "bf16" if settings.get("bf16", {}).get("enabled", False) is True else "fp32"
 
 
-def zero_stage(settings: Any) -> Any:
-    """Stage of ZeRO that a file's content names; 0 where it names none."""
-    zero = settings.get("zero_optimization", {}) if isinstance(settings, dict) else {}
-    return zero.get("stage", 0) if isinstance(zero, dict) else zero
+def zero_stage(settings: dict[str, Any]) -> int:
+    """Stage of ZeRO."""
+    return int(settings["zero_optimization"]["stage"])
 
 
 def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:
@@ -139,42 +136,19 @@ def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:
     if block is None:
         return []
     if not isinstance(block, dict) or not isinstance(block.get("params", {}), dict):
-        return [f"optimizer is {block!r}, expected type and params"]
+        return [f"optimizer is {block!r:.100}, expected type and params"]
     ours = {
         "lr": optimizer.lr,
         "betas": list(optimizer.betas),
         "eps": optimizer.eps,
         "weight_decay": optimizer.weight_decay,
     }
-    clashes = [] if block.get("type", "AdamW") == "AdamW" else [f"optimizer.type is {block['type']}, expected AdamW"]
+    name = block.get("type", "AdamW")
+    clashes = [] if name == "AdamW" else [f"optimizer.type is {name!r:.100}, expected AdamW"]
+    clashes += [f"optimizer.{key:.100}: unknown key" for key in block if key not in ("type", "params")]
     for name, value in block.get("params", {}).items():
         if name not in ours:
-            clashes.append(f"optimizer.params.{name} is {value}, which the run config does not know")
-        elif value not in (AUTO, ours[name]):
-            clashes.append(f"optimizer.params.{name} is {value}, but optimizer.{name} is {ours[name]}")
+            clashes.append(f"optimizer.params.{name:.100} is {value!r:.100}, which the run config does not know")
+        elif not _agree(value, ours[name]):
+            clashes.append(f"optimizer.params.{name} is {value!r:.100}, but optimizer.{name} is {ours[name]}")
     return clashes
-
-
-def _unsound(settings: dict[str, Any]) -> list[str]:
-    """Settings that would change what the run config or the checkpoints mean."""
-    zero = settings.get("zero_optimization", {})
-    stage = zero_stage(settings)
-    fp16 = settings.get("fp16", {})
-    problems = [
-        ("scheduler" in settings, "scheduler is set, but schedule in the run config holds the learning rate"),
-        (stage not in ZERO_STAGES, f"zero_optimization.stage is {stage}, expected 1, 2 or 3"),
-        (
-            settings.get("bf16", {}).get("check_grad_overflow", True) is not True,
-            "bf16.check_grad_overflow is false, but a gradient that is not finite must never reach the weights",
-        ),
-        (
-            isinstance(zero, dict) and zero.get("compute_grad_norm", True) is not True,
-            "zero_optimization.compute_grad_norm is false, but the norm is logged and tells whether the step is sound",
-        ),
-        (bool(fp16) and fp16 != {"enabled": False}, "fp16 is set, but training runs in bf16 or float32"),
-        (
-            settings.get("managed_gradient_accumulation", True) is not True,
-            "managed_gradient_accumulation is false, but the engine must find the accumulation boundary",
-        ),
-    ]
-    return [line for is_wrong, line in problems if is_wrong]

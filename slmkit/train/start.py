@@ -17,10 +17,12 @@ from slmkit.checkpoints.universal import loadable, num_writers
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
+from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, provenance, write_json
-from slmkit.group import from_first
+from slmkit.group import from_all, from_first, in_first
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
+from slmkit.train.changes import changes_since
 from slmkit.train.engine import TrainEngine
 from slmkit.train.metrics import MetricsLog
 from slmkit.train.run import Run, check_facts
@@ -29,33 +31,76 @@ logger = get_logger(__name__)
 
 
 def resume_point(run: Run) -> Checkpoint | None:
-    """The checkpoint to continue from, as the first process sees it.
+    """The checkpoint to continue from: the newest one. Every process reads its share of it.
 
-    Debris of interrupted saves and starts is removed. Raises UserError when the checkpoint belongs to another kind of
-    run.
+    Debris of interrupted saves and starts is removed. When the newest is damaged, the run stops, or with
+    `on_damaged_checkpoint: previous` it is set aside and the one before is used. Raises UserError naming the damage, or
+    when the checkpoint belongs to another kind of run.
     """
-    if run.world.is_first:
+
+    def tidy() -> None:
         for path in checkpoint.clean(run.directory):
             logger.warning("removed %s: it was never finished", path)
-    found = from_first(run_dir.newest(run.directory) if run.world.is_first else None)
-    if found is not None:
+        for path in run_dir.odd_entries(run.directory):
+            logger.warning("%s is not a checkpoint of this run; it is left alone", path)
+
+    in_first(tidy)
+    steps = from_first(run_dir.complete_steps(run.directory) if run.world.is_first else None)
+    for step in reversed(steps):
+        try:
+            found = _read_whole(run, step)
+        except UserError as error:
+            if run.config.on_damaged_checkpoint == "stop" or step == steps[0]:
+                raise
+            if run.world.is_first:
+                aside = checkpoint.set_aside(run.directory, step)
+                logger.error("%s\n  the checkpoint before it is used; this one is now %s", error, aside)
+            continue
         check_facts(run.facts, found.state["facts"], found.path)
+        return found
+    return None
+
+
+def _read_whole(run: Run, step: int) -> Checkpoint:
+    """The checkpoint of `step`, whose files the processes look at together. Raises UserError in all, or in none."""
+    found: Checkpoint | None = None
+    error: UserError | None = None
+    try:
+        found = run_dir.read(run.directory, step)
+        run_dir.check_contents(found, sorted(found.digests)[run.world.rank :: run.world.size])
+        if not isinstance(found.state.get("facts"), dict) or type(found.state["facts"].get("processes")) is not int:
+            raise UserError(f"{found.path} does not say of which run it is", next_step=run_dir.REMOVE)
+    except UserError as raised:
+        error = raised
+    for other in from_all(error):
+        if other is not None:
+            raise other
+    assert found is not None
     return found
 
 
-def record_start(run: Run, engine: TrainEngine, done_steps: int, log: MetricsLog) -> None:
-    """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint."""
+def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: MetricsLog) -> None:
+    """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint.
+
+    What has changed since the checkpoint `found` is said in the log and in the metrics.
+    """
     if not run.world.is_first:
         return
+    done_steps, changes = 0, list[str]()
+    if found is not None:
+        done_steps = found.step
+        changes = changes_since(found.state, run.config, done_steps=found.step, total_steps=run.total_steps)
     processes = f"{run.world.size} process{'es' if run.world.size != 1 else ''}"
     logger.info("%s: step %d of %d, %s", run.directory, done_steps, run.total_steps, processes)
+    for change in changes:
+        logger.warning("changed since %s: %s", found.path if found else "", change)
     config = to_dict(run.config)
     with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
         file.write(to_yaml(run.config).encode())
     name = f"provenance-{done_steps}.json" if done_steps else "provenance.json"
     made = provenance(config)
     write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
-    log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made)
+    log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made, changes=changes)
     if done_steps == 0:  # in place of what a start that got no checkpoint may have left
         shutil.rmtree(run.directory / run_dir.MODEL, ignore_errors=True)
         with new_directory(run.directory / run_dir.MODEL) as directory:

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from audio.encoding import RATE, encoded, speech, tone, unknown_flac, variable_mp3, without_tag
 
-from slmkit.audio import decoding, ffmpeg, quality
+from slmkit.audio import TO_END, decoding, ffmpeg, quality
 from slmkit.audio.decoding import WARM_UP_SEC
 from slmkit.audio.io import read_audio, read_recording
 from slmkit.errors import BadSample
@@ -65,6 +65,36 @@ def test_a_cut_is_a_part_of_the_whole(files, kind):
         piece = read_recording(io.BytesIO(files[kind]), rate, cut=(start, start + 2, start, start + 2)).wave
         assert len(piece) == 2 * rate
         assert np.abs(piece - whole[start * rate : (start + 2) * rate]).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3 variable", "flac of unknown length"])
+def test_a_cut_to_the_end_goes_on_to_the_last_sample(files, kind):
+    def to_end(start, content=files[kind], **options):
+        return read_recording(io.BytesIO(content), RATE, cut=(start, TO_END, start, TO_END), **options).wave
+
+    whole = read_audio(io.BytesIO(files[kind]), RATE)
+    assert np.abs(to_end(31.0) - whole[31 * RATE :]).max() < 1e-6
+    with pytest.raises(BadSample, match="is too long"):
+        to_end(31.0, max_sec=5.0)
+    with pytest.raises(BadSample, match="ends before the cut begins") as caught:
+        to_end(SECONDS + 1.0)
+    assert caught.value.reason == "truncated"
+    if kind == "wav":
+        with pytest.raises(BadSample, match="ends before the cut begins, or is damaged"):
+            to_end(31.0, files[kind][: -5 * RATE])
+
+
+def test_one_channel_is_taken_where_it_is_named():
+    left, right = speech(3), tone(3)
+    both = np.stack([left, right], axis=1)
+    for channel, wave in enumerate((left, right)):
+        stream = io.BytesIO(encoded(both, subtype="FLOAT"))
+        found = read_recording(stream, RATE, cut=(1.0, 2.0, 1.0, 2.0), channel=channel).wave
+        np.testing.assert_allclose(found, wave[RATE : 2 * RATE], atol=1e-6)
+    for channel in (2, -1):
+        with pytest.raises(BadSample, match="has no such channel") as caught:
+            read_recording(io.BytesIO(encoded(both)), RATE, channel=channel)
+        assert caught.value.reason == "bad_channel"
 
 
 @pytest.mark.parametrize("kind", SOUGHT)

@@ -1,15 +1,31 @@
 """Checkpoints: complete or not there at all, whatever moment they were interrupted at."""
 
+import contextlib
+import json
+import os
+import pickle
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
 from slmkit.checkpoints import checkpoint
-from slmkit.config.run_dir import MARKER, UNIVERSAL, complete_steps, name, newest, read, root
+from slmkit.config.run_dir import (
+    MARKER,
+    UNIVERSAL,
+    check_contents,
+    complete_steps,
+    name,
+    newest,
+    odd_entries,
+    read,
+    root,
+)
 from slmkit.errors import UserError
 
 STATE = {"facts": {"seed": 1}}
@@ -130,3 +146,112 @@ def test_random_states_return(tmp_path: Path) -> None:
     assert draw() != expected
     checkpoint.load_random(tmp_path, 7)
     assert draw() == expected
+
+
+def test_a_flipped_bit_is_found_by_who_reads_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path, 5)
+    (path / "weights.pt").write_bytes(b"x" * 9 + b"y")
+    found = read(tmp_path, 5)
+    check_contents(found, [])
+    with pytest.raises(UserError, match=r"damaged: weights.pt does not hold what was written\n  got: +sha256"):
+        check_contents(found)
+    (path / "weights.pt").unlink()
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        check_contents(found)
+
+
+def test_files_of_no_checkpoint_and_of_another_step_are_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, 5)
+    path.rename(root(tmp_path) / "step-6")
+    with pytest.raises(UserError, match=r"marker is that of another step\n  got: +step 5\n  expected: step 6"):
+        newest(tmp_path)
+    (root(tmp_path) / "step-6").rename(path)
+    (path / "more.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"damaged: more.pt(.|\n)*the marker does not name it"):
+        newest(tmp_path)
+    (path / "more.pt").rename(path / ".nfs0001")
+    assert newest(tmp_path) is not None
+
+
+def test_a_changed_marker_is_named_and_an_old_one_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path, 5)
+    marker = json.loads((path / MARKER).read_text())
+    (path / MARKER).write_text(json.dumps({**marker, "state": {"facts": {"seed": 2}}}))
+    with pytest.raises(UserError, match="it was changed after it was written"):
+        newest(tmp_path)
+    (path / MARKER).write_text(json.dumps({**marker, "sha256": {"other": "0"}}))
+    with pytest.raises(UserError, match="a file has no SHA-256"):
+        newest(tmp_path)
+    old = {name: marker[name] for name in ("step", "files", "state")}
+    (path / MARKER).write_text(json.dumps(old))
+    found = newest(tmp_path)
+    assert found is not None
+    check_contents(found)
+
+
+def test_odd_entries_are_told_from_checkpoints(tmp_path: Path) -> None:
+    saved(tmp_path, 5)
+    for odd in ("step-007", "step-5 (copy)", "step-\u0663", "step-" + "9" * 5000, "notes"):
+        with contextlib.suppress(OSError):  # the file system takes no name so long
+            (root(tmp_path) / odd).mkdir()
+    (root(tmp_path) / "step-6").write_text("no directory")
+    for _ in range(2):
+        saved(tmp_path, 4)
+        assert checkpoint.set_aside(tmp_path, 4) == root(tmp_path) / "damaged-step-4"
+    assert complete_steps(tmp_path) == [5]
+    assert [path.name for path in odd_entries(tmp_path)] == [
+        "notes",
+        "step-007",
+        "step-5 (copy)",
+        "step-6",
+        "step-\u0663",
+    ]
+    assert checkpoint.clean(tmp_path) == []
+    assert odd_entries(tmp_path / "none") == []
+
+
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    path = saved(tmp_path / "other", 3)
+    root(tmp_path).mkdir()
+    (root(tmp_path) / "step-3").symlink_to(path)
+    checkpoint.discard(tmp_path, 3)
+    assert (path / MARKER).exists()
+
+
+@pytest.mark.parametrize("content", [b"garbage", b""])
+def test_random_states_that_are_none_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / checkpoint.random_file(0)).write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot load .*random_rank_0.pt"):
+        checkpoint.load_random(tmp_path, 0)
+    torch.save({"torch": 1}, tmp_path / checkpoint.random_file(0))
+    with pytest.raises(UserError, match=r"cannot load .*random_rank_0.pt"):
+        checkpoint.load_random(tmp_path, 0)
+
+
+class Evil:
+    """A pickle that would run a command."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.trace}",)
+
+
+def test_no_code_runs_whoever_loads(tmp_path: Path) -> None:
+    torch.save(Evil(tmp_path / "trace"), tmp_path / "evil.pt")
+    with pytest.raises(UserError, match=r"it asks for posix.system, which is no tensor(.|\n)*nothing of it was run"):
+        load_as_deepspeed_does(tmp_path / "evil.pt")
+    assert not (tmp_path / "trace").exists()
+    with checkpoint.no_code_runs(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "evil.pt")
+    torch.save({"a": torch.ones(2), "scaler": LossScaler(scale=2.0)}, tmp_path / "good.pt")
+    assert load_as_deepspeed_does(tmp_path / "good.pt")["scaler"].cur_scale == 2.0
+
+
+def load_as_deepspeed_does(file: Path) -> Any:
+    try:
+        with checkpoint.no_code_runs():
+            return torch.load(file, weights_only=False)
+    except checkpoint.UNREADABLE as error:
+        raise checkpoint.unreadable(file, error) from error

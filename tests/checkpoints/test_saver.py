@@ -34,7 +34,7 @@ def test_training_overtakes_a_save_and_waits_for_it_in_the_next(
     """Writes are held back until they are let go; the copies as well, but for a moment only."""
     go, whole_write, whole_make = threading.Event(), checkpoint.write, HostCopy.make
 
-    def write(path: Path, value: Any) -> int:
+    def write(path: Path, value: Any) -> checkpoint.Written:
         assert go.wait(60)
         return whole_write(path, value)
 
@@ -101,7 +101,7 @@ def test_random_states_are_those_of_the_save(tmp_path: Path) -> None:
 
 
 def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, value: Any) -> int:
+    def write(path: Path, value: Any) -> checkpoint.Written:
         raise ValueError("a bug")
 
     monkeypatch.setattr(checkpoint, "write", write)
@@ -113,7 +113,7 @@ def test_a_bug_is_not_taken_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.
 
 def test_files_that_the_first_process_does_not_see_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_write = checkpoint.write
-    monkeypatch.setattr(checkpoint, "write", lambda path, value: whole_write(path, value) + 1)
+    monkeypatch.setattr(checkpoint, "write", lambda path, value: whole_write(path, value)._replace(num_bytes=1))
     with saver_of(tmp_path) as saver:
         saver.save(Weights(), 1, STATE)
         with pytest.raises(UserError, match=r"differs from what another process wrote(.|\n)*all nodes share"):

@@ -1,13 +1,16 @@
 """The common command line: suggestions, help that fits, quiet ends, and answers without waiting for imports."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
+from slmkit.assets import Asset
 from slmkit.cli.arguments import fill
 from slmkit.cli.main import COMMANDS, main
 
@@ -126,19 +129,67 @@ def test_a_command_imports_only_what_its_answer_needs(words: list[str], expected
     assert heavy or cpu_sec < 0.3
 
 
+EVERY_HELP = [[], *([c, *filter(None, [a])] for c in COMMANDS for a in ["", *ACTIONS.get(c, [])])]
+OUTPUTS = [["recipe", "list"], ["train", "--config", "libritts_ntp", "--print-config"]]
+
+
 @pytest.mark.parametrize(
-    ("words", "codes"),
-    [(["recipe", "list"], (141,)), (["train", "--help"], (0, 141))],  # argparse forgives what it cannot print
+    "words", [*([*words, "--help"] for words in EVERY_HELP), *OUTPUTS], ids=lambda words: " ".join(words)
 )
-def test_a_reader_that_goes_away_ends_it_quietly(words: list[str], codes: tuple[int, ...]) -> None:
+def test_a_reader_that_goes_away_ends_it_quietly(words: list[str]) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
-    done = subprocess.run(
-        [sys.executable, "-m", "slmkit", *words], stdout=write_end, stderr=subprocess.PIPE, check=False, cwd=ROOT
-    )
+    process = forked.Process(["-m", "slmkit", *words], stdout=write_end, stderr=forked.PIPE, cwd=ROOT)
     os.close(write_end)
-    assert done.stderr == b""
-    assert done.returncode in codes
+    assert process.communicate()[1] == ""
+    assert process.returncode in ((0, 141) if words[-1] == "--help" else (141,))  # argparse forgives
+
+
+def test_real_readers_that_go_away() -> None:
+    """Of a process with an interpreter of its own: what Python itself says at its end counts, too."""
+    for words in ("recipe list | :", "train --help | :", "inspect gone 2>&1 | :", "recipe list >&-", "recipe cop 2>&-"):
+        line = f"{sys.executable} -m slmkit {words}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, cwd=ROOT)
+        assert done.stderr == "", words
+
+
+@pytest.mark.parametrize(("words", "code"), [("recipe list", 2), ("train --help", 2), ("inspect gone 2>/dev/full", 2)])
+def test_a_full_disk_behind_the_output_is_named(words: str, code: int) -> None:
+    line = f"{sys.executable} -m slmkit {words} >/dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == code
+    named = "cannot write to standard output: No space left on device"
+    assert (named in done.stderr) == ("2>" not in words)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [*([*words, "--help"] for words in EVERY_HELP), *OUTPUTS], ids=lambda words: " ".join(words)
+)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_utf8_gets_all_words(
+    encoding: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit, match="0"):
+        sys.exit(main(words))
+    assert len(terminal.buffer.getvalue()) > 80
+
+
+def test_what_strangers_wrote_is_shown_and_not_obeyed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.yaml").write_text("# 🎉 \u202e\x9b\n")
+    monkeypatch.setattr("slmkit.cli.recipe.assets", lambda: [Asset("a\x1b[2J", "config", tmp_path / "a.yaml")])
+    assert main(["recipe", "list"]) == 0
+    assert capsys.readouterr().out.split() == [r"a\x1b[2J", "config", "🎉", r"\u202e\x9b"]
+    assert main(["inspect", "a\x1b[2J\u2066"]) == 2
+    assert r"a\x1b[2J\u2066 is not" in capsys.readouterr().err
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert main(["recipe", "list"]) == 0
+    assert rb"\U0001f389" in terminal.buffer.getvalue()
 
 
 def test_other_broken_pipes_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from forked import PIPE, Process
 from serve.serving import Client, make_chain, read_all
 
 from slmkit import log
+from slmkit.audio.encode import FORMATS
 from slmkit.cli import serve as command
 from slmkit.cli.main import main
 
@@ -34,7 +35,11 @@ def words(chain: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(("number", "is_busy"), [(signal.SIGTERM, True), (signal.SIGUSR1, False)])
 def test_a_signal_ends_the_process_with_success(number: int, is_busy: bool, chain: Path, tmp_path: Path) -> None:
     """Also while it speaks, and when it is told twice."""
-    line = ["-m", "slmkit", *words(chain, "--slots", "2", "--max-sec", "60", "--name", "tts-1")]
+    line = [
+        "-m",
+        "slmkit",
+        *words(chain, "--slots", "2", "--max-sec", "60", "--name", "tiny", "--alias", "tts-1", "tts-1-hd"),
+    ]
     with (tmp_path / "log").open("w+") as log_file:
         process = Process(line, stdout=PIPE, stderr=log_file)
     try:
@@ -42,7 +47,7 @@ def test_a_signal_ends_the_process_with_success(number: int, is_busy: bool, chai
         started = STARTED.fullmatch(process.stdout.readline())
         assert started, (tmp_path / "log").read_text()
         client = Client(int(started[1]))
-        assert client.speech(model="tts-1").status_code == 200
+        assert [client.speech(model=name).status_code for name in ("tiny", "tts-1", "tts-1-hd")] == [200] * 3
         other = client.begin(stream=True) if is_busy else socket.create_connection(("127.0.0.1", client.port))
         assert not is_busy or other.recv(12) == b"HTTP/1.1 200"
         began = time.monotonic()
@@ -54,7 +59,9 @@ def test_a_signal_ends_the_process_with_success(number: int, is_busy: bool, chai
         assert not read_all(other).endswith(b"0\r\n\r\n")
     finally:
         process.kill()
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    log_text = (tmp_path / "log").read_text()
+    assert "Traceback" not in log_text
+    assert "models tiny, tts-1, tts-1-hd; sounds are wav where a request names no format" in log_text
 
 
 def test_what_can_be_refused_without_torch_is(
@@ -106,10 +113,18 @@ def test_what_a_user_can_mend_is_named(
         ("--voices", str(tmp_path / "other.npy")): "the voice other is not of this codec",
         ("--max-chars", "5000"): "max_chars is out of range",
         ("--max-sec", "nan"): "max_sec is out of range",
+        ("--max-sec", "1e308"): "max_sec is out of range",
+        ("--alias", ""): "a name of the model is empty",
     }
     for more, message in bad.items():
         assert main(words(chain, *more)) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_formats_of_the_flag_are_those_that_are_served(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["serve", "model", "--format", "ogg"])
+    assert f"expected one of {', '.join(FORMATS)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [("--port", "-1"), ("--port", "65536"), ("--slots", "0"), ("--max-waiting", "x")])

@@ -163,7 +163,7 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
     (tmp_path / "lines.jsonl").write_text('{"text": "The river froze", "id": "x"}\n')
     words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "1", *flags)
     assert main(["synthesize", "model", *words]) == 0
-    assert "1 answers" in capsys.readouterr().out
+    assert "1 answer " in capsys.readouterr().out
     assert (tmp_path / "out" / "wav" / "x.wav").read_bytes() == out.read_bytes()
     assert main(["synthesize", "model", *[*words, "--seed", "5"]]) == 2
     assert "holds the answer to another line: x" in capsys.readouterr().err
@@ -223,7 +223,14 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
         (["--jsonl", "x", "--out", "o", "--stream"], "--jsonl writes into a directory"),
         (["--jsonl", "voice.wav"], "--jsonl writes into a directory"),
         (["--jsonl", "missing", "--out", "o"], "cannot read missing"),
-        (["--jsonl", "voice.npy", "--out", "corpus"], "lines failed"),
+        (["--jsonl", "voice.npy", "--out", "corpus"], "the output directory exists and holds something else"),
+        (["Hello", "--out", "o.wav", "--temperature", "1e-40"], "temperature: got 1e-40, expected 0, or 1e-06"),
+        (["Hello", "--out", "o.wav", "--top-p", "1e-50"], "top_p: got 1e-50"),
+        (["Hello", "--out", "o.wav", "--repetition-penalty", "1e-44"], "repetition_penalty: got 1e-44"),
+        (["Hello", "--out", "o.wav", "--max-sec", "1e308"], "max_sec: got 1e+308"),
+        (["Hello", "--out", "o.wav", "--seed", str(2**64)], "seed: got 18446744073709551616"),
+        (["Hello", "--out", "o.wav", "--speaker", "x" * 5000], "as a voice: there is no such file"),
+        (["\u200b\ufeff", "--out", "o.wav"], "there is no text to speak"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,3 +245,30 @@ def test_without_a_text_or_a_file_there_is_nothing_to_say(here: Path, capsys: py
     with pytest.raises(SystemExit, match="2"):
         main(["synthesize", "model", "--codec", "codec"])
     assert "the following arguments are required: text" in capsys.readouterr().err
+
+
+def test_a_loud_voice_is_named_whole_and_streamed(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "loud.npy", np.full(80, 200.0, np.float32))
+    for more in ([], ["--stream"]):
+        out = tmp_path / "loud.wav"
+        words = ["--codec", "codec", "--speaker", str(tmp_path / "loud.npy"), "--out", str(out), *more]
+        assert main(["synthesize", "model", "A clock", *words]) == 2
+        assert "the codec made a sound that is not finite" in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_one_bad_line_of_three_and_the_others_are_spoken(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "A clock"}\n{oops\n{"text": "A clock"}\n')
+    words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--max-sec", "0.1")
+    assert main(["synthesize", "model", *words]) == 2
+    assert "1 of 3 lines failed (line 2: the line is not JSON" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out" / "wav").iterdir()) == ["000001.wav", "000003.wav"]
+    assert main(["synthesize", "model", *words, "--max-failure-share", "0.5"]) == 0
+    assert "2 answers (" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthesize", "model", *words, "--max-failure-share", "nan"])
+    assert "argument --max-failure-share: invalid share value" in capsys.readouterr().err

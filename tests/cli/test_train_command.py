@@ -128,7 +128,7 @@ def test_alone_and_once_more_when_it_is_complete(place: Path) -> None:
     lines = (place / "run" / "metrics.jsonl").read_text()
     again = run(words, env=environment(), cwd=place)
     assert again.returncode == 0, again.stderr[-4000:]
-    assert "the run is finished: step 3 of 3; raise steps to train longer" in again.stderr
+    assert "the run is complete: step 3 of 3; raise steps to train longer" in again.stderr
     assert (place / "run" / "metrics.jsonl").read_text() == lines
 
 

@@ -35,6 +35,12 @@ def test_machines_come_in_order_and_comments_are_left_out(tmp_path: Path) -> Non
     assert read_hostfile(path) == (Host(name="node-b.cluster", slots=8), Host(name="node_a", slots=4))
 
 
+def test_a_hostfile_from_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xef\xbb\xbfnode1 slots=8\r\nnode2 slots=8\r\n")
+    assert [host.name for host in read_hostfile(path)] == ["node1", "node2"]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -68,7 +74,10 @@ def test_a_hostfile_without_machines_is_refused(tmp_path: Path, text: str) -> No
 def test_a_hostfile_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the hostfile .*No such file"):
         read_hostfile(tmp_path / "hosts")
-    (tmp_path / "hosts").write_bytes(b"\xff\xfe")
+    (tmp_path / "hosts").write_bytes(b"\xff\xfea\0")
+    with pytest.raises(UserError, match=r"cannot read the hostfile .*is written in UTF-16"):
+        read_hostfile(tmp_path / "hosts")
+    (tmp_path / "hosts").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"cannot read the hostfile .*utf-8"):
         read_hostfile(tmp_path / "hosts")
 

@@ -251,7 +251,7 @@ DAMAGE = {
         lambda folder: rewrite(folder, weights(average=torch.full((NUM_BANDS,), torch.nan))),
         "does not hold a melvq codec",
     ),
-    "no streams": (lambda folder: rewrite(folder, weights(), streams=[]), "does not hold a melvq codec"),
+    "no streams": (lambda folder: rewrite(folder, weights(), streams=[]), "not a codec spec"),
     "other rate": (lambda folder: rewrite(folder, weights(), sample_rate=8000), "does not describe this codec"),
 }
 

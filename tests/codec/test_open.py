@@ -6,7 +6,7 @@ import torch
 
 from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.melvq import MelVQ
-from slmkit.codec.open import codec_families, open_codec
+from slmkit.codec.open import codec_families, open_codec, usable_device
 from slmkit.errors import UserError
 
 FACODEC_FILES, MELVQ_FILES = (codec_families()[name].files for name in ("facodec", "melvq"))
@@ -65,7 +65,14 @@ def test_empty_missing_or_file_instead_of_directory(tmp_path):
             open_codec(path)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
 def test_device_that_is_not_there(fitted, device):
     with pytest.raises(UserError, match=f"cannot use device {device}"):
         open_codec(fitted, device)
+
+
+def test_without_a_gpu_cuda_is_refused_in_these_words(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="cannot use device cuda: there is no GPU that torch can use"):
+        usable_device("cuda")
+    assert usable_device("cpu").type == "cpu"

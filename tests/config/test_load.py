@@ -120,11 +120,48 @@ def test_an_override_reaches_into_a_list(tmp_path: Path) -> None:
         load_config(Outer, tmp_path / "c.yaml", ["name.deep=1"])
 
 
-@pytest.mark.parametrize("override", ["name", "=3", "name=[", "name.deep=1", "name=*a"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "name",
+        "=3",
+        "name=[",
+        "name.deep=1",
+        "name=*a",
+        "name=!!bool maybe",
+        "count=!!timestamp soon",
+        "name=!!binary ?",
+    ],
+)
 def test_bad_overrides_are_named(override: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: a\n")
     with pytest.raises(ConfigError, match="override"):
         load_config(Outer, tmp_path / "c.yaml", [override])
+
+
+ABSURD = {
+    "infinite": ("count=1e400", "count: got '1e400'"),
+    "digits": ("count=" + "9" * 5000, "the value is not YAML"),
+    "hexadecimal": ("count=0x" + "f" * 5000, "count: got a number of thousands of digits"),
+    "sexagesimal": ("count=" + "1:" * 20_000 + "1", "count: got a number of thousands of digits"),
+    "text": ("name=" + "x" * 10_000_000, "too large, expected at most 128 KiB and 40 groups"),
+    "list": ("flags=[" + "true," * 2_000_000 + "]", "too large"),
+    "groups": ("inner." * 50_000 + "rate=1", "too large"),
+    "depth": ("name=" + "[" * 60_000, "the value is not YAML"),
+    "place": ("flags[" + "9" * 5000 + "]=1", "flags: got {'9999"),
+    "text that goes on": ("name=" + "x" * 100_000, "name: got 'xxx"),
+}
+
+
+@pytest.mark.parametrize(("override", "message"), ABSURD.values(), ids=ABSURD)
+def test_an_absurd_override_is_named_within_a_second(override: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: a\n")
+    started = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_config(Outer, tmp_path / "c.yaml", [override])
+    assert time.process_time() - started < 1
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -138,6 +175,7 @@ HOSTILE = {
     "aliases": BOMB,
     "merged aliases": "a: &a {x: 1}\n"
     + "".join(f"{chr(98 + i)}: &{chr(98 + i)}\n  <<: [{', '.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)),
+    "an alias of a long text": "a: &a " + "x" * 50_000 + "\nb: [" + "*a, " * 19_000 + "]",
     "an alias of itself": "a: &a [*a]",
     "nested": "a: " + "[" * 100 + "]" * 100,
     "nested very deeply": "[" * 100_000,

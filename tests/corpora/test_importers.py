@@ -397,8 +397,8 @@ def test_manifests_that_cannot_be_read_at_all_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*No such file"):
         list(lines.line_blocks(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="is not a manifest"):
-        read(tmp_path, "x", "m.csv")
-    with pytest.raises(UserError, match="columns maps unknown names"):
+        read(tmp_path, "x", "m.xlsx")
+    with pytest.raises(UserError, match=r"columns maps an unknown name\n.*paths\n.*did you mean path"):
         read(tmp_path, "", columns={"paths": "x"})
     for header in ("a\tb\n", "path\ttext\ttext\n"):
         with pytest.raises(UserError, match="the first line must name the columns, each once"):

@@ -28,8 +28,8 @@ def outcomes(items):
 def test_all_tables_are_joined(tmp_path):
     directory(
         tmp_path,
-        wav_scp="a /abs/a.wav\nb wavs/b.flac\n",
-        text="a  Hello there \nb\tBye é\n",
+        wav_scp="\ufeffa /abs/a.wav\r\nb wavs/b.flac\r\n",
+        text="\ufeffa  Hello there \r\nb\tBye é\n",
         utt2spk="a s1\nb s2\n",
         utt2dur="a 1.5\n",
         utt2lang="b de\n",
@@ -44,7 +44,7 @@ def test_parts_of_recordings_are_cuts(tmp_path):
     directory(
         tmp_path,
         wav_scp="rec1 r.wav\nrec2 cat x |\nrec2 again.wav\nunused u.wav\n",
-        segments="a rec1 0.5 2\nb rec1 2 1\nc rec1 x 3\nd rec1 1\ne rec3 0 1\nf rec2 0 1\ng rec1 0 -1\nh rec1 nan 2\n",
+        segments="a rec1 0.5 2\nb rec1 2 1\nc rec1 x 3\nd rec1 1\ne rec3 0 1\nf rec2 0 1\ng rec1 0 -2\nh rec1 nan 2\n",
         text="".join(f"{key} Word\n" for key in "abcdefghi"),
         utt2dur="a 99\n",
     )
@@ -64,6 +64,24 @@ def test_parts_of_recordings_are_cuts(tmp_path):
         ("h", "bad_times"),
         ("i", "missing"),
     ]
+
+
+def test_a_part_to_the_end_of_a_recording_and_its_channel(tmp_path):
+    directory(
+        tmp_path,
+        wav_scp="rec1 r.wav\n",
+        segments="a rec1 0.5 -1\nb rec1 1 -1.00 0\nc rec1 0 2 1\nd rec1 0 2 B\ne rec1 0 2 1 1\nf rec1 nan -1\n"
+        "g rec1 0 inf\nh rec1 inf -1\ni rec1 0 2 -1\n",
+        text="".join(f"{key} Word\n" for key in "abcdefghi"),
+        utt2dur="a 3.5\n",
+    )
+    first, second, third, *rest = read_kaldi(tmp_path)
+    assert (first.cut, first.seconds, first.audio.channel) == (Cut(0.5, -1.0, 0.5, -1.0), 3.5, None)
+    assert (second.cut, second.seconds, second.audio.channel) == (Cut(1.0, -1.0, 1.0, -1.0), None, 0)
+    assert (third.cut, third.seconds, third.audio.channel) == (Cut(0.0, 2.0, 0.0, 2.0), 2.0, 1)
+    assert [item.reason for item in rest] == [*["malformed"] * 2, *["bad_times"] * 3, "malformed"]
+    assert "a line of segments is not KEY RECORDING START END, or with a CHANNEL" in rest[1].detail
+    assert "the channel in segments is not a number from 0" in rest[0].detail
 
 
 def test_what_has_no_partner_or_cannot_be_used_is_a_failure(tmp_path):

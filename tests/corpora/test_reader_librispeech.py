@@ -29,7 +29,7 @@ def outcomes(items):
 def test_a_chapter_is_read_with_its_texts(tmp_path):
     path = chapter(
         tmp_path,
-        "84-121123-0000 GO DO YOU HEAR\r\n84-121123-0001\tBUT é\n",
+        "\ufeff84-121123-0000 GO DO YOU HEAR\r\n84-121123-0001\tBUT é\n",
         "84-121123-0001.flac",
         "84-121123-0000.flac",
     )

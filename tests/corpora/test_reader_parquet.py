@@ -1,6 +1,7 @@
 """Parquet: every form of audio, columns by name, nothing of the audio read in planning, damage named."""
 
 import datetime
+import decimal
 import io
 import json
 import random
@@ -148,6 +149,152 @@ def test_columns_that_are_not_there_or_of_another_kind_are_refused(tmp_path, col
     path = write(tmp_path / "a.parquet", [{"clip": b"x", "words": "A.", "number": 1}])
     with pytest.raises(UserError, match=match):
         read_source("parquet", path, columns=columns)
+
+
+# --- types
+
+
+STRINGS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+STRINGS += [pa.dictionary(pa.int32(), pa.large_string()), pa.binary(), pa.large_binary(), pa.binary_view()]
+BYTES = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(3), pa.dictionary(pa.int16(), pa.binary())]
+
+
+@pytest.mark.parametrize("kind", STRINGS, ids=str)
+def test_every_type_of_text_is_text(tmp_path, kind):
+    def column(*texts):
+        return pa.array(texts).cast(kind)
+
+    table = pa.table({"audio": [b"xyz"] * 3, "text": column("A é.", "B.", "A é."), "speaker": column("s", None, "t")})
+    pq.write_table(table, tmp_path / "a.parquet")
+    items = read_source("parquet", tmp_path)
+    assert [(item.text, item.speaker) for item in items] == [("A é.", "s"), ("B.", ""), ("A é.", "t")]
+
+
+@pytest.mark.parametrize("kind", STRINGS[:5], ids=str)
+def test_every_type_of_text_is_a_path(tmp_path, kind):
+    for name in ("x.wav", "y.wav"):
+        (tmp_path / name).write_bytes(name.encode())
+    paths = pa.array(["x.wav", "y.wav"])
+    struct = pa.StructArray.from_arrays([pa.nulls(2), paths.cast(kind)], ["bytes", "path"])
+    only = pa.StructArray.from_arrays([paths.cast(kind)], ["path"])
+    for audio in (paths.cast(kind), struct, only):
+        pq.write_table(pa.table({"audio": audio, "text": ["A.", "B."]}), tmp_path / "a.parquet")
+        parquet._cursor.cache_clear()
+        places = [open_audio(item.audio) for item in read_source("parquet", tmp_path)]
+        assert [place.read_bytes() for place in places] == [b"x.wav", b"y.wav"]
+
+
+@pytest.mark.parametrize("kind", BYTES, ids=str)
+def test_every_type_of_bytes_is_audio(tmp_path, kind):
+    cells = pa.array([b"abc", b"def", b"abc"]).cast(kind) if "dict" not in str(kind) else pa.array([b"abc", b"def"] * 2)
+    cells = cells.dictionary_encode()[:3] if "dict" in str(kind) else cells
+    structs = pa.StructArray.from_arrays([cells, pa.nulls(3)], ["bytes", "path"])
+    for audio in (cells, structs):
+        pq.write_table(pa.table({"audio": audio, "text": ["A."] * 3}), tmp_path / "a.parquet")
+        parquet._cursor.cache_clear()
+        items = read_source("parquet", tmp_path)
+        assert [open_audio(item.audio).read() for item in items] == [b"abc", b"def", b"abc"]
+
+
+def test_where_there_are_no_bytes_the_path_is_used(tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"sound")
+    write(tmp_path / "a.parquet", [{"audio": {"bytes": b"", "path": "x.wav"}, "text": "A."}])
+    (item,) = read_source("parquet", tmp_path)
+    assert open_audio(item.audio) == tmp_path / "x.wav"
+
+
+def test_a_struct_without_bytes_and_paths_is_no_audio(tmp_path):
+    for audio in ({"bytes": None, "path": None}, {"array": [0.5], "sampling_rate": 8000}):
+        write(tmp_path / "a.parquet", [{"audio": audio, "text": "A."}])
+        with pytest.raises(UserError, match="the column audio holds no audio"):
+            read_source("parquet", tmp_path)
+
+
+def test_numbers_lists_and_structs_of_every_type_travel_along(tmp_path):
+    words = pa.array([["a", "b"], None])
+    table = pa.table(
+        {
+            "audio": [b"x"] * 2,
+            "text": ["A.", "B."],
+            "speaker": pa.array([3.0, None]),
+            "seconds": pa.array([decimal.Decimal("2.5"), None]),
+            "large": words.cast(pa.large_list(pa.large_string())),
+            "view": pa.array([["a", "b"], None], pa.list_view(pa.string_view())),
+            "fixed": pa.array([["a"], ["b"]], pa.list_(pa.string(), 1)),
+            "struct": pa.StructArray.from_arrays([pa.array(["p", None]).dictionary_encode()], ["d"]),
+            "half": pa.array([1.5, 2.5]).cast(pa.float16()),
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    first, second = read_source("parquet", tmp_path)
+    assert (first.speaker, first.seconds) == ("3", 2.5)
+    assert (second.speaker, second.seconds) == ("", None)
+    assert [first.extra, second.extra] == [
+        {"large": ["a", "b"], "view": ["a", "b"], "fixed": ["a"], "struct": {"d": "p"}, "half": 1.5},
+        {"large": None, "view": None, "fixed": ["b"], "struct": {"d": None}, "half": 2.5},
+    ]
+
+
+def test_labels_are_names(tmp_path):
+    label = {"names": ["judge", "baker"], "_type": "ClassLabel"}
+    features = {"speaker": label, "text": {**label, "names": ["yes", "no"]}, "mood": label, "named": label}
+    table = pa.table(
+        {
+            "audio": [b"x"] * 4,
+            "speaker": [1, 0, -1, 9],
+            "text": pa.array([0, 1, 0, 1], pa.int8()),
+            "mood": pa.array([0.0, None, float("nan"), 1.0]),
+            "named": ["judge"] * 4,
+        }
+    )
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "a.parquet")
+    items = read_source("parquet", tmp_path)
+    assert [(item.speaker, item.text, item.extra["mood"], item.extra["named"]) for item in items] == [
+        ("baker", "yes", "judge", "judge"),
+        ("judge", "no", None, "judge"),
+        ("", "yes", None, "judge"),
+        ("", "no", "baker", "judge"),
+    ]
+    for damaged in ("{", "[]", '{"info": {"features": [1]}}', '{"info": {"features": {"speaker": 1}}}'):
+        pq.write_table(table.drop("text").append_column("text", [["A."] * 4]), tmp_path / "b.parquet")
+        plain = pq.read_table(tmp_path / "b.parquet").replace_schema_metadata({"huggingface": damaged})
+        pq.write_table(plain, tmp_path / "b.parquet")
+        assert read_source("parquet", tmp_path / "b.parquet")[0].speaker == "1"
+
+
+def test_fields_of_structs_are_columns_and_their_audio_is_not_read_in_planning(tmp_path, monkeypatch):
+    rows = [
+        {
+            "json": {"text": f"Text {i}", "by": {"name": f"s{i}"}, "at": datetime.date(2024, 1, 1), "n": i},
+            "mp3": {"wav": {"bytes": random.Random(i).randbytes(100_000), "path": None}, "from": f"{i}.wav"},
+        }
+        for i in range(20)
+    ]
+    path = write(tmp_path / "a.parquet", rows, row_group_size=7)
+    columns = {"text": "json.text", "speaker": "json.by.name"}
+    opened = pq.ParquetFile
+    monkeypatch.setattr(pq, "ParquetFile", lambda place, **options: opened(Counted(place), **options))
+    Counted.total = 0
+    items = read_source("parquet", path, columns={**columns, "audio": "mp3.wav"})
+    assert 0 < Counted.total < path.stat().st_size / 10
+    assert [(item.text, item.speaker) for item in items] == [(f"Text {i}", f"s{i}") for i in range(20)]
+    assert [open_audio(item.audio).read() for item in items] == [row["mp3"]["wav"]["bytes"] for row in rows]
+    parquet._cursor.cache_clear()
+    (tmp_path / "3.wav").touch()
+    by_path = read_source("parquet", path, columns={**columns, "path": "mp3.from"})
+    assert by_path[3].audio == Audio(f"{tmp_path}/3.wav")
+    assert by_path[3].extra == {"json": {"by": {}}, "mp3": {}}
+    for columns in ({"text": "json.words", "audio": "mp3.wav"}, {"text": "json.text.x", "audio": "mp3.wav"}):
+        with pytest.raises(UserError, match=r"lacks columns: json\.\S+ \(our text\)"):
+            read_source("parquet", path, columns=columns)
+
+
+def test_a_mapped_column_of_which_json_can_hold_nothing_is_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", [{"audio": b"x", "text": "A.", "day": datetime.date(2024, 1, 1)}])
+    for ours in ("speaker", "question"):
+        with pytest.raises(UserError, match=rf"the column day \(our {ours}\) holds what JSON cannot hold[\s\S]*date32"):
+            read_source("parquet", path, columns={ours: "day"})
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path):

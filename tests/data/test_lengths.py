@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from synthetic import codec_spec, write_corpus
 
-from slmkit.data import lengths
+from slmkit.data import lengths, prompt
 from slmkit.data.index import Corpus
 from slmkit.data.lengths import RECORD, UNREADABLE, Wording, open_table
 from slmkit.data.sources import Source, of_corpus
@@ -53,6 +53,26 @@ def test_one_for_all_it_depends_on(corpus: Corpus, wording: Wording, tmp_path: P
     open_table(source, dataclasses.replace(wording, speaker=False), directory=tmp_path)
     open_table(source, dataclasses.replace(wording, task="asr"), directory=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("task", ["tts", "asr", "qa", "text"])
+@pytest.mark.parametrize("speaker", [True, False])
+def test_a_changed_prompt_has_a_table_of_its_own(
+    wording: Wording, task: str, speaker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wording = dataclasses.replace(wording, task=task, speaker=speaker)
+    before, named = wording.fingerprint, prompt.prompt_sha256(task, speaker=speaker)
+    assert (wording.fingerprint, prompt.prompt_sha256(task, speaker=speaker)) == (before, named)
+    used = {"text": "turn", "asr": "asr"}.get(task, f"{task}_speaker" if speaker else task)
+    for name, template in prompt.TEMPLATES.items():
+        with monkeypatch.context() as changed:
+            changed.setitem(prompt.TEMPLATES, name, template.replace("[Assistant]:", "Then [Assistant]:"))
+            assert (wording.fingerprint != before) == (prompt.prompt_sha256(task, speaker=speaker) != named)
+            assert (wording.fingerprint != before) == (name == used)
+    if task != "text":
+        with monkeypatch.context() as changed:
+            changed.setattr(prompt, "normalize_text", str.strip)
+            assert wording.fingerprint != before
 
 
 @pytest.mark.parametrize("content", [b"damaged", b"", None])

@@ -47,6 +47,27 @@ def test_refusals() -> None:
         layout("ntp").id_of("<|speech_pad|>")
     with pytest.raises(ValueError, match="code 1024 is outside stream 0"):
         layout().code_id(0, 1024)
-    for broken in ({}, {"specials": 3}, {**layout().to_dict(), "extra": 1}, {**layout().to_dict(), "base_size": 5}):
+    good = layout().to_dict()
+    huge = [["a", good["streams"][0][1], 10**12]]
+    for broken in (
+        *({}, {"specials": 3}, {**good, "extra": 1}, {**good, "base_size": 5}, {**good, "kind": "wild"}),
+        *(
+            {**good, "streams": huge},
+            {**good, "bos_id": "769"},
+            {**good, "base_size": float("inf")},
+            {**good, "streams": 9},
+        ),
+        {**good, "specials": [[3, 771], *good["specials"][1:]]},
+        {**good, "specials": [*good["specials"][:1], *good["specials"]]},
+    ):
         with pytest.raises(UserError, match="not a vocabulary layout"):
             VocabLayout.from_dict(broken)
+
+
+def test_more_streams_than_letters_are_refused() -> None:
+    assert layout(sizes=(2,) * 16).num_streams == 16
+    with pytest.raises(UserError, match=r"the vocabulary has too many streams for a language model\n.*17 streams"):
+        layout(sizes=(2,) * 17)
+    streams = [["abcdefghijklmnopq"[i], 771 + 2 * i, 2] for i in range(17)]
+    with pytest.raises(UserError, match="too many streams"):
+        VocabLayout.from_dict({**layout().to_dict(), "streams": streams})

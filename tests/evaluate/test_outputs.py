@@ -89,7 +89,7 @@ def test_choices(corpus: Corpus, tmp_path: Path) -> None:
     assert [item.key for item in select(corpus, keys=[keys[3], keys[1]])] == [keys[3], keys[1]]
     assert [item.voice_key for item in select(corpus, ["swapped"])] == [keys[2], keys[2], keys[0], keys[0]]
     assert seed_of(0, "a", "own") != seed_of(1, "a", "own")
-    (tmp_path / "keys").write_text(f"{keys[2]}\n\n {keys[0]} \n")
+    (tmp_path / "keys").write_text(f"\ufeff{keys[2]}\r\n\n {keys[0]} \n")
     assert read_list(tmp_path / "keys", "keys") == [keys[2], keys[0]]
     (tmp_path / "empty").touch()
     refused: list[tuple[str, Callable[[], object]]] = [

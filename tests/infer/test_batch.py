@@ -168,10 +168,11 @@ def test_a_finished_job_is_done_at_once(speak: Callable[..., Summary], tmp_path:
 
 
 def test_each_voice_is_read_once_and_each_corpus(speak: Callable[..., Summary]) -> None:
-    lines = [{"text": "A clock", "speaker": name} for name in ("voice.wav", "corpus:u1", "gone.wav", "corpus:u2") * 2]
+    lines = [{"text": "A clock", "speaker": name} for name in ("voice.wav", "corpus:u1", "bad.wav", "corpus:u2") * 2]
+    Path("bad.wav").write_text("no sound")
     with counted() as seen:
         speak("out", lines)
-    assert seen == {"voice.wav": 1, "gone.wav": 1, "waves": 6}
+    assert seen == {"voice.wav": 1, "bad.wav": 1, "waves": 6}
 
 
 def test_failed_lines_can_be_mended_and_others_added(speak: Callable[..., Summary], tmp_path: Path) -> None:
@@ -236,10 +237,13 @@ def test_another_engine_is_told(
 
 
 def test_too_many_failures_are_an_error(speak: Callable[..., Summary], tmp_path: Path) -> None:
-    """Before anything is spoken, where the lines themselves say so; after it, where the voices are not there."""
-    with pytest.raises(UserError, match=r"1 of 2 lines failed \(000002: there is no text(.|\n)*nothing was spoken"):
-        speak("early", [{"text": "A clock"}, {"text": ""}], max_failure_share=0.2)
-    assert not (tmp_path / "early").exists()
+    """Once all that could be spoken is there, whether the lines themselves are wrong or the voices are not there."""
+    with pytest.raises(UserError, match=r"1 of 3 lines failed \(000002: there is no text(.|\n)*all else is spoken"):
+        speak("early", [{"text": "A clock"}, {"text": ""}, {"text": "A clock"}], max_failure_share=0.2)
+    assert [output["id"] for output in read_jsonl(tmp_path / "early" / RECORDS)] == ["000001", "000003"]
+    with pytest.raises(UserError, match=r"1 of 1 line failed \(000001: there is no text(.|\n)*nothing was spoken"):
+        speak("none", [{"text": ""}], max_failure_share=0.2)
+    assert [line["reason"] for line in read_jsonl(tmp_path / "none" / FAILURES_FILE)] == ["empty_text"]
     lines: Lines = [{"text": "A clock"}, {"text": "A clock", "speaker": "gone.wav"}]
     with pytest.raises(UserError, match=r"1 of 2 lines failed(.|\n)*bad_speaker 1(.|\n)*all else is spoken"):
         speak("late", lines, max_failure_share=0.2)
@@ -266,6 +270,70 @@ def test_what_is_wrong_with_one_answer_ends_no_other(speak: Callable[..., Summar
     summary = speak("out", lines)
     assert {failure.key: failure.reason for failure in summary.failures} == {"loud": "no_sound", "cold": "bad_setting"}
     assert [output["id"] for output in read_jsonl(tmp_path / "out" / RECORDS)] == ["000001", "000004"]
+
+
+def test_a_line_at_which_the_engine_fails_fails_alone(
+    speak: Callable[..., Summary], loaded: dict[int, Synthesizer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those beside it are answered as ever, in this start, whatever the step and the prompt that failed."""
+    lines: Lines = [{"text": text, "seed": number} for number, text in enumerate(["A clock", "The river froze"] * 4)]
+    speak("whole", [line for line in lines if line["seed"] not in (1, 6)])
+    engine, step, admit = loaded[4].engine, loaded[4].engine.step, loaded[4].engine.admit
+
+    def failing_step() -> list:
+        if any(answer.request.seed == 1 and answer.num_steps > 9 for answer in engine._active.values()):
+            raise torch.OutOfMemoryError("no memory")
+        return step()
+
+    def failing_admit(request: Any, number: int) -> None:
+        if request.seed == 6:
+            raise RuntimeError("no memory")
+        admit(request, number)
+
+    monkeypatch.setattr(engine, "step", failing_step)
+    monkeypatch.setattr(engine, "admit", failing_admit)
+    summary = speak("out", lines)
+    assert {failure.key: failure.reason for failure in summary.failures} == dict.fromkeys(
+        ["000002", "000007"], "engine_failed"
+    )
+    spoken = {path.name: path.read_bytes() for path in (tmp_path / "out" / "wav").iterdir()}
+    assert sorted(spoken) == [f"00000{number}.wav" for number in (1, 3, 4, 5, 6, 8)]
+    expected = [path.read_bytes() for path in sorted((tmp_path / "whole" / "wav").iterdir())]
+    assert [spoken[name] for name in sorted(spoken)] == expected
+    monkeypatch.undo()
+
+
+ODD: Lines = [
+    {"speaker": "x" * 5000},
+    {"speaker": "\ud800.wav"},
+    {"speaker": "a\0b.npy"},
+    {"speaker": "/dev/zero"},
+    {"speaker": "."},
+    {"speaker": f"{'y' * 5000}:key"},
+    {"temperature": 1e-40},
+    {"temperature": 10**300},
+    {"top_p": 1e-50},
+    {"max_sec": 10**400},
+    {"max_sec": 1e300},
+    {"seed": 2**64},
+    {"text": "\u200b"},
+]
+
+
+def test_whatever_is_wrong_with_a_line_it_fails_alone(
+    speak: Callable[..., Summary], place: Path, tmp_path: Path
+) -> None:
+    """And again at the next start, which does nothing else."""
+    huge = {"speaker": str(tmp_path / "huge.npy")}
+    np.save(tmp_path / "huge.npy", np.full(80, 1e300))
+    lines = [line for odd in [*ODD, huge] for line in ({"text": "A clock", **odd}, {"text": "A clock", "max_sec": 0.1})]
+    for start in range(2):
+        summary = speak("out", lines)
+        assert [len(summary.failures), summary.num_outputs] == [len(ODD) + 1] * 2, summary.failures
+        assert (summary.spoken_sec == 0) == (start == 1)
+    ledger = read_jsonl(tmp_path / "out" / FAILURES_FILE)
+    assert {line["key"] for line in ledger} == {f"{number:06d}" for number in range(1, len(lines), 2)}
+    assert max(len(line["detail"]) for line in ledger) < 500
 
 
 def test_damaged_weights_are_failures(

@@ -333,6 +333,23 @@ def test_logits_that_are_not_finite_end_their_request_alone(
     assert outputs[broken].codes.tolist() == expected[broken].codes[:, : outputs[broken].codes.shape[1]].tolist()
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_what_an_answer_that_was_not_finite_leaves_behind_touches_no_other(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of its slot, which a mask does not hide where all slots attend at once."""
+    model, rng = talkative(2), np.random.default_rng(3)
+    requests = [request(model, rng, max_steps=20) for _ in range(3)]
+    monkeypatch.setitem(Engine.__init__.__globals__, "SlotDecoder", functools.partial(SlotDecoder, together=together))
+    fresh = Engine(model, num_slots=2, num_positions=128)
+    expected = [told(output) for output in fresh.generate(requests)]
+    cache = fresh._decoder._cache
+    for memory in (*cache._keys, *cache._values):
+        memory.fill_(torch.nan)
+    assert [told(output) for output in fresh.generate(requests)] == expected
+    assert {limit for *_, limit in expected} == {"steps"}
+
+
 def test_a_prompt_of_another_group_is_refused() -> None:
     start = from_ids((1, 2), talkative(2).layout, 6)
     with pytest.raises(UserError, match="the prompt was made for another model"):
@@ -344,6 +361,8 @@ def test_a_prompt_of_another_group_is_refused() -> None:
     [
         {"max_sec": 0},
         {"max_sec": float("nan")},
+        {"max_sec": float("inf")},
+        {"max_sec": 1e300},
         {"max_text_tokens": 0},
         {"max_steps": 0},
         {"seed": -1},

@@ -15,7 +15,7 @@ ROWS = st.lists(
     st.tuples(
         st.sampled_from([0, LEAST_FACTOR, 0.5, 1.0, 2.5, MOST_FACTOR]),
         st.one_of(st.integers(0, 9), st.just(2**70)),
-        st.floats(0, 1, exclude_min=True),
+        st.floats(LEAST_FACTOR, 1),
         st.sampled_from([1, 1.5, 0.7, LEAST_FACTOR, MOST_FACTOR]),
         st.integers(0, 2**64 - 1),
         st.integers(0, 10**6),
@@ -125,6 +125,7 @@ def test_what_is_kept(top_k: int, top_p: float, kept: int) -> None:
         {"temperature": 10**400},
         {"top_k": -1},
         {"top_p": 0},
+        {"top_p": 1e-50},
         {"top_p": math.nan},
         {"repetition_penalty": 0},
         {"repetition_penalty": math.inf},
@@ -139,3 +140,18 @@ def test_settings_out_of_range_are_refused(field: dict) -> None:
     """Among them what becomes 0, infinite or not a number in float32, and would end the answers beside it."""
     with pytest.raises(ValueError, match=f"{next(iter(field))}: got"):
         Sampling(**field)
+
+
+@pytest.mark.parametrize("wild", [3e38, 1e30, -3e38])
+@pytest.mark.parametrize("temperature", [0, LEAST_FACTOR, 1.0])
+@pytest.mark.parametrize("penalty", [1, LEAST_FACTOR, MOST_FACTOR])
+def test_logits_of_wild_weights_choose_a_class_and_disturb_no_row(
+    wild: float, temperature: float, penalty: float
+) -> None:
+    """Dividing by such settings makes them infinite, and a draw among infinities would be none of the classes."""
+    sampling = Sampling(temperature=temperature, repetition_penalty=penalty)
+    rows = [Choice(Sampling(temperature=1.0), 5, 0, ()), Choice(sampling, 5, 0, (0, 1))]
+    logits = torch.tensor([[0.0, 1.0, 2.0, -math.inf], [wild, wild / 2, -wild, -math.inf]])
+    alone = [int(choose(one[None], [who])) for one, who in zip(logits, rows, strict=True)]
+    assert choose(logits, rows).tolist() == alone
+    assert max(alone) < 3

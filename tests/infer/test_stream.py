@@ -99,13 +99,14 @@ def test_streams_of_a_full_engine_are_heard_side_by_side() -> None:
         assert stream.first_audio_sec > 0
 
 
-def test_an_answer_without_speech_has_no_pieces() -> None:
+def test_an_answer_without_speech_is_named() -> None:
     (request, *_), mute = requests(), make_model(QUICK, 3, 1)
     with torch.no_grad():
         mute.lm_model.lm_head.weight[mute.layout.id_of("<sosp>")] *= -1
     silent = Engine(mute, num_slots=1)
     speaking = Speaking(silent, Spelling(), Request(prompt=request.prompt, max_text_tokens=3), VOICE)
-    assert list(speaking) == []
+    with pytest.raises(UserError, match=r"the model gave no speech \(it stopped by: text_tokens\)"):
+        next(speaking)
     assert (speaking.output.limit, speaking.first_audio_sec, silent.num_free) == ("text_tokens", None, 1)
 
 
@@ -136,6 +137,12 @@ def test_a_codec_that_fails_frees_the_engine() -> None:
 
     with pytest.raises(RuntimeError, match="no memory"):
         next(Speaking(engine(3), Broken(), requests()[0], VOICE))
+    assert engine(3).num_free == NUM_SLOTS
+
+
+def test_a_sound_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(UserError, match="the codec made a sound that is not finite"):
+        next(Speaking(engine(3), Spelling(), requests()[0], np.full(1, np.inf, np.float32)))
     assert engine(3).num_free == NUM_SLOTS
 
 

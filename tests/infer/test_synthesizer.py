@@ -59,8 +59,20 @@ def test_a_model_without_speech_is_named(chain: Path) -> None:
     with torch.no_grad():
         broken.model.lm_model.model.embed_tokens.weight[broken.model.layout.id_of("<sosp>")] = 0
     corpus = Corpus.open(chain / "corpus")
+    voice = broken.read_speaker(f"{chain / 'corpus'}:{corpus.key(0)}")
     with pytest.raises(UserError, match="the model gave no speech for"):
-        broken.speak("The kettle", broken.read_speaker(f"{chain / 'corpus'}:{corpus.key(0)}"))
+        broken.speak("The kettle", voice)
+    with pytest.raises(UserError, match="the model gave no speech for 'The kettle") as caught:
+        broken.speak("The kettle " * 150, voice)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(UserError, match="the model gave no speech"):
+        list(broken.stream(broken.reading("The kettle", voice), voice))
+
+
+def test_a_voice_too_loud_for_the_codec_is_named(synthesizer: Synthesizer) -> None:
+    codes = np.zeros((3, 4), np.int16)
+    with pytest.raises(UserError, match="the codec made a sound that is not finite"):
+        synthesizer.decode(codes, torch.full((80,), 200.0))
 
 
 def test_damaged_weights_are_named(chain: Path) -> None:
@@ -94,16 +106,44 @@ def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: P
     (tmp_path / "text.npy").write_text("hello")
     with pytest.raises(UserError, match="as a speaker vector"):
         synthesizer.read_speaker(tmp_path / "text.npy")
-    np.save(tmp_path / "nan.npy", np.full(80, np.nan))
-    with pytest.raises(UserError, match="is not a speaker vector"):
-        synthesizer.read_speaker(tmp_path / "nan.npy")
+    for name, vector, message in (
+        ("nan", np.full(80, np.nan), "numbers that are not finite in float32"),
+        ("large", np.full(80, 1e300), "numbers that are not finite in float32"),
+        ("whole", np.zeros(80, np.int32), r"int32 \(80,\)"),
+        ("table", np.zeros((80, 1)), r"float64 \(80, 1\)"),
+    ):
+        np.save(tmp_path / f"{name}.npy", vector)
+        with pytest.raises(UserError, match=rf"is not a speaker vector\n.*{message}"):
+            synthesizer.read_speaker(tmp_path / f"{name}.npy")
+    np.savez(tmp_path / "several.npz", a=np.zeros(80), b=np.zeros(80))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    with pytest.raises(UserError, match=r"as a speaker vector: it is an archive"):
+        synthesizer.read_speaker(tmp_path / "several.npy")
+    np.save(tmp_path / "long.npy", np.zeros(2**17, np.float32))
+    with pytest.raises(UserError, match=r"it holds 131072 numbers"):
+        synthesizer.read_speaker(tmp_path / "long.npy")
+    with open(tmp_path / "promised.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
+        file.write(bytes(320))
+    with pytest.raises(UserError, match="as a speaker vector"):
+        synthesizer.read_speaker(tmp_path / "promised.npy")
+    for name in ("x" * 5000, "\ud800", "a\0b", "/dev/zero", f"{'y' * 5000}:key", "."):
+        for suffix in ("", ".npy"):
+            with pytest.raises(UserError, match=r"as a (voice|speaker vector): |is not a speaker vector") as caught:
+                synthesizer.read_speaker(name + suffix)
+            assert len(str(caught.value)) < 1000
     with pytest.raises(UserError, match="the speaker vector is not of this codec"):
         synthesizer.speak("Hello", np.zeros(3, dtype=np.float32))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "no text to speak"), (" \n", "no text to speak"), ("a" * 10_000, "text to speak is too long")],
+    [
+        ("", "no text to speak"),
+        (" \n", "no text to speak"),
+        ("\u200b\ufeff\u00ad\x1b\ufe0f", "no text to speak"),
+        ("a" * 10_000, "text to speak is too long"),
+    ],
 )
 def test_bad_text_is_named(text: str, message: str, synthesizer: Synthesizer) -> None:
     with pytest.raises(UserError, match=message):

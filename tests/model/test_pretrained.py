@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
 from slmkit.model.init_base import init_base
-from slmkit.model.pretrained import extended_tokenizer, from_base, load, save, to_causal_lm
+from slmkit.model.pretrained import extended_tokenizer, from_base, from_export, load, save, to_causal_lm
 from slmkit.model.published import from_published, lookup_buffers, save_published, to_published
 from slmkit.model.slm import SpeechLM
 
@@ -185,6 +185,26 @@ def test_incomplete_weights_are_refused(change: str, base: Path, tmp_path: Path)
     message = "cannot load the model in" if change == "shape" else "are not those of its config"
     with pytest.raises(UserError, match=message):
         load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(value: float, base: Path, tmp_path: Path) -> None:
+    model = from_base(base, codec=codec_spec(), group=3)
+    save(model, tmp_path / "out", tokenizer=extended_tokenizer(base, model.layout))
+    path, name = tmp_path / "out" / "model.safetensors", "speech_heads.1.head.bias"
+    state = load_file(path)
+    state[name][2] = value
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"the weights in .*out are not finite\n.*1 of {len(state[name])} numbers of "):
+        load(tmp_path / "out")
+    with pytest.raises(UserError, match="are not finite"):
+        from_export(tmp_path / "out", model.config, seed=0)
+    shutil.copytree(base, tmp_path / "base")
+    state = load_file(tmp_path / "base" / "model.safetensors")
+    next(iter(state.values())).view(-1)[3] = value
+    save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"the weights in .*base are not finite"):
+        from_base(tmp_path / "base", codec=codec_spec(), group=3)
 
 
 def test_save_overwrites_nothing_and_leaves_nothing(base: Path, tmp_path: Path) -> None:

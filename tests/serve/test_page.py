@@ -120,10 +120,26 @@ def test_an_empty_text_is_named_on_the_page(page: Browser, client: Client, tmp_p
 
 
 def test_what_the_server_refuses_is_named_on_the_page(page: Browser) -> None:
-    write(page, "x" * 201)
+    write(page, "Hello.")
+    page.value("document.getElementById('text').value = 'x'.repeat(201)")
     page.click("#speak")
     assert "has 201 characters; split it into sentences; expected at most 200" in page.wait_for(ERROR)
     assert page.value("document.getElementById('speak').disabled") is False
+
+
+def test_the_page_keeps_to_the_limits_of_the_server_and_its_own(page: Browser, client: Client) -> None:
+    done = client.figure(DONE)
+    write(page, "x" * 201)
+    assert page.value("document.getElementById('text').value.length") == 200
+    assert page.value("document.getElementById('length').textContent") == "200 of at most 200 characters"
+    for name, values in {"temperature": ("5", "-1", "0.123"), "seed": ("-1", "1.5", "1e30")}.items():
+        for value in values:
+            page.value(f"document.getElementById('{name}').value = '{value}'")
+            page.click("#speak")
+            assert page.wait_for(ERROR).lower().startswith(f"{name}: ")
+        page.value(f"document.getElementById('{name}').value = '0'")
+    assert client.figure(DONE) == done
+    assert page.complaints == []
 
 
 def test_an_answer_given_up_and_one_cut_by_the_server(browser: Browser, synthesizer: Synthesizer, chain: Path) -> None:

@@ -1,5 +1,6 @@
 """A server under load, with clients that go away, and told to stop: nothing hangs, the next request is answered."""
 
+import json
 import select
 import socket
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import soundfile
 from serve.serving import (
     TEXT,
     WAIT_SEC,
@@ -23,7 +25,7 @@ from serve.serving import (
     until,
 )
 
-from slmkit.audio.encode import wav_header
+from slmkit.audio.encode import FORMATS, wav_header
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.serve.server import GRACE_SEC, LEAVE_SEC, Server
@@ -215,7 +217,22 @@ def test_the_client_of_openai_speaks(synthesizer: Synthesizer, chain: Path, tmp_
         assert (
             api.audio.speech.create(**ours | {"voice": {"id": "anna"}}, response_format="wav").content == whole.content
         )
-        assert api.audio.speech.create(**ours, response_format="mp3").response.headers["content-type"] == "audio/mpeg"
+        for form, kind in FORMATS.items():
+            spoken = api.audio.speech.create(**ours, response_format=form)
+            assert spoken.response.headers["content-type"] == kind.content_type
+            with api.audio.speech.with_streaming_response.create(
+                **ours, response_format=form, stream_format="audio"
+            ) as streamed:
+                assert streamed.headers["content-type"] == kind.content_type
+                assert 0.5 < len(b"".join(streamed.iter_bytes())) / len(spoken.content) < 2
+        with pytest.raises(openai.BadRequestError, match=r"speed: only 1\.0 is served; got 1\.5"):
+            api.audio.speech.create(**ours, speed=1.5)
+        with api.audio.speech.with_streaming_response.create(
+            **ours, response_format="mp3", stream_format="sse"
+        ) as events:
+            lines = [json.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line]
+        assert {event["type"] for event in lines[:-1]} == {"speech.audio.delta"}
+        assert lines[-1]["type"] == "speech.audio.done"
         assert (
             api.audio.speech.create(**ours, response_format="pcm", extra_body={"seed": 3}).content == whole.content[44:]
         )
@@ -234,3 +251,29 @@ def test_the_client_of_openai_speaks(synthesizer: Synthesizer, chain: Path, tmp_
         assert (caught.value.code, caught.value.param) == ("voice_not_found", "voice")
         with pytest.raises(openai.NotFoundError, match="no such model"):
             api.audio.speech.create(**ours | {"model": "tts-1"})
+
+
+def test_the_client_of_openai_is_served_as_it_is_set_up(synthesizer: Synthesizer, chain: Path, tmp_path: Path) -> None:
+    """The lines of OpenAI's own guide: its model name, no format, a file that ends in mp3."""
+    with serving(synthesizer, chain, max_sec=0.5, format="mp3", aliases=("gpt-4o-mini-tts",)) as (server, _):
+        api = openai.OpenAI(
+            base_url=server.address + "/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
+        )
+        with api.audio.speech.with_streaming_response.create(
+            model="gpt-4o-mini-tts", voice={"id": "anna"}, input=TEXT
+        ) as response:
+            response.stream_to_file(tmp_path / "speech.mp3")
+        assert soundfile.info(tmp_path / "speech.mp3").format == "MP3"
+        assert [model.id for model in api.models.list()] == ["tiny", "gpt-4o-mini-tts"]
+        assert api.models.retrieve("gpt-4o-mini-tts").id == "gpt-4o-mini-tts"
+
+
+def test_numbers_that_are_nothing_in_float32_end_no_answer_beside_theirs(synthesizer: Synthesizer, chain: Path) -> None:
+    poison = [{"temperature": 1e-40}, {"top_p": 1e-50}, {"repetition_penalty": 1e-44}, {"repetition_penalty": 1e39}]
+    with serving(synthesizer, chain) as (_, client), ThreadPoolExecutor(2) as clients:
+        others = [clients.submit(client.speech, seed=seed, temperature=1.0, max_sec=2.0) for seed in (1, 2)]
+        for fields in poison:
+            response = client.speech(**{"temperature": 1.0, **fields})
+            assert (response.status_code, code_of(response)) == (400, "invalid_value")
+            assert response.json()["error"]["param"] in fields
+        assert [other.result().status_code for other in others] == [200, 200]

@@ -214,6 +214,21 @@ def test_codes_that_cannot_be_decoded_fail_one_answer_alone(
     assert synthesizer.engine.num_free == 2
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_sound_that_is_not_finite_is_an_error_alone(
+    is_streamed: bool, worker: Worker, synthesizer: Synthesizer, metrics: ServeMetrics
+) -> None:
+    """Of a voice so loud that the codec's wave overflows."""
+    made = [Listener(synthesizer, 1.3, is_streamed=is_streamed) for _ in range(2)]
+    made[0].call.speaker[:] = 200
+    bad, good = submitted(worker, *made)
+    (error,) = bad.wait()
+    assert (error.status, error.code) == (500, "not_finite")
+    assert "the codec made a sound that is not finite" in error.message
+    assert len(good.wave())
+    assert outcomes(metrics) == {"done": 1, "refused": 0, "failed": 1, "given_up": 0}
+
+
 def test_an_engine_that_cannot_be_made_is_named(synthesizer: Synthesizer) -> None:
     none = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=0)
     worker = Worker(none, ServeMetrics(), max_waiting=0)

@@ -39,6 +39,20 @@ def utterance(key, path=None):
     return Utterance(key=key, audio=Audio(path or str(len(key))), text="x", source=key)
 
 
+def test_a_file_much_longer_than_its_source_says_is_refused(tmp_path):
+    """It holds more than the text: often that of a part."""
+    path = str(tmp_path / "a.wav")
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 5 * RATE), RATE)
+    decoding = Decoding(sample_rate=RATE)
+    outcomes = {}
+    for stated in (1.5, 2.5, 4.0, 6.0, None):
+        found = decode(utterance("a", path)._replace(seconds=stated), decoding)
+        outcomes[stated] = found.reason if isinstance(found, Failure) else found.checks.get("seconds_off")
+    assert outcomes == {1.5: "longer_than_stated", 2.5: "longer_than_stated", 4.0: 1.0, 6.0: -1.0, None: None}
+    part = utterance("a", path)._replace(seconds=1.5, cut=Cut(0.0, 1.5, 0.0, 1.5))
+    assert isinstance(decode(part, decoding), Decoded)
+
+
 class Crashing:
     """Stands for a file that kills the process that decodes it."""
 

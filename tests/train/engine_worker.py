@@ -25,7 +25,7 @@ from slmkit.export import merged_weights
 from slmkit.group import barrier, in_first, sum_over_ranks
 from slmkit.train import parity
 from slmkit.train.engine import TrainEngine, process_group
-from slmkit.train.settings import ZERO_STAGES, deepspeed_settings
+from slmkit.train.settings import deepspeed_settings
 from slmkit.world import BatchSplit, World
 
 WORLD = World.from_env()
@@ -162,7 +162,7 @@ def alone(trainer: Trainer) -> dict[str, bool] | None:
 
 def parity_of_stages() -> dict[int, float]:
     """The worst relative difference to plain steps, of the norm and of any parameter's update."""
-    compared = {stage: parity.compare_steps(WORLD, device, stage) for stage in ZERO_STAGES}
+    compared = {stage: parity.compare_steps(WORLD, device, stage) for stage in (1, 2, 3)}
     return {stage: max(max(s.norm_difference, s.worst()[1]) for s in steps) for stage, steps in compared.items()}
 
 

@@ -3,6 +3,7 @@
 FAULT names a function below; it happens once, in rank RANK, at step STEP.
 """
 
+import dataclasses
 import os
 import resource
 import signal
@@ -22,6 +23,7 @@ from slmkit.train import loop
 from slmkit.train.engine import TrainEngine
 
 HEADROOM_BYTES = 200 * 2**20
+OTHER_OPTIONS: list[str] = []
 
 
 def before(owner: Any, name: str, act: Callable[[], None]) -> None:
@@ -54,6 +56,22 @@ def send(number: int) -> Callable[[], None]:
 
 def none(step: int) -> None:
     pass
+
+
+def other_options(step: int) -> None:
+    """This rank is started with another learning rate and another number of steps."""
+    OTHER_OPTIONS.extend(["optimizer.lr=0.5", "steps=9"])
+
+
+def other_files(step: int) -> None:
+    """A path holds another corpus on this machine."""
+    prepare = loop.prepare_run
+
+    def wrapped(*args: Any) -> Any:
+        run = prepare(*args)
+        return dataclasses.replace(run, facts={**run.facts, "data.sources": [{"sha256": "other"}]})
+
+    loop.prepare_run = wrapped
 
 
 def signal_at_start(step: int) -> None:
@@ -157,4 +175,4 @@ if __name__ == "__main__":
     fault, rank, step, *options = sys.argv[1:]
     if os.environ["RANK"] == rank:
         globals()[fault](int(step))
-    sys.exit(main(["train", *options]))
+    sys.exit(main(["train", *options, *OTHER_OPTIONS]))

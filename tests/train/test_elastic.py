@@ -177,7 +177,7 @@ def test_a_killed_conversion_is_not_loaded(refusals: dict[str, Any]) -> None:
 def test_a_checkpoint_that_cannot_be_converted_is_named(refusals: dict[str, Any]) -> None:
     assert len(refusals["damaged"]) == 4
     for message in refusals["damaged"]:
-        assert message.startswith("DeepSpeed cannot load")
+        assert message.startswith("cannot load")
         assert "checkpoints/step-3" in message
 
 

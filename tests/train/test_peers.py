@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from train.ranks import finish_ranks, start_ranks
+from train.ranks import finish_ranks, free_port, start_ranks
 
 from slmkit.errors import UserError
 from slmkit.train.peers import SILENCE_SEC, _Jury, together
@@ -68,6 +68,54 @@ def test_a_world_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="the 2 processes cannot connect"), together(World(rank=0, size=2)):
         pass
+
+
+STRANGER = """
+import sys, time
+from slmkit.errors import UserError
+from slmkit.train import peers
+from slmkit.world import World
+
+try:
+    with peers.together(World.from_env()):
+        print("met", flush=True)
+        time.sleep(float(sys.argv[1]))
+    print("left")
+except UserError as error:
+    print(f"user error: {error}")
+    sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("launch", "what"),
+    [("b", "rank 1 was started for another launch than the one at"), ("a", "rank 1 of the launch at")],
+)
+def test_a_stranger_at_the_same_port_is_refused_and_the_launch_goes_on(tmp_path: Path, launch: str, what: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(STRANGER)
+    port = str(free_port())
+    ours = start_ranks(2, [str(script), "6"], SLMKIT_LAUNCH_ID="a", MASTER_PORT=port)
+    for process in ours:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "met\n"
+    (_, stranger) = start_ranks(2, [str(script), "0"], SLMKIT_LAUNCH_ID=launch, MASTER_PORT=port)
+    told, errors = stranger.communicate(60)
+    assert stranger.returncode == 2, errors
+    assert f"user error: {what}" in told
+    done = finish_ranks(ours)
+    assert [(code, output) for code, output, _ in done] == [(0, "left\n")] * 2, done
+
+
+def test_processes_that_do_not_come_are_named(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(f"from slmkit.train import peers\npeers.MEET_TIMEOUT = peers.timedelta(seconds=1)\n{STRANGER}")
+    first, *others = start_ranks(3, [str(script), "0"])
+    others[1].kill()
+    told, errors = first.communicate(60)
+    assert first.returncode == 2, errors
+    assert "ranks 2 of 3 did not come to 127.0.0.1:" in told
+    finish_ranks(others)
 
 
 def sign(number: int, calls: int, doing: str = "reading data", step: int = 7) -> str:

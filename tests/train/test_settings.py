@@ -1,14 +1,16 @@
 """DeepSpeed's file and the run config: one number, one place."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from slmkit.config.deepspeed import read_deepspeed
 from slmkit.config.load import from_dict
 from slmkit.config.train import TrainConfig
-from slmkit.errors import UserError
+from slmkit.errors import ConfigError, UserError
 from slmkit.train.settings import deepspeed_settings, precision
 from slmkit.world import BatchSplit
 
@@ -32,16 +34,88 @@ CLASHES = [
     ({"optimizer": {"params": {"lr": 1e-3}}}, "optimizer.params.lr is 0.001, but optimizer.lr is 0.0005"),
     ({"optimizer": {"params": {"betas": [0.9, 0.999]}}}, "but optimizer.betas is"),
     ({"optimizer": {"params": {"torch_adam": True}}}, "torch_adam is True, which the run config does not know"),
-    ({"optimizer": {"type": "Lamb"}}, "optimizer.type is Lamb, expected AdamW"),
+    ({"optimizer": {"type": "Lamb"}}, "optimizer.type is 'Lamb', expected AdamW"),
     ({"optimizer": 3}, "optimizer is 3, expected type and params"),
+    ({"optimizer": {"typ": "AdamW"}}, "optimizer.typ: unknown key"),
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler is set, but schedule"),
-    ({"zero_optimization": {"stage": 4}}, "stage is 4, expected 1, 2 or 3"),
-    ({"zero_optimization": {}}, "stage is 0, expected 1, 2 or 3"),
-    ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "check_grad_overflow is false"),
-    ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "compute_grad_norm is false"),
+    ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: got 4, expected a whole number, 1 to 3"),
+    ({"zero_optimization": {}}, "zero_optimization.stage: missing"),
+    ({"bf16": {"enabled": True, "check_grad_overflow": False}}, "bf16.check_grad_overflow: got false"),
+    ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "zero_optimization.compute_grad_norm: got false"),
     ({"fp16": {"enabled": True}}, "fp16 is set"),
-    ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation is false"),
+    ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation: got false"),
+    ({"train_batch_size": True}, "train_batch_size is True, but global_rows is 8"),
+    (
+        {"zero_force_ds_cpu_optimizer": True},
+        "zero_force_ds_cpu_optimizer is True, but what torch's AdamW needs",
+    ),
 ]
+
+
+MISTAKES = [
+    ({"bf16": None}, "bf16: got None, expected a group of options"),
+    ({"bf16": True}, "bf16: got True, expected a group of options"),
+    ({"bf16": {"enabled": "auto"}}, "bf16.enabled: got 'auto', expected true or false"),
+    ({"bfloat16": {"enabled": True}}, "bfloat16: unknown key; did you mean bf16?"),
+    ({"train_batchsize": 8}, "train_batchsize: unknown key; did you mean train_batch_size?"),
+    ({"zero_optimization": None}, "zero_optimization: got None, expected a group of options"),
+    ({"zero_optimization": True}, "zero_optimization: got True, expected a group of options"),
+    ({"zero_optimization": {"stage": "2"}}, "zero_optimization.stage: got '2', expected a whole number"),
+    ({"zero_optimization": {"stage": True}}, "zero_optimization.stage: got True, expected a whole number"),
+    ({"zero_optimization": {"stage": 2, "overlap_com": 1}}, "did you mean zero_optimization.overlap_comm?"),
+    ({"zero_optimization": {"stage": 2, "zero_quantized_gradients": True}}, "zero_quantized_gradients: unknown key"),
+    (
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": "lots"}},
+        "reduce_bucket_size: got 'lots', exp",
+    ),
+    (
+        {"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}},
+        "reduce_bucket_size: got 0, expected a whole",
+    ),
+    (
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+        "device: got 'nvme', expected",
+    ),
+    (
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}},
+        "device: got 'cpu', expected one",
+    ),
+    ({"data_types": {"grad_accum_dtype": "fp8"}}, "data_types.grad_accum_dtype: got 'fp8', expected one of 'fp32'"),
+    ({"communication_data_type": "int8"}, "communication_data_type: got 'int8', expected one of 'fp32', 'bf16'"),
+    ({"elasticity": {"enabled": True}}, "elasticity is set, but global_rows"),
+    ({"checkpoint": None}, "checkpoint is set, but slmkit writes"),
+    ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op is set, but the loss is a sum"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES, ids=[message[:40] for _, message in MISTAKES])
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        settings_of(tmp_path, {**ZERO, **change})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "cannot read .*ds.json as JSON"),
+        ('{"zero_optimization": {"stage": 2, "stage": 3}}', "the key 'stage' stands twice"),
+        ('{"a": "' + "x" * 200_000 + '"}', "is too large"),
+        ('{"gradient_clipping": ' + "9" * 5000 + "}", "cannot read .*ds.json as JSON"),
+    ],
+    ids=["deep", "twice", "large", "digits"],
+)
+def test_a_file_that_is_no_good_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_deepspeed(tmp_path / "ds.json")
+
+
+def test_what_other_programs_write_is_read(tmp_path: Path) -> None:
+    zero = {"stage": 2, "reduce_bucket_size": 5e8, "allgather_bucket_size": "auto", "overlap_comm": None}
+    files = {"fp16": {"enabled": False, "loss_scale": 0}, "flops_profiler": {"enabled": False}, "steps_per_print": 10}
+    settings = settings_of(tmp_path, {"zero_optimization": zero, **files})
+    assert "fp16" not in settings
+    assert settings["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 5e8, "overlap_comm": None}
 
 
 @pytest.mark.parametrize(("change", "message"), CLASHES, ids=[message[:40] for _, message in CLASHES])
@@ -52,8 +126,8 @@ def test_a_clash_names_both(tmp_path: Path, change: dict[str, Any], message: str
 
 
 def test_all_clashes_come_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train_batch_size is 1.*gradient_clipping is 7"):
-        settings_of(tmp_path, {**ZERO, "train_batch_size": 1, "gradient_clipping": 7})
+    with pytest.raises(UserError, match=r"(?s)amp is set.*bf16: got.*train_batch_size is 1.*clipping is 7"):
+        settings_of(tmp_path, {**ZERO, "train_batch_size": 1, "gradient_clipping": 7, "bf16": 1, "amp": {}})
 
 
 def test_equal_and_auto_values_are_no_clash(tmp_path: Path) -> None:

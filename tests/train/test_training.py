@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(one_process: dict[str, str]) -> 
 def test_a_damaged_checkpoint_is_named(one_process: dict[str, Any]) -> None:
     assert len(one_process["damaged"]) == 4
     for message in one_process["damaged"]:
-        assert message.startswith("DeepSpeed cannot load")
+        assert message.startswith("cannot load")
         assert f"checkpoints/step-{STEPS}" in message
 
 

@@ -21,7 +21,7 @@ from slmkit import group
 from slmkit.checkpoints import checkpoint
 from slmkit.checkpoints.host_copy import HostCopy
 from slmkit.config.load import from_dict, to_dict
-from slmkit.config.run_dir import complete_steps
+from slmkit.config.run_dir import MARKER, complete_steps
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.export import consolidate
@@ -145,8 +145,14 @@ def run_error(config: TrainConfig, task: dict[str, Any]) -> Any:
 
 
 def run_damaged(config: TrainConfig, task: dict[str, Any]) -> Any:
-    """Continue from a checkpoint of which every size is right and the content of one file is not."""
+    """Continue from a checkpoint of which every size is right and the content of one file is not.
+
+    Its marker is that of an older slmkit, which knew sizes only.
+    """
     messages = []
+    marker = Path(config.run_dir) / "checkpoints" / task["at"] / MARKER
+    said = json.loads(marker.read_text())
+    marker.write_text(json.dumps({name: said[name] for name in ("step", "files", "state")}))
     for pattern in ("zero_pp*", "mp_rank*"):
         file = next((Path(config.run_dir) / "checkpoints" / task["at"]).glob(pattern))
         content = file.read_bytes()

@@ -75,7 +75,7 @@ async function fetchSpeech(signal, onSound) {
   // The whole file; its samples go to onSound as they come.
   const began = performance.now();
   const passedSec = () => (performance.now() - began) / 1000;
-  const body = {input: part('text').value, voice: part('voice').value, stream_format: 'sse',
+  const body = {input: part('text').value, voice: part('voice').value, response_format: 'wav', stream_format: 'sse',
                 temperature: Number(part('temperature').value), seed: Number(part('seed').value)};
   const response = await fetch('/v1/audio/speech',
     {method: 'POST', headers: {'Content-Type': 'application/json'}, body: JSON.stringify(body), signal});
@@ -107,6 +107,12 @@ async function speak() {
     part('text').focus();
     return;
   }
+  const wrong = ['temperature', 'seed'].map(part).find((input) => !input.checkValidity());
+  if (wrong) {
+    showError(`${wrong.labels[0].textContent}: ${wrong.validationMessage}`);
+    wrong.focus();
+    return;
+  }
   stop();
   const abort = new AbortController();
   const mine = running = {abort, player: new Player()};
@@ -134,6 +140,11 @@ function stop() {
   showSpeaking(false);
 }
 
+function showLength() {
+  const {value, maxLength} = part('text');
+  part('length').textContent = `${value.length} of at most ${maxLength} characters`;
+}
+
 async function start() {
   part('form').addEventListener('submit', (event) => { event.preventDefault(); speak(); });
   part('stop').addEventListener('click', stop);
@@ -145,7 +156,11 @@ async function start() {
     const [voices, models] = await Promise.all(
       ['/v1/audio/voices', '/v1/models'].map((path) => fetch(path).then((response) => response.json())));
     for (const voice of voices.voices) part('voice').add(new Option(voice.name, voice.id));
-    part('model').textContent = document.title = models.data[0].id;
+    const model = models.data[0];
+    part('model').textContent = document.title = model.id;
+    part('text').maxLength = model.max_chars;
+    part('text').addEventListener('input', showLength);
+    showLength();
   } catch (error) {
     showError(`The server cannot be reached: ${error.message}`);
   }
