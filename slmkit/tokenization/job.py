@@ -107,7 +107,9 @@ def _check_refused(
     ledger = job.directory / FAILURES_FILE
     next_step = f"see {ledger}; mend the source, or accept the loss with a larger max_failure_share, and start again"
     if not plan.num_items:
-        next_step = f"see {ledger}; a source of the kind {config.kind} has {LAYOUTS[config.kind].files}"
+        next_step = (
+            f"see {ledger}; a source of the kind {config.kind} has {' '.join(LAYOUTS[config.kind].files.split())}"
+        )
     if 2 * failed > failed + plan.num_items and (instead := other_layout(config.kind, source, options)):
         next_step = f"did you mean {instead}?"
         if usual == "missing_transcript":
