@@ -10,9 +10,9 @@ ends with exit code 75; start the same command again to continue. A second signa
 are those of `slmkit train`; 1 if a machine is lost.
 
 These variables are passed on to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, VIRTUAL_ENV,
-TOKENIZERS_PARALLELISM, all that begin with TORCH_, NCCL_, GLOO_, UCX_, SLMKIT_, HF_, TRANSFORMERS_ or DS_, and those in
-DeepSpeed's own .deepspeed_env file. PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
-"""
+TOKENIZERS_PARALLELISM, where libraries keep files (HF_HOME, HF_HUB_CACHE, TORCH_HOME, TORCH_EXTENSIONS_DIR, ...), all
+that begin with NCCL_, TORCH_NCCL_, GLOO_, UCX_ or SLMKIT_, and those in ~/.deepspeed_env or ./.deepspeed_env. They
+stand in command lines, so that none whose name looks like a token, key or password is: set those on the machines.
 
 import argparse
 import os
