@@ -13,6 +13,8 @@ These variables are passed on to other machines: PYTHONPATH, PATH, LD_LIBRARY_PA
 TOKENIZERS_PARALLELISM, where libraries keep files (HF_HOME, HF_HUB_CACHE, TORCH_HOME, TORCH_EXTENSIONS_DIR, ...), all
 that begin with NCCL_, TORCH_NCCL_, GLOO_, UCX_ or SLMKIT_, and those in ~/.deepspeed_env or ./.deepspeed_env. They
 stand in command lines, so that none whose name looks like a token, key or password is: set those on the machines.
+PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
+"""
 
 import argparse
 import os
