@@ -18,7 +18,7 @@ from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
 from slmkit.errors import UserError
-from slmkit.files import atomic_write, disk_errors_named, new_directory, provenance, write_json
+from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_directory, provenance, write_json
 from slmkit.group import from_all, from_first, in_first
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
@@ -40,6 +40,9 @@ def resume_point(run: Run) -> Checkpoint | None:
     def tidy() -> None:
         for path in checkpoint.clean(run.directory):
             logger.warning("removed %s: it was never finished", path)
+        for directory in (run.directory, run.directory / run_dir.CACHE):
+            for path in clean_parts(directory):
+                logger.warning("removed %s: it was never finished", path)
         for path in run_dir.odd_entries(run.directory):
             logger.warning("%s is not a checkpoint of this run; it is left alone", path)
 

@@ -220,7 +220,7 @@ def test_a_full_disk_ends_the_run_by_name_or_its_lines_wait(
     assert [line["step"] for line in read_metrics(tmp_path / "strict" / "metrics.jsonl")] == [1]
     events = EventAccumulator(str(tmp_path / "lenient" / "tensorboard" / "lenient"))
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")][::3] == [1, 4]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 4]
 
 
 def test_lines_that_waited_are_tried_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
