@@ -45,6 +45,7 @@ from slmkit.model.pretrained import (
     PROVENANCE_FILE,
     UNLOADABLE,
     backbone_values,
+    check_finite,
     load,
     save,
 )
@@ -126,6 +127,7 @@ def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"the weights of {checkpoint.path} are not those of its model: {error}") from error
+    check_finite(model, checkpoint.path)
     _compare(model.state_dict(), state, str(checkpoint.path))  # two values for a tied weight would differ here
     return model
 
@@ -160,6 +162,7 @@ def _write_export(
 ) -> None:
     """Write into an empty directory and compare; `description` is one with the model's tokenizer."""
     torch.nn.Module.to(model, FLOAT_TYPES[dtype])
+    check_finite(model, f"{source.get('run') or source.get('export')}, as {dtype},")
     source = {**source, "format": format, "dtype": dtype}
     export = directory / "export"
     tokenizer = load_transformers_tokenizer(description)
