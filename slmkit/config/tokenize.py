@@ -57,6 +57,11 @@ class FilterConfig(Config):
     languages: tuple[Name, ...] = Field(
         default=(), description="utterances in other languages are left out; [] keeps all"
     )
+    sources: tuple[Name, ...] = Field(
+        default=(),
+        description="patterns of paths in the source, such as Emilia/*; utterances from elsewhere are left out; [] "
+        "keeps all",
+    )
 
 
 class TokenizeConfig(Config):

@@ -53,15 +53,20 @@ from slmkit.corpora.tar_members import Damage, Member, members
 from slmkit.data.ledger import Failure, printable
 from slmkit.data.lines import Lines, line_blocks, parse_record, read_lines
 from slmkit.errors import BadSample, UserError
+from slmkit.log import get_logger
 
+log = get_logger(__name__)
 COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", "dnsmos"})
+COLLECTIONS = {"Emilia", "Emilia-YODAS"}  # folders of the published repository, of different licences
 MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
 
 
 @layout(
     "emilia",
-    files="DIR/EN/EN-B000000.tar (X.mp3, X.json in it), the same unpacked, or EN_B00000.jsonl beside mp3 files",
+    files="""\
+DIR/EN/EN-B000000.tar, or the same unpacked: X.mp3 and X.json: {"text": "Hello.", "duration": 2.5, "dnsmos": 3.4, ...}
+DIR/EN/EN_B00000.jsonl beside mp3 files: {"wav": "EN_B00000/a.mp3", "text": "Hello.", ...}""",
 )
 def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
     """A part for each tar, for some thousand lines of a JSONL file, and for a folder's files of their own.
@@ -72,7 +77,9 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
     folders = [Folder(str(source.parent), "", [source.name])] if source.is_file() else walk(source)
     # Audio beside JSONL files is that of their lines, and no item by itself.
     with_lines = any(True for _ in files_under(source, (".jsonl", ".jsonl.gz")))
+    tops: set[str] = set()  # folders right below the source
     for folder in folders:
+        tops.add(folder.name.partition("/")[0])
         pairs = [] if with_lines else _pairs_of(folder)
         failures = []
         for name in sorted(set(folder.names).difference(pairs)):
@@ -96,6 +103,11 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
         if pairs:
             found = found or not all(map(is_audio, pairs))
             yield partial(_read_pairs, folder._replace(names=pairs), options.language)
+    if tops >= COLLECTIONS:
+        log.warning(
+            "%s holds Emilia and Emilia-YODAS, of different licences; filters.sources=[Emilia/*] leaves out the other",
+            source,
+        )
     if not found:
         raise UserError(
             f"no tars and no JSONL files under {source}",

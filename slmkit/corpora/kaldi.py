@@ -35,9 +35,10 @@ OFFSET = re.compile(r"(.+):(\d{1,18})")
 @layout(
     "kaldi",
     files="""\
-DIR/wav.scp (KEY PATH, or KEY FILE.ark:123) and DIR/text (KEY WORDS)
-DIR/segments, where utterances are parts of recordings (KEY RECORDING START END, END -1: to the end; CHANNEL too)
-DIR/utt2spk, utt2dur, utt2lang, where they are (KEY VALUE)""",
+DIR/wav.scp: u1 wav/u1.flac, or u1 part.ark:1234
+DIR/text: u1 Hello.
+DIR/segments, where utterances are parts of recordings: u1 rec1 2.0 3.5, or 2.0 -1: to the end, or 2.0 3.5 1: channel 1
+DIR/utt2spk, utt2dur, utt2lang, where they are: u1 speaker7""",
 )
 def kaldi_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
     """One part: the files are read side by side."""

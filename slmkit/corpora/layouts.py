@@ -16,6 +16,7 @@ import difflib
 import itertools
 import math
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,9 +65,9 @@ def layout(name: str, *, files: str, takes_columns: bool = False) -> Callable[[P
 
 
 def describe_layouts() -> list[str]:
-    """For each layout its name, and what its files look like."""
-    shown = [(entry.name, entry.files.splitlines()) for entry in LAYOUTS.values()]
-    return [f"{name if i == 0 else '':<12} {line}" for name, lines in shown for i, line in enumerate(lines)]
+    """The name of each layout, followed by what its files look like, indented."""
+    shown = (f"{entry.name}\n{textwrap.indent(entry.files, '  ')}" for entry in LAYOUTS.values())
+    return "\n".join(shown).split("\n")
 
 
 def check_source(kind: str, source: str | Path, options: ReadOptions) -> Layout:

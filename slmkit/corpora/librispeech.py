@@ -27,7 +27,7 @@ from slmkit.errors import BadSample
 LINES_SUFFIX = ".trans.txt"
 
 
-@layout("librispeech", files="DIR/84/121123/84-121123-0000.flac beside 84-121123.trans.txt (lines: ID TEXT)")
+@layout("librispeech", files="DIR/84/121123/84-121123-0000.flac beside 84-121123.trans.txt (84-121123-0000 HELLO)")
 def librispeech_parts(source: Path, options: ReadOptions) -> list[SourcePart]:
     """One part."""
     return [partial(read_librispeech, source, options.language)]

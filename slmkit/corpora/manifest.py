@@ -94,12 +94,13 @@ class _Header(NamedTuple):
 @layout(
     "manifest",
     files="""\
-FILE.jsonl, or FILE.json with an array: {"path": "a.wav", "text": "Hello.", "speaker": "s1"}
-FILE.tsv or FILE.csv with a header line: path,text,speaker; cells in quotes as spreadsheets write them
-DIR/metadata.csv or metadata.jsonl (Hugging Face): file_name,text
+FILE.jsonl, FILE.json (also as an array): {"path": "a.wav", "text": "Hello.", "speaker": "s1"}
+FILE.tsv, FILE.csv with a header line: path,text,speaker; cells in quotes as spreadsheets write them
+DIR/metadata.csv, metadata.jsonl (Hugging Face's audio folder): file_name,text
 NeMo: {"audio_filepath": "talk.wav", "offset": 2.0, "duration": 1.5, "text": "Hello."}
-parts of a file: {"path": "talk.wav", "start": 2.0, "end": 3.5, "text": "Hello."}
-a long recording: {"path": "talk.wav", "segments": [{"start": 2.0, "end": 3.5, "text": "Hello."}, ...]}""",
+a part of a file: {"path": "talk.wav", "start": 2.0, "end": 3.5, "text": "Hello."}; end -1: to the end
+a long recording: {"path": "talk.wav", "segments": [{"start": 2.0, "end": 3.5, "text": "Hello."}, ...]}
+other names by columns.path=NAME, columns.text=NAME, columns.question=NAME, columns.text=json.text""",
     takes_columns=True,
 )
 def manifest_parts(path: Path, options: ReadOptions) -> Iterator[SourcePart]:

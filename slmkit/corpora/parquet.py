@@ -63,8 +63,9 @@ BUFFER_BYTES = 2**20  # of a column, so that a row group is not read as a whole
 @layout(
     "parquet",
     files="""\
-FILE.parquet, or DIR/train-00000-of-00002.parquet and others: a column of text, and one of audio, which holds
-structs {bytes, path} (Hugging Face), bytes, or paths relative to the file; columns.audio=NAME, columns.text=NAME""",
+FILE.parquet, or DIR/train-00000-of-00002.parquet and others, with the columns audio and text
+audio: structs {bytes, path} as Hugging Face has them, bytes, or paths relative to the file
+other names by columns.audio=NAME, columns.text=NAME, columns.question=NAME, columns.text=json.text""",
     takes_columns=True,
 )
 def parquet_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
@@ -150,6 +151,8 @@ def _columns(path: str, schema: "pyarrow.Schema", mapped: Mapping[str, str]) -> 
     """Raises UserError when a column is missing, or of a type that is of no use for what it is mapped to."""
     pyarrow, types = _pyarrow(), _pyarrow().types
     wanted = {name: mapped.get(name, name) for name in REQUIRED} | dict(mapped)
+    if "audio" not in {*mapped, *schema.names} and "file_name" in schema.names:  # metadata.parquet of an audio folder
+        wanted["audio"] = "file_name"
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise UserError(f"{path} has two columns with the same name", got=", ".join(map(printable, twice)))
     missing = [f"{theirs} (our {ours})" for ours, theirs in wanted.items() if _type_of(schema, theirs) is None]

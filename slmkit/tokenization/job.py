@@ -74,6 +74,7 @@ def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
         max_sec=config.max_sec,
         min_dnsmos=config.filters.min_dnsmos,
         languages=frozenset(config.filters.languages),
+        sources=config.filters.sources,
     )
     parts = read_parts(config.kind, source, options)
     with tqdm(desc="planning", unit=" items", unit_scale=True, disable=None) as bar:

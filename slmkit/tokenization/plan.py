@@ -18,6 +18,7 @@ Example:
 """
 
 import contextlib
+import fnmatch
 import gc
 import hashlib
 import itertools
@@ -39,7 +40,8 @@ from slmkit.files import atomic_write, new_directory, read_json, write_json
 from slmkit.tokenization.workers import WorkerDied, Workers
 
 DIRECTORY, PLAN, ITEMS, REFUSED = "plan", "plan.json", "items.jsonl", "refused.jsonl"
-INTENDED = frozenset({"low_dnsmos", "no_dnsmos", "other_language"})  # reasons of filters, which no one calls failures
+# Reasons of filters, which no one calls failures.
+INTENDED = frozenset({"low_dnsmos", "no_dnsmos", "other_language", "other_source"})
 AGAIN = "plan the corpus again, into a new directory"
 CHUNK_ITEMS = 1000  # read and judged together
 OBJECTS_PER_COLLECTION = 200_000
@@ -124,6 +126,7 @@ class Rules:
     max_sec: float = float("inf")
     min_dnsmos: float | None = None
     languages: frozenset[str] = field(default_factory=frozenset)  # none: all
+    sources: tuple[str, ...] = ()  # patterns of paths in the source; none: all
 
     def refusal(self, utterance: Utterance) -> Failure | None:
         """Why this utterance is left out; None when it is not."""
@@ -136,6 +139,9 @@ class Rules:
         if self.languages and utterance.language not in self.languages:
             what = f"the language is {utterance.language or 'unknown'}, wanted are {', '.join(sorted(self.languages))}"
             return Failure(utterance.key, "other_language", what)
+        if self.sources and not any(fnmatch.fnmatchcase(utterance.source, pattern) for pattern in self.sources):
+            what = f"it is from {utterance.source}, wanted are {', '.join(self.sources)}"
+            return Failure(utterance.key, "other_source", what)
         if self.min_dnsmos is not None:
             dnsmos = utterance.extra.get("dnsmos")
             if not isinstance(dnsmos, int | float):

@@ -23,7 +23,9 @@ from slmkit.data.shards import ShardReader
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "tokenize_jobs").glob("*.yaml"))
-MANIFEST, ROLETRIVIAQA = (ROOT / "tokenize_jobs" / name for name in ("manifest.yaml", "roletriviaqa.yaml"))
+MANIFEST, ROLETRIVIAQA, LIBRITTS_PARQUET = (
+    ROOT / "tokenize_jobs" / f"{name}.yaml" for name in ("manifest", "roletriviaqa", "libritts_parquet")
+)
 SAMPLES = ROOT / "tokenize_jobs" / "sample_corpus"  # 32 sentences
 
 
@@ -227,13 +229,13 @@ def test_missing_options_are_listed(capsys):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_recipes_are_complete_but_for_the_paths(recipe):
     config = load_config(TokenizeConfig, recipe, ["source=a", "codec=b", "out=c"])
-    assert config.kind == {"roletriviaqa": "parquet"}.get(recipe.stem, recipe.stem)
+    assert config.kind == {"roletriviaqa": "parquet", "libritts_parquet": "parquet"}.get(recipe.stem, recipe.stem)
     assert config.corpus == recipe.stem
     assert f"slmkit tokenize run --config tokenize_jobs/{recipe.name} " in recipe.read_text()
 
 
 def test_there_are_recipes():
-    names = ["emilia", "kaldi", "librispeech", "libritts", "manifest", "roletriviaqa"]
+    names = ["emilia", "kaldi", "librispeech", "libritts", "libritts_parquet", "manifest", "roletriviaqa"]
     assert [path.stem for path in RECIPES] == names
 
 
@@ -246,6 +248,29 @@ def test_the_columns_of_a_recipe_are_those_of_its_reader(tmp_path):
     columns = load_config(TokenizeConfig, ROLETRIVIAQA, ["source=a", "codec=b", "out=c"]).columns
     (item,) = read_source("parquet", tmp_path, columns=columns, language="", max_sec=60.0)
     assert (item.text, item.speaker, item.extra) == ("A.", "r", {"question": "Q?"})
+    (tmp_path / "train.jsonl").write_text(json.dumps({**row, "speech_answer": "x.wav"}))
+    (same,) = read_source("manifest", tmp_path / "train.jsonl", columns=columns, language="", max_sec=60.0)
+    assert (same.text, same.speaker, same.extra) == ("A.", "r", {"question": "Q?"})
+
+
+def test_libritts_of_hugging_face_is_read_by_its_recipe(tmp_path):
+    row = {"audio": {"bytes": b"x", "path": "84_1.wav"}, "text_original": "Mr. A.", "text_normalized": "Mister A."}
+    row |= {"speaker_id": "84", "path": "/x/84_1.wav", "chapter_id": "1", "id": "84_1"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "dev.clean-00000-of-00001.parquet")
+    config = load_config(TokenizeConfig, LIBRITTS_PARQUET, ["source=a", "codec=b", "out=c"])
+    (item,) = read_source(config.kind, tmp_path, columns=config.columns, language=config.language)
+    assert (item.key, item.text, item.speaker, item.language) == ("84_1", "Mister A.", "84", "en")
+    assert item.extra == {"text_original": "Mr. A.", "path": "/x/84_1.wav", "chapter_id": "1"}
+
+
+def test_every_layout_shows_its_files(capsys):
+    with pytest.raises(SystemExit):
+        main(["tokenize", "run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for entry in LAYOUTS.values():
+        assert " ".join(f"{entry.name} {entry.files}".split()) in shown
+    for form in ("FILE.csv", "metadata.csv", "audio_filepath", "-1: to the end", "json.text", "{bytes, path}"):
+        assert form in shown
 
 
 def test_published_codes_are_imported(tmp_path, capsys):

@@ -42,6 +42,16 @@ def outcomes(items):
     return [(item.key, item.reason if isinstance(item, Failure) else "") for item in items]
 
 
+def test_two_collections_below_one_root_are_named(tmp_path, caplog):
+    for name in ("Emilia", "Emilia-YODAS"):
+        assert "holds Emilia and Emilia-YODAS" not in caplog.text
+        make_tar(tmp_path / name / "EN/EN-B000000.tar", ("X.mp3", b"x"), ("X.json", {**FULL, "id": name}))
+        assert len(read_source("emilia", tmp_path / name)) == 1
+    items = read_source("emilia", tmp_path)
+    assert [item.source.partition("/")[0] for item in items] == ["Emilia", "Emilia-YODAS"]
+    assert "holds Emilia and Emilia-YODAS, of different licences; filters.sources=[Emilia/*] leaves" in caplog.text
+
+
 def test_a_tar_gives_all_fields_and_where_the_audio_lies(tmp_path):
     path = make_tar(tmp_path / "EN/EN-B000000.tar", ("a/X.mp3", b"sound" * 300), ("a/X.json", FULL))
     (item,) = read_source("emilia", tmp_path)

@@ -44,7 +44,7 @@ def test_what_a_spreadsheet_writes_is_read(tmp_path, name, separator, quoting):
     content = ("\ufeff" + file.getvalue()).encode()
     assert b"\r\n" in content
     items = read(tmp_path, content, name)
-    assert outcomes(items) == [(str(i), " ".join(text.split())) for i, text in enumerate(texts)]  # texts are one line
+    assert outcomes(items) == [(str(i), " ".join(text.split())) for i, text in enumerate(texts)]
     assert {item.extra["mood"] for item in items} == {"x"}
 
 

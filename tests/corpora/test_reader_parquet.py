@@ -196,6 +196,12 @@ def test_every_type_of_bytes_is_audio(tmp_path, kind):
         assert [open_audio(item.audio).read() for item in items] == [b"abc", b"def", b"abc"]
 
 
+def test_the_table_of_an_audio_folder_names_its_files(tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"sound")
+    (item,) = read_source("parquet", write(tmp_path / "metadata.parquet", [{"file_name": "x.wav", "text": "A."}]))
+    assert (open_audio(item.audio), item.extra) == (tmp_path / "x.wav", {})
+
+
 def test_where_there_are_no_bytes_the_path_is_used(tmp_path):
     (tmp_path / "x.wav").write_bytes(b"sound")
     write(tmp_path / "a.parquet", [{"audio": {"bytes": b"", "path": "x.wav"}, "text": "A."}])

@@ -46,8 +46,9 @@ class SshHosts(NamedTuple):
         return {"PDSH_SSH_ARGS_APPEND": f"-F {self.directory}/client"}
 
     def hostfile(self, *names: str) -> str:
+        """As an editor on Windows leaves it."""
         path = self.directory / f"hosts-{len(names)}-{names[-1]}"
-        path.write_text("".join(f"{name} slots=1\n" for name in names))
+        path.write_text("\ufeff" + "".join(f"{name} slots=1\r\n" for name in names), encoding="utf-8", newline="")
         return str(path)
 
 

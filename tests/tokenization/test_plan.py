@@ -98,6 +98,15 @@ def test_an_utterance_survives_the_plan(tmp_path):
     assert (plan.num_items, plan.seconds) == (4, 3.0)
 
 
+def test_rules_choose_by_where_an_utterance_comes_from(tmp_path):
+    rules = Rules(sources=("Emilia/*", "more/?.tar/*"))
+    sources = {"a": "Emilia/EN/x.tar/a.mp3", "b": "Emilia-YODAS/EN/x.tar/b.mp3", "c": "more/1.tar/c.mp3", "d": "d.mp3"}
+    items = [utterance(key)._replace(source=source) for key, source in sources.items()]
+    plan = make(tmp_path, items, shard_samples=9, rules=rules)
+    assert [item.key for item in plan.items(0)] == ["a", "c"]
+    assert [(line["key"], line["reason"]) for line in refused(plan)] == [("b", "other_source"), ("d", "other_source")]
+
+
 def test_rules_refuse_by_what_the_source_says(tmp_path):
     rules = Rules(min_sec=1.0, max_sec=10.0, min_dnsmos=3.5, languages=frozenset({"en", "de"}))
     good = {"language": "en", "seconds": 2.0, "extra": {"dnsmos": 3.5}}
