@@ -36,7 +36,7 @@ from slmkit.config.run_dir import MODEL, Checkpoint, check_contents, newest, rea
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import check_new_directory, new_directory, provenance, read_json, write_json
+from slmkit.files import check_new_directory, disk_errors_named, new_directory, provenance, read_json, write_json
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.pretrained import (
     CODEC_FILE,
@@ -45,6 +45,7 @@ from slmkit.model.pretrained import (
     PROVENANCE_FILE,
     UNLOADABLE,
     backbone_values,
+    check_finite,
     load,
     save,
 )
@@ -126,6 +127,7 @@ def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(f"the weights of {checkpoint.path} are not those of its model: {error}") from error
+    check_finite(model, checkpoint.path)
     _compare(model.state_dict(), state, str(checkpoint.path))  # two values for a tied weight would differ here
     return model
 
@@ -160,21 +162,24 @@ def _write_export(
 ) -> None:
     """Write into an empty directory and compare; `description` is one with the model's tokenizer."""
     torch.nn.Module.to(model, FLOAT_TYPES[dtype])
+    check_finite(model, f"{source.get('run') or source.get('export')}, as {dtype},")
     source = {**source, "format": format, "dtype": dtype}
     export = directory / "export"
     tokenizer = load_transformers_tokenizer(description)
     if format == "published":
-        export.mkdir()
-        save_published(model, export / "model.safetensors")
-        tokenizer.save_pretrained(export)
-        model.lm_model.config.save_pretrained(export)
+        with disk_errors_named(directory):
+            export.mkdir()
+            save_published(model, export / "model.safetensors")
+            tokenizer.save_pretrained(export)
+            model.lm_model.config.save_pretrained(export)
         write_json(export / LAYOUT_FILE, model.layout.to_dict())
         write_json(export / CODEC_FILE, model.config.codec_spec.to_dict())
         write_json(export / PROVENANCE_FILE, provenance(source))
         _compare(load_file(export / "model.safetensors"), to_published(model), str(export))
     else:
         write = save_hf if format == "hf" else save
-        write(model, export, tokenizer=tokenizer, source=source)
+        with disk_errors_named(directory):
+            write(model, export, tokenizer=tokenizer, source=source)
         _compare(load(export, layout=model.layout).state_dict(), model.state_dict(), str(export))
     if format == "hf":
         _compare(from_causal_lm(export).state_dict(), model.state_dict(), str(export))

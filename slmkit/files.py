@@ -10,6 +10,7 @@ Example:
 
 import contextlib
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import io
@@ -19,8 +20,10 @@ import platform
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust end their messages
+PART = re.compile(r"\.([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{4}\.part$")  # machine and process that made it
+LEFT_SEC = 24 * 3600.0  # after which a temporary file of another machine is taken to be left
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
 
 
@@ -59,7 +64,7 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
     path = Path(path)
     if os.path.exists(path) and not replace:
         raise UserError("the file already exists", got=path, next_step="remove it or choose another name")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
     try:
         with disk_errors_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +87,49 @@ def atomic_write(path: str | Path, *, replace: bool = False) -> Iterator[IO[byte
             temporary.unlink(missing_ok=True)
 
 
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that says which process made it."""
+    return path.with_name(f".{path.name}.{_here()}-{os.getpid():x}-{secrets.token_hex(2)}.part")
+
+
+@functools.cache
+def _here() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+
+
+def clean_parts(directory: str | Path, pattern: str = ".*.part") -> list[Path]:
+    """Remove temporary files and directories whose process has ended, in `directory` alone; returns what it was.
+
+    Those of other machines, and of an older slmkit, count as left when they have not changed for a day.
+    """
+    removed = []
+    for path in Path(directory).glob(pattern):
+        made_by = PART.search(path.name)
+        with contextlib.suppress(OSError):  # gone meanwhile, or a place that refuses: what is there does no harm
+            if made_by and made_by[1] == _here():
+                is_left = not _is_running(int(made_by[2], 16))
+            else:
+                is_left = time.time() - path.stat().st_mtime > LEFT_SEC
+            if not is_left:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def check_new_directory(path: str | Path) -> None:
     """Raise UserError where a directory to be made exists. Commands ask before they import what takes seconds."""
     if Path(path).exists():
@@ -102,7 +150,8 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_new_directory(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _temporary(path)
+    clean_parts(path.parent, f".{glob.escape(path.name)}.*.part")
     try:
         with disk_errors_named(path):
             temporary.mkdir(parents=True)

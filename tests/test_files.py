@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -130,3 +131,27 @@ def test_what_a_library_in_rust_says_of_a_full_disk_is_named(tmp_path: Path) -> 
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     with pytest.raises(RuntimeError, match="a bug"), files.disk_errors_named(tmp_path):
         raise RuntimeError("a bug")
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_start(tmp_path: Path) -> None:
+    """And nothing of one that still writes, here or, for a day, elsewhere."""
+    script = f"""
+import os
+from pathlib import Path
+from slmkit import files
+with files.atomic_write("{tmp_path}/a") as file, files.new_directory("{tmp_path}/b") as directory:
+    (directory / "half").write_text("x")
+    os.kill(os.getpid(), 9)
+"""
+    forked.run(["-c", script])
+    left = sorted(tmp_path.iterdir())
+    assert [path.name.split(".")[1] for path in left] == ["a", "b"]
+    with files.atomic_write(tmp_path / "c") as file:
+        file.write(b"x")
+        elsewhere = [tmp_path / f".d.{age}.part" for age in ("0123-1f-0000", "51cdeb68")]
+        for path in elsewhere:
+            path.write_text("x")
+        os.utime(elsewhere[1], (0, 0))
+        assert sorted(files.clean_parts(tmp_path)) == sorted([*left, elsewhere[1]])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere[0].name, "c"]
+    assert files.clean_parts(tmp_path / "none") == []

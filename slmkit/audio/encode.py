@@ -129,8 +129,9 @@ class _Writer:
         self._container = av.open(file, "w", format=form.container, options=options)
         known = av.Codec(form.codec, "w").audio_rates or [sample_rate]
         rate = min((rate for rate in known if rate >= sample_rate), default=max(known))
-        self._stream: Any = self._container.add_stream(form.codec, rate=rate, layout="mono")
-        self._stream.bit_rate = BITS_PER_SEC
+        stream: Any = self._container.add_stream(form.codec, rate=rate, layout="mono")
+        stream.bit_rate = BITS_PER_SEC
+        self._stream = stream
         self._sample_rate, self._num_samples = sample_rate, 0
 
     def write(self, steps: npt.NDArray[np.int16]) -> None:

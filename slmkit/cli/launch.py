@@ -11,8 +11,10 @@ are those of `slmkit train`; 1 if a machine is lost, or a process of the run or 
 this process is killed, the run writes a checkpoint and ends within 10 s.
 
 These variables are passed on to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, VIRTUAL_ENV,
-TOKENIZERS_PARALLELISM, all that begin with TORCH_, NCCL_, GLOO_, UCX_, SLMKIT_, HF_, TRANSFORMERS_ or DS_, and those in
-DeepSpeed's own .deepspeed_env file. PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
+TOKENIZERS_PARALLELISM, where libraries keep files (HF_HOME, HF_HUB_CACHE, TORCH_HOME, TORCH_EXTENSIONS_DIR, ...), all
+that begin with NCCL_, TORCH_NCCL_, GLOO_, UCX_ or SLMKIT_, and those in ~/.deepspeed_env or ./.deepspeed_env. They
+stand in command lines, so that none whose name looks like a token, key or password is: set those on the machines.
+PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
 """
 
 import argparse

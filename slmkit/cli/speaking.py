@@ -16,6 +16,7 @@ from slmkit.cli.arguments import positive
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory
+from slmkit.texts import excerpt
 
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 UNAWARE = "the model has no speaker input: only the codec uses the voice"
 STDOUT = "-"
+SHOWN_CHARS = 200  # of an error about a number, which may have thousands of digits
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
 SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
@@ -61,7 +63,7 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
     try:
         return SpeakingSettings(**{name: getattr(args, name) for name in SPEAKING_FLAGS})
     except (ValueError, OverflowError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(excerpt(error, SHOWN_CHARS)) from error
 
 
 def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slmkit.assets import folder
+from slmkit.cluster.launch import check_no_secrets, masked
 from slmkit.errors import UserError
 
 ARRAY, FINALIZE = "array.sbatch", "finalize.sbatch"
@@ -69,8 +70,9 @@ def plan_array(
     """Share out the shards, whose known seconds of audio are `shard_sec`.
 
     The words are what `slmkit tokenize run` and `slmkit tokenize finalize` are given. Raises UserError when there are
-    no shards or the scripts are not there.
+    no shards, the scripts are not there, or a word for sbatch holds a secret.
     """
+    check_no_secrets(options.more)
     for script in (ARRAY, FINALIZE):
         if not (options.scripts / script).is_file():
             raise UserError("there is no sbatch script", got=options.scripts / script)
@@ -113,7 +115,7 @@ def describe(plan: ArrayPlan) -> list[str]:
     shards, hours = [share.shards for share in plan.shares], [share.seconds / SEC_PER_HOUR for share in plan.shares]
     audio = f"{min(hours):.2f} to {max(hours):.2f} h, of {math.fsum(hours):.2f} h, as far as the source says"
     gpus = f"{plan.gpus} GPU" if plan.gpus else "no GPU"
-    return [
+    lines = [
         f"{tasks} tasks, at most {plan.limit} at once, each with {plan.cpus} CPUs and {gpus}",
         f"  shards of a task: {min(shards)} to {max(shards)}, of {sum(shards)}; task T has T, T + {tasks}, "
         f"T + {2 * tasks}, ...",
@@ -124,6 +126,7 @@ def describe(plan: ArrayPlan) -> list[str]:
         f"  {shlex.join(plan.array)}",
         f"  {shlex.join(plan.finalize)}",
     ]
+    return [masked(line) for line in lines]
 
 
 def submit_both(plan: ArrayPlan, submit: Callable[[Sequence[str]], str]) -> tuple[str, str]:
@@ -141,5 +144,5 @@ def submit_both(plan: ArrayPlan, submit: Callable[[Sequence[str]], str]) -> tupl
             f"the array is submitted as job {array_id}, but not the job that finalizes: {error.what}",
             got=error.got,
             next_step=f"scancel {array_id} to take the array back, or leave it and submit the second again:\n"
-            f"            {shlex.join(command)}",
+            f"            {masked(shlex.join(command))}",
         ) from error

@@ -23,12 +23,24 @@ from slmkit.cluster.hosts import Host
 from slmkit.errors import UserError
 from slmkit.world import BatchSplit
 
-# Variables that the processes on other machines get from the one that launches; all that begin so, too. PATH is among
-# them because DeepSpeed compiles operators with ninja and a compiler.
+# Variables that the processes on other machines get from the one that launches, by name; of communication libraries
+# and slmkit all that begin so. PATH is among them because DeepSpeed compiles operators with ninja and a compiler.
 TRAVELLING = frozenset(
-    ("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "VIRTUAL_ENV")
+    (
+        *("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
+        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY"),
+        *("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_VERBOSITY"),
+        *("TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCH_CUDA_ARCH_LIST", "TORCH_DISTRIBUTED_DEBUG", "TORCH_LOGS"),
+        *("TORCH_SHOW_CPP_STACKTRACES", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_HOME"),
+        *("DS_ACCELERATOR", "DS_SKIP_CUDA_CHECK", "DS_BUILD_OPS"),
+    )
 )
-TRAVELLING_PREFIXES = ("TORCH_", "NCCL_", "GLOO_", "UCX_", "SLMKIT_", "HF_", "TRANSFORMERS_", "DS_")
+TRAVELLING_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "SLMKIT_")
+# Names of variables whose values must not stand where others can read them: command lines, logs, dry runs.
+SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|KEY|(^|_)(PAT|AUTH))S?($|_)", re.IGNORECASE)
+SECRET_IN_TEXT = re.compile(r"(?<![\w.])([A-Za-z_]\w*)=([^\s,'\"]+)")
+URL_WITH_PASSWORD = re.compile(r"://[^/@\s]+@")
+HIDDEN = "***"
 STAYING = frozenset(("DS_ENV_FILE",))
 CHOSEN_LATER = "FREE_PORT"
 DEEPSPEED = ("-m", "deepspeed.launcher.runner")  # the `deepspeed` command of this Python
@@ -202,10 +214,11 @@ class SlurmOptions:
 def plan_slurm(
     request: LaunchRequest, options: SlurmOptions, batch: tuple[int, int], env: Mapping[str, str]
 ) -> LaunchPlan:
-    """A job of launch/train.sbatch. Raises UserError when the script is not there."""
+    """A job of launch/train.sbatch. Raises UserError when the script is not there, or a word holds a secret."""
     script = Path(options.script or folder("launch") / "train.sbatch")
     if not script.is_file():
         raise UserError("there is no sbatch script", got=script, next_step="name launch/train.sbatch with --script")
+    check_no_secrets(options.more)
     nodes, count = request.nodes or 1, request.processes or 1
     gpus = count if options.gpus is None else options.gpus
     asked = {
@@ -242,13 +255,38 @@ def plan_slurm(
 
 
 def travelling(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables that processes on other machines get. Raises UserError for one with a line break, which cannot."""
+    """The variables that processes on other machines get, none that looks like a secret: they stand in a command line.
+
+    Raises UserError for one with a line break, which cannot travel.
+    """
     names = [name for name in sorted(env) if name in TRAVELLING or name.startswith(TRAVELLING_PREFIXES)]
-    found = {name: env[name] for name in names if name not in STAYING}
+    found = {name: env[name] for name in names if name not in STAYING and not is_secret(name)}
     for name, value in found.items():
         if "\n" in value:
             raise UserError(f"{name} holds a line break and cannot be passed on to other machines", got=repr(value))
     return found
+
+
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name looks as if it held a token, a key or a password."""
+    return SECRET.search(name) is not None
+
+
+def masked(text: str) -> str:
+    """A text without the values of what looks like a secret: NAME_TOKEN=..., and passwords in URLs."""
+    text = SECRET_IN_TEXT.sub(lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text)
+    return URL_WITH_PASSWORD.sub(f"://{HIDDEN}@", text)
+
+
+def check_no_secrets(words: Sequence[str]) -> None:
+    """Raise UserError where words for a command line hold a secret: whoever is on the machine can read them."""
+    for word in words:
+        if masked(word) != word:
+            raise UserError(
+                "a secret would stand in a command line, which every user of the machine can read",
+                got=masked(word),
+                next_step="export the variable before this command: Slurm passes the environment on to the job",
+            )
 
 
 def pdsh_value(value: str) -> str:
@@ -275,7 +313,7 @@ def plan_lines(plan: LaunchPlan) -> list[str]:
         "every process then runs:",
         f"  {plan.process}",
     ]
-    return lines
+    return [masked(line) for line in lines]
 
 
 def _for_pdsh(word: str) -> str:

@@ -32,7 +32,7 @@ from types import FrameType
 from typing import IO
 
 from slmkit.cluster.hosts import COUNT, NO_CONNECTION, SSH_OPTIONS, ask, signal_number, signal_processes
-from slmkit.cluster.launch import LaunchPlan, pdsh_value
+from slmkit.cluster.launch import LaunchPlan, is_secret, pdsh_value
 from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
 from slmkit.log import get_logger
@@ -48,6 +48,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A machine that vanishes without closing its connection is noticed within 40 s.
 ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
+EXPORTED = ("MLFLOW", "PYTHON", "MV2", "UCX", "NCCL")  # by DeepSpeed's launcher, whatever follows
 PDSH_FAILURE = re.compile(rb"pdsh@\S+: (\S+): \S+ exited with exit code (\d+)")
 
 
@@ -242,7 +243,9 @@ class _Launch:
         file.write_text("".join(f"{line}\n" for line in lines))
         options = shlex.join([*SSH_OPTIONS, *ALIVE])
         appended = f"{self.env.get('PDSH_SSH_ARGS_APPEND', '')} {options}".strip()
-        return {**self.env, **mark, "DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": appended}
+        # DeepSpeed puts these of our environment into pdsh's command line, beside those of the file.
+        kept = {name: v for name, v in self.env.items() if not (name.startswith(EXPORTED) and is_secret(name))}
+        return {**kept, **mark, "DS_ENV_FILE": str(file), "PDSH_SSH_ARGS_APPEND": appended}
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
@@ -264,7 +267,10 @@ def _own_exports(env: Mapping[str, str]) -> list[str]:
     name = env.get("DS_ENV_FILE", ".deepspeed_env")
     files = [Path.home() / name, Path(name)]
     lines = [parse_line(line) for file in files if file.is_file() for _, line in read_lines(file)]
-    return [line for line in lines if "=" in line]
+    exports = {line: line.partition("=")[0].strip() for line in lines if "=" in line}
+    for secret in filter(is_secret, exports.values()):
+        log.warning("%s of %s stays here: it would stand in a command line; set it on the machines", secret, name)
+    return [line for line, variable in exports.items() if not is_secret(variable)]
 
 
 def _remote_command(plan: LaunchPlan, *words: str) -> str:

@@ -219,7 +219,7 @@ class TrainConfig(Config):
         default=True, description="write checkpoints while training goes on, from a copy in host memory"
     )
     on_save_error: Literal["stop", "continue"] = Field(
-        default="stop", description="what to do when a checkpoint cannot be written, as on a full disk"
+        default="stop", description="what to do when a checkpoint or another file of the run cannot be written"
     )
     on_damaged_checkpoint: Literal["stop", "previous"] = Field(
         default="stop",

@@ -9,6 +9,7 @@ Targets are shifted already: position t of `lm_positions` or `head_positions` pr
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ class Batch:
     head_positions: torch.Tensor  # int64 [Q]
     head_targets: torch.Tensor  # int64 [Q, H], class in the head: code, size for <eosp>, size + 1 for <|speech_pad|>
     global_counts: torch.Tensor  # float64 [1 + T], valid targets per term in the whole global batch
+    lm_counts: tuple[int, ...]  # [1 + T], language-model targets per term in this micro-batch, known without a device
     keys: tuple[str, ...]  # of the utterances, in order
     num_frames: int  # codec frames that are predicted in this micro-batch
     row_tokens: int  # positions the rows of this micro-batch could hold
@@ -43,9 +45,16 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in memory that a device copies from while it computes; a DataLoader calls this by its name."""
+        return self._with(torch.Tensor.pin_memory)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
+        changed: dict[str, Any] = {
+            field.name: change(value)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), torch.Tensor)
         }
-        return dataclasses.replace(self, **moved)
+        return dataclasses.replace(self, **changed)

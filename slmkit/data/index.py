@@ -18,6 +18,7 @@ Example:
 import functools
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from slmkit.files import atomic_write, read_json, write_json
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.json"
 AGAIN = f"restore it, or remove {MANIFEST} and what is left of the shard and run the job again"
+MOST_BYTES = 2**50  # that a tar may have: sums of offset and size are exact and far from overflow
+BYTES_PER_CODE = 2
 OPEN_INDEXES = 256  # that a process keeps in memory, each about 0.1 MB for 1000 samples
 
 
@@ -147,6 +150,15 @@ def _from_dict(values: dict[str, Any]) -> ShardIndex:
     for column in (index.frames, index.text_chars, *index.offsets.values(), *index.sizes.values(), *crc32):
         if column.shape != (len(index),) or (column < 0).any():
             raise ValueError(f"a column does not hold {len(index)} numbers from 0")
+    for column in (*index.offsets.values(), *index.sizes.values()):
+        if (column > MOST_BYTES).any():
+            raise ValueError(f"a member lies beyond {MOST_BYTES} bytes")
+    if (index.sizes["codes.npy"] < BYTES_PER_CODE * index.frames.astype(np.int64)).any():
+        raise ValueError("a member is too small for its frames")
+    if (index.sizes["json"] < index.text_chars).any():
+        raise ValueError("a member is too small for its text")
+    if not 0 <= index.seconds < math.inf:
+        raise ValueError(f"{index.seconds} seconds of speech")
     for name, column in index.checks.items():
         if column.shape != (len(index),) or np.isinf(column).any():
             raise ValueError(f"the check {name!r} does not hold {len(index)} numbers")

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,13 @@ def _of_shards(source: Source, wording: Wording, skip_damaged: bool) -> Iterator
     fresh = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks of this process
     arguments = (source, wording, skip_damaged)
     with ProcessPoolExecutor(num_workers, mp_context=fresh, initializer=_start_worker, initargs=arguments) as pool:
-        yield from pool.map(_in_worker, range(num_shards))
+        try:
+            yield from pool.map(_in_worker, range(num_shards))
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a process that reads the lengths of the examples died",
+                next_step="look whether the machine ran out of memory (dmesg), then start again",
+            ) from error
 
 
 def _of_shard(source: Source, wording: Wording, shard: int, skip_damaged: bool) -> Table:

@@ -15,9 +15,11 @@ Example:
         ...
 """
 
+import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ from slmkit.errors import DamagedSample, UserError
 from slmkit.world import BatchSplit
 
 PREFETCH = 4  # micro-batches a worker prepares ahead
+WORKER_DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? [0-9, ]+\)[^\n.]*")
 
 
 class _Order(NamedTuple):
@@ -82,6 +85,22 @@ def micro_batches(
         if isinstance(batch, UserError):
             raise batch
         yield *waiting.popleft(), batch
+
+
+@contextmanager
+def worker_deaths_named() -> Iterator[None]:
+    """Turns what torch says of a worker that died, wherever in the block it says it, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = WORKER_DEATH.search(str(error))
+        if found is None:
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would say it again, in the middle of anything
+        raise UserError(
+            f"a process that reads data has died: {found[0].strip()}",
+            next_step="look whether the machine ran out of memory (dmesg); lower data.num_workers; start again",
+        ) from error
 
 
 def _leave_signals(worker: int) -> None:
@@ -169,6 +188,7 @@ def collate(
     if len(vectors) < len(voiced):
         missing = next(sample.key for sample in voiced if sample.speaker is None)
         raise UserError("a sample has no speaker vector", got=missing, next_step="tokenize the corpus again")
+    groups = joined("lm_groups")
     return Batch(
         tokens=joined("tokens"),
         speech_mask=joined("speech_mask"),
@@ -178,10 +198,11 @@ def collate(
         speaker_positions=shifted("speaker_positions"),
         lm_positions=shifted("lm_positions"),
         lm_targets=joined("lm_targets"),
-        lm_groups=joined("lm_groups"),
+        lm_groups=groups,
         head_positions=shifted("head_positions"),
         head_targets=joined("head_targets"),
         global_counts=torch.from_numpy(global_counts),
+        lm_counts=tuple(groups.bincount(minlength=len(global_counts)).tolist()),
         keys=tuple(sample.key for _, sample in examples),
         num_frames=num_frames,
         row_tokens=row_tokens,

@@ -392,7 +392,7 @@ def _make_item(
     try:
         settings = dataclasses.replace(defaults, **own)
     except (ValueError, OverflowError) as error:
-        raise BadSample("bad_setting", str(error)) from error
+        raise BadSample("bad_setting", excerpt(error, SHOWN_WORDS_CHARS)) from error
     if not speaker:
         raise BadSample("bad_speaker", "no voice was given", expected="an audio file, a .npy vector, or CORPUS:KEY")
     return SpeechItem(name, text, speaker, settings)

@@ -26,7 +26,7 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
-from slmkit.texts import excerpt
+from slmkit.texts import counted, excerpt
 
 GREEDY = Sampling()
 MAX_SEED = 2**64 - 1
@@ -92,7 +92,8 @@ class Output:
 
     def line(self) -> str:
         """For people."""
-        return f"{self.num_steps} steps, {self.codes.shape[1]} frames, stopped by: {self.limit or self.reason}"
+        made = f"{counted(self.num_steps, 'step')}, {counted(self.codes.shape[1], 'frame')}"
+        return f"{made}, stopped by: {self.limit or self.reason}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from slmkit.errors import UserError
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.heads.base import class_token_ids
 from slmkit.model.heads.kinds import HEADS
-from slmkit.model.pretrained import backbone_values, base_layout, read_base_config
+from slmkit.model.pretrained import backbone_values, base_layout, check_finite, read_base_config
 from slmkit.model.slm import SpeechLM
 
 StateDict = dict[str, torch.Tensor]
@@ -108,6 +108,7 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
                 expected=own.get(name, "absent"),
             )
     model.load_state_dict(weights)
+    check_finite(model, checkpoint)
     return model
 
 

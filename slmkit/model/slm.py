@@ -115,8 +115,7 @@ class SpeechLM(PreTrainedModel):
         if self.config.softmax == "stream":
             terms, order = terms.sort(stable=True)
             positions, targets = positions[order], targets[order]
-            counts = terms.bincount(minlength=num_terms).tolist()
-            spans = [losses.TargetSpan(*pair) for pair in zip(counts, self._candidates, strict=True)]
+            spans = [losses.TargetSpan(*pair) for pair in zip(batch.lm_counts, self._candidates, strict=True)]
         else:
             spans = [losses.TargetSpan(len(targets), self._candidates[0])]
         loss, nll, right = self.lm_model.lm_head(

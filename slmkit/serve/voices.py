@@ -4,6 +4,7 @@ Example:
     find_voices(["voices/", "shards/train:LJ-0001"])  # {"anna": "voices/anna.wav", "LJ-0001": "shards/train:LJ-0001"}
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,15 +24,15 @@ def find_voices(sources: Sequence[str]) -> dict[str, str]:
     voices: dict[str, str] = {}
     for source in sources:
         path, (corpus, colon, key) = Path(source), source.rpartition(":")
-        if path.is_dir():
+        if os.path.isdir(source):  # and not Path, which takes a name that is too long for an error
             files = [path / name for name in next(walk(path)).names if Path(name).suffix.lower() in SUFFIXES]
             found = [(file.stem, str(file)) for file in files]
             if not files:
                 expected = f"files ending in {', '.join(SUFFIXES)}"
                 raise UserError("the folder holds no voices", got=path, expected=expected)
-        elif path.is_file():
+        elif os.path.isfile(source):
             found = [(path.stem, source)]
-        elif colon and Path(corpus).is_dir():
+        elif colon and os.path.isdir(corpus):
             found = [(key, source)]
         else:
             raise UserError("no such voice", got=source, expected="a folder, an audio or .npy file, or CORPUS:KEY")

@@ -30,7 +30,7 @@ from slmkit.config.tokenize import CORPUS_NAME
 from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, index_path, shard_name, write_manifest
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common
 from slmkit.errors import UserError
-from slmkit.files import atomic_write, provenance, read_json, write_json
+from slmkit.files import atomic_write, clean_parts, provenance, read_json, write_json
 from slmkit.jobs import JOB, check_same
 from slmkit.log import get_logger
 from slmkit.tokenization.outliers import OutlierSearch
@@ -39,7 +39,7 @@ from slmkit.tokenization.plan import INTENDED, ShardPlan
 if TYPE_CHECKING:
     from slmkit.data.shards import Sample
 
-OUTLIERS = "outliers.jsonl"
+OUTLIERS, TASKS = "outliers.jsonl", "tasks"
 SHOWN_SHARDS = 20  # ranges of missing shards that an error names
 log = get_logger(__name__)
 
@@ -51,7 +51,10 @@ class CorpusJob:
         """Start or go on. Raises UserError when the directory belongs to another job, or to none and is not empty."""
         self.directory, self.name, self.codec, self.settings = Path(directory), name, codec, settings
         work = {"codec": codec.to_dict(), "settings": settings}
-        if not check_job_directory(self.directory, work):
+        if check_job_directory(self.directory, work):
+            clean_parts(self.directory)  # of processes that were killed
+            clean_parts(self.directory / TASKS)
+        else:
             write_json(self.directory / JOB, {**work, "made_by": provenance()}, replace=True)
 
     @staticmethod
@@ -168,7 +171,7 @@ def finalize(
     advice = "to accept the loss, run `slmkit tokenize finalize` with a larger max_failure_share (what is done is kept)"
     check_share(samples, reasons, max_failure_share, f"see {ledger_path}; {advice}")
     outliers = _write_outliers(job, search)
-    for part in job.directory.glob(f".{job.name}-*.part"):  # of tasks that were killed
+    for part in job.directory.glob(f".{job.name}-*.part"):  # of tasks that were killed: none runs any more
         part.unlink(missing_ok=True)
     made_by = job.made_by()
     write_manifest(job.directory, job.name, job.codec, summaries, made_by, refused=refused, outliers=outliers)

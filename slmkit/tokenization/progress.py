@@ -24,10 +24,9 @@ from slmkit.files import read_json, write_json
 from slmkit.jobs import ProgressBar
 from slmkit.log import duration
 from slmkit.stopping import Stopped
-from slmkit.tokenization.corpus_job import CorpusJob, ranges
+from slmkit.tokenization.corpus_job import TASKS, CorpusJob, ranges
 from slmkit.tokenization.plan import TokenizationPlan
 
-TASKS = "tasks"
 EVERY_SEC = 5.0  # how often a task writes its file
 LINE_EVERY_SEC = 60.0  # how often a line of the log says how far it is, where there is no terminal
 LOST_SEC = 120.0  # a task that has not written for so long is not running any more

@@ -85,6 +85,7 @@ def held_out_losses(
     row_tokens: int,
     names: Sequence[str],
     text_loss_weight: float,
+    num_workers: int = 0,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Record | None:
     """Loss, accuracy and perplexity of every term, under names "eval/...", each sample counted exactly once.
@@ -94,7 +95,7 @@ def held_out_losses(
     """
     split = BatchSplit(global_rows=micro_rows * world.size, micro_rows=micro_rows, world_size=world.size)
     steps = Steps(data.plan(seed=0, row_tokens=row_tokens, shuffle=False), split.global_rows).walk(epochs=1)
-    batches = micro_batches(data, split, steps, rank=world.rank, row_tokens=row_tokens, num_workers=0)
+    batches = micro_batches(data, split, steps, rank=world.rank, row_tokens=row_tokens, num_workers=num_workers)
     totals = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=device)
     counts = torch.zeros(len(names), dtype=torch.float64)
     model.eval()

@@ -25,7 +25,7 @@ from slmkit.config import run_dir
 from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
-from slmkit.data.loader import micro_batches
+from slmkit.data.loader import micro_batches, worker_deaths_named
 from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
 from slmkit.group import from_all, from_first, largest
@@ -63,7 +63,8 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
             logger.info("the run is complete: %s; raise %s to train longer", done, option)
             return True
         engine = start_engine(run, found)
-        log = MetricsLog(run.directory, found.step if found else 0, is_first=world.is_first)
+        resumed = found.step if found else 0
+        log = MetricsLog(run.directory, resumed, is_first=world.is_first, on_error=config.on_save_error)
         record_start(run, engine, found, log)
         with start_saver(run, engine) as saver:
             return Training(run, engine, saver, log, device, peers or Peers(world), found).go()
@@ -102,7 +103,7 @@ class Training:
     def go(self) -> bool:
         """All steps that are left; whether the run is complete."""
         run = self.run
-        with self.peers.watched(run.config.hang_timeout_sec):
+        with self.peers.watched(run.config.hang_timeout_sec), worker_deaths_named():
             agreed = self.agree()
             if EVALUATION in self.pending and not agreed.stop:
                 agreed = self.evaluate()
@@ -218,8 +219,9 @@ class Training:
         """Speech samples of the first process in TensorBoard; the others wait."""
         self.peers.at("speaking", self.step)
         with self.engine.plain_module() as model:
-            if model is not None and self.run.speech is not None:
-                self.run.speech(model, self.log.tensorboard, self.step)
+            speech = self.run.speech
+            if model is not None and speech is not None:
+                self.log.plot(lambda writer: speech(model, writer, self.step))
         self.pace.restart()
 
     def evaluate(self) -> "Agreement":
@@ -242,6 +244,7 @@ class Training:
             row_tokens=run.config.data.row_tokens,
             names=run.terms,
             text_loss_weight=run.config.model.text_loss_weight,
+            num_workers=run.config.data.num_workers,
             is_stopped=is_stopped,
         )
         if record is not None:

@@ -25,21 +25,27 @@ Example:
     losses = [record["loss"] for record in read_metrics(Path("RUN/metrics.jsonl")) if "loss" in record]
 """
 
+import contextlib
 import json
+import os
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from slmkit.config.run_dir import METRICS, TENSORBOARD
 from slmkit.errors import UserError
-from slmkit.files import atomic_write
-from slmkit.log import duration
+from slmkit.files import atomic_write, disk_errors_named
+from slmkit.log import duration, get_logger
 
+logger = get_logger(__name__)
 Record = dict[str, float | int | None]
+MOST_WAITING = 10_000  # lines that wait for a disk, about 10 MB
 START = "start"
 COMPARED = ("model", "optimizer", "schedule", "data", "global_rows", "micro_rows", "steps", "epochs", "seed")
 TRAIN_GROUPS = ("loss", "accuracy")  # first words of names that TensorBoard has under train/
@@ -80,20 +86,33 @@ def as_line(record: dict[str, Any]) -> str:
 class MetricsLog:
     """The files of the first process; in the others nothing is written."""
 
-    def __init__(self, run_dir: str | Path, resume_step: int, *, is_first: bool) -> None:
-        """Cuts what lies beyond `resume_step`. Raises UserError as `read_metrics` does."""
+    def __init__(
+        self,
+        run_dir: str | Path,
+        resume_step: int,
+        *,
+        is_first: bool,
+        on_error: Literal["stop", "continue"] = "stop",
+    ) -> None:
+        """Cuts what lies beyond `resume_step`. When the disk refuses a write, here or later, that is a UserError, or
+        with `on_error` "continue" a warning; lines of metrics then wait for the disk. Raises UserError as
+        `read_metrics` does.
+        """
+        self._is_first, self._on_error = is_first, on_error
         self._writer: Any = None
+        self._purge_step: int | None = resume_step + 1
+        self._waiting: deque[str] = deque(maxlen=MOST_WAITING)  # lines that are not yet in the file
+        self._refused: set[Path] = set()  # places that have refused, and were named
         if not is_first:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         self._path = Path(run_dir) / METRICS
+        self._directory = Path(run_dir) / TENSORBOARD / Path(run_dir).resolve().name
         if self._path.exists():
             kept = [record for record in read_metrics(self._path) if record["step"] <= resume_step]
-            with atomic_write(self._path, replace=True) as file:
+            with self.allowed(self._path), atomic_write(self._path, replace=True) as file:
                 file.write("".join(map(as_line, kept)).encode())
-        directory = Path(run_dir) / TENSORBOARD / Path(run_dir).resolve().name
-        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
+        _leave_to_caller()
+        self.plot(lambda writer: None)
 
     def start(
         self, step: int, *, processes: int, total_steps: int, made: dict[str, Any], changes: Sequence[str] = ()
@@ -102,7 +121,7 @@ class MetricsLog:
 
         `changes` say what is not as before.
         """
-        if self._writer is None:
+        if not self._is_first:
             return
         from torch.utils.tensorboard.summary import hparams
 
@@ -112,45 +131,112 @@ class MetricsLog:
         versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
         where = f"started at step {step} of {total_steps} on {processes} process{'es' if processes != 1 else ''}"
         commit = made["commit"] or "unknown"
-        self._writer.add_text("run/start", f"{where}, commit {commit}, {versions}", step)
         listed = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        self._writer.add_text("run/config", f"```yaml\n{listed}```", step)
         options = {name: value for part in COMPARED for name, value in _options(part, config.get(part)).items()}
         experiment, session, _ = hparams(options, {"train/loss": 0.0, "eval/loss": 0.0})  # the metrics' names count
-        for summary in (experiment, session):
-            self._writer._get_file_writer().add_summary(summary)
-        self._writer.flush()
+
+        def show(writer: Any) -> None:
+            writer.add_text("run/start", f"{where}, commit {commit}, {versions}", step)
+            writer.add_text("run/config", f"```yaml\n{listed}```", step)
+            for summary in (experiment, session):
+                writer._get_file_writer().add_summary(summary)
+
+        self.plot(show)
 
     def has(self, step: int, name: str) -> bool:
         """Whether a line of `step` has the number `name`; known in the first process only."""
-        if self._writer is None or not self._path.exists():
+        if not self._is_first or not self._path.exists():
             return False
         return any(record["step"] == step and name in record for record in read_metrics(self._path))
 
     def write(self, step: int, record: Record) -> None:
         """Append a line and plot its numbers."""
-        if self._writer is None:
+        if not self._is_first:
             return
         self._append({"step": step, **record})
-        for name, value in record.items():
-            if value is not None:
-                in_training = name.partition("/")[0] in TRAIN_GROUPS
-                self._writer.add_scalar(f"train/{name}" if in_training else name, value, step)
-        self._writer.flush()
 
-    @property
-    def tensorboard(self) -> Any:
-        """TensorBoard's writer for speech samples; None but in the first process."""
-        return self._writer
+        def show(writer: Any) -> None:
+            for name, value in record.items():
+                if value is not None:
+                    in_training = name.partition("/")[0] in TRAIN_GROUPS
+                    writer.add_scalar(f"train/{name}" if in_training else name, value, step)
+
+        self.plot(show)
+
+    def plot(self, show: Callable[[Any], None]) -> None:
+        """Let `show` write to TensorBoard; in the first process only."""
+        if not self._is_first:
+            return
+        with self.allowed(self._directory):
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._directory), purge_step=self._purge_step)
+                self._purge_step = None  # not of what this start has written
+            try:
+                show(self._writer)
+                self._writer.flush()
+            except OSError:  # a writer that has failed once fails for ever
+                failed, self._writer = self._writer, None
+                with contextlib.suppress(OSError):
+                    failed.close()
+                raise
 
     def close(self) -> None:
+        """The end; lines that still wait are tried once more."""
+        if self._waiting:
+            with self.allowed(self._path):
+                self._write_waiting()
         if self._writer is not None:
-            self._writer.close()
+            with self.allowed(self._directory):
+                self._writer.close()
+
+    @contextmanager
+    def allowed(self, path: Path) -> Iterator[None]:
+        """Around a write to `path`: names the disk that refuses it, once, and goes on where that is wanted."""
+        try:
+            with disk_errors_named(path):
+                yield
+        except UserError as error:
+            if self._on_error == "stop":
+                raise
+            if path not in self._refused:
+                logger.error("training goes on without this: %s", error)
+            self._refused.add(path)
+        else:
+            if path in self._refused:
+                logger.warning("%s can be written again", path)
+            self._refused.discard(path)
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = as_line({**record, "time": round(time.time(), 3)})
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(line)
+        self._waiting.append(as_line({**record, "time": round(time.time(), 3)}))
+        with self.allowed(self._path):
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """All lines or none: a part of a line would spoil the next."""
+        content = "".join(self._waiting).encode()
+        with open(self._path, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+        self._waiting.clear()
+
+
+def _leave_to_caller() -> None:
+    """Keep TensorBoard's thread from printing the error that its next call raises."""
+    before = threading.excepthook
+
+    def hook(failed: Any) -> None:
+        if type(failed.thread).__name__ != "_AsyncWriterThread":
+            before(failed)
+
+    threading.excepthook = hook
 
 
 def _options(name: str, value: Any) -> dict[str, bool | int | float | str]:

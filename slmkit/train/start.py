@@ -18,7 +18,7 @@ from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
 from slmkit.errors import UserError
-from slmkit.files import atomic_write, new_directory, provenance, write_json
+from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_directory, provenance, write_json
 from slmkit.group import from_all, from_first, in_first
 from slmkit.log import get_logger
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
@@ -41,6 +41,9 @@ def resume_point(run: Run) -> Checkpoint | None:
     def tidy() -> None:
         for path in checkpoint.clean(run.directory):
             logger.warning("removed %s: it was never finished", path)
+        for directory in (run.directory, run.directory / run_dir.CACHE):
+            for path in clean_parts(directory):
+                logger.warning("removed %s: it was never finished", path)
         for path in run_dir.odd_entries(run.directory):
             logger.warning("%s is not a checkpoint of this run; it is left alone", path)
 
@@ -82,7 +85,8 @@ def _read_whole(run: Run, step: int) -> Checkpoint:
 def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: MetricsLog) -> None:
     """Write config.yaml, provenance of this start, and `model/`: all an export needs besides a checkpoint.
 
-    What has changed since the checkpoint `found` is said in the log and in the metrics.
+    What has changed since the checkpoint `found` is said in the log and in the metrics. Raises UserError when the disk
+    refuses, unless the run is to go on without (`on_save_error: continue`); `model/` is then written by the next start.
     """
     if not run.world.is_first:
         return
@@ -95,17 +99,23 @@ def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: M
     for change in changes:
         logger.warning("changed since %s: %s", found.path if found else "", change)
     config = to_dict(run.config)
-    with atomic_write(run.directory / run_dir.CONFIG, replace=True) as file:
+    path = run.directory / run_dir.CONFIG
+    with log.allowed(path), atomic_write(path, replace=True) as file:
         file.write(to_yaml(run.config).encode())
     name = f"provenance-{done_steps}.json" if done_steps else "provenance.json"
     made = provenance(config)
-    write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
+    with log.allowed(run.directory / name):
+        write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
     log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made, changes=changes)
-    if done_steps == 0:  # in place of what a start that got no checkpoint may have left
-        shutil.rmtree(run.directory / run_dir.MODEL, ignore_errors=True)
-        with new_directory(run.directory / run_dir.MODEL) as directory:
+    model = run.directory / run_dir.MODEL
+    if done_steps and model.is_dir():
+        return
+    tokenizer = extended_tokenizer(run.config.base, run.layout)
+    with log.allowed(model):
+        shutil.rmtree(model, ignore_errors=True)  # what a start that got no checkpoint may have left
+        with new_directory(model) as directory, disk_errors_named(model):
             engine.module.config.save_pretrained(directory)
-            extended_tokenizer(run.config.base, run.layout).save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
             write_json(directory / LAYOUT_FILE, run.layout.to_dict())
             write_json(directory / CODEC_FILE, run.codec.to_dict())
 
@@ -124,6 +134,13 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
         for change in run.changes:
             logger.info(change)
         model = from_export(config.init_from, run.model, seed=config.seed)
+        bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+        if bad:
+            raise UserError(
+                f"init_from, {config.init_from}, has weights that are not finite",
+                got=f"{', '.join(bad[:3])}{' and more' if len(bad) > 3 else ''}",
+                next_step="export an earlier checkpoint of that run",
+            )
     universal = found is not None and num_writers(found) != run.world.size
     engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:

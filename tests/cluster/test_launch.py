@@ -16,6 +16,8 @@ from slmkit.cluster.hosts import Host
 from slmkit.cluster.launch import (
     LaunchRequest,
     SlurmOptions,
+    is_secret,
+    masked,
     pdsh_value,
     plan_hosts,
     plan_lines,
@@ -165,6 +167,48 @@ def test_the_variables_that_travel() -> None:
     assert sorted(names) == list(travelling(dict.fromkeys(names + staying, "1")))
     with pytest.raises(UserError, match="HF_HOME holds a line break"):
         travelling({"HF_HOME": "a\nb"})
+
+
+SECRETS = [
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SLMKIT_API_KEY", "NCCL_SECRET", "AWS_SECRET_ACCESS_KEY", "UCX_PASSWORD"),
+    *("WANDB_API_KEY", "SLMKIT_PASSWORD_FILE", "SLMKIT_TOKENS", "HF_SECRETS", "DS_TOKEN", "TORCH_TOKEN", "GLOO_AUTH"),
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_never_travels_and_is_never_shown(name: str, tmp_path: Path) -> None:
+    env = {name: "abc123", "NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false"}
+    assert travelling(env) == {"NCCL_DEBUG": "INFO", "TOKENIZERS_PARALLELISM": "false"}
+    for plan in (plan_local(JOB, (8, 1), env), plan_slurm(JOB, SlurmOptions(), (8, 1), env)):
+        assert "abc123" not in "\n".join(plan_lines(plan))
+    with pytest.raises(UserError, match="a secret would stand in a command line") as caught:
+        plan_slurm(JOB, SlurmOptions(more=(f"--export=ALL,{name}=abc123",)), (8, 1), env)
+    assert "abc123" not in str(caught.value)
+    plan_slurm(JOB, SlurmOptions(more=(f"--export=PATH,{name}",)), (8, 1), env)  # its name alone is no secret
+
+
+def test_what_is_shown_of_a_command_has_no_passwords() -> None:
+    word = "data.corpus=https://me:abc123@host/corpus"
+    assert masked(f"train {word} steps=3 MY_TOKEN=abc MONKEYS=3") == (
+        "train data.corpus=https://***@host/corpus steps=3 MY_TOKEN=*** MONKEYS=***"
+    )
+    assert masked("columns.key=utt") == "columns.key=utt"
+    plan = plan_local(job(overrides=(word,)), (8, 1), {})
+    assert "abc123" not in "\n".join(plan_lines(plan))
+    assert any("abc123" in part for part in plan.command)  # what runs is what was asked for
+
+
+def test_other_variables_are_no_secrets() -> None:
+    for name in (
+        "TOKENIZERS_PARALLELISM",
+        "KEYBOARD",
+        "PATH",
+        "PYTHONPATH",
+        "SLMKIT_LAUNCH_ID",
+        "AUTHOR",
+        "NCCL_IB_HCA",
+    ):
+        assert not is_secret(name), name
 
 
 SHELL_TEXT = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=20)

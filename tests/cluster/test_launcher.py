@@ -1,4 +1,5 @@
-"""A launch ends whole, whatever dies between it and the ranks, and says so with an exit code of the documented ones."""
+"""A launch ends whole, whatever dies between it and the ranks, and says so with an exit code of the documented ones; no
+secret reaches a command line of DeepSpeed's launcher."""
 
 import dataclasses
 import os
@@ -12,7 +13,7 @@ import pytest
 from launch.machines import wait_for
 
 from slmkit.cluster import launcher
-from slmkit.cluster.hosts import read_hostfile
+from slmkit.cluster.hosts import Host, read_hostfile
 from slmkit.cluster.launch import LaunchRequest, plan_hosts, plan_local
 
 # In the place of DeepSpeed's launcher: starts two ranks, of which `kind` says whether they hear SIGTERM, and ends with
@@ -81,3 +82,21 @@ def test_deepspeed_gets_a_hostfile_without_what_windows_adds(tmp_path: Path, mon
     check += "sys.exit(text != 'node1 slots=2\\nnode2 slots=2\\n' and 3)"
     monkeypatch.setattr(launcher, "ask", lambda *words: [])
     assert launcher.start(dataclasses.replace(plan, command=(sys.executable, "-c", check, *plan.command)), 1, {}) == 0
+
+
+def test_no_secret_reaches_a_command_line_through_deepspeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / ".deepspeed_env").write_text("MY_TOKEN=abc123\nPLAIN=1\n")
+    env = {"MLFLOW_TRACKING_PASSWORD": "abc123", "HF_TOKEN": "abc123", "NCCL_DEBUG": "INFO", "PATH": os.environ["PATH"]}
+    plan = plan_hosts(LaunchRequest(config="run.yaml"), [Host(name="node1", slots=1)], "hosts", batch=(1, 1), env=env)
+    child = launcher._Launch(plan, 29500, env)._child_env(tmp_path)
+    written = Path(child["DS_ENV_FILE"]).read_text()
+    assert "abc123" not in written
+    assert "PLAIN=1\n" in written
+    assert "NCCL_DEBUG=INFO\n" in written
+    assert "MLFLOW_TRACKING_PASSWORD" not in child
+    assert "MY_TOKEN of .deepspeed_env stays here" in caplog.text
+    assert "abc123" not in caplog.text

@@ -84,6 +84,7 @@ def test_null_and_missing_fields_are_unknown(tmp_path):
     assert (first.key, first.speaker, first.language, first.seconds) == ("X", "", "zh", None)
     assert "dnsmos" not in first.extra
     assert (second.key, second.extra) == ("Y", {})
+    assert (first.named_by_file, second.named_by_file) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import time
 
 import numpy as np
@@ -232,3 +233,35 @@ def test_a_malformed_index_is_refused(tmp_path, change):
 def test_shard_names_sort_in_order():
     assert shard_name("libritts", 42) == "libritts-000042.tar"
     assert index_path("here", "libritts-000042.tar").name == "libritts-000042.index.json"
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        (("sizes", "codes.npy"), 2**62, "beyond 1125899906842624 bytes"),
+        (("sizes", "codes.npy"), 2**63, "OverflowError"),
+        (("offsets", "json"), 2**62, "beyond 1125899906842624 bytes"),
+        (("sizes", "codes.npy"), 1, "too small for its frames"),
+        (("frames",), 2**31 - 1, "too small for its frames"),
+        (("text_chars",), 10**6, "too small for its text"),
+        (("sizes", "json"), None, "TypeError"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_where_the_index_is_read(tmp_path, column, value, reason):
+    make_corpus(tmp_path)
+    path = index_path(tmp_path, "tiny-000000.tar")
+    values = json.loads(path.read_text())
+    numbers = values[column[0]] if len(column) == 1 else values[column[0]][column[1]]
+    numbers[0] = value
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"is not the index of a shard.*({reason})"):
+        ShardIndex.read(path)
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "-1"])
+def test_seconds_that_cannot_be_are_refused(tmp_path, seconds):
+    make_corpus(tmp_path)
+    path = index_path(tmp_path, "tiny-000000.tar")
+    path.write_text(re.sub('"seconds": [^,]+,', f'"seconds": {seconds},', path.read_text()))
+    with pytest.raises(UserError, match="seconds of speech"):
+        ShardIndex.read(path)

@@ -1,6 +1,7 @@
 """Tables of lengths: right, stored once per what they depend on, and honest about what could not be read."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,14 @@ def test_a_table_that_cannot_be_mapped_is_an_error(
 def test_a_record_is_small() -> None:
     """40 million samples in about a gigabyte of file."""
     assert RECORD.itemsize == 26
+
+
+def test_a_process_that_dies_is_named(
+    corpus: Corpus, wording: Wording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths, "SAMPLES_PER_WORKER", 10)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(lengths, "_in_worker", os._exit)
+    with pytest.raises(UserError, match="a process that reads the lengths of the examples died"):
+        open_table(of_corpus(corpus), wording, directory=tmp_path)
+    assert list(tmp_path.iterdir()) == []

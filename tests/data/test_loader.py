@@ -3,17 +3,20 @@
 import dataclasses
 import itertools
 import os
+import re
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
 from synthetic import codec_spec, write_conversations, write_corpus
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from slmkit.data.batch import Batch
 from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
 from slmkit.data.index import Corpus
-from slmkit.data.loader import micro_batches
+from slmkit.data.loader import micro_batches, worker_deaths_named
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import of_corpus, open_source
 from slmkit.data.steps import Steps
@@ -26,6 +29,22 @@ from slmkit.world import BatchSplit
 
 BASE = Path(__file__).resolve().parent.parent / "golden" / "slm" / "tiny_base"
 ROW_TOKENS = 200
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data.test_loader import *
+
+data = open_data(Corpus.open(sys.argv[1]), TextTokenizer.load(BASE))
+walk = Steps(data.plan(seed=1, row_tokens=ROW_TOKENS), 4).walk(epochs=500)
+split = BatchSplit(global_rows=4, micro_rows=1)
+try:
+    with worker_deaths_named():
+        for _ in micro_batches(data, split, walk, rank=0, row_tokens=ROW_TOKENS, num_workers=1):
+            os.kill(int(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1]), signal.SIGKILL)
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -277,3 +296,28 @@ def test_refusals(corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path) -> N
     other = write_corpus(tmp_path / "other", 2, spec=codec_spec((16, 16, 32)))
     with pytest.raises(UserError, match="other code streams than the model's vocabulary"):
         open_data(other, tokenizer)
+
+
+def test_a_worker_that_is_killed_is_named(corpus: Corpus) -> None:
+    """In a process of its own: torch says it in the middle of anything."""
+    done = forked.run(["-c", KILLED, str(corpus.directory)])
+    assert done.returncode == 2, done.stderr
+    assert re.match(r"a process that reads data has died: DataLoader worker \(pid", done.stdout), done.stderr
+    assert "lower data.num_workers" in done.stdout
+    with pytest.raises(RuntimeError, match="a bug"), worker_deaths_named():
+        raise RuntimeError("a bug")
+
+
+def test_a_batch_knows_its_targets_on_the_host_and_pins_all_its_tensors(
+    corpus: Corpus, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory can be pinned without a GPU, so that a copy stands for it."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    for group in (0, 3):
+        for batch in itertools.chain.from_iterable(run_epoch(open_data(corpus, tokenizer, group), 1, 4).values()):
+            assert list(batch.lm_counts) == batch.lm_groups.bincount(minlength=len(batch.global_counts)).tolist()
+            pinned = pin_memory(batch)
+            assert equal(pinned, batch)
+            tensors = [f.name for f in dataclasses.fields(Batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
+            assert tensors
+            assert all(getattr(pinned, name) is not getattr(batch, name) for name in tensors)

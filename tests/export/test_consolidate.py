@@ -176,6 +176,21 @@ def test_weights_of_another_model_are_refused(place: Path, tmp_path: Path, monke
         consolidate(place / "ntp", tmp_path / "out")
 
 
+def test_weights_that_are_not_finite_are_named(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that diverged, or made infinite by a smaller float type."""
+    state = merged_weights(read(place / "ntp", 3))
+    name = next(name for name in state if "q_proj.weight" in name)
+    for value, dtype, message in (
+        (torch.nan, "float32", "the weights in .*step-3 are not finite"),
+        (1e30, "float16", "the weights in ntp, as float16, are not finite"),
+    ):
+        wild = {**state, name: state[name] * 0 + value}
+        monkeypatch.setattr(module, "merged_weights", lambda checkpoint, wild=wild: wild)
+        with pytest.raises(UserError, match=message):
+            consolidate(place / "ntp", tmp_path / "out", dtype=dtype)
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("format", ["slmkit", "published"])
 def test_a_write_that_went_wrong_leaves_nothing(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any

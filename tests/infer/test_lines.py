@@ -1,9 +1,13 @@
 """Lines of a file become items or failures, each bad one with its reason."""
 
+import dataclasses
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slmkit.errors import UserError
 from slmkit.infer import batch
@@ -48,6 +52,7 @@ BAD = [
     (b'{"text": "x", "top_p": 1e-50}', "bad_setting", "top_p: got 1e-50"),
     (b'{"text": "x", "repetition_penalty": 1e-44}', "bad_setting", "repetition_penalty: got 1e-44"),
     (b'{"text": "x", "seed": 18446744073709551616}', "bad_setting", "seed: got 18446744073709551616"),
+    (b'{"text": "x", "seed": 1%s}' % (b"0" * 4000), "bad_setting", "seed: got 1000000"),
     (b'{"text": "x", "top_p": "all"}', "bad_setting", "top_p is of the wrong type"),
     (b'{"text": "x", "top_p": 0}', "bad_setting", "top_p: got 0"),
     (b'{"text": "x", "text_temperature": -1}', "bad_setting", "temperature: got -1"),
@@ -70,6 +75,7 @@ def test_a_bad_line_is_a_failure_and_the_next_line_an_item(
     assert items == [SpeechItem("000003", "good", "voice.wav", DEFAULTS)]
     assert failure.reason == reason
     assert detail in failure.detail
+    assert len(failure.detail) < 500
     assert failure.key in ("line 1", "000001", "a")
     assert json.loads(failure.line())["reason"] == reason
 
@@ -95,6 +101,26 @@ def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
         ("7", "duplicate_id"),
         ("000002", "duplicate_id"),
     ]
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = ["text", "id", "speaker", *(field.name for field in dataclasses.fields(SpeakingSettings))]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES))
+def test_any_line_is_an_item_or_a_failure(values: dict) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write((json.dumps({"text": "x", **values}) + '\n{"text": "good", "id": "last"}').encode())
+        file.flush()
+        items, failures = read_items(Path(file.name), "tts")
+    assert len(items) + len(failures) == 2
+    assert items[-1].id == "last"
+    for failure in failures:
+        assert len(failure.line()) < 1000
 
 
 def test_the_digest_is_of_all_that_is_asked(tmp_path: Path) -> None:

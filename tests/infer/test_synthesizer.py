@@ -229,6 +229,26 @@ def test_samples_for_tensorboard_leave_training_as_it_was(chain: Path, synthesiz
         assert image.std() > 20
 
 
+def test_a_sample_for_tensorboard_that_cannot_be_is_told_and_ends_nothing(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text that cannot be asked, and a model whose logits are not finite."""
+    speak = SpeechSamples(codec=chain / "codec", tokenizer=BASE, source=open_source(chain / "corpus", "tts"))
+    broken = Synthesizer.load(chain / "model", chain / "codec").model
+    monkeypatch.setitem(speak.samples[0].meta, "text", "\u200b")
+    with torch.no_grad():
+        broken.heads[1].output.bias.fill_(torch.nan)
+    writer = Writer()
+    speak(broken.train(), writer, 7)
+    assert broken.training
+    assert writer.sounds == {}
+    messages = [record.getMessage() for record in caplog.records if "TensorBoard" in record.getMessage()]
+    assert [message.partition(": ")[2] for message in messages] == [
+        "there is no text to speak",
+        "the model gave numbers that are not finite",
+    ]
+
+
 def test_samples_need_a_corpus_of_the_same_codec(chain: Path, tmp_path: Path) -> None:
     write_corpus(tmp_path / "other", 2)
     with pytest.raises(UserError, match="is not the codec of"):

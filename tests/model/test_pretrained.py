@@ -267,6 +267,7 @@ def test_published_checkpoints_that_do_not_fit(base: Path, tmp_path: Path) -> No
     refused(
         {**state, "speech_heads.1.head.bias": torch.zeros(3)}, "does not fit the base model and codec: speech_heads"
     )
+    refused({**state, "speech_heads.1.head.bias": state["speech_heads.1.head.bias"] / 0}, "are not finite")
     refused({k: v for k, v in state.items() if "q_proj" not in k}, "does not fit the base model and codec: lm_model")
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot read"):

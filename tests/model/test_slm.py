@@ -73,6 +73,7 @@ def single_of(batch: Any, i: int) -> Any:
         fields[name] = positions[here] - start
         fields.update({other: getattr(batch, other)[here] for other in others})
     borders = torch.tensor([0, stop - start], dtype=torch.int32)
+    fields["lm_counts"] = tuple(fields["lm_groups"].bincount(minlength=len(batch.lm_counts)).tolist())
     return dataclasses.replace(batch, cu_seqlens=borders, **fields)
 
 
@@ -139,7 +140,7 @@ def test_only_text_or_only_speech_targets() -> None:
     model = tiny_model(3)
     whole = tiny_batch(model.config, (6, 6))
     none = torch.zeros(0, dtype=torch.int64)
-    no_text = dataclasses.replace(whole, lm_positions=none, lm_targets=none, lm_groups=none)
+    no_text = dataclasses.replace(whole, lm_positions=none, lm_targets=none, lm_groups=none, lm_counts=(0,) * 4)
     no_speech = dataclasses.replace(whole, head_positions=none, head_targets=none.reshape(0, 3))
     total = model(whole)
     parts = [model(no_text), model(no_speech)]

@@ -34,6 +34,6 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_what_gives_no_voice_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the folder holds no voices"):
         find_voices([str(tmp_path)])
-    for source in (tmp_path / "missing.wav", f"{tmp_path}/none:KEY"):
+    for source in (tmp_path / "missing.wav", f"{tmp_path}/none:KEY", "x" * 5000, f"{'x' * 5000}:KEY", "a\0b"):
         with pytest.raises(UserError, match="no such voice"):
             find_voices([str(source)])

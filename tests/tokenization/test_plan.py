@@ -49,7 +49,7 @@ PATHS = st.builds("/".join, st.lists(st.sampled_from("ab"), min_size=1, max_size
 
 
 @given(items=st.lists(st.builds(named, PATHS, by_file=st.booleans()), max_size=12), shard_samples=st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_files_of_one_name_have_their_paths_as_keys(tmp_path_factory, items, shard_samples):
     out = tmp_path_factory.mktemp("plan")
     plan = make(out, items, shard_samples=shard_samples)

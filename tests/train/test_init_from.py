@@ -15,7 +15,8 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
-from slmkit.model.pretrained import export_sha256, from_base, load
+from slmkit.model.pretrained import export_sha256, from_base, from_export, load
+from slmkit.train import start
 from slmkit.train.run import checkpoint_bytes, parameters, prepare_run
 from slmkit.world import World
 
@@ -121,3 +122,17 @@ def test_an_export_may_move_but_not_vanish(place: Place, tmp_path: Path) -> None
     assert here == moved
     with pytest.raises(UserError, match="init_from is not the directory of an exported model"):
         prepare_run(from_dict(TrainConfig, tuned(place, "resumed", init_from=str(tmp_path / "gone"))), World())
+
+
+@pytest.mark.usefixtures("results")
+def test_weights_that_are_not_finite_are_blamed_on_the_export(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(*args: Any, **options: Any) -> torch.nn.Module:
+        model = from_export(*args, **options)
+        with torch.no_grad():
+            next(model.parameters())[0] = float("nan")
+        return model
+
+    monkeypatch.setattr(start, "from_export", spoilt)
+    run = prepare_run(from_dict(TrainConfig, tuned(place, "spoilt")), World())
+    with pytest.raises(UserError, match=r"init_from, .*exported, has weights that are not finite\n  got: +lm_model"):
+        start.start_engine(run, None)

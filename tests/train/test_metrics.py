@@ -1,6 +1,9 @@
 """What a run reports: lines of metrics.jsonl, also of a run that goes on or was cut off, TensorBoard, the console."""
 
+import builtins
+import io
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +87,8 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path, 0, is_first=False)
     log.start(0, processes=2, total_steps=9, made=MADE)
     log.write(1, {"loss": 1.0})
+    log.plot(lambda writer: writer.add_scalar("a", 1.0, 1))
     log.close()
-    assert log.tensorboard is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -174,3 +177,57 @@ def test_durations(seconds: float, words: str) -> None:
 @pytest.mark.parametrize(("value", "words"), [(3.21, "3.21"), (999, "999"), (12_300, "12.3k"), (4.56e6, "4.56M")])
 def test_thousands(value: float, words: str) -> None:
     assert thousands(value) == words
+
+
+class Disk:
+    """A disk that takes no more bytes while it is full, and what was put into it before is there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = False
+        whole = open
+
+        def refusing(file: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+            if self.is_full and mode[0] in "aw":
+                opened = whole(file, mode, *args, **options)
+                os.dup2(os.open("/dev/full", os.O_WRONLY), opened.fileno())
+                return opened
+            return whole(file, mode, *args, **options)
+
+        monkeypatch.setattr(builtins, "open", refusing)
+        monkeypatch.setattr(io, "open", refusing)  # by which TensorBoard calls it
+
+
+def test_a_full_disk_ends_the_run_by_name_or_its_lines_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the lines none is lost, no half of one is written, and TensorBoard goes on in a new file."""
+    disk = Disk(monkeypatch)
+    strict = MetricsLog(tmp_path / "strict", 0, is_first=True)
+    lenient = MetricsLog(tmp_path / "lenient", 0, is_first=True, on_error="continue")
+    strict.write(1, {"loss": 4.0})
+    lenient.write(1, {"loss": 4.0})
+    disk.is_full = True
+    with pytest.raises(UserError, match=r"cannot write .*strict/metrics.jsonl: No space left on device"):
+        strict.write(2, {"loss": 3.0})
+    for step in (2, 3):
+        lenient.write(step, {"loss": 3.0})
+    assert caplog.text.count("training goes on without this: cannot write") == 2
+    disk.is_full = False
+    lenient.write(4, {"loss": 2.0})
+    lenient.close()
+    assert "metrics.jsonl can be written again" in caplog.text
+    assert [line["step"] for line in read_metrics(tmp_path / "lenient" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(tmp_path / "strict" / "metrics.jsonl")] == [1]
+    events = EventAccumulator(str(tmp_path / "lenient" / "tensorboard" / "lenient"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 4]
+
+
+def test_lines_that_waited_are_tried_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    log = MetricsLog(tmp_path, 0, is_first=True, on_error="continue")
+    disk.is_full = True
+    log.write(1, {"loss": 1.0})
+    disk.is_full = False
+    log.close()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import browser as browsers
 import numpy as np
@@ -62,14 +63,14 @@ def write_run(directory: Path) -> None:
         "generated": (0.5 * np.sin(2 * np.pi * 300 * seconds * (1 + seconds))).astype(np.float32),
         "reference": (0.5 * np.sin(2 * np.pi * 600 * seconds)).astype(np.float32),
     }
-    for name, wave in waves.items():
-        log.tensorboard.add_audio(f"speech/u1/{name}", wave, 20, sample_rate=RATE)
-    log.tensorboard.add_image(
-        "speech/u1/mel",
-        plot.spectra({name: log_mel(wave, RATE) for name, wave in waves.items()}, sec_per_column=HOP_SEC),
-        20,
-        dataformats="HWC",
-    )
+    picture = plot.spectra({name: log_mel(wave, RATE) for name, wave in waves.items()}, sec_per_column=HOP_SEC)
+
+    def show(writer: Any) -> None:
+        for name, wave in waves.items():
+            writer.add_audio(f"speech/u1/{name}", wave, 20, sample_rate=RATE)
+        writer.add_image("speech/u1/mel", picture, 20, dataformats="HWC")
+
+    log.plot(show)
     log.close()
 
 

@@ -61,10 +61,10 @@ def run_train_killed_in_save(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Every file of the step is written, the marker is not."""
     whole_finish = checkpoint.finish
 
-    def finish(run_dir: Path, step: int, state: dict[str, Any]) -> None:
+    def finish(run_dir: Path, step: int, *rest: Any) -> None:
         if step == task["at"]:
             kill_self()
-        whole_finish(run_dir, step, state)
+        whole_finish(run_dir, step, *rest)
 
     checkpoint.finish = finish
     train(config)
