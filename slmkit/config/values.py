@@ -69,7 +69,10 @@ KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a nu
 
 
 def group_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """(the group of options in this type or None, whether it is a list of them)."""
+    """(the group of options in this type, or None; whether it is a list of them). A group may also be null."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        groups = [group_of(argument) for argument in typing.get_args(annotation)]
+        return next((found for found in groups if found[0] is not None), (None, False))
     if typing.get_origin(annotation) is tuple:
         return group_of(typing.get_args(annotation)[0])[0], True
     is_group = isinstance(annotation, type) and issubclass(annotation, BaseModel)
