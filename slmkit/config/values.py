@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, StringConstraints
+from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, StringConstraints
 from pydantic.types import Strict
 
 LIMIT = 10**9  # larger numbers are mistakes, whatever the option
+MAX_NAME_BYTES = 255  # of a file or folder
 MAX_SEED = 2**63 - 1  # what torch takes
 
 
@@ -46,10 +47,22 @@ def _from_text(value: Any) -> Any:
         return value
 
 
+def _with_short_names(path: str) -> str:
+    """Looking for a file of a longer name is an error of its own to the system, in whatever looks."""
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")):
+        raise ValueError("a name is too long")
+    return path
+
+
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), MaxLen(4096)]
 Name = Annotated[str, Strict(), MinLen(1), MaxLen(4096), Takes("a name")]
-PathText = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]+$", max_length=4096), Takes("a path")]
+PathText = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[^\x00]+$", max_length=4096),
+    AfterValidator(_with_short_names),
+    Takes("a path"),
+]
 
 Count = Annotated[int, Strict(), Ge(1), Le(LIMIT)]
 Natural = Annotated[int, Strict(), Ge(0), Le(LIMIT)]

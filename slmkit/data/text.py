@@ -55,12 +55,15 @@ class TextTokenizer:
                 f"the tokenizer of {source} lacks {BOS_TOKEN} or an end-of-text token",
                 next_step="use a Qwen2.5 base model, or make one with `slmkit init-base`",
             )
-        return TextTokenizer(
-            tokenizer.backend_tokenizer.to_str(),
-            base_size=len(tokenizer),
-            bos_id=bos_id,
-            eos_id=tokenizer.eos_token_id,
-        )
+        try:
+            return TextTokenizer(
+                tokenizer.backend_tokenizer.to_str(),
+                base_size=len(tokenizer),
+                bos_id=bos_id,
+                eos_id=tokenizer.eos_token_id,
+            )
+        except Exception as error:
+            raise UserError(f"the tokenizer of {source} is damaged: {str(error)[:200]}") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; no special token ever comes out. Unpaired surrogates are replaced by U+FFFD."""
