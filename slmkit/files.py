@@ -132,14 +132,16 @@ def _is_running(process: int) -> bool:
 
 def check_new_directory(path: str | Path) -> None:
     """Raise UserError where a directory to be made exists. Commands ask before they import what takes seconds."""
-    if Path(path).exists():
+    if os.path.exists(path):
         raise UserError("the directory already exists", got=path, next_step="remove it or choose another name")
 
 
 def check_directory(what: str, path: str | Path) -> None:
     """Raise UserError where a directory to be read is not one; `what` it holds is named: "the model"."""
-    if not Path(path).is_dir():
-        raise UserError(f"{what} does not exist", got=path, expected="a directory", next_step="check the path")
+    if not os.path.isdir(path):  # False also for names that are too long, at which pathlib raises
+        raise UserError(
+            f"{what} does not exist", got=f"{path!s:.300}", expected="a directory", next_step="check the path"
+        )
 
 
 @contextmanager

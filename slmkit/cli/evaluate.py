@@ -115,6 +115,7 @@ def _check_paths(args: argparse.Namespace) -> None:
         check_model_directory(args.model)
     for path, file, what in (
         (args.corpus, "manifest.json", "a tokenized corpus"),
+        (args.model, "config.json", "a model that `slmkit consolidate` wrote"),
         (args.asr, "config.json", "a Whisper model"),
         (args.wavlm, "config.json", "a WavLM model"),
         (args.utmos, "", "the weights of UTMOS22-strong"),

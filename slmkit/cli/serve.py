@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
     check_model_directory(args.model)
+    if not Path(args.model, "config.json").is_file():
+        raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
     sources = find_voices(args.voices)
     with bind(args.host, args.port) as listener:
         from slmkit.infer.synthesizer import Synthesizer, Voices

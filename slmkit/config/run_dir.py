@@ -157,7 +157,7 @@ def odd_entries(run_dir: str | Path) -> list[Path]:
 
 
 def check_model_directory(path: str | Path) -> None:
-    """Raise UserError where an exported model is wanted and `path` is none; a run is told how to export it."""
+    """Raise UserError where an exported model is wanted and `path` is missing or a run; then it says how to export it."""
     path = Path(path)
     check_directory("the model", path)
     run = next((place for place in (path, *path.resolve().parents[:2]) if root(place).is_dir()), None)
@@ -167,10 +167,4 @@ def check_model_directory(path: str | Path) -> None:
             f"{path} is {'a run' if path == run else 'a part of a run'}, not an exported model",
             expected="a directory that `slmkit consolidate` wrote",
             next_step=f"run `slmkit consolidate {run} MODEL`, and give MODEL",
-        )
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"{path} holds no model: config.json is missing",
-            expected="a directory that `slmkit consolidate` wrote",
-            next_step="check the path",
         )

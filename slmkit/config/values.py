@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AllowInfNan, BaseModel, BeforeValidator, StringConstraints
+from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, StringConstraints
 from pydantic.types import Strict
 
 LIMIT = 10**9  # larger numbers are mistakes, whatever the option
+MAX_NAME_BYTES = 255  # of a file or folder
 MAX_SEED = 2**63 - 1  # what torch takes
 
 
@@ -46,10 +47,22 @@ def _from_text(value: Any) -> Any:
         return value
 
 
+def _with_short_names(path: str) -> str:
+    """Looking for a file of a longer name is an error of its own to the system, in whatever looks."""
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")):
+        raise ValueError("a name is too long")
+    return path
+
+
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), MaxLen(4096)]
 Name = Annotated[str, Strict(), MinLen(1), MaxLen(4096), Takes("a name")]
-PathText = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]+$", max_length=4096), Takes("a path")]
+PathText = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=r"^[^\x00]+$", max_length=4096),
+    AfterValidator(_with_short_names),
+    Takes("a path"),
+]
 
 Count = Annotated[int, Strict(), Ge(1), Le(LIMIT)]
 Natural = Annotated[int, Strict(), Ge(0), Le(LIMIT)]
@@ -69,7 +82,10 @@ KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a nu
 
 
 def group_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """(the group of options in this type or None, whether it is a list of them)."""
+    """(the group of options in this type, or None; whether it is a list of them). A group may also be null."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        groups = [group_of(argument) for argument in typing.get_args(annotation)]
+        return next((found for found in groups if found[0] is not None), (None, False))
     if typing.get_origin(annotation) is tuple:
         return group_of(typing.get_args(annotation)[0])[0], True
     is_group = isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -39,6 +39,7 @@ AGAIN = f"restore it, or remove {MANIFEST} and what is left of the shard and run
 MOST_BYTES = 2**50  # that a tar may have: sums of offset and size are exact and far from overflow
 BYTES_PER_CODE = 2
 OPEN_INDEXES = 256  # that a process keeps in memory, each about 0.1 MB for 1000 samples
+MAX_SAMPLES, MAX_NAME_BYTES = 10**9, 200  # of a shard, of the name of its tar
 
 
 def shard_name(corpus: str, shard: int) -> str:
@@ -230,10 +231,12 @@ class Corpus:
             codec = CodecSpec.from_dict(manifest["codec"])
             listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
             seconds = float(manifest["counts"]["seconds"])
-            if any(samples < 0 for _, _, samples in listed):
-                raise ValueError("a shard has a negative number of samples")
+            if any(not 0 <= samples < MAX_SAMPLES for _, _, samples in listed):
+                raise ValueError("a shard has an impossible number of samples")
+            if wrong := [tar for tar, _, _ in listed if Path(tar).name != tar or len(tar.encode()) > MAX_NAME_BYTES]:
+                raise ValueError(f"{wrong[0]!r:.100} is not the name of a tar")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is not the manifest of a corpus: {error!r}") from error
+            raise UserError(f"{path} is not the manifest of a corpus: {repr(error)[:300]}") from error
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)
         return Corpus(directory, codec, ShardList(directory, listed), starts, seconds)
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from slmkit.errors import UserError
+from slmkit.files import read_json
 
 BOS_TOKEN = "<|im_start|>"
+MAX_TOKEN_ID, MAX_TOKENIZER_BYTES = 2**23, 2**28
 
 
 class TextTokenizer:
@@ -44,18 +46,24 @@ class TextTokenizer:
     @staticmethod
     def from_transformers(tokenizer: Any, source: str = "tokenizer") -> "TextTokenizer":
         """From a fast transformers tokenizer. `base_size` counts all its tokens, extended or not."""
-        bos_id = tokenizer.convert_tokens_to_ids(BOS_TOKEN)
-        if bos_id is None or bos_id == tokenizer.unk_token_id or tokenizer.eos_token_id is None:
+        try:
+            bos_id, unknown_id = tokenizer.convert_tokens_to_ids(BOS_TOKEN), tokenizer.unk_token_id
+        except (RecursionError, TypeError) as error:  # its unknown token is unknown itself
+            raise UserError(f"the tokenizer of {source} is damaged: {str(error)[:200]}") from error
+        if bos_id is None or bos_id == unknown_id or tokenizer.eos_token_id is None:
             raise UserError(
                 f"the tokenizer of {source} lacks {BOS_TOKEN} or an end-of-text token",
                 next_step="use a Qwen2.5 base model, or make one with `slmkit init-base`",
             )
-        return TextTokenizer(
-            tokenizer.backend_tokenizer.to_str(),
-            base_size=len(tokenizer),
-            bos_id=bos_id,
-            eos_id=tokenizer.eos_token_id,
-        )
+        try:
+            return TextTokenizer(
+                tokenizer.backend_tokenizer.to_str(),
+                base_size=len(tokenizer),
+                bos_id=bos_id,
+                eos_id=tokenizer.eos_token_id,
+            )
+        except Exception as error:
+            raise UserError(f"the tokenizer of {source} is damaged: {str(error)[:200]}") from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; no special token ever comes out. Unpaired surrogates are replaced by U+FFFD."""
@@ -84,10 +92,29 @@ def load_transformers_tokenizer(directory: str | Path) -> Any:
 
     if not Path(directory).is_dir():
         raise UserError("there is no such model directory", got=directory, next_step="give a local directory")
+    file = Path(directory) / "tokenizer.json"
+    if file.is_file():
+        _check_token_ids(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot load the tokenizer in {directory}: {error}") from error
+    except Exception as error:
+        reason = str(error)[:1000] or type(error).__name__
+        raise UserError(f"cannot load the tokenizer in {directory}: {reason}") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in {directory} is not a fast one", next_step="save it with tokenizer.json")
     return tokenizer
+
+
+def _check_token_ids(file: Path) -> None:
+    """Raise UserError where ids are absurd: libraries make lists as long as the largest one."""
+    values = read_json(file, max_bytes=MAX_TOKENIZER_BYTES)
+    model = values.get("model") if isinstance(values, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    added = values.get("added_tokens") if isinstance(values, dict) else None
+    ids += [token.get("id") for token in added or () if isinstance(token, dict)] if isinstance(added, list) else []
+    wrong = [number for number in ids if not isinstance(number, int) or not 0 <= number < MAX_TOKEN_ID]
+    if wrong:
+        raise UserError(
+            f"{file} holds ids of tokens that cannot be", got=f"{wrong[0]!r:.100}", expected=f"0 to {MAX_TOKEN_ID - 1}"
+        )

@@ -96,6 +96,7 @@ def test_mistakes_of_all_kinds_are_reported_together(tmp_path: Path) -> None:
         ({"columns": {4: "a"}}, "columns: got the key 4, expected text"),
         ({True: 1}, "the file: got the key 1, expected text"),
         ({"path": "a\0b"}, "path: got 'a\\x00b', expected a path"),
+        ({"path": "d/" + "x" * 256}, "path: got 'd/xxx"),
         ({"rate": 1}, "rate: unknown key; did you mean inner.rate?"),
         ({"zebra": "red"}, "zebra: unknown key; known: name, count, flags"),
         ({"first": 11, "count": "x"}, "first, last: got 11 and 9, expected first <= last"),

@@ -1,6 +1,7 @@
 """Text from strangers never becomes a special token."""
 
 import functools
+import json
 import pickle
 from pathlib import Path
 
@@ -56,3 +57,22 @@ def test_missing_models_are_named(tmp_path: Path) -> None:
         TextTokenizer.load(tmp_path / "none")
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         TextTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["model"]["vocab"].update(x=10**9), "holds ids of tokens that cannot be"),
+        (lambda values: values["model"]["vocab"].update(x="many"), "holds ids of tokens that cannot be"),
+        (lambda values: values["added_tokens"][0].update(id=-1), "holds ids of tokens that cannot be"),
+        (lambda values: values.update(pre_tokenizer={"type": "Wild"}), "cannot load the tokenizer in"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(tmp_path, change, message):
+    load_transformers_tokenizer(BASE).save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "tokenizer.json"
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        TextTokenizer.load(tmp_path / "base")

@@ -29,10 +29,17 @@ def test_a_job_is_opened_as_it_was_begun(tmp_path):
     assert job.made_by()["config"] == begun.settings
     with pytest.raises(UserError, match=r"holds no job: job\.json is missing"):
         CorpusJob.open(tmp_path)
-    for content in ("[]", '{"codec": {}, "settings": {}}', '{"codec": 3, "settings": {"corpus": "c"}}'):
+    good = json.loads((tmp_path / "out/job.json").read_text())
+    for content in (
+        *("[]", '{"codec": {}, "settings": {}}', '{"codec": 3, "settings": {"corpus": "c"}}'),
+        *(json.dumps({**good, "settings": [["corpus", "c"]]}), json.dumps({**good, "settings": {"corpus": "../c"}})),
+        *(json.dumps({**good, "settings": {"corpus": 3}}), json.dumps({**good, "made_by": 3})),
+    ):
         (tmp_path / "out/job.json").write_text(content)
         with pytest.raises(UserError, match="is not the file of a job"):
             CorpusJob.open(tmp_path / "out")
+    with pytest.raises(UserError, match="it does not say what made it"):
+        job.made_by()
 
 
 def test_a_shard_may_hold_failures_alone(tmp_path):

@@ -1,5 +1,6 @@
 """Plans: every item of the source in one place, the same lines for the same source, refusals with their reasons."""
 
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -142,6 +143,26 @@ def test_the_same_source_gives_the_same_plan(tmp_path):
         make(tmp_path / name, iter(items), shard_samples=4)
     files = [sorted((tmp_path / name / "plan").iterdir()) for name in ("a", "b")]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+
+
+@pytest.mark.parametrize(
+    ("shard", "message"),
+    [
+        ([7, 1.0, 10**15, 10**15, "0"], "has changed since it was written: shard 0"),
+        ([7, 1.0, 0, 10**18, "0"], "has changed since it was written: shard 0"),
+        ([7, 1.0, -1, 4, "0"], "is not a plan"),
+        ([7, float("nan"), 0, 4, "0"], "is not a plan"),
+        ([10**30, 1.0, 0, 4, "0"], "is not a plan"),
+        ([7, 1.0, 0, 2, hashlib.sha256(b"[4").hexdigest()], "is not a plan: shard 0"),
+        ([7, 1.0, 0, 5, hashlib.sha256(b"[[3]]").hexdigest()], "is not a plan: shard 0"),
+    ],
+)
+def test_a_plan_of_nonsense_is_refused(tmp_path, shard, message):
+    make(tmp_path, [utterance("a")], shard_samples=1)
+    (tmp_path / "plan/plan.json").write_text(json.dumps({"refused": {}, "shards": [shard]}))
+    (tmp_path / "plan/items.jsonl").write_bytes(b"[4\n" if shard[3] == 2 else b"[[3]]\n")
+    with pytest.raises(UserError, match=message):
+        TokenizationPlan.open(tmp_path).items(0)
 
 
 def test_a_plan_that_was_cut_short_is_none(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from synthetic import codec_spec, write_conversations, write_corpus, write_voices
 from train.tiny_run import make_tiny, tiny_config
 
+from slmkit.data import prompt
 from slmkit.data.examples import TrainingData
 from slmkit.errors import ConfigError, UserError
 from slmkit.train import run as run_module
@@ -254,6 +255,26 @@ def test_a_changed_fact_is_named(place: Path, fact: str) -> None:
         check_facts(run.facts, {**run.facts, fact: "other"}, Path("step-1"))
     with pytest.raises(UserError, match="expected: not recorded"):
         check_facts(run.facts, {name: value for name, value in run.facts.items() if name != fact}, Path("step-1"))
+
+
+def test_changed_prompts_are_named_and_unknown_ones_are_let_through(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prepare_run(tiny_config(place), World()).facts
+    monkeypatch.setitem(prompt.TEMPLATES, "tts", prompt.TEMPLATES["tts"].replace("Read", "Say"))
+    now = prepare_run(tiny_config(place), World()).facts
+    with pytest.raises(UserError, match="cannot continue step-1: prompts has changed"):
+        check_facts(now, before, Path("step-1"))
+    earlier = {name: value for name, value in before.items() if name != "prompts"}
+    check_facts(now, earlier, Path("step-1"))  # a checkpoint of a version that did not record them
+
+
+def test_the_weights_of_sources_may_change_and_nothing_else_of_them(place: Path) -> None:
+    facts = prepare_run(tiny_config(place), World()).facts
+    (source,) = facts["data.sources"]
+    check_facts(facts, {**facts, "data.sources": [{**source, "weight": 7.0}]}, Path("step-1"))
+    with pytest.raises(UserError, match=r"cannot continue step-1: data\.sources has changed"):
+        check_facts(facts, {**facts, "data.sources": [{**source, "task": "asr"}]}, Path("step-1"))
 
 
 def test_all_changed_facts_are_named(place: Path) -> None:

@@ -1,0 +1,233 @@
+"""Files of strangers, changed at random: each is read or refused in words, soon, and no other file is touched."""
+
+import copy
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from synthetic import codec_spec
+from tiny_models import tiny_model
+from train.place import Place
+
+from slmkit.config.load import load_config
+from slmkit.config.tokenize import TokenizeConfig
+from slmkit.config.train import load_run
+from slmkit.corpora.base import Audio, Utterance
+from slmkit.data.index import Corpus, ShardIndex
+from slmkit.data.sources import open_source
+from slmkit.data.text import TextTokenizer
+from slmkit.errors import UserError
+from slmkit.files import read_npy
+from slmkit.jobs import JOB, read_description
+from slmkit.model.pretrained import load, read_base_config, read_export_config
+from slmkit.tokenization.corpus_job import CorpusJob
+from slmkit.tokenization.plan import Rules, TokenizationPlan, make_plan, sift_parts
+from slmkit.tokenization.progress import look
+from slmkit.train.run import prepare_run
+from slmkit.train.settings import check_files
+from slmkit.world import World
+
+MAX_SEC = 5.0  # of one try; a second on a machine that does nothing else
+ODD: list[Any] = [
+    *(None, True, False, 0, -1, 1, 1.5, -0.0, 1e300, 10**9, 10**12, 10**30, -(10**18), float("inf"), float("nan")),
+    *(
+        "",
+        "x" * 5000,
+        "x" * 300,
+        "\u00e9" * 200,
+        "x/" * 1000,
+        "../../etc/passwd",
+        "a\0b",
+        "auto",
+        "1e400",
+        "nan",
+        "\ud800",
+        "\u202e",
+        "<eosp>",
+    ),
+    *([], {}, [[]], [{}], {"": ""}, {"a": {"b": {"c": 1}}}, list(range(2000)), [["a", 0, 10**12]]),
+    json.loads("[" * 60 + "]" * 60),
+]
+Check = Callable[[Path], object]
+
+
+def mutated(value: Any, rng: random.Random) -> Any:
+    """`value` with one to three changes: another value, a key gone, misspelled or new, a list cut or doubled."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, 3)):
+        places = [(None, None), *_places(value)]
+        inside, key = rng.choice(places[1:] if len(places) > 1 and rng.random() < 0.97 else places)
+        if inside is None:
+            value = copy.deepcopy(rng.choice(ODD))
+            continue
+        change = rng.random()
+        if change < 0.7:
+            inside[key] = copy.deepcopy(rng.choice(ODD))
+        elif change < 0.8:
+            del inside[key]
+        elif isinstance(inside, dict):
+            inside[rng.choice([f"{key}s", str(key)[:-1], "zebra", "\u00e9"])] = inside.pop(key) if change < 0.9 else 3
+        else:
+            inside[:] = inside[:key] if change < 0.9 else inside * 2
+    return value
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, part in list(pairs) for place in [(value, key), *_places(part)]]
+
+
+def torn(content: bytes, rng: random.Random) -> bytes:
+    """`content` with some bytes changed, or cut, or with more in its middle."""
+    place, choice = rng.randrange(len(content)), rng.random()
+    if choice < 0.3:
+        return content[:place]
+    if choice < 0.5:
+        return content[:place] + rng.choice([b"\0", b"\xff", b"[" * 5000, b"&a ", b"*a", b"9" * 5000]) + content[place:]
+    flipped = bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        flipped[rng.randrange(len(flipped))] = rng.randrange(256)
+    return bytes(flipped)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place.make(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def kinds(place: Place) -> dict[str, tuple[Path, list[Check]]]:
+    """The file of each kind, and what reads it, given its directory."""
+    root = place.directory
+    run = root / "run"
+    run.mkdir()
+    (run / "ds.json").write_bytes(
+        (Path(__file__).parent.parent / "ds_configs" / "zero2_offload_bf16.json").read_bytes()
+    )
+    config = place.config("run", "mtp", deepspeed=str(run / "ds.json"))
+    (run / "run.yaml").write_text(yaml.safe_dump(config))
+    (root / "job").mkdir()
+    spec = codec_spec()
+    options = {"source": "a", "codec": "b", "out": "c", "columns": {"text": "words"}, "devices": ["cpu"]}
+    (root / "job" / "tokenize.yaml").write_text(yaml.safe_dump(options))
+    job = CorpusJob(
+        root / "shards", "tiny", spec, load_config(TokenizeConfig, root / "job" / "tokenize.yaml").settings()
+    )
+    items = [Utterance(key=f"u{i}", audio=Audio(f"{i}.wav"), text="Hi.", source="s", seconds=2.0) for i in range(7)]
+    make_plan(root / "shards", sift_parts([lambda: items], Rules(), num_workers=0), shard_samples=3)
+    (root / "shards" / "tasks").mkdir()
+    task = {"state": "running", "host": "h", "shards_left": 3, "shards_done": 1, "seconds_done": 2.0}
+    (root / "shards" / "tasks" / "0-of-1.json").write_text(json.dumps({**task, "started": 1.0, "updated": 2.0}))
+    tiny_model(3).save_pretrained(root / "model")
+    model = tiny_model(3)
+    (root / "model" / "vocab_layout.json").write_text(json.dumps(model.layout.to_dict()))
+    (root / "model" / "codec_spec.json").write_text(json.dumps(spec.to_dict()))
+    np.save(root / "job" / "voice.npy", np.zeros(4, np.float32))
+    assert job.directory == root / "shards"
+
+    def trained(directory: Path) -> object:
+        """All that a run decides before its first step, with a mutated file among those it reads."""
+        return prepare_run(load_run(run / "run.yaml", ["deepspeed=zero2_fp32", f"run_dir={root / 'dry'}"]), World())
+
+    def corpus(directory: Path) -> object:
+        found = Corpus.open(directory)
+        found.check()
+        source = open_source(directory, "tts")
+        return found.fingerprint, found.frames, found.text_chars, [source.keys(i) for i in range(len(found.shards))]
+
+    def planned(directory: Path) -> object:
+        plan = TokenizationPlan.open(root / "shards")
+        status = look(CorpusJob.open(root / "shards"), plan)
+        return [plan.items(shard) for shard in range(min(9, len(plan.shards)))], status.rows(), status.to_dict()
+
+    def run_config(directory: Path) -> object:
+        config = load_run(directory / "run.yaml")
+        return check_files(config, World())
+
+    index = min(path.name for path in (root / "corpus").glob("*.index.json"))
+    return {
+        "run config": (run / "run.yaml", [run_config]),
+        "DeepSpeed file": (run / "ds.json", [lambda d: check_files(load_run(run / "run.yaml"), World())]),
+        "tokenize config": (
+            root / "job" / "tokenize.yaml",
+            [lambda d: load_config(TokenizeConfig, d / "tokenize.yaml")],
+        ),
+        "index": (root / "corpus" / index, [lambda d: ShardIndex.read(d / index), corpus, trained]),
+        "manifest": (root / "corpus" / "manifest.json", [corpus, trained]),
+        "plan": (root / "shards" / "plan" / "plan.json", [planned]),
+        "planned items": (root / "shards" / "plan" / "items.jsonl", [planned]),
+        "job": (root / "shards" / JOB, [planned, lambda d: read_description(d), lambda d: CorpusJob.open(d).made_by()]),
+        "task": (root / "shards" / "tasks" / "0-of-1.json", [planned]),
+        "model": (root / "model" / "config.json", [read_export_config, load]),
+        "vocabulary": (root / "model" / "vocab_layout.json", [load]),
+        "weights": (root / "model" / "model.safetensors", [load]),
+        "tokenizer": (root / "base" / "tokenizer.json", [TextTokenizer.load]),
+        "tokenizer config": (root / "base" / "tokenizer_config.json", [TextTokenizer.load]),
+        "base": (root / "base" / "config.json", [read_base_config, trained]),
+        "voice": (root / "job" / "voice.npy", [lambda d: read_npy(d / "voice.npy", what="a voice", max_values=99)]),
+    }
+
+
+def survive(path: Path, content: bytes, checks: list[Check]) -> None:
+    """Put `content` in place of a file, read it, and put the file back. Nothing but a UserError may be raised."""
+    kept, beside = path.read_bytes(), sorted(path.parent.iterdir())
+    try:
+        path.write_bytes(content)
+        for check in checks:
+            began = time.process_time()
+            said = ""
+            try:
+                check(path.parent)
+            except UserError as error:
+                said = str(error)
+            assert len(said) < 20_000
+            assert time.process_time() - began < MAX_SEC, f"it took {time.process_time() - began:.1f} s"
+    finally:
+        path.write_bytes(kept)
+    assert sorted(path.parent.iterdir()) == beside
+
+
+NAMES = (
+    *("run config", "DeepSpeed file", "tokenize config", "index", "manifest", "plan", "planned items", "job", "task"),
+    *("model", "vocabulary", "weights", "tokenizer", "tokenizer config", "base", "voice"),
+)
+
+
+def try_seed(kinds: dict[str, tuple[Path, list[Check]]], name: str, seed: int) -> None:
+    path, checks = kinds[name]
+    rng, content = random.Random(seed), path.read_bytes()
+    is_text = path.suffix in (".json", ".yaml")
+    if is_text and rng.random() < 0.8:
+        if path.suffix == ".yaml":
+            text = yaml.safe_dump(mutated(yaml.safe_load(content), rng), allow_unicode=False)
+        else:
+            text = json.dumps(mutated(json.loads(content), rng))
+        content = text.encode("utf-8", "surrogatepass")
+    else:
+        content = torn(content, rng)
+    survive(path, content, checks)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_a_changed_file_is_read_or_refused(kinds: dict[str, tuple[Path, list[Check]]], name: str, seed: int) -> None:
+    try_seed(kinds, name, seed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", NAMES)
+def test_five_hundred_changed_files_are_read_or_refused(kinds: dict[str, tuple[Path, list[Check]]], name: str) -> None:
+    for seed in range(500):
+        try:
+            try_seed(kinds, name, seed)
+        except Exception as error:
+            raise AssertionError(f"{name}, seed {seed}") from error
