@@ -1,12 +1,15 @@
 """The soak test: see soak.sh.
 
-Each start of the run gets one disaster: SIGKILL of a random rank, a stopping signal to one, or SIGKILL of a rank while
-a checkpoint is being written. The other ranks must end by themselves. The run then starts again on 1 to 4 processes.
+Each start of the run gets one disaster: SIGKILL of a random rank, a stopping signal to one, SIGKILL of a rank while a
+checkpoint is being written, a second start in the same directory, which must be refused, or a bit that was flipped in
+the newest checkpoint before, which must give way to the one before it. The other ranks must end by themselves. The run
+then starts again on 1 to 4 processes.
 """
 
 import argparse
 import json
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -30,7 +33,8 @@ from slmkit.stopping import STOPPED
 SCRIPT = str(Path(__file__).parent / "train" / "noting_train.py")
 SAMPLES, STEPS, GLOBAL_ROWS = 90, 300, 12
 PROCESSES = (1, 2, 3, 4)  # all divide the rows of a global batch
-KINDS = ("kill", "kill in save", "stop")
+KINDS = ("kill", "kill in save", "stop", "second start", "bit flip")
+DAMAGED = re.compile("is damaged: |is not the marker of a checkpoint|as JSON: ")
 LEG_STEPS = 9  # the most steps from a start to its disaster
 END_SEC = 90  # the others must be gone after
 TOLERANCE = 1e-4  # of losses and weights: float32 sums in another order
@@ -60,7 +64,8 @@ def main() -> None:
 
 def started(place: Place, name: str, processes: int) -> list[Process]:
     options = {"data": {"corpus": str(place.directory / "many")}, "optimizer": {"lr": 1e-3, "clip_norm": 0.3}}
-    sizes = {"steps": STEPS, "global_rows": GLOBAL_ROWS, "save_every_steps": 4, "keep_every_steps": 100}
+    sizes = {"steps": STEPS, "global_rows": GLOBAL_ROWS, "save_every_steps": 4, "keep_every_steps": 100, "keep_last": 3}
+    sizes["on_damaged_checkpoint"] = "previous"
     file = place.directory / f"{name}.yaml"
     file.write_text(yaml.safe_dump(place.config(name, **options, **sizes, hang_timeout_sec=60)))
     return start_ranks(processes, [SCRIPT, str(place.directory / name), "--config", str(file)])
@@ -76,25 +81,52 @@ def finish(place: Place, name: str, processes: int) -> None:
 def disaster(place: Place, rng: random.Random) -> str:
     """One start that is ended; returns how."""
     run, processes, kind = place.directory / "soaked", rng.choice(PROCESSES), rng.choice(KINDS)
+    flipped = flip(run, rng) if kind == "bit flip" else None
+    if kind == "bit flip" and flipped is None:
+        kind = "stop"
     begin = len(notes(run, 0))
     ranks = started(place, "soaked", processes)
     victim, steps, delay = rng.randrange(processes), rng.randrange(1, LEG_STEPS), rng.random() / 10
     wait_for(ranks, lambda: len(notes(run, 0)) >= begin + steps * GLOBAL_ROWS // processes)
     if kind == "kill in save":
         wait_for(ranks, lambda: any(not (path / run_dir.MARKER).exists() for _, path in run_dir.directories(run)))
+    elif kind == "second start":
+        for second in started(place, "soaked", rng.choice((1, 2))):
+            _, errors = second.communicate(timeout=END_SEC)
+            assert second.returncode == 2, errors[-4000:]
+            assert "is being written by another start" in errors or "slmkit train" not in errors, errors[-4000:]
     else:
         time.sleep(delay)
-    number = rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)) if kind == "stop" else signal.SIGKILL
+    is_killed = kind in ("kill", "kill in save")
+    number = signal.SIGKILL if is_killed else rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
     ranks[victim].send_signal(number)
     outputs = [rank.communicate(timeout=END_SEC) for rank in ranks]
     codes = [rank.returncode for rank in ranks]
     shown = "\n".join(errors[-2000:] for _, errors in outputs)
-    if kind == "stop":
+    assert flipped is None or DAMAGED.search("".join(errors for _, errors in outputs)), (flipped, shown)
+    if not is_killed:
         assert codes == [STOPPED] * processes, (codes, shown)
     else:
         assert codes[victim] == -signal.SIGKILL, (codes, shown)
         assert all(code == 1 for i, code in enumerate(codes) if i != victim), (codes, shown)
-    return f"{number.name} to rank {victim} of {processes}{' in save' if kind == 'kill in save' else ''}"
+    what = {
+        "kill in save": " in save",
+        "second start": " after a second start",
+        "bit flip": f" after a flip in {flipped}",
+    }
+    return f"{number.name} to rank {victim} of {processes}{what.get(kind, '')}"
+
+
+def flip(run: Path, rng: random.Random) -> str | None:
+    """Flip a bit of a file of the newest checkpoint and name the file; None where there is none to fall back on."""
+    steps = run_dir.complete_steps(run)
+    if len(steps) < 2:
+        return None
+    file = rng.choice(sorted((run_dir.root(run) / run_dir.name(steps[-1])).iterdir()))
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+    return f"{file.parent.name}/{file.name}"
 
 
 def wait_for(ranks: list[Process], is_time: Any) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Kills a training run at random moments, again and again, and starts it on random numbers of processes. At the end its
-# samples, losses and weights must be those of a run that was left alone. Takes about 15 minutes; not part of run.sh.
+# Kills a training run at random moments, again and again, starts it twice at once, flips bits in its checkpoints, and
+# starts it on random numbers of processes. At the end its samples, losses and weights must be those of a run that was
+# left alone. Takes about 20 minutes; not part of run.sh.
 #
 #   bash tests/soak.sh [--kills 32] [--seed 0]
 set -euo pipefail

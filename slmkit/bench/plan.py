@@ -93,13 +93,15 @@ def make_shards(directory: Path, shards: int) -> None:
     rng, kept = np.random.default_rng(0), SHARD_SAMPLES - FAILED
     spec = codec_spec()
     seconds = rng.lognormal(1.7, 0.7, kept).round(3)
-    sizes = {suffix: rng.integers(100, 4000, kept) for suffix in ("codes.npy", "json", "speaker.npy")}
+    frames = (80 * seconds).astype(np.int32)
+    sizes = {suffix: rng.integers(300, 4000, kept) for suffix in ("codes.npy", "json", "speaker.npy")}
+    sizes["codes.npy"] += 2 * frames
     first = ShardIndex(
         tar=shard_name("bench", 0),
         sha256="0" * 64,
         seconds=float(seconds.sum()),
         keys=(),
-        frames=(80 * seconds).astype(np.int32),
+        frames=frames,
         text_chars=rng.integers(10, 200, kept).astype(np.int32),
         offsets={suffix: rng.integers(0, 10_000_000, kept) for suffix in sizes},
         sizes=sizes,
