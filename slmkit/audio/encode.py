@@ -21,7 +21,6 @@ import io
 import struct
 from typing import Any, NamedTuple
 
-import av
 import numpy as np
 import numpy.typing as npt
 
@@ -123,6 +122,8 @@ class _Writer:
     """16-bit samples into a file of one of FFmpeg's formats."""
 
     def __init__(self, file: Any, sample_rate: int, form: Format) -> None:
+        import av  # takes 60 ms, and most that is written is WAV
+
         options = {"fflags": "+bitexact"}  # or an Ogg file has a random number in it
         if form.container == "ogg":
             options["page_duration"] = str(OGG_PAGE_USEC)
@@ -131,13 +132,13 @@ class _Writer:
         rate = min((rate for rate in known if rate >= sample_rate), default=max(known))
         stream: Any = self._container.add_stream(form.codec, rate=rate, layout="mono")
         stream.bit_rate = BITS_PER_SEC
-        self._stream = stream
+        self._stream, self._make_frame = stream, av.AudioFrame.from_ndarray
         self._sample_rate, self._num_samples = sample_rate, 0
 
     def write(self, steps: npt.NDArray[np.int16]) -> None:
         """Take int16 [samples]."""
         if len(steps):
-            frame = av.AudioFrame.from_ndarray(steps[None], format="s16", layout="mono")
+            frame = self._make_frame(steps[None], format="s16", layout="mono")
             frame.sample_rate, frame.pts = self._sample_rate, self._num_samples
             self._num_samples += len(steps)
             self._container.mux(self._stream.encode(frame))
