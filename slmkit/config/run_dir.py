@@ -157,7 +157,7 @@ def odd_entries(run_dir: str | Path) -> list[Path]:
 
 
 def check_model_directory(path: str | Path) -> None:
-    """Raise UserError where an exported model is wanted and `path` is missing or a run; then it says how to export it."""
+    """Raise UserError where an exported model is wanted; where `path` is a run, it says how to export that."""
     path = Path(path)
     check_directory("the model", path)
     run = next((place for place in (path, *path.resolve().parents[:2]) if root(place).is_dir()), None)
