@@ -93,7 +93,7 @@ def directories(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def check_model_directory(path: str | Path) -> None:
-    """Raise UserError where an exported model is wanted and `path` is missing or a run; then it says how to export it."""
+    """Raise UserError where an exported model is wanted and `path` is missing or a run, which it says how to export."""
     path = Path(path)
     check_directory("the model", path)
     run = next((place for place in (path, *path.resolve().parents[:2]) if root(place).is_dir()), None)
