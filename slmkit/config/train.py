@@ -19,7 +19,9 @@ from pydantic import Field
 from slmkit.config.load import Config, load_config
 from slmkit.config.values import (
     Count,
+    Epochs,
     Flag,
+    Group,
     Name,
     Natural,
     NotNegative,
@@ -135,7 +137,7 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """The speech language model that is built on the base model."""
 
-    group: Natural = Field(
+    group: Group = Field(
         default=0, description="speech tokens predicted a step: 0 next-token, 3, 6, 12, ... (a multiple of the streams)"
     )
     head: str = Field(default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer")
@@ -201,7 +203,7 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="learning rate")
     seed: Seed = Field(default=0, description="seed of the order of data and of new parameters")
     steps: Count | None = Field(default=None, description="optimizer steps of the run; give steps or epochs")
-    epochs: Count | None = Field(default=None, description="passes over the corpus; give epochs or steps")
+    epochs: Epochs | None = Field(default=None, description="passes over the corpus; give epochs or steps")
     global_rows: Count = Field(default=8, description="rows of an optimizer step over all processes")
     micro_rows: Count = Field(default=1, description="rows a process runs at once")
     log_every_steps: Count = Field(default=10, description="steps from one line of metrics.jsonl to the next")

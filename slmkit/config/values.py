@@ -66,6 +66,8 @@ PathText = Annotated[
 
 Count = Annotated[int, Strict(), Ge(1), Le(LIMIT)]
 Natural = Annotated[int, Strict(), Ge(0), Le(LIMIT)]
+Group = Annotated[int, Strict(), Ge(0), Le(1024)]  # each token of a group has a head
+Epochs = Annotated[int, Strict(), Ge(1), Le(100_000)]  # each is planned at the start
 Workers = Annotated[int, Strict(), Ge(0), Le(1024)]
 Seed = Annotated[int, Strict(), Ge(0), Le(MAX_SEED)]
 

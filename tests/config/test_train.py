@@ -14,6 +14,8 @@ from slmkit.errors import ConfigError
 MINIMAL: dict[str, Any] = {"run_dir": "r", "base": "b", "deepspeed": "d.json", "data": {"corpus": "c"}, "steps": 10}
 
 WRONG = [
+    ({"model": {"group": 999_999_999}}, "model.group: got 999999999, expected a whole number, 0 to 1024"),
+    ({"steps": None, "epochs": 10**9}, "epochs: got 1000000000, expected a whole number, 1 to 100000"),
     ({"data": {"row_tokens": 0}}, "data.row_tokens: got 0, expected a whole number, at least 1"),
     ({"data": {"num_workers": -1}}, "data.num_workers: got -1, expected a whole number, 0 to 1024"),
     ({"data": {"num_workers": 10**6}}, "data.num_workers: got 1000000, expected a whole number, 0 to 1024"),
@@ -33,7 +35,7 @@ WRONG = [
     ({"data": {"sources": [{"path": "p", "max_samples": 0}]}}, "data.sources[0].max_samples: got 0"),
     ({"data": {"shard_cache_gib": 0}}, "data.shard_cache_gib: got 0, expected a number of GiB, more than 0"),
     ({"data": {"shuffle_shards": 0}}, "data.shuffle_shards: got 0, expected a whole number, at least 1, or null"),
-    ({"model": {"group": -3}}, "model.group: got -3, expected a whole number, at least 0"),
+    ({"model": {"group": -3}}, "model.group: got -3, expected a whole number, 0 to 1024"),
     ({"model": {"text_loss_weight": 2}}, "model.text_loss_weight: got 2, expected a number, 0 to 1"),
     ({"model": {"group": 3, "softmax": "stream"}}, "model.softmax, group: got 'stream' with group > 0"),
     ({"optimizer": {"lr": 0}}, "optimizer.lr: got 0, expected a number, more than 0"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from slmkit.config.deepspeed import read_deepspeed
+from slmkit.config.deepspeed import Bf16File, OffloadFile, ZeroFile, read_deepspeed
 from slmkit.config.load import from_dict
 from slmkit.config.train import TrainConfig
 from slmkit.errors import ConfigError, UserError
@@ -155,3 +155,19 @@ def test_our_files_agree_with_every_run_config(tmp_path: Path, file: Path) -> No
     settings = settings_of(tmp_path, json.loads(file.read_text()))
     assert precision(settings) == file.stem.rpartition("_")[2]
     assert settings["gradient_accumulation_steps"] == 2
+
+
+@pytest.mark.full
+def test_what_is_accepted_is_what_deepspeed_knows() -> None:
+    """A name that a new DeepSpeed has dropped would be refused by it with a traceback."""
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig
+
+    for ours, theirs in (
+        (ZeroFile, DeepSpeedZeroConfig),
+        (Bf16File, DeepSpeedBF16Config),
+        (OffloadFile, DeepSpeedZeroOffloadOptimizerConfig),
+    ):
+        known = {field.alias or name for name, field in theirs.model_fields.items()}
+        assert {*ours.model_fields} <= known
