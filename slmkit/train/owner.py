@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from slmkit.errors import UserError
 from slmkit.files import disk_errors_named
@@ -55,8 +56,9 @@ def owned(run_dir: str | Path, world: World) -> Iterator[None]:
                 handle = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             stack.callback(os.close, handle)
             _take(run_dir, handle)
+            _write(run_dir, who := _myself(), beat=0)
             done = threading.Event()
-            beating = threading.Thread(target=_beat, args=(run_dir, done), name="owner", daemon=True)
+            beating = threading.Thread(target=_beat, args=(run_dir, who, done), name="owner", daemon=True)
             beating.start()
             stack.callback(beating.join)
             stack.callback(done.set)
@@ -106,18 +108,23 @@ def _within(seconds: float, is_so: Callable[[], bool]) -> bool:
     return True
 
 
-def _beat(run_dir: Path, done: threading.Event) -> None:
+def _beat(run_dir: Path, who: dict[str, Any], done: threading.Event) -> None:
     """Say who owns the directory until that ends."""
-    who = {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-    path, beat = run_dir / OWNER, 0
-    while True:
-        with contextlib.suppress(OSError):  # a full disk is noticed where something is lost
-            path.write_text(json.dumps({**who, "beat": beat}) + "\n")
+    beat = 1
+    while not done.wait(BEAT_SEC):
+        _write(run_dir, who, beat)
         beat += 1
-        if done.wait(BEAT_SEC):
-            break
     with contextlib.suppress(OSError):
-        path.unlink()
+        (run_dir / OWNER).unlink()
+
+
+def _myself() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def _write(run_dir: Path, who: dict[str, Any], beat: int) -> None:
+    with contextlib.suppress(OSError):  # a full disk is noticed where something is lost
+        (run_dir / OWNER).write_text(json.dumps({**who, "beat": beat}) + "\n")
 
 
 def _read(run_dir: Path) -> str:
