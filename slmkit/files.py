@@ -35,6 +35,7 @@ from slmkit.errors import UserError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+BLOCK_BYTES = 2**20
 MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust end their messages
 PART = re.compile(r"\.([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{4}\.part$")  # machine and process that made it
@@ -216,11 +217,13 @@ def write_json(path: str | Path, value: Any, *, replace: bool = False) -> None:
 
 def read_bounded(path: str | Path, max_bytes: int) -> bytes:
     """The bytes of a file. Raises UserError where there are more than `max_bytes`; the others are not read."""
-    with open(path, "rb") as file:
-        content = file.read(max_bytes + 1)
+    content = bytearray()
+    with open(path, "rb") as file:  # in pieces: a read of `max_bytes` takes memory for all of them at once
+        while len(content) <= max_bytes and (block := file.read(min(BLOCK_BYTES, max_bytes + 1 - len(content)))):
+            content += block
     if len(content) > max_bytes:
         raise UserError(f"{path} is too large", got=f"more than {max_bytes:,} bytes", expected=f"at most {max_bytes:,}")
-    return content
+    return bytes(content)
 
 
 def read_json(path: str | Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:

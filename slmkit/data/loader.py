@@ -15,11 +15,9 @@ Example:
         ...
 """
 
-import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -27,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from slmkit.data import sequence
 from slmkit.data.batch import Batch
@@ -38,7 +37,7 @@ from slmkit.errors import DamagedSample, UserError
 from slmkit.world import BatchSplit
 
 PREFETCH = 4  # micro-batches a worker prepares ahead
-WORKER_DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? [0-9, ]+\)[^\n.]*")
+DEATH_SEC = 0.5  # the longest wait for each worker to be gone, once something has failed
 
 
 class _Order(NamedTuple):
@@ -81,24 +80,29 @@ def micro_batches(
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # else the loader would draw from the model's random state
     )
-    for batch in loader:
+    # Torch's handler of SIGCHLD would raise in the middle of anything. Without it a worker that died is noticed where
+    # its batch is waited for, within seconds.
+    signal_handling._SIGCHLD_handler_set = True
+    for batch in _alive(iter(loader)):
         if isinstance(batch, UserError):
             raise batch
         yield *waiting.popleft(), batch
 
 
-@contextmanager
-def worker_deaths_named() -> Iterator[None]:
-    """Turns what torch says of a worker that died, wherever in the block it says it, into a UserError."""
+def _alive(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """The batches of a loader. Raises UserError naming a worker that has died, whatever that looks like here."""
     try:
-        yield
-    except RuntimeError as error:
-        found = WORKER_DEATH.search(str(error))
-        if found is None:
+        yield from batches
+    except (EOFError, OSError, RuntimeError) as error:
+        workers = getattr(batches, "_workers", [])
+        for worker in workers:
+            worker.join(timeout=DEATH_SEC)
+        dead = [worker for worker in workers if worker.exitcode is not None]
+        if not dead:
             raise
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would say it again, in the middle of anything
         raise UserError(
-            f"a process that reads data has died: {found[0].strip()}",
+            "a process that reads data has died",
+            got=f"process {dead[0].pid}, exit code {dead[0].exitcode}",
             next_step="look whether the machine ran out of memory (dmesg); lower data.num_workers; start again",
         ) from error
 

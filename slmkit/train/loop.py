@@ -25,7 +25,7 @@ from slmkit.config import run_dir
 from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
-from slmkit.data.loader import micro_batches, worker_deaths_named
+from slmkit.data.loader import micro_batches
 from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
 from slmkit.group import from_all, from_first, largest
@@ -103,7 +103,7 @@ class Training:
     def go(self) -> bool:
         """All steps that are left; whether the run is complete."""
         run = self.run
-        with self.peers.watched(run.config.hang_timeout_sec), worker_deaths_named():
+        with self.peers.watched(run.config.hang_timeout_sec):
             agreed = self.agree()
             if EVALUATION in self.pending and not agreed.stop:
                 agreed = self.evaluate()

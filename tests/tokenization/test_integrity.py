@@ -174,9 +174,12 @@ def test_a_changed_index_is_found(corpus: Path, changes: dict[str, object], prob
 
 def test_places_that_are_not_the_tars_are_found_without_reading_there(corpus: Path) -> None:
     index = json.loads(index_path(corpus, "tiny-000000.tar").read_text())
-    for sizes in ([10**15] * 4, [0] * 4):
-        change_index(corpus, 0, sizes={**index["sizes"], "json": sizes})
-        assert found(corpus) == ["tiny-000000.tar: the files of the tar lie elsewhere than the index says"]
+    change_index(corpus, 0, sizes={**index["sizes"], "json": [10**15] * 4})
+    assert found(corpus) == ["tiny-000000.tar: the files of the tar lie elsewhere than the index says"]
+    change_index(corpus, 0, sizes={**index["sizes"], "json": [0] * 4})
+    (line,) = found(corpus)
+    assert line.startswith("tiny-000000.tar: ")
+    assert "is not the index of a shard: ValueError('a member is too small for its text')" in line
 
 
 def test_a_sample_left_out_of_index_and_manifest_is_missed(corpus: Path) -> None:
@@ -237,11 +240,14 @@ def test_a_manifest_that_leaves_a_shard_out_is_found(corpus: Path) -> None:
         "manifest.json: it lists 2 shards, 3 were planned",
         "tiny-000002.index.json: manifest.json does not list its shard",
     ]
-    change(corpus / "manifest.json", shards=[shards[1], {**shards[0], "tar": "../../etc/passwd"}, shards[2]])
+    change(corpus / "manifest.json", shards=[shards[1], {**shards[0], "tar": "other.tar"}, shards[2]])
     assert found(corpus)[:2] == [
         "tiny-000001.tar: manifest.json lists it where tiny-000000.tar belongs",
-        "../../etc/passwd: manifest.json lists it where tiny-000001.tar belongs",
+        "other.tar: manifest.json lists it where tiny-000001.tar belongs",
     ]
+    change(corpus / "manifest.json", shards=[{**shards[0], "tar": "../../etc/passwd"}, *shards[1:]])
+    with pytest.raises(UserError, match=r"'\.\./\.\./etc/passwd' is not the name of a tar"):
+        found(corpus)
 
 
 def test_a_manifest_without_a_name_is_refused(corpus: Path) -> None:
