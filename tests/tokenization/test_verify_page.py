@@ -19,6 +19,7 @@ from tiny_codec import SPEC, TinyCodec
 from slmkit.data.index import ShardIndex, write_manifest
 from slmkit.data.shards import Sample, ShardWriter
 from slmkit.errors import UserError
+from slmkit.texts import visible
 from slmkit.tokenization.copies import Copy
 from slmkit.tokenization.integrity import ShardProblem
 from slmkit.tokenization.verify import Verification, verify_corpus
@@ -103,7 +104,7 @@ def test_players_and_pictures_load_and_no_text_becomes_code(browser: Browser, re
     assert browser.value("document.title") == "c verified"
     assert browser.value("document.querySelectorAll('script, iframe, svg').length") == 0
     shown = set(browser.value("[...document.querySelectorAll('h3')].map((heading) => heading.textContent)"))
-    assert {TEXTS[0], TEXTS[1], TEXTS[2]} <= shown
+    assert set(map(visible, TEXTS[:3])) <= shown
     assert repr(KEY) in browser.value("document.querySelector('table').textContent")
     assert browser.value("performance.getEntriesByType('resource').every((one) => one.name.startsWith('file:'))")
     assert browser.value("document.documentElement.scrollWidth <= innerWidth")
