@@ -32,7 +32,7 @@ def changes_since(state: dict[str, Any], config: TrainConfig, *, done_steps: int
     before, steps_before = state.get("config"), state.get("total_steps")
     if not isinstance(before, dict) or not isinstance(steps_before, int):
         return []
-    theirs, ours = _options("", before), _options("", json.loads(json.dumps(to_dict(config))))
+    theirs, ours = by_name(before), by_name(json.loads(json.dumps(to_dict(config))))
     names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
     said = [f"{name} was {_shown(theirs.get(name))}, and is {_shown(ours.get(name))}" for name in names]
     if any(name.endswith(".weight") for name in names):
@@ -76,12 +76,12 @@ def _jump(
     return [f"the learning rate jumps {where}; unchanged it would go on with {expected:.4g}"]
 
 
-def _options(name: str, value: Any) -> dict[str, Any]:
-    """Every option by its dotted name; sources[0].weight for those in lists of groups."""
+def by_name(value: Any, name: str = "") -> dict[str, Any]:
+    """Every value inside groups by its dotted name, such as optimizer.lr; sources[0].weight in lists of groups."""
     if isinstance(value, dict) and value:
-        inner = [_options(f"{name}.{key}" if name else str(key), part) for key, part in value.items()]
+        inner = [by_name(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
     elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        inner = [_options(f"{name}[{index}]", part) for index, part in enumerate(value)]
+        inner = [by_name(part, f"{name}[{index}]") for index, part in enumerate(value)]
     else:
         return {name: value}
     return {key: part for group in inner for key, part in group.items()}

@@ -17,7 +17,7 @@ Example:
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +44,7 @@ from slmkit.log import get_logger
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.pretrained import base_layout, check_export, config_on_base, export_sha256
 from slmkit.model.slm import SpeechLM
-from slmkit.train.changes import changes_since
+from slmkit.train.changes import by_name, changes_since
 from slmkit.train.evaluation import term_names
 from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
@@ -169,7 +169,7 @@ def check_agreement(config: TrainConfig, run: Run | None = None) -> None:
     step = "start every process with the same command, config files, data and installation of slmkit"
     if run is None:
         code = {"versions": versions(), "code": code_sha256()}
-        check_equal("options", {**flat(to_dict(config)), **flat(code)}, step)
+        check_equal("options", {**by_name(to_dict(config)), **by_name(code)}, step)
         return
     found = {
         "facts": run.facts,
@@ -180,17 +180,7 @@ def check_agreement(config: TrainConfig, run: Run | None = None) -> None:
         "plan": run.steps.name,
         "total steps": run.total_steps,
     }
-    check_equal("files or sources", flat(found), step)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values inside dictionaries by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found.update(
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-        )
-    return found
+    check_equal("files or sources", by_name(found), step)
 
 
 def open_sources(config: TrainConfig, tried: Attempts) -> tuple[list[Source], Source | None]:
