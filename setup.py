@@ -17,7 +17,7 @@ ASSETS = (
 REQUIRED = [
     "torch>=2.11,<=2.13.0",
     "deepspeed>=0.19.4,<=0.19.8",  # 0.17.6 to 0.19.3 gave wrong gradients under ZeRO-2 when a submodule ran twice
-    "transformers>=5.17,<5.24",
+    "transformers>=5.17,<5.25",
     "tokenizers>=0.23,<0.24",
     "safetensors>=0.8,<0.9",
     "webdataset>=0.2.111,<1.1",

@@ -21,7 +21,8 @@ import torch
 from slmkit.bench.race import race, twin
 from slmkit.codec.facodec import FILES
 from slmkit.codec.facodec.checkpoint import Weights, check_state, fold, published_layout, read_state
-from slmkit.codec.facodec.codec import FACodec, exact_float32
+from slmkit.codec.facodec.codec import FACodec
+from slmkit.codec.single import exact_float32
 from slmkit.errors import UserError
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"

@@ -147,7 +147,7 @@ def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) 
 
 def first_audio_frames(codec: Codec) -> int:
     """Frames that the first piece of a stream waits for."""
-    return FIRST_FRAMES + codec.reach_frames.after
+    return FIRST_FRAMES + (codec.reach_frames.after or 0)
 
 
 def first_audio_sec(engine: Engine, codec: Codec) -> float:

@@ -1,5 +1,7 @@
-"""Fit the built-in codec to a folder of audio, or pass a recording through a codec to hear its quality.
+"""Take in a published codec, fit the built-in one to a folder of audio, or hear what a codec makes of a recording.
 
+slmkit codec list                        the codecs that can be used
+slmkit codec add SOURCE OUT              converts a published checkpoint once; OUT is then a codec for every command
 slmkit codec fit AUDIO_DIR OUT           writes melvq.safetensors, codec_spec.json and provenance.json to OUT
 slmkit codec copy CODEC IN.wav OUT.wav   encodes IN.wav, decodes it again, and prints the distance of the copy
 """
@@ -14,8 +16,11 @@ from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.audio import AUDIO_SUFFIXES
+from slmkit.cli.arguments import positive
 from slmkit.corpora.folders import files_under
 from slmkit.errors import BadSample, UserError
+from slmkit.files import check_new_directory
+from slmkit.texts import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +33,13 @@ logger = log.get_logger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`fit` and `copy`."""
+    """`list`, `add`, `fit` and `copy`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("list", help="show the codecs that can be used")
+    add = actions.add_parser("add", help="convert a published codec")
+    add.add_argument("source", metavar="SOURCE", help="directory or checkpoint file of the codec")
+    add.add_argument("out", metavar="OUT", help="new directory for the codec")
+    add.add_argument("--streams", type=positive, metavar="N", help="streams to use (default: as published, at most 32)")
     fit = actions.add_parser("fit", help="fit the built-in codec to the audio below a folder")
     fit.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of audio files, searched at any depth")
     fit.add_argument("out", type=Path, metavar="OUT", help="directory for the codec")
@@ -58,7 +68,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
     log.set_up()
-    return _fit(args) if args.action == "fit" else _copy_recording(args)
+    actions = {"list": _list, "add": _add, "fit": _fit, "copy": _copy_recording}
+    return actions[args.action](args)
+
+
+def _list(_: argparse.Namespace) -> int:
+    from slmkit.codec.open import codec_families
+
+    row = "{:<32} {:>6} {:>5} {:>6} {:<19} {:<6} {}"
+    print(row.format("codec", "Hz", "hop", "per s", "streams", "stream", "licence").rstrip())
+    for family in codec_families().values():
+        for one in family.presets:
+            rate = f"{one.sample_rate / one.hop_samples:.4g}"
+            streaming = "yes" if one.streaming else "no"
+            print(row.format(one.name, one.sample_rate, one.hop_samples, rate, one.streams, streaming, one.licence))
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    check_new_directory(args.out)
+    from slmkit.codec.added import add_codec
+
+    spec = add_codec(args.source, args.out, num_streams=args.streams)
+    streams = f"{counted(len(spec.streams), 'stream')} of {spec.streams[0].size}"
+    print(f"{args.out}: {spec.name}, {spec.sample_rate} Hz, {spec.frame_rate:.4g} frames per second, {streams}")
+    return 0
 
 
 def _fit(args: argparse.Namespace) -> int:

@@ -29,10 +29,8 @@ from slmkit.errors import UserError
 if TYPE_CHECKING:  # a corpus is planned, indexed and looked at without torch
     import torch
 
-Role = Literal["prosody", "content", "detail", "coupled"]
-
-
-MAX_LM_STREAMS = 16  # of the language model: their tokens are <a0>, <b0>, ... <p0>
+Role = Literal["prosody", "content", "semantic", "detail", "coupled"]
+MAX_LM_STREAMS = 32  # of the language model
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,7 @@ class CodecSpec:
     streams: tuple[Stream, ...]
     speaker_dim: int  # width of the speaker vector, 0 when there is none
     weights_sha256: str  # of the codec's weights, "" when unknown (imported codes)
+    speaker_sha256: str = ""  # of the separate encoder that makes the speaker vectors, "" where it is the codec's own
 
     @property
     def frame_rate(self) -> float:
@@ -66,7 +65,9 @@ class CodecSpec:
         return tuple(stream for stream in self.streams if stream.role != "detail")
 
     def to_dict(self) -> dict[str, Any]:
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain values; `speaker_sha256` only where there is one, as before there were any."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values if self.speaker_sha256 else {k: v for k, v in values.items() if k != "speaker_sha256"}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "CodecSpec":
@@ -91,12 +92,12 @@ class CodecSpec:
     def check_compatible(self, other: "CodecSpec", *, this: str, that: str) -> None:
         """Raise UserError naming the first field in which the two specs differ.
 
-        An empty weights hash (imported codes, whose maker is not known) matches any. Detail streams may be absent on
-        one side: the language model does not see them.
+        An empty hash (of imported codes, whose maker is not known, or where the codec makes the vectors) matches any.
+        Detail streams may be absent on one side: the language model does not see them.
         """
-        mine, theirs = (dataclasses.replace(spec, streams=spec.lm_streams).to_dict() for spec in (self, other))
+        mine, theirs = (dataclasses.asdict(dataclasses.replace(s, streams=s.lm_streams)) for s in (self, other))
         for name in mine:
-            unknown = name == "weights_sha256" and "" in (mine[name], theirs[name])
+            unknown = name.endswith("_sha256") and "" in (mine[name], theirs[name])
             absent = name == "speaker_dim" and 0 in (mine[name], theirs[name])
             if mine[name] != theirs[name] and not unknown and not absent:
                 raise UserError(
@@ -126,6 +127,7 @@ class _CodecSpecFile(Config):
     )
     speaker_dim: Annotated[int, Strict(), Ge(0), Le(2**16)] = Field(description="width of the speaker vector")
     weights_sha256: Text = Field(description="hash of the weights")
+    speaker_sha256: Text = Field(default="", description="hash of the separate speaker encoder")
 
 
 def check_num_streams(number: int, where: str) -> None:
@@ -142,20 +144,24 @@ def check_num_streams(number: int, where: str) -> None:
 class Encoded(NamedTuple):
     """What `Codec.encode` returns."""
 
-    codes: "torch.Tensor"  # int16 [B, K, T], 0 beyond an utterance's frames
+    codes: "torch.Tensor"  # int32 [B, K, T], 0 beyond an utterance's frames
     num_frames: "torch.Tensor"  # int64 [B]
     speaker: "torch.Tensor"  # float32 [B, D]
 
 
 class Reach(NamedTuple):
-    """How far codes matter: the samples of frame t depend on codes of frames t - before .. t + after, and no others."""
+    """How far codes matter: the samples of frame t depend on codes of frames t - before .. t + after, and no others.
 
-    before: int
-    after: int
+    None: on everything on that side.
+    """
+
+    before: int | None
+    after: int | None
 
 
 class Codec(Protocol):
-    """A codec ready to run on one device."""
+    """A codec ready to run on one device. One with recurrent layers says in `decoding_stages` (`StagedCodec`) how its
+    decoding goes on piece by piece; one that does not is decoded in windows of `reach_frames`."""
 
     @property
     def spec(self) -> CodecSpec: ...
@@ -186,6 +192,23 @@ class Codec(Protocol):
         Raises ValueError when a code is outside its stream's codebook.
         """
         ...
+
+
+def check_codes(codes: "torch.Tensor", spec: CodecSpec) -> None:
+    """Raise ValueError unless codes are integers [B, K or len(lm_streams), T] within the codebooks of their streams."""
+    import torch
+
+    numbers = {len(spec.streams), len(spec.lm_streams)}
+    if codes.ndim != 3 or codes.shape[1] not in numbers:
+        raise ValueError(f"codes {list(codes.shape)} are not [B, {' or '.join(map(str, sorted(numbers)))}, T]")
+    if codes.is_floating_point() or codes.dtype == torch.bool:
+        raise ValueError(f"codes are {codes.dtype}, not integers")
+    if not codes.numel():
+        return
+    for k, stream in enumerate(spec.streams if codes.shape[1] == len(spec.streams) else spec.lm_streams):
+        low, high = int(codes[:, k].min()), int(codes[:, k].max())
+        if low < 0 or high >= stream.size:
+            raise ValueError(f"codes of stream {stream.name} are {low} to {high}, not 0 to {stream.size - 1}")
 
 
 def decode_alone(

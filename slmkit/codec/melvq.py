@@ -31,7 +31,7 @@ import torch
 from slmkit.audio import units
 from slmkit.audio.mel import Grid, LogMel, griffin_lim, griffin_lim_reach, invert_mel, mel_filterbank
 from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
-from slmkit.codec.open import register_codec
+from slmkit.codec.open import Preset, register_codec
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, read_json, write_json
 
@@ -264,4 +264,5 @@ def _read_weights(path: Path, spec: CodecSpec) -> dict[str, torch.Tensor]:
     return weights
 
 
-register_codec(NAME, (WEIGHTS_FILE, SPEC_FILE), MelVQ.load)
+PRESETS = (Preset("melvq", SAMPLE_RATE, GRID.hop, f"{len(STREAM_NAMES)} of {NUM_ENTRIES}", True, "fitted by you"),)
+register_codec(NAME, (WEIGHTS_FILE, SPEC_FILE), MelVQ.load, presets=PRESETS)

@@ -1,7 +1,8 @@
 """Opens the codec in a directory, of whichever family it is.
 
-A codec family is a module of `slmkit.codec` that calls `register_codec` when it is imported. A directory holds the
-family whose files are all there; the family checks their content.
+A codec family is a module of `slmkit.codec` that calls `register_codec` when it is imported. There are two ways for a
+codec to lie in a directory. Published files that are read as they are: the directory is of the family whose files are
+all there. Or what `slmkit codec add` has written once (`added.py`): codec.json names the family.
 
 Example:
     register_codec("mine", ("mine.safetensors",), lambda path, device: MyCodec.load(path, device))
@@ -10,9 +11,9 @@ Example:
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -20,20 +21,50 @@ import slmkit.codec
 from slmkit.codec.base import Codec
 from slmkit.errors import UserError
 
+if TYPE_CHECKING:
+    from slmkit.codec.added import Added, Source
+
+CODEC_JSON = "codec.json"
+
+
+class Preset(NamedTuple):
+    """A published codec of a family, as `slmkit codec list` shows it."""
+
+    name: str  # hub id, or what people call it
+    sample_rate: int  # Hz
+    hop_samples: int
+    streams: str  # numbers of streams that can be used, and their size: "1 to 8 of 1024"
+    streaming: bool  # whether decoding can begin before the end of an answer
+    licence: str  # of the published weights
+
 
 class CodecFamily(NamedTuple):
     """How a kind of codec lies in a directory."""
 
-    files: tuple[str, ...]  # names; the directory is of this family when all of them are there
-    load: Callable[[Path, torch.device], Codec]  # raises UserError where a file is damaged
+    name: str
+    presets: tuple[Preset, ...]
+    files: tuple[
+        str, ...
+    ]  # names; the directory is of this family when all of them are there. Empty: only by codec.json
+    load: Callable[[Path, torch.device], Codec] | None  # opens `files`; raises UserError where one is damaged
+    read: "Callable[[Source], Added | None] | None"  # what `codec add` was given; None where it is another family's
+    build: "Callable[[Added, torch.device], Codec] | None"  # of what `read` gave; raises UserError where it is damaged
 
 
 _families: dict[str, CodecFamily] = {}
 
 
-def register_codec(name: str, files: tuple[str, ...], load: Callable[[Path, torch.device], Codec]) -> None:
-    """Let `open_codec` find a family by the names of its files."""
-    _families[name] = CodecFamily(files, load)
+def register_codec(
+    name: str,
+    files: tuple[str, ...] = (),
+    load: Callable[[Path, torch.device], Codec] | None = None,
+    *,
+    read: "Callable[[Source], Added | None] | None" = None,
+    build: "Callable[[Added, torch.device], Codec] | None" = None,
+    presets: Sequence[Preset] = (),
+) -> None:
+    """Let `open_codec` find a family: by its `files`, with `load`; or, with `read` and `build`, by codec.json."""
+    _families[name] = CodecFamily(name, tuple(presets), files, load, read, build)
 
 
 def codec_families() -> dict[str, CodecFamily]:
@@ -73,12 +104,17 @@ def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
     path, device = Path(path), usable_device(device)
     present = {file.name for file in path.iterdir()} if path.is_dir() else set()
     families = codec_families()
+    if CODEC_JSON in present:
+        from slmkit.codec.added import open_added
+
+        return open_added(path, device, families)
     for family in families.values():
-        if present.issuperset(family.files):
+        if family.load and present.issuperset(family.files):
             return family.load(path, device)
+    published = [f"{' and '.join(family.files)} ({family.name})" for family in families.values() if family.files]
     raise UserError(
         f"{path} is not a codec directory",
         got=f"{', '.join(sorted(present)[:8]) or 'no files'}" if path.is_dir() else "no such directory",
-        expected=", or ".join(f"{' and '.join(family.files)} ({name})" for name, family in families.items()),
-        next_step="make one with `slmkit codec fit AUDIO_DIR OUT`, or fetch the FACodec V2 files",
+        expected=", or ".join([CODEC_JSON, *published]),
+        next_step="make one with `slmkit codec add` or `slmkit codec fit`, or fetch the FACodec V2 files",
     )

@@ -1,7 +1,8 @@
 """Decoding codes while they come, so that the pieces joined are the wave of all codes at once.
 
-Each piece is decoded in a window: its frames, and on both sides the frames they depend on (`Codec.reach_frames`). A
-piece is given out as soon as the last frame of its window is there. The first has 8 frames; then each is twice the one
+Each piece is decoded in a window: its frames, and on both sides the frames they depend on (`Codec.reach_frames`). What
+depends on everything before, such as an LSTM, carries a state (`stages.py`). A piece is given out as soon as the last
+frame of its window is there. The first has 8 frames; then each is twice the one
 before, up to 128, so that sound begins early and the context costs less and less. Where pieces begin and end depends on
 nothing but their number: the joined wave is the same to the bit however the codes were handed over.
 
@@ -24,9 +25,14 @@ Example:
     play(stream.finish())
 """
 
+from collections.abc import Sequence
+
 import torch
 
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, Reach, check_codes
+from slmkit.codec.single import exact_float32, limited
+from slmkit.codec.stages import Chain, Stage, StagedCodec, Windowed, reach_of
+from slmkit.errors import UserError
 
 FIRST_FRAMES = 8  # of the first piece
 MOST_FRAMES = 128  # of a piece
@@ -44,20 +50,29 @@ class StreamDecoder:
         first_frames: int = FIRST_FRAMES,
         most_frames: int = MOST_FRAMES,
     ) -> None:
-        """`speaker` float32 [D]. Raises ValueError for pieces without frames."""
+        """`speaker` float32 [D].
+
+        Raises ValueError for pieces without frames, and UserError for a codec that decodes only what is complete.
+        """
         if not 1 <= first_frames <= most_frames:
             raise ValueError(f"got pieces of {first_frames} to {most_frames} frames, expected 1 or more, and growing")
-        self._codec, self._speaker = codec, speaker[None].to(codec.device)
-        self._before, self._after = codec.reach_frames
+        stages = decoding_stages(codec, speaker)
+        after = reach_of(stages).after
+        if after is None:
+            raise UserError(
+                f"the codec {codec.spec.name} cannot decode a stream: each sample depends on the whole utterance",
+                next_step="wait for the whole answer: leave --stream out",
+            )
+        self._codec, self._chain, self._after = codec, Chain(stages), after
         self._piece, self._most = first_frames, most_frames
-        self._kept: torch.Tensor | None = None  # codes [1, K, ...] from frame `_first` on
-        self._first = self._given = 0  # the first frame kept; frames given out
+        self._waiting: torch.Tensor | None = None  # codes [1, K, t] that the chain has not taken
+        self._taken = self._given = 0  # frames that the chain has taken; frames given out
         self._is_finished = False
 
     @property
     def num_frames(self) -> int:
         """Frames taken."""
-        return self._first + (0 if self._kept is None else self._kept.shape[2])
+        return self._taken + (0 if self._waiting is None else self._waiting.shape[2])
 
     def push(self, codes: torch.Tensor) -> torch.Tensor:
         """The samples float32 [n] that codes int [K, t] complete, often none.
@@ -66,15 +81,18 @@ class StreamDecoder:
         """
         if self._is_finished:
             raise ValueError("the stream is finished")
-        if self._kept is None:
-            self._kept = codes[None]
-        elif codes.ndim != 2 or len(codes) != self._kept.shape[1]:
-            raise ValueError(f"codes {list(codes.shape)} do not continue a stream of {self._kept.shape[1]}")
+        if isinstance(self._codec, StagedCodec):
+            check_codes(codes[None], self._codec.spec)
+        if self._waiting is None:
+            self._waiting = codes[None]
+        elif codes.ndim != 2 or len(codes) != self._waiting.shape[1]:
+            raise ValueError(f"codes {list(codes.shape)} do not continue a stream of {self._waiting.shape[1]}")
         else:
-            self._kept = torch.cat([self._kept, codes[None].to(self._kept)], dim=2)
+            self._waiting = torch.cat([self._waiting, codes[None].to(self._waiting)], dim=2)
         waves = []
         while self._given + self._piece + self._after <= self.num_frames:
-            waves.append(self._decode(self._given + self._piece))
+            self._given += self._piece
+            waves.append(self._decode(self._given + self._after))
             self._piece = min(2 * self._piece, self._most)
         return torch.cat(waves) if waves else self._silence()
 
@@ -83,19 +101,28 @@ class StreamDecoder:
         if self._is_finished:
             raise ValueError("the stream is finished")
         self._is_finished = True
-        return self._decode(self.num_frames) if self._given < self.num_frames else self._silence()
+        return self._decode(self.num_frames, is_last=True) if self._given < self.num_frames else self._silence()
 
-    def _decode(self, stop: int) -> torch.Tensor:
-        """Samples of the frames from what is given out to `stop`; afterwards what no later frame needs is let go."""
-        assert self._kept is not None
-        hop = self._codec.spec.hop_samples
-        window = self._kept[..., : stop + self._after - self._first].to(self._codec.device)
-        wave = self._codec.decode(window, self._speaker)[0, (self._given - self._first) * hop :]
-        wave = wave[: (stop - self._given) * hop].float()
-        self._given = stop
-        first = max(0, stop - self._before)
-        self._kept, self._first = self._kept[..., first - self._first :], first
-        return wave
+    @torch.inference_mode()
+    def _decode(self, stop: int, *, is_last: bool = False) -> torch.Tensor:
+        """The samples that the codes up to frame `stop` complete."""
+        assert self._waiting is not None
+        number = stop - self._taken
+        piece, self._waiting = self._waiting[..., :number], self._waiting[..., number:]
+        self._taken = stop
+        with exact_float32(self._codec.device):
+            wave = self._chain.push(piece.to(self._codec.device), is_last=is_last)
+        return self._silence() if wave is None else wave[0, 0].float()
 
     def _silence(self) -> torch.Tensor:
         return torch.zeros(0, device=self._codec.device)
+
+
+def decoding_stages(codec: Codec, speaker: torch.Tensor) -> Sequence[Stage]:
+    """From codes int [1, K, t] to a wave [1, 1, t * hop] in the voice of `speaker`, float32 [D]."""
+    hop = codec.spec.hop_samples
+    if isinstance(codec, StagedCodec):
+        return (*codec.decoding_stages(), Windowed(limited, Reach(0, 0), hop, hop))
+    voice, reach = speaker[None].to(codec.device), codec.reach_frames
+    bounded = None if None in reach else reach
+    return (Windowed(lambda codes: codec.decode(codes, voice)[:, None], bounded, outputs_per_frame=hop),)

@@ -25,7 +25,7 @@ from slmkit.codec.base import check_num_streams
 from slmkit.errors import UserError
 
 Kind = Literal["ntp", "mtp"]
-STREAM_LETTERS = "abcdefghijklmnop"
+STREAM_LETTERS = (*"abcdefghijklmnopqrstuvwxyz", "aa", "ab", "ac", "ad", "ae", "af")
 BEFORE_CODES = {"ntp": (), "mtp": ("[Human]", "[Assistant]", "<sosp>", "<|placeholder|>")}
 AFTER_CODES = {
     "ntp": ("<sosp>", "<eosp>", "[Human]", "[Assistant]", "<|placeholder|>", "[ta]", "[ua]"),

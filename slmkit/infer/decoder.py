@@ -269,7 +269,7 @@ class PromptWriter:
         self._cache, self._slot = cache, slot
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, **_: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep keys and values [1, J, S, E] of a layer and give them back."""
         keys, values = self._cache.read(layer_idx, self._slot, key_states.shape[2])

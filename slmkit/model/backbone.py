@@ -93,12 +93,18 @@ def run_layers(
             hidden,
             attention_mask=None,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=cache is not None,
             position_embeddings=rotation,
             packing=packing,
+            **{_cache_argument(type(layer)): cache},
         )
     return hidden
+
+
+@functools.cache
+def _cache_argument(layer: Any) -> str:
+    """What a class of transformers' layers calls the cache: "cache" from 5.24 on."""
+    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
 
 
 def attention_kernel(*, on_cuda: bool) -> str:

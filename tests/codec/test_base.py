@@ -52,7 +52,7 @@ def test_what_is_no_mapping_is_refused() -> None:
 
 
 def test_more_streams_than_the_vocabulary_has_letters_for_are_refused() -> None:
-    assert len(CodecSpec.from_dict(with_streams(16, "content")).lm_streams) == 16
-    assert len(CodecSpec.from_dict(with_streams(32, "detail")).streams) == 32  # the language model sees none of them
-    with pytest.raises(UserError, match=r"the codec tiny has too many streams.*\n.*17 streams\n.*at most 16"):
-        CodecSpec.from_dict(with_streams(17, "content"))
+    assert len(CodecSpec.from_dict(with_streams(32, "content")).lm_streams) == 32
+    assert len(CodecSpec.from_dict(with_streams(64, "detail")).streams) == 64  # the language model sees none of them
+    with pytest.raises(UserError, match=r"the codec tiny has too many streams.*\n.*33 streams\n.*at most 32"):
+        CodecSpec.from_dict(with_streams(33, "content"))

@@ -9,8 +9,8 @@ from seeded_weights import wave
 
 from slmkit.codec.base import CodecSpec
 from slmkit.codec.facodec.activation import Ends
-from slmkit.codec.facodec.codec import exact_float32
 from slmkit.codec.facodec.dimensions import ENCODER_STRIDES, padding_of
+from slmkit.codec.single import exact_float32
 
 SHORTEST = 413
 

@@ -34,7 +34,7 @@ class WindowSum:
         before, after = self.reach_frames
         padded = torch.nn.functional.pad(codes.sum(1).float(), (before, after))
         sums = padded.unfold(1, before + after + 1, 1).sum(2)
-        return (sums[..., None] * torch.arange(1, 3) + speaker[:, None]).flatten(1)
+        return (sums[..., None] * torch.arange(1, 3) + speaker[:, None]).flatten(1) / 2**15
 
 
 def stream(codec, codes: torch.Tensor, speaker: torch.Tensor, cuts: list[int], **sizes: int) -> list[torch.Tensor]:

@@ -65,9 +65,9 @@ def test_refusals() -> None:
 
 
 def test_more_streams_than_letters_are_refused() -> None:
-    assert layout(sizes=(2,) * 16).num_streams == 16
-    with pytest.raises(UserError, match=r"the vocabulary has too many streams for a language model\n.*17 streams"):
-        layout(sizes=(2,) * 17)
-    streams = [["abcdefghijklmnopq"[i], 771 + 2 * i, 2] for i in range(17)]
+    assert layout(sizes=(2,) * 32).num_streams == 32
+    with pytest.raises(UserError, match=r"the vocabulary has too many streams for a language model\n.*33 streams"):
+        layout(sizes=(2,) * 33)
+    streams = [[f"s{i}", 771 + 2 * i, 2] for i in range(33)]
     with pytest.raises(UserError, match="too many streams"):
         VocabLayout.from_dict({**layout().to_dict(), "streams": streams})

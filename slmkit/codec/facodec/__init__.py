@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from slmkit.codec.base import Codec
-from slmkit.codec.open import register_codec
+from slmkit.codec.open import Preset, register_codec
 
 FILES = {"encoder": "ns3_facodec_encoder_v2.bin", "decoder": "ns3_facodec_decoder_v2.bin"}
 
@@ -16,4 +16,5 @@ def _load(path: Path, device: torch.device) -> Codec:
     return FACodec.from_directory(path, device)
 
 
-register_codec("facodec", tuple(FILES.values()), _load)
+PRESETS = (Preset("facodec", 16000, 200, "3 of 1024", True, "Apache 2.0"),)
+register_codec("facodec", tuple(FILES.values()), _load, presets=PRESETS)

@@ -16,10 +16,7 @@ Example:
     waves = codec.decode(codes, speaker)
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +36,7 @@ from slmkit.codec.facodec.dimensions import (
 )
 from slmkit.codec.facodec.filters import log_mel_of
 from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, ResidualQuantizer, Transformer, decoder_reach
+from slmkit.codec.single import exact_float32
 
 LM_STREAMS = (
     Stream("content_1", CODEBOOK_SIZE, "content"),
@@ -211,17 +209,3 @@ def fit_frames(mel: torch.Tensor, num_frames: int, ends: Ends) -> torch.Tensor:
     own = torch.tensor([count // HOP for count in ends.counts], device=mel.device)[:, None, None]
     mel = F.pad(mel, (0, 0, 0, num_frames - mel.shape[1]))
     return mel.where(torch.arange(num_frames, device=mel.device)[:, None] < own, 0)
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
-    backends: Any = torch.backends
-    matmul, convolution = backends.cuda.matmul, backends.cudnn.conv
-    before = matmul.fp32_precision, convolution.fp32_precision
-    matmul.fp32_precision = convolution.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        matmul.fp32_precision, convolution.fp32_precision = before

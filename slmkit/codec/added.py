@@ -1,0 +1,199 @@
+"""Codecs that `slmkit codec add` has taken in: a published checkpoint, read once and written in one form for all.
+
+    OUT/codec.json           kind, streams, settings of the network, hashes, source and licence
+    OUT/model.safetensors    the weights that are needed, and no others
+
+The published files are read with nothing but tensors and plain values in mind: weights-only, never as code.
+
+Invariant: a directory opens as the codec that its published files describe, or not at all.
+
+Example:
+    spec = add_codec("facebook/encodec_24khz", "codecs/encodec-4", num_streams=4)
+    codec = open_codec("codecs/encodec-4")
+"""
+
+import functools
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from annotated_types import Ge, Le
+from pydantic import Field
+from pydantic.types import Strict
+
+from slmkit.codec.base import MAX_LM_STREAMS, Codec, CodecSpec
+from slmkit.codec.open import CODEC_JSON, CodecFamily, codec_families
+from slmkit.config.load import Config, from_dict, to_dict
+from slmkit.config.values import Name, Text
+from slmkit.errors import UserError
+from slmkit.files import new_directory, read_json, sha256_file, write_json
+
+WEIGHTS = "model.safetensors"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    KeyError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
+
+
+class Source:
+    """A published codec, as `codec add` was given it: a directory, or a checkpoint file. Each file is read once."""
+
+    def __init__(self, path: Path, num_streams: int | None) -> None:
+        """`num_streams`: how many the user wants; None for the family's usual number."""
+        self.path, self.num_streams = path, num_streams
+        self.directory = path if path.is_dir() else path.parent
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json beside the weights, empty without one."""
+        file = self.directory / "config.json"
+        values = read_json(file) if file.is_file() else {}
+        if not isinstance(values, dict):
+            raise UserError(f"{file} does not hold a mapping", got=f"{values!r:.100}")
+        return values
+
+    @functools.cached_property
+    def weight_files(self) -> list[Path]:
+        """The files that may hold weights, safetensors first."""
+        files = [self.path] if self.path.is_file() else [f for f in self.path.iterdir() if f.suffix in WEIGHT_SUFFIXES]
+        return sorted(files, key=lambda file: (WEIGHT_SUFFIXES.index(file.suffix), file.name))
+
+    @functools.cached_property
+    def weights_file(self) -> Path:
+        """The file that holds the weights. Raises UserError where it is not clear which."""
+        kinds = [file for file in self.weight_files if file.suffix == self.weight_files[0].suffix]
+        if len(kinds) != 1:
+            raise UserError(
+                f"{self.path} does not hold one file of weights",
+                got=", ".join(file.name for file in self.weight_files[:8]) or "none",
+                expected=f"one that ends in {', '.join(WEIGHT_SUFFIXES)}",
+                next_step="name the file itself, or fetch it",
+            )
+        return kinds[0]
+
+    @functools.cached_property
+    def weights(self) -> dict[str, Any]:
+        """What the weights' file holds: names -> tensors, or a checkpoint of a trainer with such mappings in it.
+
+        Raises UserError when it cannot be read without running code.
+        """
+        return read_weights(self.weights_file)
+
+    def chosen_streams(self, available: int, *, usual: int | None = None) -> int:
+        """The number of streams to use, of `available`. Raises UserError when there are not so many."""
+        number = self.num_streams or min(usual or available, MAX_LM_STREAMS)
+        if not 1 <= number <= min(available, MAX_LM_STREAMS):
+            raise UserError(
+                f"{self.path} does not have so many streams for a language model",
+                got=f"--streams {number}",
+                expected=f"1 to {min(available, MAX_LM_STREAMS)}",
+            )
+        return number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """A codec of one family in the form that is kept."""
+
+    streams: int  # used by the language model
+    config: dict[str, Any]  # settings of the network: plain values, checked by the family when it builds
+    weights: dict[str, torch.Tensor]  # those that are needed
+    licence: str = ""  # of the weights, where it is known
+
+
+class _CodecFile(Config):
+    """codec.json."""
+
+    kind: Name = Field(description="family of the codec")
+    streams: Annotated[int, Strict(), Ge(1), Le(MAX_LM_STREAMS)] = Field(description="streams that are used")
+    config: dict[str, Any] = Field(description="settings of the network")
+    weights_sha256: Text = Field(description="hash of model.safetensors")
+    source: Text = Field(default="", description="where the published weights came from")
+    source_sha256: Text = Field(default="", description="hash of the published file")
+    licence: Text = Field(default="", description="of the weights")
+
+
+def add_codec(source: str | Path, out: str | Path, *, num_streams: int | None = None) -> CodecSpec:
+    """Convert the published codec at `source` into the new directory `out`; returns its spec.
+
+    Raises UserError when `out` exists, no family knows the source, or it does not give a codec that can be opened.
+    """
+    found = Source(Path(source), num_streams)
+    if not found.path.exists():
+        raise UserError(f"cannot add the codec {source}: there is no such file or directory")
+    families = codec_families()
+    for family in families.values():
+        added = family.read(found) if family.read else None
+        if added is not None:
+            break
+    else:
+        known = ", ".join(family.name for family in families.values() if family.read)
+        raise UserError(f"{source} is not a codec that slmkit knows", expected=f"published files of {known}")
+    with new_directory(Path(out)) as temporary:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in added.weights.items()}
+        safetensors.torch.save_file(weights, temporary / WEIGHTS)
+        described = _CodecFile(
+            kind=family.name,
+            streams=added.streams,
+            config=added.config,
+            weights_sha256=sha256_file(temporary / WEIGHTS),
+            source=str(source),
+            source_sha256=sha256_file(found.weights_file),
+            licence=added.licence,
+        )
+        write_json(temporary / CODEC_JSON, to_dict(described))
+        return open_added(temporary, torch.device("cpu"), families).spec
+
+
+def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily]) -> Codec:
+    """The codec in a directory that `add_codec` wrote. Raises UserError when a file is missing or damaged."""
+    described = from_dict(_CodecFile, read_json(path / CODEC_JSON), f"{path / CODEC_JSON}")
+    family = families.get(described.kind)
+    if family is None or family.build is None:
+        known = ", ".join(name for name, one in families.items() if one.build)
+        raise UserError(f"{path} holds a codec of a kind that is not known", got=described.kind, expected=known)
+    weights_sha256 = sha256_file(path / WEIGHTS) if (path / WEIGHTS).is_file() else "no such file"
+    if weights_sha256 != described.weights_sha256:
+        raise UserError(
+            f"{path / WEIGHTS} is not the file that {CODEC_JSON} names: damaged, or of another codec",
+            got=f"sha256 {weights_sha256}",
+            expected=f"sha256 {described.weights_sha256}",
+            next_step="add the codec again, or copy both files again",
+        )
+    weights = read_weights(path / WEIGHTS)
+    added = Added(streams=described.streams, config=described.config, weights=weights, licence=described.licence)
+    return family.build(added, device)
+
+
+def identity(added: Added) -> str:
+    """SHA-256 of all that makes the codes: streams, settings and weights. The `weights_sha256` of a codec's spec."""
+    found = hashlib.sha256(repr((added.streams, sorted(added.config.items()))).encode())
+    for name in sorted(added.weights):
+        found.update(name.encode())
+        found.update(safetensors.torch.save({name: added.weights[name].detach().cpu().contiguous()}))
+    return found.hexdigest()
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, on the CPU. Raises UserError when it cannot be read without running code."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        expected = "safetensors, or a torch file of tensors and plain values"
+        raise UserError(f"cannot read {path}: {str(error)[:500]}", expected=expected) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} does not hold weights by name", got=type(state).__name__)
+    return state
