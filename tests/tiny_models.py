@@ -9,7 +9,7 @@ from synthetic import codec_spec
 
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ExampleFormat, collate
-from slmkit.data.sequence import Piece, build
+from slmkit.data.sequence import Piece, build, head_classes
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
 from slmkit.model.config import SpeechLMConfig
@@ -24,11 +24,13 @@ def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayou
     return VocabLayout.published(kind, base_size=BASE_SIZE, bos_id=38, eos_id=39, codebook_sizes=sizes)
 
 
-def tiny_config(group: int = 0, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLMConfig:
-    layout = tiny_layout(group)
+def tiny_config(
+    group: int = 0, *, sizes: tuple[int, ...] = (16, 16, 16), backbone: dict[str, Any] | None = None, **options: Any
+) -> SpeechLMConfig:
+    layout = tiny_layout(group, sizes)
     values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **(backbone or {})}
     return SpeechLMConfig(
-        backbone=values, layout=layout.to_dict(), codec=codec_spec().to_dict(), group=group, **options
+        backbone=values, layout=layout.to_dict(), codec=codec_spec(sizes).to_dict(), group=group, **options
     )
 
 
@@ -50,8 +52,8 @@ def talkative_model(group: int, **options: Any) -> SpeechLM:
         model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
         if not group:
             model.lm_model.lm_head.weight[model.layout.id_of("<eosp>")] *= 0.5
-        for head, size in zip(model.heads, model.layout.codebook_sizes * (group // 3), strict=True):
-            head.output.weight[size:] *= 0.3
+        for head, classes in zip(model.heads, head_classes(group, model.layout.codebook_sizes), strict=True):
+            head.output.weight[classes.num_codes :] *= 0.3
     return model
 
 

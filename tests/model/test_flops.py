@@ -23,6 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mtp-3, transformer heads, speaker": {"group": 3, "head": "transformer", "speaker_dim": 8},
     "mtp-12, mlp fusion": {"group": 12, "fusion": "mlp", "speaker_dim": 8},
     "ntp, other head width": {"backbone": WIDE},
+    "mtp-4, unequal codebooks": {"group": 4, "head": "mlp", "sizes": (16, 5, 9)},
 }
 
 
