@@ -1,7 +1,6 @@
 """Residual units and the stages that change the rate, on padded batches, with weight norm folded (FACodec, BigCodec).
 
-Each activation leaves zeros around every utterance, so the convolutions run without padding of their own. A transposed
-convolution of stride s is a convolution of two taps that makes s outputs at a time.
+Each activation leaves zeros around every utterance, so the convolutions run without padding of their own.
 
 Shapes: B utterances, C channels, N positions.
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from slmkit.codec.fields import Spread, Taps
 from slmkit.codec.snake import DILATIONS, KERNEL, padding_of
 from slmkit.codec.snake.activation import SEEN, Activation, Ends
+from slmkit.codec.transposed import Transposed
 from slmkit.codec.weights import Weights
 
 SIDE = KERNEL // 2  # zeros a wide convolution needs at each end
@@ -60,15 +60,11 @@ class UpStage:
     def __init__(self, weights: Weights, stride: int) -> None:
         self.stride = stride
         self.activation = Activation(weights / "block.0")
-        grow = weights / "block.1"
-        self.weight, self.bias = two_tap_weight(grow["weight"], stride), grow["bias"].repeat_interleave(stride)
+        self.grow = Transposed(weights / "block.1", stride)
         self.residuals = [Residual(weights / f"block.{2 + i}", dilation) for i, dilation in enumerate(DILATIONS)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        batch, _, length = x.shape
-        x = F.conv1d(self.activation(x, uniform(x), 1), self.weight, self.bias)
-        x = x.view(batch, -1, self.stride, length + 1).transpose(2, 3).reshape(batch, -1, self.stride * (length + 1))
-        x = x[..., padding_of(self.stride) :][..., : self.stride * length]
+        x = self.grow(self.activation(x, uniform(x), 1), padding_of(self.stride))
         for residual in self.residuals:
             x = residual(x, uniform(x))
         return x
@@ -77,15 +73,6 @@ class UpStage:
 def uniform(x: torch.Tensor) -> Ends:
     """The ends of a batch without padding."""
     return Ends([x.shape[-1]] * len(x), x.device)
-
-
-def two_tap_weight(weight: torch.Tensor, stride: int) -> torch.Tensor:
-    """[C_in, C_out, 2 * stride] of a transposed convolution -> [C_out * stride, C_in, 2] of a convolution.
-
-    Output position stride * i + r takes tap r of input i and tap stride + r of input i - 1.
-    """
-    taps = weight.unflatten(2, (2, stride)).permute(1, 3, 0, 2).flip(3)
-    return taps.flatten(0, 1).contiguous()
 
 
 ACTIVATED = Taps(2 * SEEN + 1, left=SEEN)
