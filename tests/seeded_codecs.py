@@ -42,11 +42,16 @@ def wave_of(golden: dict[str, np.ndarray]) -> torch.Tensor:
 
 
 @functools.cache
-def codec_state(name: str) -> dict[str, torch.Tensor]:
-    """The state dict that the golden files of `name` were made with, to be left unchanged."""
+def codec_state(name: str, start: str = "") -> dict[str, torch.Tensor]:
+    """The state dict that the golden files of `name` were made with, or its keys that begin with `start`.
+
+    To be left unchanged.
+    """
     stored, shapes = read_golden(f"{name}_golden_0"), read_shapes(f"{name}_keys")
     state = {}
     for key, shape in shapes.items():
+        if not key.startswith(start):
+            continue
         if key.endswith("weight_g"):
             v = _tensor(name, key[:-1] + "v", shapes[key[:-1] + "v"], stored).reshape(shape[0], -1)
             stretch = 1 + np.float32(0.1) * _normal(key, (shape[0],))
