@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from slmkit.codec.added import Added, identity
 from slmkit.codec.base import CodecSpec, Reach, Stream
 from slmkit.codec.bigcodec.checkpoint import LAST_KERNEL, BigCodecConfig, layout
-from slmkit.codec.fields import Taps, reach_through
+from slmkit.codec.fields import Layer, reach
 from slmkit.codec.lstm import Lstm, with_skip
 from slmkit.codec.quantizers import Codebook
 from slmkit.codec.single import SingleCodec
@@ -84,12 +84,11 @@ class Encoder:
         self.activation = Activation(weights / f"block.{depth + 2}")
         self.last = weights / f"block.{depth + 3}"
         layers = [WIDE, *(layer for stride in config.strides for layer in down_layers(stride))]
-        reach = reach_through(layers, inputs_per_frame=config.hop)
-        after = reach_through([ACTIVATED, Taps(LAST_KERNEL, left=LAST_KERNEL // 2)])
+        last = [ACTIVATED, Layer(LAST_KERNEL, 1, LAST_KERNEL // 2, LAST_KERNEL // 2)]
         self.stages = (
-            Windowed(self.shrink, reach, inputs_per_frame=config.hop),
+            Windowed(self.shrink, reach(layers, config.hop, 1), inputs_per_frame=config.hop),
             with_skip(self.lstm),
-            Windowed(self.narrow, after),
+            Windowed(self.narrow, reach(last, 1, 1)),
         )
 
     def shrink(self, waves: torch.Tensor) -> torch.Tensor:
@@ -117,8 +116,10 @@ class Decoder:
         self.up = [UpStage(weights / (2 + i), stride) for i, stride in enumerate(strides)]
         self.activation, self.last = Activation(weights / (depth + 2)), weights / (depth + 3)
         layers = [*(layer for stride in strides for layer in up_layers(stride)), ACTIVATED, WIDE]
-        reach = reach_through(layers, outputs_per_frame=config.hop)
-        self.stages = with_skip(self.lstm), Windowed(self.grow, reach, outputs_per_frame=config.hop)
+        self.stages = (
+            with_skip(self.lstm),
+            Windowed(self.grow, reach(layers, 1, config.hop), outputs_per_frame=config.hop),
+        )
 
     def widen(self, latents: torch.Tensor) -> torch.Tensor:
         """[1, D, T] -> [1, C, T]."""

@@ -13,7 +13,7 @@ Example:
 import torch
 import torch.nn.functional as F
 
-from slmkit.codec.fields import Spread, Taps
+from slmkit.codec.fields import Layer
 from slmkit.codec.snake import DILATIONS, KERNEL, padding_of
 from slmkit.codec.snake.activation import SEEN, Activation, Ends
 from slmkit.codec.transposed import Transposed
@@ -75,20 +75,20 @@ def uniform(x: torch.Tensor) -> Ends:
     return Ends([x.shape[-1]] * len(x), x.device)
 
 
-ACTIVATED = Taps(2 * SEEN + 1, left=SEEN)
-WIDE = Taps(KERNEL, left=SIDE)
+ACTIVATED = Layer(2 * SEEN + 1, 1, SEEN, SEEN)
+WIDE = Layer(KERNEL, 1, SIDE, SIDE)
 RESIDUALS = [
     layer
     for dilation in DILATIONS
-    for layer in (ACTIVATED, Taps(KERNEL, dilation=dilation, left=SIDE * dilation), ACTIVATED)
+    for layer in (ACTIVATED, Layer(2 * SIDE * dilation + 1, 1, SIDE * dilation, SIDE * dilation), ACTIVATED)
 ]
 
 
-def down_layers(stride: int) -> list[Taps | Spread]:
+def down_layers(stride: int) -> list[Layer]:
     """What a `DownStage` sees."""
-    return [*RESIDUALS, ACTIVATED, Taps(2 * stride, stride=stride, left=padding_of(stride))]
+    return [*RESIDUALS, ACTIVATED, Layer(2 * stride, stride, padding_of(stride), padding_of(stride))]
 
 
-def up_layers(stride: int) -> list[Taps | Spread]:
+def up_layers(stride: int) -> list[Layer]:
     """What an `UpStage` sees."""
-    return [ACTIVATED, Spread(2 * stride, stride=stride, cut=padding_of(stride)), *RESIDUALS]
+    return [ACTIVATED, Layer(2 * stride, stride, padding_of(stride), stride // 2, is_upsampling=True), *RESIDUALS]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.codec.base import Reach
-from slmkit.codec.fields import Spread, Taps, reach_through
+from slmkit.codec.fields import Layer, reach
 from slmkit.codec.lstm import Lstm, State, with_skip
 from slmkit.codec.speechtokenizer.checkpoint import KERNEL, SpeechTokenizerConfig
 from slmkit.codec.stages import Windowed, run_in_pieces
@@ -40,10 +40,10 @@ class Conv:
         return F.conv1d(x, self.weight, self.bias, stride=self.stride)
 
     @property
-    def taps(self) -> Taps:
-        """What it sees. Where the input ends within a stride, the last output sees a reflection from further left."""
-        furthest = max(self.left, self.stride - 1 + self.right) if self.stride > 1 else self.left
-        return Taps(self.weight.shape[2] + furthest - self.left, stride=self.stride, left=furthest)
+    def layer(self) -> Layer:
+        """What it sees."""
+        kernel = self.weight.shape[2]
+        return Layer(kernel, self.stride, self.left, self.right, is_mirrored=True, rounds_up=True)
 
 
 class Residual:
@@ -76,10 +76,9 @@ class Encoder:
         ]
         self.last = Conv(weights / (3 * depth + 3))
         pairs = zip(self.residuals, self.shrink, strict=True)
-        layers = [self.first.taps, *(conv.taps for one, shrink in pairs for conv in (one.wide, shrink))]
-        reach = reach_through(layers, inputs_per_frame=config.hop)
+        layers = [self.first.layer, *(conv.layer for one, shrink in pairs for conv in (one.wide, shrink))]
         self.stages = (
-            Windowed(self.front, reach, inputs_per_frame=config.hop),
+            Windowed(self.front, reach(layers, config.hop, 1), inputs_per_frame=config.hop),
             Windowed(self.back, None),  # the LSTM goes both ways
         )
 
@@ -111,14 +110,13 @@ class Decoder:
         self.grow = [Grow(weights / (3 * i + 3), stride) for i, stride in enumerate(config.strides)]
         self.residuals = [Residual(weights / (3 * i + 4)) for i in range(depth)]
         self.last = Conv(weights / (3 * depth + 3))
-        layers = [
-            one for grow, res in zip(self.grow, self.residuals, strict=True) for one in (grow.taps, res.wide.taps)
-        ]
-        reach = reach_through([*layers, self.last.taps], outputs_per_frame=config.hop)
+        pairs = zip(self.grow, self.residuals, strict=True)
+        layers = [layer for grow, residual in pairs for layer in (grow.layer, residual.wide.layer)]
+        layers.append(self.last.layer)
         self.stages = (
             Windowed(self.first, Reach(KERNEL // 2, KERNEL // 2)),
             with_skip(self.lstm),
-            Windowed(self.back, reach, outputs_per_frame=config.hop),
+            Windowed(self.back, reach(layers, 1, config.hop), outputs_per_frame=config.hop),
         )
 
     def back(self, x: torch.Tensor) -> torch.Tensor:
@@ -134,7 +132,7 @@ class Grow:
     def __init__(self, weights: Weights, stride: int) -> None:
         self.transposed = Transposed(weights / "convtr.convtr", stride)
         self.cut = stride - stride // 2
-        self.taps = Spread(2 * stride, stride=stride, cut=self.cut)
+        self.layer = Layer(2 * stride, stride, self.cut, stride // 2, is_upsampling=True)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.transposed(F.pad(F.elu(x), (1, 1)), self.cut)
