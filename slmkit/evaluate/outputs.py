@@ -2,7 +2,7 @@
 
     job.json            how it is made: settings; and names for people
     outputs.jsonl       a record per utterance, in the order of the choice
-    codes/00000.npy     int16 [K, T]
+    codes/00000.npy     uint16 [K, T]
     wav/00000.wav       not there where the model gave no speech
     voices/00.npy       float32 [D], voices that are not of the corpus
 

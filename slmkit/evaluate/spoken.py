@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.mel import log_mel_distance
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone, to_codes
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
@@ -74,8 +74,8 @@ class Truths:
         self.copy = functools.lru_cache(KEPT)(self._copy)
         self.source = functools.lru_cache(KEPT)(self._source)
 
-    def codes(self, number: int) -> npt.NDArray[np.int16]:
-        """int16 [K, T], what a model predicts."""
+    def codes(self, number: int) -> Codes:
+        """uint16 [K, T], what a model predicts."""
         return true_codes(self.sample(number), self.corpus)
 
     def vector(self, number: int) -> Vector:
@@ -104,9 +104,9 @@ class Spoken:
     tools: Tools
 
     @property
-    def codes(self) -> npt.NDArray[np.int16]:
-        """int16 [K, T]."""
-        return read_array(codes_path(self.outputs.directory, self.record.place))
+    def codes(self) -> Codes:
+        """uint16 [K, T]."""
+        return to_codes(read_array(codes_path(self.outputs.directory, self.record.place)))  # older jobs stored int16
 
     @property
     def wave(self) -> Wave:
