@@ -21,7 +21,7 @@ from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
 from slmkit.evaluate.generation import COPY, true_codes
 from slmkit.evaluate.metrics import Score, single
-from slmkit.evaluate.outputs import Finished, OutputRecord, codes_path, read_array, read_wave, voice_path, wav_path
+from slmkit.evaluate.outputs import Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
 from slmkit.tokenization.copies import planned_audio
 
 KEPT = 4  # samples, and waves of each kind, in memory
@@ -106,7 +106,7 @@ class Spoken:
     @property
     def codes(self) -> Codes:
         """uint16 [K, T]."""
-        return to_codes(read_array(codes_path(self.outputs.directory, self.record.place)))  # older jobs stored int16
+        return to_codes(read_codes(self.outputs.directory, self.record))  # older jobs stored int16
 
     @property
     def wave(self) -> Wave:
@@ -142,7 +142,8 @@ class Spoken:
         if self.record.voice_number is not None:
             return self.truths.vector(self.record.voice_number)
         names = list(self.outputs.settings["voices"])
-        return read_array(voice_path(self.outputs.directory, names.index(self.record.voice)))
+        number, width = names.index(self.record.voice), self.truths.corpus.codec.speaker_dim
+        return read_voice(self.outputs.directory, number, width)
 
     def measured(self, measure: Callable[[Wave, int], T], wave: Wave | None = None) -> T | None:
         """What `measure(wave, sample_rate)` says of the speech, or of another wave; None where there is too little."""
