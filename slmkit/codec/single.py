@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from slmkit.codec.base import CodecSpec, Encoded, Reach, check_codes
-from slmkit.codec.stages import Stage, reach_of, run_in_pieces
+from slmkit.codec.stages import Stage, pieces_of, reach_of, run_in_pieces
 
 PIECE_SEC = 30.0  # longer audio is taken in pieces of this length
 
@@ -44,7 +44,7 @@ class SingleCodec(ABC):
 
     @abstractmethod
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Codes int64 [K, T] of latents float32 [1, D, T]."""
+        """Codes int64 [K, T] of latents float32 [1, D, T], each frame by itself: a long utterance comes in parts."""
 
     @abstractmethod
     def decoding_stages(self) -> Sequence[Stage]:
@@ -78,8 +78,12 @@ class SingleCodec(ABC):
         with exact_float32(self.device):
             for i, (count, frames) in enumerate(zip(counts, num_frames, strict=True)):
                 wave = waves[i, :count].to(self.device, torch.float32)[None, None]
-                latents = run_in_pieces(self.encoding_stages(), wave, piece_frames=self.piece_frames)
-                codes[i, :, :frames] = self.quantize(latents)
+                found = [
+                    self.quantize(part)
+                    for latents in pieces_of(self.encoding_stages(), wave, piece_frames=self.piece_frames)
+                    for part in latents.split(self.piece_frames, dim=2)
+                ]
+                codes[i, :, :frames] = torch.cat(found, dim=1)
         return Encoded(
             codes, torch.tensor(num_frames, device=self.device), torch.zeros(len(counts), 0, device=self.device)
         )
