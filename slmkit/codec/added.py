@@ -15,6 +15,7 @@ Example:
 import functools
 import hashlib
 import pickle
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,18 +23,21 @@ from typing import Annotated, Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from annotated_types import Ge, Le
 from pydantic import Field
 from pydantic.types import Strict
 
 from slmkit.codec.base import MAX_LM_STREAMS, Codec, CodecSpec
 from slmkit.codec.open import CODEC_JSON, CodecFamily, codec_families
-from slmkit.config.load import Config, from_dict, to_dict
+from slmkit.config.load import Config, from_dict, parse_yaml, to_dict
 from slmkit.config.values import Name, Text
 from slmkit.errors import UserError
-from slmkit.files import new_directory, read_json, sha256_file, write_json
+from slmkit.files import new_directory, read_bounded, read_json, sha256_file, write_json
 
 WEIGHTS = "model.safetensors"
+MAX_CARD_BYTES = 2**20
+MAX_LICENCE_CHARS = 100
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 UNREADABLE = (
     OSError,
@@ -62,6 +66,18 @@ class Source:
         if not isinstance(values, dict):
             raise UserError(f"{file} does not hold a mapping", got=f"{values!r:.100}")
         return values
+
+    @functools.cached_property
+    def licence(self) -> str:
+        """What the model card beside the weights (README.md) says, empty where it says nothing."""
+        card = self.directory / "README.md"
+        try:
+            text = read_bounded(card, MAX_CARD_BYTES).decode() if card.is_file() else ""
+            head = parse_yaml(text.split("---", 2)[1]) if text.startswith("---\n") and text.count("---") > 1 else {}
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return ""  # a card that cannot be read says nothing
+        licence = head.get("license", "") if isinstance(head, dict) else ""
+        return licence[:MAX_LICENCE_CHARS] if isinstance(licence, str) else ""
 
     @functools.cached_property
     def weight_files(self) -> list[Path]:
@@ -185,15 +201,45 @@ def identity(added: Added) -> str:
     return found.hexdigest()
 
 
+class _LeftOut:
+    """Takes the place of an array or number of NumPy in a checkpoint, and keeps nothing of it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _LeftOutMapping:
+    """Takes the place of any other foreign object. torch's reader fills exact dicts only, so it is one."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a file of weights holds, on the CPU. Raises UserError when it cannot be read without running code."""
+    """What a file of weights holds, on the CPU, without running any code of it.
+
+    A trainer's checkpoint may hold objects of its own types beside the weights (callbacks, settings). Their types are
+    not looked up: an empty object takes the place of each. Raises UserError when the file cannot be read so.
+    """
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            stand_ins: Any = [(_LeftOut if name.startswith("numpy.") else _LeftOutMapping, name) for name in foreign]
+            with torch.serialization.safe_globals(stand_ins):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        # torch's own text advises to run the file's code.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than weights and plain values" if refused else str(error)[:500]
         expected = "safetensors, or a torch file of tensors and plain values"
-        raise UserError(f"cannot read {path}: {str(error)[:500]}", expected=expected) from error
+        raise UserError(f"cannot read {path}: {reason}", expected=expected) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} does not hold weights by name", got=type(state).__name__)
     return state
