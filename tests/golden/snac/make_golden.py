@@ -1,9 +1,9 @@
 """Makes the golden files of SNAC with the published code, snac 1.2.1 from PyPI, which needs einops.
 
     pip install --no-deps --target SITE snac==1.2.1 einops
-    PYTHONPATH=.:tests:SITE python tests/golden/snac/make_golden.py
+    PYTHONPATH=.:tests:tests/codec:SITE python tests/golden/snac/make_golden.py
 
-Each file holds, for one of the tiny models of tests/tiny_snac.py: `wave_int16` [N], the codes of each level
+Each file holds, for one of the tiny models of tests/codec/tiny_snac.py: `wave_int16` [N], the codes of each level
 `codes_I` int16, `decoded` float32 [n], the wave of these codes, and the codebooks by their names; the other weights are
 a function of their names. Where the published decoder draws random noise it is given that of slmkit, so that the waves
 can be compared; nothing else of slmkit takes part.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from families import family
 from seeded_weights import seeded_tensor, wave
 
 from slmkit.codec.snac.codec import SnacConfig
@@ -98,7 +99,17 @@ def draw_codebooks(network: Network, heard: torch.Tensor) -> None:
 
 def write_published(directory: Path, kind: str) -> Path:
     """config.json and pytorch_model.bin."""
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(CONFIGS[kind]))
     torch.save(published_state(kind), directory / "pytorch_model.bin")
     return directory
+
+
+@family("snac_24khz")
+def convolutions(directory: Path) -> Path:
+    return write_published(directory, "convolutions")
+
+
+@family("snac_44khz")
+def windows(directory: Path) -> Path:
+    return write_published(directory, "windows")
