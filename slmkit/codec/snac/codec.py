@@ -24,7 +24,8 @@ from torch import nn
 
 from slmkit.codec.added import Added, Source, identity
 from slmkit.codec.base import MAX_LM_STREAMS, CodecSpec, Reach, Stream
-from slmkit.codec.fields import reach_through
+from slmkit.codec.fields import reach
+from slmkit.codec.hf.convolutions import layers_of
 from slmkit.codec.single import SingleCodec
 from slmkit.codec.snac.network import (
     HEAD_WIDTH,
@@ -34,7 +35,6 @@ from slmkit.codec.snac.network import (
     Network,
     Quantizer,
     WindowAttention,
-    layers_of,
     stream_places,
 )
 from slmkit.codec.stages import Stage, Windowed
@@ -140,13 +140,13 @@ class Snac(SingleCodec):
         before, attention, after = _parts(self.network.encoder.block)
         quantize = self.network.quantizer.encode
         pad = Windowed(self._padded, Reach(0, 0), hop, hop, block)
-        reach = reach_through(layers_of(before), inputs_per_frame=hop, outputs_per_frame=latents)
+        wide = _reach(before, hop, latents)
         if attention is None:
-            return pad, Windowed(lambda wave: quantize(before(wave)), reach, inputs_per_frame=hop)
-        near = reach_through(layers_of(after), inputs_per_frame=latents, outputs_per_frame=latents)
+            return pad, Windowed(lambda wave: quantize(before(wave)), wide, inputs_per_frame=hop)
+        near = _reach(after, latents, latents)
         return (
             pad,
-            Windowed(before, reach, hop, latents),
+            Windowed(before, wide, hop, latents),
             Windowed(attention, Reach(0, 0), latents, latents, block),
             Windowed(lambda x: quantize(after(x)), near, inputs_per_frame=latents),
         )
@@ -164,10 +164,9 @@ class Snac(SingleCodec):
             def decode(codes: torch.Tensor, first_frame: int) -> torch.Tensor:
                 return _run_placed(before, latents_of(codes), first_frame)
 
-            reach = reach_through(layers_of(before), inputs_per_frame=latents, outputs_per_frame=hop)
-            return (Windowed(decode, reach, outputs_per_frame=hop, placed=True),)
-        near = reach_through(layers_of(before), inputs_per_frame=latents, outputs_per_frame=latents)
-        wide = reach_through(layers_of(after), inputs_per_frame=latents, outputs_per_frame=hop)
+            return (Windowed(decode, _reach(before, latents, hop), outputs_per_frame=hop, placed=True),)
+        near = _reach(before, latents, latents)
+        wide = _reach(after, latents, hop)
         return (
             Windowed(lambda codes: before(latents_of(codes)), near, outputs_per_frame=latents),
             Windowed(attention, Reach(0, 0), latents, latents, block),
@@ -186,6 +185,10 @@ def _parts(modules: nn.Sequential) -> tuple[nn.Sequential, WindowAttention | Non
         if isinstance(module, WindowAttention):
             return nn.Sequential(*parts[:i]), module, nn.Sequential(*parts[i + 1 :])
     return modules, None, nn.Sequential()
+
+
+def _reach(modules: nn.Sequential, inputs_per_frame: int, outputs_per_frame: int) -> Reach:
+    return reach(list(layers_of(modules)), inputs_per_frame, outputs_per_frame)
 
 
 def _run_placed(modules: nn.Sequential, x: torch.Tensor, first_frame: int) -> torch.Tensor:

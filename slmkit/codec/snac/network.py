@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from slmkit.codec.fields import Spread, Taps
-
 KERNEL = 7  # taps of the convolutions that keep the rate
 DILATIONS = (1, 3, 9)  # of a stage's residual units
 HEAD_WIDTH = 64  # of attention
@@ -258,17 +256,6 @@ def stream_places(strides: Sequence[int], num_levels: int) -> list[tuple[int, in
     """(level, place among the level's codes of a frame), both from 0, of each stream."""
     places = [(level, i) for level in range(num_levels) for i in range(strides[0] // strides[level])]
     return sorted(places, key=lambda place: (place[1] * strides[place[0]], place[0]))
-
-
-def layers_of(modules: nn.Module) -> list[Taps | Spread]:
-    """Its convolutions, for `reach_through`. Those that lie beside the identity see all that it sees."""
-    layers: list[Taps | Spread] = []
-    for one in modules.modules():
-        if isinstance(one, nn.ConvTranspose1d):
-            layers.append(Spread(one.kernel_size[0], one.stride[0], int(one.padding[0])))
-        elif isinstance(one, nn.Conv1d):
-            layers.append(Taps(one.kernel_size[0], one.stride[0], one.dilation[0], int(one.padding[0])))
-    return layers
 
 
 def normal_noise(layer: int, first: int, number: int) -> torch.Tensor:
