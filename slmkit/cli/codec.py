@@ -8,6 +8,7 @@ slmkit codec copy CODEC IN.wav OUT.wav   encodes IN.wav, decodes it again, and p
 
 import argparse
 import itertools
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -75,13 +76,18 @@ def run(args: argparse.Namespace) -> int:
 def _list(_: argparse.Namespace) -> int:
     from slmkit.codec.open import codec_families
 
-    row = "{:<32} {:>6} {:>5} {:>6} {:<19} {:<6} {}"
-    print(row.format("codec", "Hz", "hop", "per s", "streams", "stream", "licence").rstrip())
+    row = "{:<42} {:>5} {:>5}  {:<17} {}"
+    print(row.format("codec", "Hz", "per s", "streams", "streaming"))
+    licences: dict[str, list[str]] = {}
     for family in codec_families().values():
         for one in family.presets:
             rate = f"{one.sample_rate / one.hop_samples:.4g}"
-            streaming = "yes" if one.streaming else "no"
-            print(row.format(one.name, one.sample_rate, one.hop_samples, rate, one.streams, streaming, one.licence))
+            print(row.format(one.name, one.sample_rate, rate, one.streams, "yes" if one.streaming else "no"))
+            licences.setdefault(one.licence, []).append(one.name)
+    print("\nper s: frames per second. Licences of the published weights, as their cards say:")
+    for licence, names in sorted(licences.items()):
+        line = f"  {licence}: {', '.join(names)}"
+        print(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False))
     return 0
 
 

@@ -120,7 +120,7 @@ class FACodec:
         counts = num_samples.tolist()
         self._check_counts(waves, counts)
         num_frames = [self.num_frames(count) for count in counts]
-        codes = torch.zeros(len(counts), len(self.spec.streams), max(num_frames, default=0), dtype=torch.int16)
+        codes = torch.zeros(len(counts), len(self.spec.streams), max(num_frames, default=0), dtype=torch.int32)
         codes, speaker = codes.to(self.device), torch.zeros(len(counts), LATENT, device=self.device)
         step = self.items_at_once or max(1, len(counts))
         with exact_float32(self.device):
