@@ -1,49 +1,83 @@
-"""How far a chain of convolutions sees: which inputs an output depends on.
+"""How far a stack of convolutions looks, computed from its kernels, strides, dilations and paddings.
 
-Invariant: whatever the weights, no input outside the field changes an output, but for padding that repeats or reflects
-inputs at the true ends; a layer that does so counts those inputs among its own.
+The interval of input that an output needs is carried back through the layers, for every frame of an input that is long
+enough to have a beginning, a middle and an end. Both ends count: padding by reflection makes the first samples depend
+on what comes after them, and the last on what came before, also in causal networks.
+
+Shapes: T frames, R lengths of input that end within a frame.
+
+Invariant: an output frame depends on no frame outside of the reach, and the reach is the smallest of which this holds
+as long as no weight is 0.
 
 Example:
-    reach_through([Taps(7, left=3), Spread(10, stride=5, cut=3), Taps(7, left=3)], outputs_per_frame=5)  # Reach(4, 4)
+    reach([Layer(7, 1, 3, 3), Layer(10, 5, 3, 2, is_upsampling=True)], inputs_per_frame=1, outputs_per_frame=5)
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from slmkit.codec.base import Reach
+from slmkit.errors import UserError
+
+MOST_FRAMES = 2**14  # in which a reach is looked for; more is no codec
 
 
-class Taps(NamedTuple):
-    """A convolution with `left` padding values before its input."""
+class Layer(NamedTuple):
+    """A convolution, or a transposed one (`is_upsampling`)."""
 
-    kernel: int
-    stride: int = 1
-    dilation: int = 1
-    left: int = 0
-
-    def inputs(self, first: int, last: int) -> tuple[int, int]:
-        """First and last input that the outputs `first` to `last` depend on."""
-        return first * self.stride - self.left, last * self.stride - self.left + (self.kernel - 1) * self.dilation
-
-
-class Spread(NamedTuple):
-    """A transposed convolution of whose output the first `cut` values are left out."""
-
-    kernel: int
+    kernel: int  # with its dilation
     stride: int
-    cut: int = 0
-
-    def inputs(self, first: int, last: int) -> tuple[int, int]:
-        """As of `Taps`. Output m, counted before the cut, takes input j where 0 <= m - stride * j < kernel."""
-        return -((self.kernel - 1 - first - self.cut) // self.stride), (last + self.cut) // self.stride
-
-
-Layers = Sequence[Taps | Spread]
+    left: int  # values put before the input; of a transposed convolution, those cut from the output
+    right: int  # the same at the end
+    is_upsampling: bool = False
+    is_mirrored: bool = False  # padded by reflection
+    rounds_up: bool = False  # a last stride that is not full gives an output as well
 
 
-def reach_through(layers: Layers, *, inputs_per_frame: int = 1, outputs_per_frame: int = 1) -> Reach:
-    """The frames of input that the outputs of a frame depend on, counted from that frame."""
-    first, last = 0, outputs_per_frame - 1
-    for layer in reversed(layers):
-        first, last = layer.inputs(first, last)
-    return Reach(max(0, -(first // inputs_per_frame)), max(0, last // inputs_per_frame))
+def reach(layers: Sequence[Layer], inputs_per_frame: int, outputs_per_frame: int) -> Reach:
+    """How many frames before and after an output's own its samples depend on."""
+    ragged = any(layer.rounds_up and layer.stride > 1 for layer in layers)
+    missing = np.arange(inputs_per_frame if ragged else 1)[:, None]  # [R, 1]
+    num_frames = 16
+    while num_frames <= MOST_FRAMES:
+        found = _reach_within(layers, inputs_per_frame, outputs_per_frame, num_frames, missing)
+        if num_frames > 2 * (found.before or 0) + 2 * (found.after or 0) + 8:
+            return found
+        num_frames *= 2
+    raise UserError(
+        "a network of this codec looks too far", got=f"more than {MOST_FRAMES // 4} frames", expected="less"
+    )
+
+
+def _reach_within(
+    layers: Sequence[Layer], inputs_per_frame: int, outputs_per_frame: int, num_frames: int, missing: np.ndarray
+) -> Reach:
+    """As `reach`, of inputs of `num_frames` frames of which the last lack `missing` [R, 1] values."""
+    lengths = [num_frames * inputs_per_frame - missing]  # of the input, then of what each layer gives
+    for layer in layers:
+        length = lengths[-1]
+        if layer.is_upsampling:
+            lengths.append((length - 1) * layer.stride + layer.kernel - layer.left - layer.right)
+        elif layer.rounds_up:
+            lengths.append(-(-length // layer.stride))
+        else:
+            lengths.append((length + layer.left + layer.right - layer.kernel) // layer.stride + 1)
+    frame = np.arange(num_frames)[None]  # [1, T]
+    first = frame * outputs_per_frame + np.zeros_like(missing)
+    last = first + outputs_per_frame - 1
+    first, last = np.minimum(first, lengths[-1] - 1), np.minimum(last, lengths[-1] - 1)
+    for layer, length in zip(reversed(layers), reversed(lengths[:-1]), strict=True):
+        if layer.is_upsampling:
+            first = -(-(first + layer.left - layer.kernel + 1) // layer.stride)
+            last = (last + layer.left) // layer.stride
+        else:
+            first = first * layer.stride - layer.left
+            last = last * layer.stride - layer.left + layer.kernel - 1
+        if layer.is_mirrored:
+            beyond, before = np.maximum(last - (length - 1), 0), np.maximum(-first, 0)
+            first = np.where(beyond > 0, np.minimum(first, length - 1 - beyond), first)
+            last = np.where(before > 0, np.maximum(last, before), last)
+        first, last = np.clip(first, 0, length - 1), np.clip(last, 0, length - 1)
+    return Reach(int((frame - first // inputs_per_frame).max()), int((last // inputs_per_frame - frame).max()))

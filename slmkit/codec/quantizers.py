@@ -48,3 +48,15 @@ class ResidualQuantizer:
             codes.append(codebook.nearest(latents - quantized))
             quantized = quantized + F.embedding(codes[-1], codebook.table)
         return torch.stack(codes, dim=1), quantized
+
+
+class EuclideanCodebook:
+    """One codebook whose entries lie where the latents do."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        """`table`: float32 [entries, D]."""
+        self.table, self._half_squares = table, table.square().sum(dim=1) / 2
+
+    def nearest(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codes int64 [T] of latents [T, D]; the latent's own length changes no order."""
+        return torch.addmm(self._half_squares, latents, self.table.T, alpha=-1).argmin(dim=1)

@@ -18,7 +18,7 @@ Example:
     wave = run_in_pieces(stages, latents, piece_frames=1500)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -126,19 +126,15 @@ class _Loop:
         return found
 
 
-def pieces_of(stages: Sequence[Stage], whole: torch.Tensor, *, piece_frames: int) -> Iterator[torch.Tensor]:
-    """The output of `whole`, [1, C, t], in parts [1, C', t'], of which `piece_frames` frames are taken at a time.
+def run_in_pieces(stages: Sequence[Stage], whole: torch.Tensor, *, piece_frames: int) -> torch.Tensor:
+    """The output [1, C', t'] of `whole`, [1, C, t], of which `piece_frames` frames are taken at a time.
 
     An input of no more frames than that runs in one piece.
     """
     chain, step = Chain(stages), piece_frames * stages[0].inputs_per_frame
+    found = []
     for start in range(0, whole.shape[2], step):
         part = chain.push(whole[..., start : start + step], is_last=start + step >= whole.shape[2])
         if part is not None:
-            yield part
-
-
-def run_in_pieces(stages: Sequence[Stage], whole: torch.Tensor, *, piece_frames: int) -> torch.Tensor:
-    """The parts of `pieces_of`, joined."""
-    found = list(pieces_of(stages, whole, piece_frames=piece_frames))
+            found.append(part)
     return found[0] if len(found) == 1 else torch.cat(found, dim=2)

@@ -27,7 +27,7 @@ from slmkit.codec.facodec.dimensions import (
     LATENT,
     LAYERS,
 )
-from slmkit.codec.fields import reach_through
+from slmkit.codec.fields import reach
 from slmkit.codec.snake.activation import Activation, Ends
 from slmkit.codec.snake.units import ACTIVATED, SIDE, WIDE, DownStage, UpStage, uniform, up_layers
 from slmkit.codec.weights import Weights
@@ -72,7 +72,7 @@ class ConvDecoder:
 def decoder_reach() -> Reach:
     """Frames before and after a frame whose latents its samples depend on in `ConvDecoder`."""
     stages = [layer for stride in DECODER_STRIDES for layer in up_layers(stride)]
-    return reach_through([WIDE, *stages, ACTIVATED, WIDE], outputs_per_frame=HOP)
+    return reach([WIDE, *stages, ACTIVATED, WIDE], 1, HOP)
 
 
 class Transformer:

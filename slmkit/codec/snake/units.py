@@ -1,7 +1,6 @@
 """Residual units and the stages that change the rate, on padded batches, with weight norm folded (FACodec, BigCodec).
 
-Each activation leaves zeros around every utterance, so the convolutions run without padding of their own. A transposed
-convolution of stride s is a convolution of two taps that makes s outputs at a time.
+Each activation leaves zeros around every utterance, so the convolutions run without padding of their own.
 
 Shapes: B utterances, C channels, N positions.
 
@@ -14,9 +13,10 @@ Example:
 import torch
 import torch.nn.functional as F
 
-from slmkit.codec.fields import Spread, Taps
+from slmkit.codec.fields import Layer
 from slmkit.codec.snake import DILATIONS, KERNEL, padding_of
 from slmkit.codec.snake.activation import SEEN, Activation, Ends
+from slmkit.codec.transposed import Transposed
 from slmkit.codec.weights import Weights
 
 SIDE = KERNEL // 2  # zeros a wide convolution needs at each end
@@ -60,15 +60,11 @@ class UpStage:
     def __init__(self, weights: Weights, stride: int) -> None:
         self.stride = stride
         self.activation = Activation(weights / "block.0")
-        grow = weights / "block.1"
-        self.weight, self.bias = two_tap_weight(grow["weight"], stride), grow["bias"].repeat_interleave(stride)
+        self.grow = Transposed(weights / "block.1", stride)
         self.residuals = [Residual(weights / f"block.{2 + i}", dilation) for i, dilation in enumerate(DILATIONS)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        batch, _, length = x.shape
-        x = F.conv1d(self.activation(x, uniform(x), 1), self.weight, self.bias)
-        x = x.view(batch, -1, self.stride, length + 1).transpose(2, 3).reshape(batch, -1, self.stride * (length + 1))
-        x = x[..., padding_of(self.stride) :][..., : self.stride * length]
+        x = self.grow(self.activation(x, uniform(x), 1), padding_of(self.stride))
         for residual in self.residuals:
             x = residual(x, uniform(x))
         return x
@@ -79,29 +75,20 @@ def uniform(x: torch.Tensor) -> Ends:
     return Ends([x.shape[-1]] * len(x), x.device)
 
 
-def two_tap_weight(weight: torch.Tensor, stride: int) -> torch.Tensor:
-    """[C_in, C_out, 2 * stride] of a transposed convolution -> [C_out * stride, C_in, 2] of a convolution.
-
-    Output position stride * i + r takes tap r of input i and tap stride + r of input i - 1.
-    """
-    taps = weight.unflatten(2, (2, stride)).permute(1, 3, 0, 2).flip(3)
-    return taps.flatten(0, 1).contiguous()
-
-
-ACTIVATED = Taps(2 * SEEN + 1, left=SEEN)
-WIDE = Taps(KERNEL, left=SIDE)
+ACTIVATED = Layer(2 * SEEN + 1, 1, SEEN, SEEN)
+WIDE = Layer(KERNEL, 1, SIDE, SIDE)
 RESIDUALS = [
     layer
     for dilation in DILATIONS
-    for layer in (ACTIVATED, Taps(KERNEL, dilation=dilation, left=SIDE * dilation), ACTIVATED)
+    for layer in (ACTIVATED, Layer(2 * SIDE * dilation + 1, 1, SIDE * dilation, SIDE * dilation), ACTIVATED)
 ]
 
 
-def down_layers(stride: int) -> list[Taps | Spread]:
+def down_layers(stride: int) -> list[Layer]:
     """What a `DownStage` sees."""
-    return [*RESIDUALS, ACTIVATED, Taps(2 * stride, stride=stride, left=padding_of(stride))]
+    return [*RESIDUALS, ACTIVATED, Layer(2 * stride, stride, padding_of(stride), padding_of(stride))]
 
 
-def up_layers(stride: int) -> list[Taps | Spread]:
+def up_layers(stride: int) -> list[Layer]:
     """What an `UpStage` sees."""
-    return [ACTIVATED, Spread(2 * stride, stride=stride, cut=padding_of(stride)), *RESIDUALS]
+    return [ACTIVATED, Layer(2 * stride, stride, padding_of(stride), stride // 2, is_upsampling=True), *RESIDUALS]
