@@ -35,6 +35,8 @@ CONFINED = {
     "webdataset": ("data/shards.py", "data/loader.py"),
     "triton": ("codec/snake/fused.py",),
     "slmkit.codec.facodec": ("codec/facodec/", "bench/"),
+    "slmkit.codec.bigcodec": ("codec/bigcodec/", "bench/"),
+    "slmkit.codec.speechtokenizer": ("codec/speechtokenizer/", "bench/"),
     "soundfile": ("audio/",),
     "soxr": ("audio/",),
     "av": ("audio/",),
