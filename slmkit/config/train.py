@@ -189,7 +189,9 @@ class TrainConfig(Config):
     run_dir: PathText = Field(
         description="directory of the run; training continues from its newest complete checkpoint"
     )
-    base: PathText = Field(description="directory of the base model (Qwen2.5, or made by `slmkit init-base`)")
+    base: PathText = Field(
+        description="directory of the base model (Qwen2.5, Qwen3, Llama, SmolLM3, or of `slmkit init-base`)"
+    )
     init_from: PathText | None = Field(
         default=None, description="directory of an exported model whose weights a new run starts from"
     )
