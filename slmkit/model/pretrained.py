@@ -39,9 +39,9 @@ from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
+from slmkit.weights import LOCAL
 
 LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json", "provenance.json"
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 BASE_TYPES = ("qwen2",)  # architectures that training and decoding are tested with
 WEIGHTS = "*.safetensors"
 SHAPING_OPTIONS = ("group", "head", "fusion")  # they shape the weights, so an export must have the same

@@ -1,10 +1,11 @@
-"""Models of transformers from a local directory: nothing is fetched, no code of the directory is run.
+"""Weights from strangers: a file of tensors, or a model of transformers in a local directory.
 
-Weights are read from safetensors where there are any, else from `pytorch_model.bin` with torch's reader for weights
-alone, which builds no objects. Weights that do not match the config are refused: transformers would go on with random
-ones.
+Nothing is fetched, and no code of a file or a directory is run: torch's files are read by its reader for weights alone,
+which builds no objects; models are read from safetensors where there are any, else from `pytorch_model.bin` in the same
+way. Weights that do not match a model's config are refused: transformers would go on with random ones.
 
 Example:
+    weights = read_weights("codec.safetensors")
     model = load_model(WhisperForConditionalGeneration, "whisper-large-v3", "whisper", "cuda", what="a recognizer")
 """
 
@@ -12,14 +13,29 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
 from slmkit.errors import UserError
 from slmkit.files import read_json
-from slmkit.model.pretrained import LOCAL
 
-UNLOADABLE = (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, on the CPU. Raises UserError when it cannot be read without running code."""
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        expected = "safetensors, or a torch file of tensors and plain values"
+        raise UserError(f"cannot read {path}: {str(error)[:500]}", expected=expected) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} does not hold weights by name", got=type(state).__name__)
+    return state
 
 
 def load_model(kind: Any, path: str | Path, model_type: str, device: str | torch.device, *, what: str) -> Any:
@@ -46,6 +62,6 @@ def load_part(kind: Any, path: str | Path, **options: Any) -> Any:
     """
     try:
         return kind.from_pretrained(str(path), **options, **LOCAL)
-    except UNLOADABLE as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"cannot load {kind.__name__} from {path}: {reason}") from error
