@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from slmkit.errors import UserError
+from slmkit.texts import excerpt
 
 NAMES_SHOWN, VALUE_SHOWN = 8, 80  # of what differs between ranks, names and characters of a value
 POLL_SEC = 10.0  # the longest wait inside one collective operation of `in_first`
@@ -55,7 +56,7 @@ def check_equal(what: str, values: Mapping[str, Any], next_step: str) -> None:
     also = f" (and ranks {', '.join(others)})" if others else ""
 
     def listed(some: Mapping[str, Any]) -> str:
-        return "; ".join(f"{name} {_short(some.get(name))}" for name in names[:NAMES_SHOWN])
+        return "; ".join(f"{name} {excerpt(repr(some.get(name)), VALUE_SHOWN)}" for name in names[:NAMES_SHOWN])
 
     raise UserError(
         f"rank {rank}{also} has other {what} than rank 0: {', '.join(names[:NAMES_SHOWN])}",
@@ -63,11 +64,6 @@ def check_equal(what: str, values: Mapping[str, Any], next_step: str) -> None:
         expected=f"rank 0: {listed(first)}",
         next_step=next_step,
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= VALUE_SHOWN else f"{text[:VALUE_SHOWN]}..."
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Weights from strangers: a file of tensors, or a model of transformers in a local directory.
 
-Nothing is fetched, and no code of a file or a directory is run: torch's files are read by its reader for weights alone,
-which builds no objects; models are read from safetensors where there are any, else from `pytorch_model.bin` in the same
-way. Weights that do not match a model's config are refused: transformers would go on with random ones.
+Nothing is fetched, and no code of a file or a directory is run: torch's files are read by its reader for weights alone.
+Models are read from safetensors where there are any, else from `pytorch_model.bin` in the same way. Weights that do not
+match a model's config are refused: transformers would go on with random ones.
 
 Example:
     weights = read_weights("codec.safetensors")
@@ -10,6 +10,7 @@ Example:
 """
 
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,45 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
 
 
+class _LeftOut:
+    """Takes the place of an array or number of NumPy in a checkpoint, and keeps nothing of it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _LeftOutMapping:
+    """Takes the place of any other foreign object. torch's reader fills exact dicts only, so it is one."""
+
+    def __new__(cls, *_: Any) -> Any:
+        return OrderedDict()
+
+
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a file of weights holds, on the CPU. Raises UserError when it cannot be read without running code."""
+    """What a file of weights holds, on the CPU, without running any code of it.
+
+    A trainer's checkpoint may hold objects of its own types beside the weights (callbacks, settings). Their types are
+    not looked up: an empty object takes the place of each. Raises UserError when the file cannot be read so.
+    """
     try:
         if path.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            stand_ins: Any = [(_LeftOut if name.startswith("numpy.") else _LeftOutMapping, name) for name in foreign]
+            with torch.serialization.safe_globals(stand_ins):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
+        # torch's own text advises to run the file's code.
+        refused = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than weights and plain values" if refused else str(error)[:500]
         expected = "safetensors, or a torch file of tensors and plain values"
-        raise UserError(f"cannot read {path}: {str(error)[:500]}", expected=expected) from error
+        raise UserError(f"cannot read {path}: {reason}", expected=expected) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} does not hold weights by name", got=type(state).__name__)
     return state

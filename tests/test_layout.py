@@ -34,7 +34,7 @@ CONFINED = {
     "deepspeed": ("train/engine.py", "checkpoints/", "export.py"),
     "fsspec": ("data/remote.py",),
     "webdataset": ("data/shards.py", "data/loader.py"),
-    "triton": ("codec/facodec/fused.py",),
+    "triton": ("codec/snake/fused.py",),
     "slmkit.codec.facodec": ("codec/facodec/", "bench/"),
     "soundfile": ("audio/",),
     "soxr": ("audio/",),

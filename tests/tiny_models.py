@@ -84,7 +84,7 @@ def tiny_batch(
         vector = rng.standard_normal(speaker_dim).astype(np.float32)
         pieces = pieces_of(layout, rng, speaker=speaker_dim > 0, speech=num_frames > 0)
         example = build(pieces, codes, layout, config.group)
-        examples.append((example, Sample(f"u{i}", codes.astype(np.int16), vector, {})))
+        examples.append((example, Sample(f"u{i}", codes.astype(np.uint16), vector, {})))
     form = ExampleFormat(task="tts", group=config.group, speaker=speaker_dim > 0)
     batch = collate(
         examples, layout, form, speaker_dim=speaker_dim, global_counts=np.zeros(config.num_terms), num_frames=0

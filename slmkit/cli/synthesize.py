@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from slmkit.cli.speaking import STDOUT, add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
-from slmkit.texts import excerpt
+from slmkit.texts import excerpt, visible
 
 if TYPE_CHECKING:
     from slmkit.infer.request import Request
@@ -98,7 +98,8 @@ def _stream(synthesizer: "Synthesizer", request: "Request", speaker: "Vector", o
     took_sec = time.perf_counter() - began
     assert output is not None, "the last piece has come"
     first = f"first audio after {speaking.first_audio_sec:.3f} s"
-    print(f"{out}: {num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {output.line()}", file=sys.stderr)
+    done = f"{num_samples / rate:.2f} s of speech in {took_sec:.2f} s, {first}, {output.line()}"
+    print(visible(f"{out}: {done}"), file=sys.stderr)
     return 0
 
 

@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import safetensors.torch
 import torch
+import yaml
 from annotated_types import Ge, Le
 from pydantic import Field
 from pydantic.types import Strict
@@ -29,14 +30,16 @@ from pydantic.types import Strict
 from slmkit.codec.base import MAX_LM_STREAMS, Codec, CodecSpec
 from slmkit.codec.open import CODEC_JSON, CodecFamily, codec_families
 from slmkit.codec.voiced import refuse_own_vectors, with_voice
-from slmkit.config.load import Config, from_dict, to_dict
+from slmkit.config.load import Config, from_dict, parse_yaml, to_dict
 from slmkit.config.values import Name, Text
 from slmkit.errors import UserError
-from slmkit.files import new_directory, read_json, sha256_file, write_json
+from slmkit.files import new_directory, read_bounded, read_json, sha256_file, write_json
 from slmkit.voice.open import open_voice
 from slmkit.weights import read_weights
 
 WEIGHTS, VOICE = "model.safetensors", "voice"
+MAX_CARD_BYTES = 2**20
+MAX_LICENCE_CHARS = 100
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 
 
@@ -56,6 +59,18 @@ class Source:
         if not isinstance(values, dict):
             raise UserError(f"{file} does not hold a mapping", got=f"{values!r:.100}")
         return values
+
+    @functools.cached_property
+    def licence(self) -> str:
+        """What the model card beside the weights (README.md) says, empty where it says nothing."""
+        card = self.directory / "README.md"
+        try:
+            text = read_bounded(card, MAX_CARD_BYTES).decode() if card.is_file() else ""
+            head = parse_yaml(text.split("---", 2)[1]) if text.startswith("---\n") and text.count("---") > 1 else {}
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return ""  # a card that cannot be read says nothing
+        licence = head.get("license", "") if isinstance(head, dict) else ""
+        return licence[:MAX_LICENCE_CHARS] if isinstance(licence, str) else ""
 
     @functools.cached_property
     def weight_files(self) -> list[Path]:

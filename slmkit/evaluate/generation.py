@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, Codes
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
@@ -110,8 +109,8 @@ def copy_synthesis(
         job.finish([utterance_id(place) for place in range(len(selected))])
 
 
-def true_codes(sample: Sample, corpus: Corpus) -> npt.NDArray[np.int16]:
-    """The codes of a sample that a model predicts, int16 [K, T]: no detail streams."""
+def true_codes(sample: Sample, corpus: Corpus) -> Codes:
+    """The codes of a sample that a model predicts, uint16 [K, T]: no detail streams."""
     return sample.codes[: len(corpus.codec.lm_streams)]
 
 

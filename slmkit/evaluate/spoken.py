@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.mel import log_mel_distance
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone, to_codes
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
 from slmkit.evaluate.generation import COPY, true_codes
 from slmkit.evaluate.metrics import Score, single
-from slmkit.evaluate.outputs import Finished, OutputRecord, codes_path, read_array, read_wave, voice_path, wav_path
+from slmkit.evaluate.outputs import Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
 from slmkit.evaluate.selection import DEFAULT
 from slmkit.tokenization.copies import planned_audio
 
@@ -75,8 +75,8 @@ class Truths:
         self.copy = functools.lru_cache(KEPT)(self._copy)
         self.source = functools.lru_cache(KEPT)(self._source)
 
-    def codes(self, number: int) -> npt.NDArray[np.int16]:
-        """int16 [K, T], what a model predicts."""
+    def codes(self, number: int) -> Codes:
+        """uint16 [K, T], what a model predicts."""
         return true_codes(self.sample(number), self.corpus)
 
     def vector(self, number: int) -> Vector:
@@ -104,9 +104,9 @@ class Spoken:
     tools: Tools
 
     @property
-    def codes(self) -> npt.NDArray[np.int16]:
-        """int16 [K, T]."""
-        return read_array(codes_path(self.outputs.directory, self.record.place))
+    def codes(self) -> Codes:
+        """uint16 [K, T]."""
+        return to_codes(read_codes(self.outputs.directory, self.record))  # older jobs stored int16
 
     @property
     def wave(self) -> Wave:
@@ -147,7 +147,8 @@ class Spoken:
         if self.record.voice_number is not None:
             return self.truths.vector(self.record.voice_number)
         names = list(self.outputs.settings["voices"])
-        return read_array(voice_path(self.outputs.directory, names.index(self.record.voice)))
+        number, width = names.index(self.record.voice), self.truths.corpus.codec.speaker_dim
+        return read_voice(self.outputs.directory, number, width)
 
     def measured(self, measure: Callable[[Wave, int], T], wave: Wave | None = None) -> T | None:
         """What `measure(wave, sample_rate)` says of the speech, or of another wave; None where there is too little."""

@@ -2,7 +2,7 @@
 utterances of an evaluation.
 
     OUT/wav/ID.wav        one answer
-    OUT/codes/ID.npy      its codes int16 [K, T], where they are to be scored
+    OUT/codes/ID.npy      its codes uint16 [K, T], where they are to be scored
     OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, request (a
                           hash of what was asked), and of questions the answer in words
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
@@ -42,11 +42,10 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from slmkit.audio.encode import encoded
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
@@ -268,7 +267,7 @@ class BatchSpeaker:
             return
         columns = {"steps": 0, "reason": "refused", "limit": None, "why": error.what, "answer": "", "engine_sec": 0.0}
         codec = self._synthesizer.codec
-        no_codes = np.zeros((len(codec.spec.lm_streams), 0), np.int16)
+        no_codes = np.zeros((len(codec.spec.lm_streams), 0), np.uint16)
         store(self._job, codec, item, np.zeros(codec.spec.speaker_dim, np.float32), no_codes, columns, True)
 
 
@@ -277,12 +276,12 @@ def store(
     codec: Codec,
     item: SpeechItem,
     vector: Vector,
-    codes: npt.NDArray[np.int16],
+    codes: Codes,
     columns: JobRecord,
     is_scored: bool,
 ) -> JobRecord:
-    """Write the wave of codes int16 [K, T] in the voice `vector`, float32 [D]; the codes, if they are to be scored; and
-    then the record.
+    """Write the wave of codes uint16 [K, T] in the voice `vector`, float32 [D]; the codes, if they are to be scored;
+    and then the record.
 
     Raises UserError when the disk refuses, and BadSample where the codec makes no sound of the codes. To be scored,
     that is a record, too, without frames.

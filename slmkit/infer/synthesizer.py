@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from slmkit.audio.io import read_audio
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.codec.open import open_codec, usable_device
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
@@ -209,8 +209,8 @@ class Synthesizer:
         """The words of an answer, without the marks around them."""
         return answer_words(output.text_ids, self.model.layout, self.tokenizer.decode)
 
-    def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]. Raises UserError when the codec makes
+    def decode(self, codes: Codes, speaker: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Wave float32 [samples] of codes uint16 [K, T] and speaker float32 [D]. Raises UserError when the codec makes
         samples that are not finite of them."""
         return checked_wave(decode_alone(self.codec, codes, speaker.cpu().numpy()))
 

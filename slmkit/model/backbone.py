@@ -89,6 +89,7 @@ def run_layers(
     """
     rotation = rotary(hidden, position_ids)
     for layer in layers:
+        kind: Any = type(layer)
         hidden = layer(
             hidden,
             attention_mask=None,
@@ -96,7 +97,7 @@ def run_layers(
             use_cache=cache is not None,
             position_embeddings=rotation,
             packing=packing,
-            **{_cache_argument(type(layer)): cache},
+            **{_cache_argument(kind): cache},
         )
     return hidden
 

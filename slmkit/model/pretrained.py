@@ -167,13 +167,14 @@ def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
     model.lm_model.save_pretrained(out_dir)
 
 
-def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechLM:
+def load(directory: str | Path, *, layout: VocabLayout | None = None, blame: str = "") -> SpeechLM:
     """The model of an export, in the float type it was saved in, ready for inference.
 
     Raises UserError when the directory holds none, its files contradict each other, a weight is not finite, or its
-    vocabulary is not `layout`: then the first difference is named.
+    vocabulary is not `layout`: then the first difference is named. `blame` is the option that chose the directory.
     """
     directory = Path(directory)
+    name = f"{blame} ({directory})" if blame else str(directory)
     check_model_directory(directory)
     saved, config = VocabLayout.from_dict(read_json(directory / LAYOUT_FILE)), read_json(directory / "config.json")
     if not isinstance(config, dict):
@@ -182,12 +183,12 @@ def load(directory: str | Path, *, layout: VocabLayout | None = None) -> SpeechL
     try:
         read: Any = SpeechLM.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **LOCAL)
     except UNLOADABLE as error:
-        raise UserError(f"cannot load the model in {directory}: {_said(error)}") from error
+        raise UserError(f"cannot load the model in {name}: {_said(error)}") from error
     model, found = read
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
     if wrong:  # transformers would go on with random weights
-        raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
-    check_finite(model, directory)
+        raise UserError(f"the weights in {name} are not those of its config", got=", ".join(wrong[:3]))
+    check_finite(model, name)
     saved.check_equal(model.layout, this=f"{directory / LAYOUT_FILE}", that=f"{directory / 'config.json'}")
     if layout is not None:
         layout.check_equal(model.layout, this="this run", that=str(directory))
@@ -203,12 +204,12 @@ def _check_model_type(config: dict[str, Any], directory: Path) -> None:
         )
 
 
-def check_finite(model: torch.nn.Module, directory: str | Path) -> None:
-    """Raise UserError naming the first weight of a model from `directory` that is not finite: it would say nothing."""
+def check_finite(model: torch.nn.Module, place: str | Path) -> None:
+    """Raise UserError naming the first weight of a model from `place` that is not finite: it would say nothing."""
     for name, weight in model.state_dict().items():
         if not bool(weight.isfinite().all()):
             raise UserError(
-                f"the weights in {directory} are not finite",
+                f"the weights in {place} are not finite",
                 got=f"{int((~weight.isfinite()).sum())} of {weight.numel()} numbers of {name}",
                 next_step="the run that made them diverged, or the file is damaged: take an earlier checkpoint",
             )
@@ -284,7 +285,7 @@ def from_export(directory: str | Path, config: SpeechLMConfig, *, seed: int) -> 
 
     A new speaker projector is drawn with `seed`. Raises UserError when the export cannot be loaded.
     """
-    source = load(directory, layout=config.vocab_layout)
+    source = load(directory, layout=config.vocab_layout, blame="init_from")
     with seeded(seed):
         model = SpeechLM(config)
     state = {name: weight.to(torch.float32) for name, weight in source.state_dict().items()}

@@ -134,13 +134,6 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
         for change in run.changes:
             logger.info(change)
         model = from_export(config.init_from, run.model, seed=config.seed)
-        bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
-        if bad:
-            raise UserError(
-                f"init_from, {config.init_from}, has weights that are not finite",
-                got=f"{', '.join(bad[:3])}{' and more' if len(bad) > 3 else ''}",
-                next_step="export an earlier checkpoint of that run",
-            )
     universal = found is not None and num_writers(found) != run.world.size
     engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:

@@ -204,7 +204,7 @@ def test_frames_can_be_taken_while_an_answer_runs() -> None:
     model, rng = talkative(4), np.random.default_rng(4)
     requests = [request(model, rng, max_sec=0.15) for _ in range(3)]
     busy, outputs = Engine(model, num_slots=3, num_positions=128), {}
-    taken: list[np.ndarray] = [np.zeros((3, 0), np.int16)] * 3
+    taken: list[np.ndarray] = [np.zeros((3, 0), np.uint16)] * 3
     for number, asked in enumerate(requests):
         busy.admit(asked, number)
     while busy.num_free < 3:
