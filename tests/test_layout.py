@@ -13,9 +13,10 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
-    ("jobs",),
+    ("jobs", "weights"),
     ("config",),
     ("audio",),
+    ("voice",),
     ("codec",),
     ("data",),
     ("corpora",),

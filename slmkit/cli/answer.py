@@ -4,8 +4,8 @@
   slmkit answer MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
 The model must have been trained for the task qa. --speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY
-(a sample of a tokenized corpus). Every model needs it: where the model has no speaker input, the codec still uses it.
-The first line printed is the text of the answer.
+(a sample of a tokenized corpus). A model without speaker input needs it too where the codec decodes with the voice;
+where neither takes a voice, it is left out. The first line printed is the text of the answer.
 
 Each line of FILE is an object such as {"question": "Who wrote it?"}. The rest is as for `slmkit synthesize --jsonl`.
 outputs.jsonl has the text of each answer as "answer".

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["own"],
         metavar="VOICE",
         help="own, swapped (the voice of the next utterance by another speaker), an audio file, a .npy vector, or "
-        "CORPUS:KEY; each utterance is spoken in each voice (default: own)",
+        "CORPUS:KEY; each utterance is spoken in each voice (default: own; a model that takes no voice has only one)",
     )
 
     generation = parser.add_argument_group("generation")
@@ -144,7 +144,7 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     synthesizer = None
     if not args.copy:
         synthesizer = open_synthesizer(args, num_slots=args.slots, longest_sec=settings.max_sec, codec=codec)
-    voices = read_voices(args.voices, synthesizer.read_speaker if synthesizer else None)
+    voices = read_voices(args.voices, codec, synthesizer)
     selected = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
     if synthesizer is None:
         copy_synthesis(codec, corpus, selected, settings, args.out, task=args.task)
@@ -160,7 +160,6 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
 
     from slmkit.data.text import TextTokenizer
     from slmkit.evaluate.metrics.naturalness import Utmos
-    from slmkit.evaluate.metrics.voices import WavLMVoice
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
     from slmkit.evaluate.report import write_page
@@ -169,6 +168,7 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from slmkit.evaluate.selection import read_list
     from slmkit.evaluate.spoken import Tools, Truths
     from slmkit.model.pretrained import export_sha256, load
+    from slmkit.voice.wavlm import WavLMVoice
 
     model = None
     if args.alignment:

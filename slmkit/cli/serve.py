@@ -4,7 +4,8 @@
   curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": "Hello there.", "voice": "anna"}' > hello.wav
 
 A voice is an audio or .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A
-folder gives all its voices. Addresses:
+folder gives all its voices. Where neither model nor codec takes a voice, --voices is left out, and the only voice is
+"default". Addresses:
 
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3, opus, aac), stream or
                           stream_format (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
@@ -23,6 +24,7 @@ import argparse
 import socket
 
 from slmkit.cli.arguments import natural, positive
+from slmkit.cli.speaking import may_need_no_voice
 from slmkit.errors import UserError
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
@@ -39,7 +41,7 @@ def port_number(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
     parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
-    parser.add_argument("--voices", required=True, nargs="+", metavar="SOURCE", help="folders, files, CORPUS:KEY")
+    parser.add_argument("--voices", nargs="+", default=[], metavar="SOURCE", help="folders, files, CORPUS:KEY")
     parser.add_argument("--name", help="name of the model in requests (default: the name of its directory)")
     parser.add_argument(
         "--alias", nargs="+", action="extend", default=[], metavar="NAME", help="further names of the model, as tts-1"
@@ -105,9 +107,11 @@ def run(args: argparse.Namespace) -> int:
     check_model_directory(args.model)
     if not Path(args.model, "config.json").is_file():
         raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
+    if not args.voices and not may_need_no_voice(args.model):
+        raise UserError("the server has no voices", next_step="name at least one with --voices")
     sources = find_voices(args.voices)
     with bind(args.host, args.port) as listener:
-        from slmkit.infer.synthesizer import Synthesizer, Voices
+        from slmkit.infer.synthesizer import Synthesizer
         from slmkit.serve.server import Server
         from slmkit.serve.service import ServeSettings, Service
 
@@ -121,12 +125,14 @@ def run(args: argparse.Namespace) -> int:
             max_waiting=args.max_waiting,
         )
         synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
-        read = Voices(synthesizer.codec).vector
+        read = synthesizer.voices.vector
         voices = {name: read(source) for name, source in sources.items()}
         service = Service(synthesizer, voices, settings)
         with Signals.installed() as signals, Server(service, listener) as server:
             print(
-                f"listening at {server.address} with {counted(len(voices), 'voice')}: {', '.join(voices)}", flush=True
+                f"listening at {server.address} with {counted(len(service.voices), 'voice')}: "
+                f"{', '.join(service.voices)}",
+                flush=True,
             )
             log.get_logger("slmkit.serve").info(
                 "models %s; sounds are %s where a request names no format", ", ".join(settings.names), settings.format

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from slmkit.cli.arguments import positive
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
-from slmkit.files import check_directory
+from slmkit.files import check_directory, read_json
 from slmkit.texts import excerpt
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 UNAWARE = "the model has no speaker input: only the codec uses the voice"
 STDOUT = "-"
+CODEC_FILE = "codec_spec.json"  # of an exported model
 SHOWN_CHARS = 200  # of an error about a number, which may have thousands of digits
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
@@ -69,7 +70,7 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
 def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
     """Codec, voice, sampling and device; and --jsonl, a file of lines instead of the argument `text`."""
     parser.add_argument("--codec", required=True, help="directory of the codec that the model was trained with")
-    parser.add_argument("--speaker", metavar="VOICE", help=VOICE)
+    parser.add_argument("--speaker", metavar="VOICE", help=f"{VOICE}; none where neither model nor codec takes one")
     parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="do every line of this file instead")
     parser.add_argument(
         "--slots",
@@ -111,9 +112,20 @@ class _Instead(argparse.Action):
         self._of.nargs, self._of.required = "?", False
 
 
-def check_voice(source: str) -> None:
-    """Raise UserError where a voice is a file that does not exist."""
+def may_need_no_voice(model: str) -> bool:
+    """Whether an exported model may speak without a voice; for certain that is known when it is loaded."""
+    try:
+        codec = read_json(Path(model, CODEC_FILE))
+    except UserError:
+        return False
+    return isinstance(codec, dict) and (codec.get("speaker_dim") == 0 or bool(codec.get("speaker_sha256")))
+
+
+def check_voice(source: str, model: str) -> None:
+    """Raise UserError where no voice was given and `model` needs one, or a voice is a file that does not exist."""
     directory, colon, _ = source.rpartition(":")
+    if not source and may_need_no_voice(model):
+        return
     if not source:
         raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
     if not os.path.isfile(source) and not (colon and os.path.isdir(directory)):
@@ -130,7 +142,7 @@ def prepare_answer(
     path = Path(out)
     check_model_directory(args.model)
     check_directory("the codec", args.codec)
-    check_voice(args.speaker or "")
+    check_voice(args.speaker or "", args.model)
     if not (is_stream and out == STDOUT):
         if path.exists() and not args.overwrite:
             raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
@@ -138,9 +150,10 @@ def prepare_answer(
             raise UserError("only --stream writes to standard output, a device or a pipe", got=out)
     settings = settings_of(args)
     synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
-    if not synthesizer.is_speaker_aware:
+    speaker = synthesizer.read_speaker(args.speaker or "")
+    if synthesizer.takes_voice and not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
-    return synthesizer, synthesizer.read_speaker(args.speaker), settings.options
+    return synthesizer, speaker, settings.options
 
 
 def open_synthesizer(
@@ -167,7 +180,7 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
     check_model_directory(args.model)
     check_directory("the codec", args.codec)
     if args.speaker:
-        check_voice(args.speaker)
+        check_voice(args.speaker, args.model)
     log.set_up()
     try:
         with stopping():

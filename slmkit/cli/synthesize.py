@@ -4,8 +4,8 @@
   slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --stream --out - | aplay
   slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
 
---speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). Every
-model needs it: where the model has no speaker input, the codec still uses it.
+--speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model without
+speaker input needs it too where the codec decodes with the voice; where neither takes a voice, it is left out.
 
 --stream writes the sound while it is generated: to a WAV file, or to standard output (--out -).
 

@@ -41,11 +41,11 @@ from slmkit.log import get_logger
 from slmkit.model.backbone import TESTED, Packing, check_config, new_causal_lm
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
+from slmkit.weights import LOCAL
 
 log = get_logger(__name__)
 
 LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json", "provenance.json"
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 TRIAL_LENGTHS = (7, 4)  # positions of the two utterances with which a model is compared with transformers' own forward
 TRIAL_TOLERANCE = 1e-3  # of the logits, relative to the largest
 WEIGHTS = "*.safetensors"
