@@ -120,7 +120,7 @@ def speak_all(
     `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
-    voices, began = Voices(synthesizer.codec), time.perf_counter()
+    voices, began = Voices(synthesizer.codec, synthesizer.voices), time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
         shape, engines = engine_shape(synthesizer), job.description.get("engines", [])
         if shape not in engines:

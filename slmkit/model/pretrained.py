@@ -37,6 +37,7 @@ from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
+from slmkit.model.companions import SOURCE_FILE
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
 
@@ -334,7 +335,8 @@ def export_sha256(directory: str | Path) -> str:
             expected="a directory that `slmkit consolidate` wrote",
             next_step="check the path, or restore the model",
         )
-    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files if file.name != PROVENANCE_FILE)
+    files = [file for file in files if file.name not in (PROVENANCE_FILE, SOURCE_FILE)]  # which say where it is from
+    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
