@@ -33,11 +33,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from slmkit.checkpoints.checkpoint import UNREADABLE, no_code_runs, unreadable
+from slmkit.codec.open import codec_files, open_codec
 from slmkit.config.run_dir import MODEL, Checkpoint, check_contents, newest, read
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import check_new_directory, disk_errors_named, new_directory, provenance, read_json, write_json
+from slmkit.hub import shown, source_of
+from slmkit.model.companions import (
+    check_codec_beside,
+    codec_beside,
+    copy_codec,
+    copy_companions,
+    write_companions,
+)
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.pretrained import (
     CODEC_FILE,
@@ -75,11 +84,16 @@ def consolidate(
     step: int | None = None,
     format: Format = "slmkit",
     dtype: str = "float32",
+    codec: str | Path | None = None,
+    with_codec: bool = False,
 ) -> Checkpoint:
     """Write the weights of checkpoint `step` (default: the newest complete one) to `out_dir`; returns the checkpoint.
 
+    What the run noted of its codec and voices goes along; `codec` is noted in place of that one, and `with_codec` puts
+    a copy beside the weights.
+
     Raises UserError when `out_dir` exists, there is no complete checkpoint of that step, its files do not fit together,
-    or what was written does not read back as it should.
+    what was written does not read back as it should, or the codec to be copied is not there or another one.
     """
     checkpoint = newest(run_dir) if step is None else read(run_dir, step)
     if checkpoint is None:
@@ -89,7 +103,9 @@ def consolidate(
     with new_directory(Path(out_dir)) as temporary:
         model = trained_model(Path(run_dir), checkpoint)
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
-        _write_export(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
+        described = Path(run_dir) / MODEL
+        _write_export(model, temporary, described, format=format, dtype=dtype, source=source)
+        _add_companions(described, temporary, model, codec, with_codec=with_codec)
     return checkpoint
 
 
@@ -98,17 +114,43 @@ def is_export(directory: str | Path) -> bool:
     return (Path(directory) / LAYOUT_FILE).is_file()
 
 
-def convert(model_dir: str | Path, out_dir: str | Path, *, format: Format = "slmkit", dtype: str | None = None) -> str:
+def convert(
+    model_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    format: Format = "slmkit",
+    dtype: str | None = None,
+    codec: str | Path | None = None,
+    with_codec: bool = False,
+) -> str:
     """Write the model of an export in another format or float type (default: its own); returns the float type.
 
-    Raises UserError as `consolidate` does.
+    In all else as `consolidate`.
     """
     with new_directory(Path(out_dir)) as temporary:
         model = load(model_dir)
         dtype = dtype or str(model.dtype).removeprefix("torch.")
-        source = {"export": Path(model_dir).name}
+        source = {"export": shown(Path(model_dir).name, model_dir)}
         _write_export(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
+        _add_companions(Path(model_dir), temporary, model, codec, with_codec=with_codec)
     return dtype
+
+
+def _add_companions(
+    described: Path, directory: Path, model: SpeechLM, codec: str | Path | None, *, with_codec: bool
+) -> None:
+    """Put beside an export what is beside `described`; `codec` in place of the codec that is noted there."""
+    copy_companions(described, directory)
+    if codec is not None:
+        spec = open_codec(codec).spec
+        model.config.codec_spec.check_compatible(spec, this="the model", that=str(codec))
+        write_companions(directory, spec, codec_source=source_of(codec))
+    if with_codec:
+        place = codec_beside(directory)
+        spec = open_codec(place).spec
+        check_codec_beside(directory, spec, place)
+        model.config.codec_spec.check_compatible(spec, this="the model", that=str(place))
+        copy_codec(directory, place, codec_files(place), spec)
 
 
 def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
-    ("jobs", "weights"),
+    ("jobs", "weights", "hub"),
     ("config",),
     ("audio",),
     ("voice",),
@@ -48,6 +48,7 @@ CONFINED = {
     "prometheus_client": ("serve/",),
     "jinja2": ("pages.py",),
     "filelock": ("data/",),
+    "huggingface_hub": ("hub.py", "model/pretrained.py", "codec/hf/"),
     "scipy": ("evaluate/results.py",),
     "matplotlib": ("plot.py",),
     "PIL": ("plot.py",),

@@ -36,8 +36,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "score a model on a corpus; compare models"),
     "bench": ("bench", "measure speed on this machine"),
 }
-# Libraries report errors only; models are read from local directories only.
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # libraries report errors only
 STANDARD_OUTPUTS = (1, 2)
 READER_GONE = 141  # exit code when the reader of a pipe has closed it, as in shells (128 + SIGPIPE)
 ORDER = """\

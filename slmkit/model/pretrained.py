@@ -39,6 +39,7 @@ from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
 from slmkit.log import get_logger
 from slmkit.model.backbone import TESTED, Packing, check_config, new_causal_lm
+from slmkit.model.companions import SOURCE_FILE
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
 from slmkit.weights import LOCAL
@@ -389,7 +390,8 @@ def export_sha256(directory: str | Path) -> str:
             expected="a directory that `slmkit consolidate` wrote",
             next_step="check the path, or restore the model",
         )
-    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files if file.name != PROVENANCE_FILE)
+    files = [file for file in files if file.name not in (PROVENANCE_FILE, SOURCE_FILE)]  # which say where it is from
+    listed = "".join(f"{file.name} {sha256_file(file)}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
