@@ -32,6 +32,7 @@ from typing import IO, Any
 
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, disk_error, provenance, read_json, write_json
+from slmkit.texts import excerpt
 
 JOB, RECORDS, NOTES = "job.json", "outputs.jsonl", ".outputs.part"
 ELSEWHERE = "choose another output directory, or use the settings that this one was started with"
@@ -103,8 +104,8 @@ def check_same(directory: str | Path, before: Mapping[str, Any], now: Mapping[st
         if name not in before or name not in now or before[name] != now[name]:
             raise UserError(
                 f"{directory} holds another job: {name} differs",
-                got=str(now.get(name, "absent"))[:MAX_SHOWN_CHARS],
-                expected=str(before.get(name, "absent"))[:MAX_SHOWN_CHARS],
+                got=excerpt(now.get(name, "absent"), MAX_SHOWN_CHARS),
+                expected=excerpt(before.get(name, "absent"), MAX_SHOWN_CHARS),
                 next_step=ELSEWHERE,
             )
 

@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from slmkit.config.values import OR_NULL, expected, group_of
 from slmkit.errors import ConfigError, UserError
 from slmkit.files import read_bounded
+from slmkit.texts import excerpt
 
 MAX_BYTES = 128 * 1024
 MAX_DEPTH = 40
@@ -255,13 +256,13 @@ def _worded(kind: type[Config], error: Any, value: Any) -> str:
         bad = path[:-1] if path[-1] == "[key]" else path
         return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected text"
     if error["type"] == "extra_forbidden":
-        return f"{_shortened(key)}: unknown key; {_suggestion(kind, path)}"
+        return f"{excerpt(key, SHOWN_CHARS)}: unknown key; {_suggestion(kind, path)}"
     if error["type"] == "missing":
         return f"{key}: missing; {_field_at(kind, path).description}"
     for step in path:  # to what was given: pydantic may have converted it
         value = value[step]
     words = expected(_type_at(kind, path), with_limit=error["type"] == "less_than_equal")
-    return f"{_shortened(key)}: got {_shown(value)}, expected {words}"
+    return f"{excerpt(key, SHOWN_CHARS)}: got {_shown(value)}, expected {words}"
 
 
 def _suggestion(kind: type[Config], path: tuple[int | str, ...]) -> str:
@@ -323,10 +324,6 @@ def _dotted(path: Sequence[int | str]) -> str:
 
 def _shown(value: Any) -> str:
     try:
-        return _shortened(repr(value))
+        return excerpt(repr(value), SHOWN_CHARS)
     except ValueError:  # Python writes no number of thousands of digits
         return "a number of thousands of digits"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

@@ -52,7 +52,7 @@ from slmkit.corpora.base import (
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.long_audio import Excerpt, excerpts
 from slmkit.data.ledger import Failure
-from slmkit.data.lines import Lines, line_blocks, parse_line, parse_record, read_array, read_lines
+from slmkit.data.lines import Lines, line_blocks, parse_line, parse_record, read_json_array, read_lines
 from slmkit.errors import BadSample, UserError
 
 COLUMNS = ("path", "text", "speaker", "language", "key", "seconds", "dnsmos", "start", "end", "segments")
@@ -174,7 +174,7 @@ def _read_part(
         assert isinstance(lines, Lines)
         records = _table_records(lines, header)
     else:
-        records = _json_records(read_lines(lines) if isinstance(lines, Lines) else read_array(lines))
+        records = _json_records(read_lines(lines) if isinstance(lines, Lines) else read_json_array(lines))
     for number, record in records:
         try:
             if isinstance(record, BadSample):

@@ -80,7 +80,7 @@ def read_lines(source: str | Path | Lines, *, max_line_bytes: int | None = None)
         raise _cannot_read(lines.path, error) from error
 
 
-def read_array(path: str | Path) -> Iterator[tuple[int, bytes]]:
+def read_json_array(path: str | Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, JSON text) of every item of a file that holds one array, in whatever lines it is written.
 
     Raises UserError when the file cannot be read, or is damaged: then it is not known how many items follow.

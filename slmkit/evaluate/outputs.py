@@ -24,9 +24,12 @@ import numpy.typing as npt
 
 from slmkit.audio.encode import PCM16_SCALE
 from slmkit.errors import UserError
+from slmkit.files import read_npy
 from slmkit.infer.batch import CODES_DIR, WAVES_DIR
 from slmkit.jobs import JOB, RECORDS, read_description, read_job_records
 
+AGAIN = "generate into a new directory"
+MAX_CODES = 2**28  # of an utterance
 NEEDED = {"task", "model", "corpus", "codec", "voices", "utterances"}  # settings that scoring reads
 
 
@@ -83,7 +86,7 @@ def finished(directory: str | Path) -> Finished:
     try:
         records = [OutputRecord.from_dict(values) for values in read_job_records(path)] if path.exists() else []
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error!r}", next_step="generate into a new directory") from error
+        raise UserError(f"{path} is damaged: {error!r}", next_step=AGAIN) from error
     if [record.place for record in records] != list(range(expected)):
         raise UserError(
             f"the outputs in {directory} are not finished",
@@ -111,12 +114,28 @@ def voice_path(directory: Path, number: int) -> Path:
     return directory / "voices" / f"{number:02d}.npy"
 
 
-def read_array(path: Path) -> npt.NDArray[Any]:
-    """A stored array. Raises UserError naming the file."""
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}", next_step="generate into a new directory") from error
+def read_codes(directory: Path, record: OutputRecord) -> npt.NDArray[Any]:
+    """The codes of an output, integers [K, T]. Raises UserError naming the file when it does not hold them."""
+    path = codes_path(directory, record.place)
+    codes = read_npy(path, what="codes", max_values=MAX_CODES)
+    if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.shape[1] != record.frames:
+        raise UserError(
+            f"{path} does not hold the codes of the utterance",
+            got=f"{codes.dtype} {list(codes.shape)}",
+            expected=f"integers, {record.frames} frames",
+            next_step=AGAIN,
+        )
+    return codes
+
+
+def read_voice(directory: Path, number: int, width: int) -> npt.NDArray[np.float32]:
+    """A voice from outside the corpus, float32 [width]. Raises UserError naming the file when it holds none."""
+    path = voice_path(directory, number)
+    vector = read_npy(path, what="a speaker vector", max_values=width)
+    if vector.shape != (width,) or vector.dtype != np.float32 or not np.isfinite(vector).all():
+        got = f"{vector.dtype} {list(vector.shape)}"
+        raise UserError(f"{path} holds no voice", got=got, expected=f"finite float32 [{width}]", next_step=AGAIN)
+    return vector
 
 
 def read_wave(path: Path) -> npt.NDArray[np.float32]:
@@ -127,5 +146,5 @@ def read_wave(path: Path) -> npt.NDArray[np.float32]:
                 raise wave_files.Error("not mono 16-bit")
             content = file.readframes(file.getnframes())
     except (OSError, EOFError, wave_files.Error) as error:
-        raise UserError(f"cannot read {path}: {error}", next_step="generate into a new directory") from error
+        raise UserError(f"cannot read {path}: {error}", next_step=AGAIN) from error
     return np.frombuffer(content, dtype="<i2").astype(np.float32) / np.float32(PCM16_SCALE)

@@ -18,8 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from slmkit.errors import UserError
 from slmkit.infer.request import MAX_SEED
 from slmkit.infer.sampling import LEAST_FACTOR
+from slmkit.texts import excerpt
 
-SHOWN_CHARS = 60  # of a value in a message
 MAX_RETRY_SEC = 60
 
 
@@ -82,8 +82,7 @@ def shortened(value: Any) -> str:
     """A client's value for a message; of lists and objects the kind alone."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
-    text = json.dumps(value, default=str)
-    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
+    return excerpt(json.dumps(value, default=str))
 
 
 def from_user_error(error: UserError) -> ApiError:
@@ -103,7 +102,7 @@ def from_pydantic(problem: Mapping[str, Any]) -> ApiError:
         return ApiError(400, f"the body is not JSON: {problem['ctx']['error']}", code="invalid_json")
     if not place:
         return ApiError(400, "the body is not a JSON object", code="invalid_json")
-    param = str(place[0])[:SHOWN_CHARS]
+    param = excerpt(place[0])
     if kind == "missing":
         return refused(param, "missing", code="missing_required_parameter")
     if kind == "extra_forbidden":

@@ -14,6 +14,7 @@ from typing import Any
 from slmkit.config.load import from_dict, to_dict
 from slmkit.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from slmkit.errors import UserError
+from slmkit.texts import excerpt
 from slmkit.train.schedule import learning_rate
 
 MAX_SHOWN = 120  # characters of a value
@@ -88,5 +89,4 @@ def by_name(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    text = "null" if value is None else str(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return excerpt("null" if value is None else value, MAX_SHOWN)

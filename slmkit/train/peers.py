@@ -37,6 +37,7 @@ import torch.distributed as dist
 
 from slmkit.errors import UserError
 from slmkit.stopping import STOPPED, Signals
+from slmkit.texts import visible
 from slmkit.world import World, agent_attempt, launch_identity
 
 POLL_SEC = 0.5
@@ -316,7 +317,7 @@ class _Watch:
         self._exit(code)
 
     def _say(self, reason: str) -> None:
-        print(f"[rank {self.world.rank}] {reason}", file=sys.stderr)
+        print(visible(f"[rank {self.world.rank}] {reason}"), file=sys.stderr)
 
     def _exit(self, code: int, reason: str = "") -> None:
         if reason:

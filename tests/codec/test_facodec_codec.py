@@ -8,9 +8,10 @@ from seeded_facodec import make_codec, make_plain
 from seeded_weights import wave
 
 from slmkit.codec.base import CodecSpec
-from slmkit.codec.facodec.activation import Ends
-from slmkit.codec.facodec.dimensions import ENCODER_STRIDES, padding_of
+from slmkit.codec.facodec.dimensions import ENCODER_STRIDES
 from slmkit.codec.single import exact_float32
+from slmkit.codec.snake import padding_of
+from slmkit.codec.snake.activation import Ends
 
 SHORTEST = 413
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from seeded_facodec import make_codec, make_plain
 
-from slmkit.codec.facodec.activation import Ends
 from slmkit.codec.facodec.checkpoint import LAYOUT, TRAINING_ONLY, published_layout
+from slmkit.codec.snake.activation import Ends
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "facodec"
 FILES = ("golden_0.npz", "golden_1.npz", "golden_2.npz")

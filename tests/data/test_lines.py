@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slmkit.data import lines
-from slmkit.data.lines import parse_record, read_array, read_lines
+from slmkit.data.lines import parse_record, read_json_array, read_lines
 from slmkit.errors import BadSample, UserError
 
 BOM = b"\xef\xbb\xbf"
@@ -43,14 +43,14 @@ def test_an_array_gives_its_items_however_it_is_written(tmp_path_factory, items,
     path.write_bytes(mark * BOM + b" \n" + json.dumps(items, indent=indent, ensure_ascii=mark).encode() + b"\r\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK_CHARS", block)
-        assert [(number, parse_record(text)) for number, text in read_array(path)] == list(enumerate(items, 1))
+        assert [(number, parse_record(text)) for number, text in read_json_array(path)] == list(enumerate(items, 1))
 
 
 def test_an_item_that_cannot_be_used_costs_no_other(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"a": 1}, {"a": NaN}, 12, {"a": "\xff"}, {"a": 2}]')
     found = []
-    for number, text in read_array(path):
+    for number, text in read_json_array(path):
         try:
             found.append((number, parse_record(text)["a"]))
         except BadSample as error:
@@ -73,9 +73,9 @@ def test_a_damaged_array_is_named(tmp_path, content, number):
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=rf"a\.json is no JSON array, or is damaged behind item {number}\n"):
-        list(read_array(path))
+        list(read_json_array(path))
 
 
 def test_an_array_that_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*No such file"):
-        list(read_array(tmp_path / "none.json"))
+        list(read_json_array(tmp_path / "none.json"))

@@ -1,12 +1,14 @@
 """Pre-training, then fine-tuning: real runs, the second from the exported weights of the first."""
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from synthetic import write_corpus
 from train.place import FRAMES, MODELS, Place
 
@@ -15,7 +17,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
-from slmkit.model.pretrained import export_sha256, from_base, from_export, load
+from slmkit.model.pretrained import export_sha256, from_base, load
 from slmkit.train import start
 from slmkit.train.run import checkpoint_bytes, parameters, prepare_run
 from slmkit.world import World
@@ -125,14 +127,13 @@ def test_an_export_may_move_but_not_vanish(place: Place, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("results")
-def test_weights_that_are_not_finite_are_blamed_on_the_export(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(*args: Any, **options: Any) -> torch.nn.Module:
-        model = from_export(*args, **options)
-        with torch.no_grad():
-            next(model.parameters())[0] = float("nan")
-        return model
-
-    monkeypatch.setattr(start, "from_export", spoilt)
-    run = prepare_run(from_dict(TrainConfig, tuned(place, "spoilt")), World())
-    with pytest.raises(UserError, match=r"init_from, .*exported, has weights that are not finite\n  got: +lm_model"):
+def test_weights_that_are_not_finite_are_blamed_on_the_export(place: Place, tmp_path: Path) -> None:
+    spoilt = shutil.copytree(place.directory / "exported", tmp_path / "spoilt")
+    weights = load_file(spoilt / "model.safetensors")
+    name = min(weights)
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
+    run = prepare_run(from_dict(TrainConfig, tuned(place, "spoilt", init_from=str(spoilt))), World())
+    said = rf"the weights in init_from \(.*spoilt\) are not finite\n  got: +1 of [0-9]+ numbers of {re.escape(name)}"
+    with pytest.raises(UserError, match=said):
         start.start_engine(run, None)

@@ -19,12 +19,13 @@ from slmkit.world import World
 
 case, world = sys.argv[1], World.from_env()
 try:
-    with together(world):
+    with together(world) as peers:
         if case == "all":
             raise UserError("nobody can go on")
         if case == "one" and world.rank == 1:
             raise UserError("rank one cannot go on")
         if case == "crash" and world.rank == 1:
+            peers.at("reading a\\x1b[2Jb", 3)
             raise RuntimeError("a bug")
         if case == "killed" and world.rank == 0:
             import os
@@ -54,6 +55,8 @@ def test_all_end_together(tmp_path: Path, case: str, codes: list[int], messages:
     start = time.monotonic()
     done = finish_ranks(start_ranks(2, [str(script), case]))
     assert [code for code, _, _ in done] == codes, done
+    if case == "crash":  # what is printed of others cannot clear the screen
+        assert all(r"a\x1b[2Jb" in errors and "\x1b[2J" not in errors for _, _, errors in done), done
     assert not any("TCPStore" in errors for _, _, errors in done if case != "killed")
     assert [line for _, output, _ in done for line in output.splitlines()] == messages
     assert time.monotonic() - start < 60
