@@ -1,11 +1,14 @@
 """Small speech language models and micro-batches of random utterances, without files."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from synthetic import codec_spec
+from transformers import AutoModelForCausalLM
 
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ExampleFormat, collate
@@ -67,6 +70,15 @@ def tiny_model(group: int = 0, *, seed: int = 0, **options: Any) -> SpeechLM:
         for weight in model.parameters():
             weight.add_(0.15 * torch.randn_like(weight))
     return model
+
+
+def untied(base: Path, out: Path) -> Path:
+    """A base model like `base`, with an output layer of its own."""
+    shutil.copytree(base, out)
+    plain = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    plain.lm_head.weight = torch.nn.Parameter(plain.model.embed_tokens.weight.detach() * 1.5 + 0.01)
+    plain.save_pretrained(out)
+    return out
 
 
 def talkative_model(group: int, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLM:

@@ -31,12 +31,11 @@ KINDS = [
     (3, {"arch": "llama", "head": "transformer", "speaker_dim": 8}),
     (0, {"arch": "smollm3"}),
     (6, {"arch": "smollm3", "head": "transformer"}),
-    (12, {"arch": "qwen3", "head": "linear"}),
     (4, {"head": "linear", "sizes": (16, 5, 9), "speaker_dim": 8}),
     (3, {"head": "transformer", "sizes": (8,) * 8}),
     (12, {"head": "linear", "sizes": (16,), "fusion": "mlp"}),
 ]
-CHEAP = [0, 2, 4, 6, 8, 9, 11, 13]  # of KINDS: one of each size and architecture
+CHEAP = [0, 2, 4, 6, 8, 9, 11, 12]  # of KINDS: one of each size and architecture
 NUM_SLOTS = 5  # of which MKL, with two threads, rounds some rows otherwise
 
 
@@ -173,7 +172,7 @@ def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest
     assert len({str(one) for one in apart}) > 6
 
 
-@pytest.mark.parametrize("kind", [4, 9, 11, 12])
+@pytest.mark.parametrize("kind", [4, 8, 9, 11])
 @pytest.mark.parametrize(("threads", "num_slots"), [(1, 3), (2, 5)])
 def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int, kind: int) -> None:
     """Hidden states and logits of one request in each slot, the others busy with something else."""
