@@ -34,6 +34,7 @@ from slmkit.config.load import Config, from_dict, parse_yaml, to_dict
 from slmkit.config.values import Name, Text
 from slmkit.errors import UserError
 from slmkit.files import new_directory, read_bounded, read_json, sha256_file, write_json
+from slmkit.hub import source_of
 from slmkit.voice.open import open_voice
 from slmkit.weights import read_weights
 
@@ -167,7 +168,7 @@ def add_codec(
             streams=added.streams,
             config=added.config,
             weights_sha256=sha256_file(temporary / WEIGHTS),
-            source=str(source),
+            source=source_of(source),
             source_sha256=sha256_file(found.weights_file),
             licence=added.licence,
             voice={} if speaker is None else _copy_voice(speaker, temporary / VOICE),

@@ -45,7 +45,7 @@ def family(name: str) -> Callable[[Write], Write]:
 def family_names() -> list[str]:
     """Of all kinds, in the order of the files that write them."""
     for file in sorted(Path(__file__).parent.glob("tiny_*.py")):
-        importlib.import_module(file.stem)
+        importlib.import_module(f"codec.{file.stem}")
     return list(FAMILIES)
 
 
