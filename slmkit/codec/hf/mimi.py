@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 
 from slmkit.codec.added import Added, Source
+from slmkit.codec.base import Role
 from slmkit.codec.hf.convolutions import windowed
 from slmkit.codec.hf.pretrained import (
     Few,
@@ -94,13 +95,14 @@ class Mimi(SingleCodec):
             self._attention(decoder.decoder_transformer, steps),
             windowed((network.decoder.decoder_seanet if halves else network.decoder).layers, steps=steps),
         )
+        semantic: list[Role] = ["semantic"] * file.num_semantic_quantizers
         spec = spec_of(
             NAME,
             added,
             sample_rate=file.sampling_rate,
             hop_samples=hop,
             size=file.codebook_size,
-            roles=("semantic",) * file.num_semantic_quantizers + ("coupled",),
+            roles=(*semantic, "coupled"),
         )
         super().__init__(spec, device)
 

@@ -4,8 +4,8 @@ from slmkit.codec.open import Preset, register_codec
 from slmkit.codec.snac.codec import build, read
 
 PRESETS = (
-    Preset("hubertsiuzdak/snac_24khz", 24000, 2048, "1, 3 or 7 of 4096", True, "MIT"),
-    Preset("hubertsiuzdak/snac_32khz", 32000, 3072, "1, 3, 7 or 15 of 4096", True, "MIT"),
-    Preset("hubertsiuzdak/snac_44khz", 44100, 3072, "1, 3, 7 or 15 of 4096", True, "MIT"),
+    Preset("hubertsiuzdak/snac_24khz", 24000, 2048, "1 3 7 of 4096", True, "MIT"),
+    Preset("hubertsiuzdak/snac_32khz", 32000, 3072, "1 3 7 15 of 4096", True, "MIT"),
+    Preset("hubertsiuzdak/snac_44khz", 44100, 3072, "1 3 7 15 of 4096", True, "MIT"),
 )
 register_codec("snac", read=read, build=build, presets=PRESETS)
