@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_snac
 import torch
+from codec import tiny_snac
 from seeded_weights import wave
 
 from slmkit.codec.added import add_codec
