@@ -56,8 +56,8 @@ def audio(rate: int, seconds: float = TRAINING_SEC, seed: int = 5) -> torch.Tens
 
 
 @functools.cache
-def family_directory(name: str) -> Path:
-    """The codec `name` as `codec add` writes it. Made once per process."""
+def published_and_added(name: str) -> tuple[Path, Path]:
+    """The published form of the codec `name`, and what `codec add` makes of it. Made once per process."""
     place = tempfile.TemporaryDirectory(prefix=f"codec-{name}-")
     atexit.register(place.cleanup)
     source, out = Path(place.name) / "published", Path(place.name) / "codec"
@@ -65,8 +65,14 @@ def family_directory(name: str) -> Path:
     assert name in family_names()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        add_codec(FAMILIES[name](source), out)
-    return out
+        source = FAMILIES[name](source)
+        add_codec(source, out)
+    return source, out
+
+
+def family_directory(name: str) -> Path:
+    """The codec `name` as `codec add` writes it."""
+    return published_and_added(name)[1]
 
 
 @functools.cache

@@ -17,12 +17,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
 from annotated_types import Ge, Le, MaxLen, MinLen
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.types import Strict
 from torch import nn
 
@@ -31,13 +31,14 @@ from slmkit.codec.base import CodecSpec, Role, Stream
 from slmkit.codec.single import exact_float32
 from slmkit.codec.weights import check_layout
 from slmkit.config.load import Config, from_dict
-from slmkit.config.values import Takes
+from slmkit.config.values import Positive, Takes
 from slmkit.errors import UserError
 
 Size = Annotated[int, Strict(), Ge(1), Le(2**16)]
 Few = Annotated[int, Strict(), Ge(1), Le(64)]  # layers, kernels, strides
 Rate = Annotated[int, Strict(), Ge(1000), Le(10**6)]
 Ratios = Annotated[tuple[Few, ...], MinLen(1), MaxLen(8), Takes("a list of 1 to 8 whole numbers up to 64")]
+PadMode = Literal["constant", "reflect", "replicate"]
 MAX_HOP = 2**14  # samples
 MAX_PARAMETERS = 4 * 10**9
 # Of a codebook: what training has counted, and whether it has begun.
@@ -56,6 +57,13 @@ class NetworkFile(Config):
     """The numbers of a codec's config.json that decide how much is built; transformers checks the others."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RotaryFile(NetworkFile):
+    """Rotary positions. Others than the plain ones would depend on how much is given at once."""
+
+    rope_type: Literal["default"] = Field(default="default", description="kind of rotary positions")
+    rope_theta: Positive = Field(default=10000.0, description="slowest period, in positions")
 
 
 def read_pretrained(source: Source, model_type: str, codebook: str) -> Added | None:
