@@ -68,7 +68,9 @@ def write_voices(directory: Path, num_samples: int, num_voices: int) -> Path:
     return write_samples(directory, samples, codec_spec()).directory
 
 
-def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard_samples: int = 10) -> Corpus:
+def write_samples(
+    directory: Path, samples: list[Sample], spec: CodecSpec, shard_samples: int = 10, codec_source: str = ""
+) -> Corpus:
     """A finished corpus of the given samples."""
     shards = []
     for start in range(0, len(samples), shard_samples):
@@ -76,7 +78,8 @@ def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard
         for sample in samples[start : start + shard_samples]:
             writer.add(sample)
         shards.append(writer.commit())
-    write_manifest(directory, "synthetic", spec, [shard.summary for shard in shards], {})
+    summaries = [shard.summary for shard in shards]
+    write_manifest(directory, "synthetic", spec, summaries, {}, codec_source=codec_source)
     return Corpus.open(directory)
 
 

@@ -211,6 +211,7 @@ class Corpus:
     shards: ShardList
     starts: np.ndarray  # int64 [shards + 1]: number of the first sample of each shard, then the number of all
     seconds: float  # speech in all shards
+    codec_source: str = ""  # where the codec was: a path, or a hub id with its commit; "" where it is not known
 
     @staticmethod
     def open(directory: str | Path) -> "Corpus":
@@ -230,7 +231,7 @@ class Corpus:
         try:
             codec = CodecSpec.from_dict(manifest["codec"])
             listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
-            seconds = float(manifest["counts"]["seconds"])
+            seconds, codec_source = float(manifest["counts"]["seconds"]), str(manifest.get("codec_source", ""))
             if any(not 0 <= samples < MAX_SAMPLES for _, _, samples in listed):
                 raise ValueError("a shard has an impossible number of samples")
             if wrong := [tar for tar, _, _ in listed if Path(tar).name != tar or len(tar.encode()) > MAX_NAME_BYTES]:
@@ -238,7 +239,7 @@ class Corpus:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not the manifest of a corpus: {repr(error)[:300]}") from error
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)
-        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds)
+        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds, codec_source)
 
     def check(self, *, with_tars: bool = True) -> None:
         """Read every index and look at its tar, if it lies beside. Raises UserError for the first that is not whole."""
@@ -317,14 +318,15 @@ def write_manifest(
     shards: Sequence[ShardSummary],
     made_by: dict[str, Any],
     *,
+    codec_source: str = "",
     refused: Mapping[str, int] | None = None,
     outliers: Mapping[str, int] | None = None,
 ) -> None:
     """Write `manifest.json`, which makes `directory` a corpus. Replaces an older one.
 
-    `made_by` is `files.provenance(...)` or as much of it as is known; `refused` counts what was left out before
-    encoding, by reason; `outliers` utterances that stand out, by check. Nothing in the manifest depends on the time or
-    the machine. Raises UserError when the disk refuses.
+    `made_by` is `files.provenance(...)` or as much of it as is known; `codec_source` says where the codec is;
+    `refused` counts what was left out before encoding, by reason; `outliers` utterances that stand out, by check.
+    Nothing in the manifest depends on the time. Raises UserError when the disk refuses.
     """
     reasons = Counter(refused or {})
     for shard in shards:
@@ -334,6 +336,7 @@ def write_manifest(
         "corpus": corpus,
         "codec": codec.to_dict(),
         "weights_sha256": codec.weights_sha256,
+        "codec_source": codec_source,
         "counts": {
             "utterances": samples + reasons.total(),
             "samples": samples,

@@ -13,7 +13,8 @@ other; the next start tries it again. Lines may be added to a file, and failed o
 was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
-digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
+digits and `._-`; default: the number of the line), "speaker" where a voice is taken, and any field of
+`SpeakingSettings`.
 
 Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
 else is in the job or how often it was interrupted. Another engine may round otherwise; `job.json` lists all.
@@ -50,7 +51,7 @@ from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
-from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector, Voices
+from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector
 from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
 from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt, is_blank
@@ -120,7 +121,7 @@ def speak_all(
     `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
-    voices, began = Voices(synthesizer.codec), time.perf_counter()
+    voices, began = synthesizer.voices, time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
         shape, engines = engine_shape(synthesizer), job.description.get("engines", [])
         if shape not in engines:
@@ -392,8 +393,6 @@ def _make_item(
         settings = dataclasses.replace(defaults, **own)
     except (ValueError, OverflowError) as error:
         raise BadSample("bad_setting", excerpt(error, SHOWN_WORDS_CHARS)) from error
-    if not speaker:
-        raise BadSample("bad_speaker", "no voice was given", expected="an audio file, a .npy vector, or CORPUS:KEY")
     return SpeechItem(name, text, speaker, settings)
 
 

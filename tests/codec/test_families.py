@@ -29,6 +29,8 @@ from slmkit.tokenization.job import tokenize
 NAMES = family_names()
 # Their encoders look at the whole utterance: a long one is encoded in pieces, with codes near those of the whole.
 ENCODED_APPROXIMATELY = ("xcodec", "xcodec2")
+# Their filters fade out: in float32 nothing is left of what is furthest (test_bigcodec.py looks at it otherwise).
+REACHES_FADING = ("bigcodec",)
 LEAST_VARIETY = 0.3  # share of the entries that can occur: fewer would hide failures
 PIECE_FRAMES = 40
 VOICE = torch.zeros(0)
@@ -145,10 +147,15 @@ def test_samples_depend_on_the_frames_within_reach_and_no_others(name, codec):
                 found = Reach(max(found[0], int(frames.max()) - frame), max(found[1], frame - int(frames.min())))
     assert found.before <= before or reach.before is None
     assert found.after <= after or reach.after is None
-    assert found == (
-        num_frames - 1 if reach.before is None else reach.before,
-        num_frames - 1 if reach.after is None else reach.after,
-    ) or (reach.after is not None and reach.before is None and found.after == reach.after)
+    assert (
+        name in REACHES_FADING
+        or found
+        == (
+            num_frames - 1 if reach.before is None else reach.before,
+            num_frames - 1 if reach.after is None else reach.after,
+        )
+        or (reach.after is not None and reach.before is None and found.after == reach.after)
+    )
 
 
 def streamed(codec, codes, cuts, **pieces):

@@ -11,7 +11,7 @@ from twins.speechtokenizer import PlainSpeechTokenizer
 
 SPEECHTOKENIZER_CONFIG = {
     "n_filters": 2,
-    "strides": [4, 5, 2],
+    "strides": [4, 5, 4],
     "dimension": 12,
     "semantic_dimension": 768,
     "bidirectional": True,
@@ -69,7 +69,7 @@ def make_speechtokenizer() -> PlainSpeechTokenizer:
 
 
 def make_bigcodec() -> PlainBigCodec:
-    plain = PlainBigCodec(width=2, strides=(2, 5, 4), latent=12, entries=128, code_dim=4, layers=2).eval()
+    plain = PlainBigCodec(width=2, strides=(4, 5, 5), latent=12, entries=128, code_dim=4, layers=2).eval()
     with torch.no_grad():
         loud(plain, 0.9)
         book = plain.generator.quantizer.layers[0]
