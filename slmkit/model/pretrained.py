@@ -70,7 +70,13 @@ def from_base(
     """
     config = config_on_base(base_dir, codec=codec, group=group, speaker=speaker, **options)
     with _naming_the_base(base_dir):
-        base = AutoModelForCausalLM.from_pretrained(str(base_dir), use_safetensors=True, dtype=torch.float32, **LOCAL)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(base_dir), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **LOCAL
+        )
+    base, found = read
+    missing = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+    if missing:  # transformers would go on with random weights
+        raise UserError(f"the base model in {base_dir} lacks weights of its config", got=", ".join(missing[:3]))
     check_finite(base, base_dir)
     known = config.vocab_layout.base_size
     with seeded(seed):
