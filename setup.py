@@ -19,6 +19,7 @@ REQUIRED = [
     "deepspeed>=0.19.4,<=0.19.8",  # 0.17.6 to 0.19.3 gave wrong gradients under ZeRO-2 when a submodule ran twice
     "transformers>=5.17,<5.25",
     "tokenizers>=0.23,<0.24",
+    "huggingface_hub>=1.31,<3",
     "safetensors>=0.8,<0.9",
     "webdataset>=0.2.111,<1.1",
     "soundfile>=0.13,<0.15",

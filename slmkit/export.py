@@ -9,9 +9,10 @@ written is read back and compared with the source, weight by weight, before the 
 files are pickles, of which nothing is run: they are read as tensors and plain values.
 
 In the format "hf" the files have, next to the names of transformers 5, those that older versions look for
-(`rope_theta`, `torch_dtype`, `additional_special_tokens`), which would otherwise take a default without a word. The
-chat template writes the published prompt. A server knows no grammar: it chooses among the whole vocabulary, and what it
-wrote has to be checked. `from_causal_lm` reads such a directory again, for instance after training elsewhere.
+(`rope_theta`, `rope_scaling`, `torch_dtype`, `additional_special_tokens`), which would otherwise take a default without
+a word. The chat template writes the published prompt. A server knows no grammar: it chooses among the whole vocabulary,
+and what it wrote has to be checked. `from_causal_lm` reads such a directory again, for instance after training
+elsewhere.
 
 Invariant: OUT exists only if it holds exactly the weights of its source, in the float type asked for; and
 `from_causal_lm` of what `save_hf` wrote is the same model.
@@ -32,11 +33,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from slmkit.checkpoints.checkpoint import UNREADABLE, no_code_runs, unreadable
+from slmkit.codec.open import codec_files, open_codec
 from slmkit.config.run_dir import MODEL, Checkpoint, check_contents, newest, read
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import check_new_directory, disk_errors_named, new_directory, provenance, read_json, write_json
+from slmkit.hub import shown, source_of
+from slmkit.model.companions import (
+    check_codec_beside,
+    codec_beside,
+    copy_codec,
+    copy_companions,
+    write_companions,
+)
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.pretrained import (
     CODEC_FILE,
@@ -56,9 +66,10 @@ Format = Literal["slmkit", "hf", "published"]
 FLOAT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 NOTED_OPTIONS = ("layout", "codec", "group", "head", "fusion", "speaker_dim", "softmax", "text_loss_weight")
-# One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech.
+# One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech. Before it
+# stands the token that begins an utterance.
 CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}"
+    "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '[Assistant]: ' + message['content'] + '\\n\\n' }}"
     "{% else %}{{ '[Human]: ' + message['content'] + '\\n ' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '[Assistant]:' }}{% endif %}"
@@ -73,11 +84,16 @@ def consolidate(
     step: int | None = None,
     format: Format = "slmkit",
     dtype: str = "float32",
+    codec: str | Path | None = None,
+    with_codec: bool = False,
 ) -> Checkpoint:
     """Write the weights of checkpoint `step` (default: the newest complete one) to `out_dir`; returns the checkpoint.
 
+    What the run noted of its codec and voices goes along; `codec` is noted in place of that one, and `with_codec` puts
+    a copy beside the weights.
+
     Raises UserError when `out_dir` exists, there is no complete checkpoint of that step, its files do not fit together,
-    or what was written does not read back as it should.
+    what was written does not read back as it should, or the codec to be copied is not there or another one.
     """
     checkpoint = newest(run_dir) if step is None else read(run_dir, step)
     if checkpoint is None:
@@ -87,7 +103,9 @@ def consolidate(
     with new_directory(Path(out_dir)) as temporary:
         model = trained_model(Path(run_dir), checkpoint)
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
-        _write_export(model, temporary, Path(run_dir) / MODEL, format=format, dtype=dtype, source=source)
+        described = Path(run_dir) / MODEL
+        _write_export(model, temporary, described, format=format, dtype=dtype, source=source)
+        _add_companions(described, temporary, model, codec, with_codec=with_codec)
     return checkpoint
 
 
@@ -96,17 +114,43 @@ def is_export(directory: str | Path) -> bool:
     return (Path(directory) / LAYOUT_FILE).is_file()
 
 
-def convert(model_dir: str | Path, out_dir: str | Path, *, format: Format = "slmkit", dtype: str | None = None) -> str:
+def convert(
+    model_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    format: Format = "slmkit",
+    dtype: str | None = None,
+    codec: str | Path | None = None,
+    with_codec: bool = False,
+) -> str:
     """Write the model of an export in another format or float type (default: its own); returns the float type.
 
-    Raises UserError as `consolidate` does.
+    In all else as `consolidate`.
     """
     with new_directory(Path(out_dir)) as temporary:
         model = load(model_dir)
         dtype = dtype or str(model.dtype).removeprefix("torch.")
-        source = {"export": Path(model_dir).name}
+        source = {"export": shown(Path(model_dir).name, model_dir)}
         _write_export(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
+        _add_companions(Path(model_dir), temporary, model, codec, with_codec=with_codec)
     return dtype
+
+
+def _add_companions(
+    described: Path, directory: Path, model: SpeechLM, codec: str | Path | None, *, with_codec: bool
+) -> None:
+    """Put beside an export what is beside `described`; `codec` in place of the codec that is noted there."""
+    copy_companions(described, directory)
+    if codec is not None:
+        spec = open_codec(codec).spec
+        model.config.codec_spec.check_compatible(spec, this="the model", that=str(codec))
+        write_companions(directory, spec, codec_source=source_of(codec))
+    if with_codec:
+        place = codec_beside(directory)
+        spec = open_codec(place).spec
+        check_codec_beside(directory, spec, place)
+        model.config.codec_spec.check_compatible(spec, this="the model", that=str(place))
+        copy_codec(directory, place, codec_files(place), spec)
 
 
 def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
@@ -223,8 +267,11 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
     out_dir = Path(out_dir)
     save(model, out_dir, tokenizer=tokenizer, source=source)
     values = read_json(out_dir / CONFIG_FILE)
-    names = {"torch_dtype": values["dtype"], **values["rope_parameters"]}
-    names.pop("rope_type")
+    rotary = dict(values["rope_parameters"])
+    names = {name: rotary.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rotary}
+    names["torch_dtype"] = values["dtype"]
+    if rotary["rope_type"] != "default":
+        names["rope_scaling"] = rotary
     write_json(out_dir / CONFIG_FILE, {**values, **names}, replace=True)
     # Padding is named here alone: as a part of the model it would keep the end of text from being trained.
     ids = {
@@ -237,7 +284,10 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
     special = values.pop("extra_special_tokens", [])
     for name in ("is_local", "local_files_only", "backend"):
         values.pop(name, None)
-    names = {"additional_special_tokens": special, "chat_template": CHAT_TEMPLATE}
+    begin = tokenizer.convert_ids_to_tokens(model.layout.bos_id)
+    names = {"additional_special_tokens": special, "chat_template": begin + CHAT_TEMPLATE}
+    if values.get("tokenizer_class") == "TokenizersBackend":  # as transformers 5 calls it
+        names["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(out_dir / TOKENIZER_FILE, {**values, **names}, replace=True)
     (out_dir / "chat_template.jinja").unlink(missing_ok=True)  # of the text model
 

@@ -84,29 +84,42 @@ def barrier() -> None:
     dist.barrier()
 
 
-def in_first(work: Callable[[], None]) -> None:
-    """Run `work` in the first process while the others wait, however long it takes. Without a group, just run it.
+def is_grouped() -> bool:
+    """Whether there is a group. Without one, this process is alone."""
+    return dist.is_initialized()
 
-    It runs in a thread beside short collective operations, none of which can time out. A UserError is raised in every
-    process.
+
+def in_first(work: Callable[[], None]) -> None:
+    """`in_chosen`, for the first process."""
+    in_chosen(work, is_chosen=not is_grouped() or dist.get_rank() == 0)
+
+
+def in_chosen(work: Callable[[], None], *, is_chosen: bool) -> None:
+    """Run `work` in the chosen processes while the others wait, however long it takes. Without a group, just run it.
+
+    It runs in a thread beside short collective operations, none of which can time out. The first UserError is raised in
+    every process.
     """
-    if not dist.is_initialized():
+    if not is_grouped():
         work()
         return
     with ThreadPoolExecutor(max_workers=1) as pool:
-        running = pool.submit(work) if dist.get_rank() == 0 else None
-        is_done, error = False, None
-        while not is_done:
-            if running is not None:
+        running = pool.submit(work) if is_chosen else None
+        is_done, error, errors = running is None, None, list[UserError]()
+        while True:
+            if running is not None and not is_done:
                 is_done = bool(wait([running], timeout=POLL_SEC).done)
                 try:
                     if is_done:
                         running.result()
                 except UserError as raised:
                     error = raised
-            is_done, error = from_first((is_done, error))
-    if error is not None:
-        raise error
+            states = from_all((is_done, error))
+            if all(is_done for is_done, _ in states):
+                errors = [error for _, error in states if error is not None]
+                break
+    if errors:
+        raise errors[0]
 
 
 def leave() -> None:

@@ -9,6 +9,7 @@ from memorising import BASE, memorise, one_batch, small_model
 from synthetic import write_samples
 
 from slmkit.audio.io import read_audio
+from slmkit.codec.base import to_codes
 from slmkit.codec.melvq import MelVQ
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
@@ -35,7 +36,7 @@ def make_chain(root: Path, *, max_steps: int = 250) -> Path:
         text = path.with_suffix(".normalized.txt").read_text().strip()
         meta = {"text": text, "speaker": path.stem[:2], "language": "en", "seconds": len(piece) / RATE}
         meta |= {"source": path.name, "question": f"What of {path.stem}?", "answers": [text, "another"]}
-        samples.append(Sample(path.stem, encoded.codes[0].numpy(), encoded.speaker[0].numpy(), meta))
+        samples.append(Sample(path.stem, to_codes(encoded.codes[0]), encoded.speaker[0].numpy(), meta))
     write_samples(root / "corpus", samples, codec.spec)
     tokenizer = TextTokenizer.load(BASE)
     model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)

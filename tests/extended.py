@@ -44,13 +44,13 @@ class Blocks:
 
     def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
         num_frames = num_samples // SPEC.hop_samples
-        codes = torch.zeros(len(waves), 3, int(num_frames.max()), dtype=torch.int16)
+        codes = torch.zeros(len(waves), 3, int(num_frames.max()), dtype=torch.int32)
         speaker = torch.zeros(len(waves), 3)
         for i, count in enumerate(num_frames.tolist()):
             blocks = waves[i, : count * SPEC.hop_samples].view(count, SPEC.hop_samples)
             crossings = (blocks[:, 1:].sign() != blocks[:, :-1].sign()).float().mean(1)
             rows = torch.stack([blocks.abs().mean(1) * 30, crossings * 40, blocks.abs().amax(1) * 15])
-            codes[i, :, :count] = rows.clamp(0, 15).to(torch.int16)
+            codes[i, :, :count] = rows.clamp(0, 15).to(torch.int32)
             speaker[i] = codes[i, :, :count].float().mean(1) / 16
         return Encoded(codes, num_frames, speaker)
 

@@ -7,8 +7,9 @@ import torch
 from seeded_weights import seed_state
 from twins.facodec import PlainDecoder, PlainEncoder, PlainFACodec
 
-from slmkit.codec.facodec.checkpoint import FILES, Weights, fold
+from slmkit.codec.facodec.checkpoint import FILES
 from slmkit.codec.facodec.codec import FACodec
+from slmkit.codec.weights import Weights, fold
 
 
 @functools.cache

@@ -24,11 +24,11 @@ def make_spoken(root: Path) -> Path:
     codec.save(root / "codec")
     samples = []
     for i, text in enumerate(TEXTS):
-        codes = rng.integers(0, 16, (3, 8 + 3 * i)).astype(np.int16)
+        codes = rng.integers(0, 16, (3, 8 + 3 * i)).astype(np.uint16)
         vector = rng.standard_normal(codec.spec.speaker_dim).astype(np.float32)
         meta = {"text": text, "speaker": "s", "language": "en", "seconds": 0.1, "source": ""}
         samples.append(Sample(f"u{i}", codes, vector, meta))
-    write_samples(root / "corpus", samples, codec.spec)
+    write_samples(root / "corpus", samples, codec.spec, codec_source=str(root / "codec"))
     tokenizer = TextTokenizer.load(BASE)
     model = small_model(tokenizer, codec.spec, GROUP, speaker_dim=codec.spec.speaker_dim)
     memorise(model, one_batch(model, tokenizer, samples))

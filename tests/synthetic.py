@@ -48,7 +48,7 @@ def write_corpus(
     samples = []
     for i in range(num_samples):
         length = int(rng.integers(*frames, endpoint=True))
-        codes = rng.integers(0, limits, (len(spec.streams), length)).astype(np.int16)
+        codes = rng.integers(0, limits, (len(spec.streams), length)).astype(np.uint16)
         speaker = rng.standard_normal(spec.speaker_dim).astype(np.float32) if spec.speaker_dim else None
         text = " ".join(rng.choice(WORDS, 4)) + f" {i}"
         meta = {"text": text, "speaker": "s", "language": "en", "seconds": length / 80, "source": ""}
@@ -61,14 +61,16 @@ def write_voices(directory: Path, num_samples: int, num_voices: int) -> Path:
     rng = np.random.default_rng(0)
     samples = []
     for i in range(num_samples):
-        codes = rng.integers(0, 16, (3, 8)).astype(np.int16)
+        codes = rng.integers(0, 16, (3, 8)).astype(np.uint16)
         meta = {"text": f"{WORDS[i % 12]} {i}", "speaker": f"v{i % num_voices}", "language": "en", "seconds": 0.1}
         vector = rng.standard_normal(8).astype(np.float32)
         samples.append(Sample(f"utterance-{i:04d}", codes, vector, {**meta, "source": ""}))
     return write_samples(directory, samples, codec_spec()).directory
 
 
-def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard_samples: int = 10) -> Corpus:
+def write_samples(
+    directory: Path, samples: list[Sample], spec: CodecSpec, shard_samples: int = 10, codec_source: str = ""
+) -> Corpus:
     """A finished corpus of the given samples."""
     shards = []
     for start in range(0, len(samples), shard_samples):
@@ -76,7 +78,8 @@ def write_samples(directory: Path, samples: list[Sample], spec: CodecSpec, shard
         for sample in samples[start : start + shard_samples]:
             writer.add(sample)
         shards.append(writer.commit())
-    write_manifest(directory, "synthetic", spec, [shard.summary for shard in shards], {})
+    summaries = [shard.summary for shard in shards]
+    write_manifest(directory, "synthetic", spec, summaries, {}, codec_source=codec_source)
     return Corpus.open(directory)
 
 

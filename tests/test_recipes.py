@@ -45,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sample(number: int, num_frames: int, num_words: int, **columns: str) -> Sample:
     rng = np.random.default_rng(number)
-    codes = rng.integers(0, 16, (3, num_frames)).astype(np.int16)
+    codes = rng.integers(0, 16, (3, num_frames)).astype(np.uint16)
     text = " ".join(rng.choice(WORDS, num_words))
     meta = {"text": text, "speaker": "s", "language": "en", "seconds": num_frames / 80, "source": "", **columns}
     return Sample(f"utterance-{number:04d}", codes, rng.standard_normal(8).astype(np.float32), meta)

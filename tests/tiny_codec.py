@@ -37,13 +37,13 @@ class TinyCodec:
         if waves.numel() > self.memory_samples:
             raise torch.OutOfMemoryError("out of memory")
         frames = num_samples // self.spec.hop_samples
-        codes = torch.zeros(len(waves), 2, int(frames.max()), dtype=torch.int16)
+        codes = torch.zeros(len(waves), 2, int(frames.max()), dtype=torch.int32)
         speaker = torch.zeros(len(waves), 2)
         for i, count in enumerate(frames.tolist()):
             wave = waves[i, : int(num_samples[i])]
             blocks = wave[: count * self.spec.hop_samples].reshape(count, -1)
-            codes[i, 0, :count] = (blocks.abs().mean(1) * 1023).clamp(0, 1023).to(torch.int16)
-            codes[i, 1, :count] = (blocks[:, 1:].sign() != blocks[:, :-1].sign()).sum(1).clamp(0, 255).to(torch.int16)
+            codes[i, 0, :count] = (blocks.abs().mean(1) * 1023).clamp(0, 1023).to(torch.int32)
+            codes[i, 1, :count] = (blocks[:, 1:].sign() != blocks[:, :-1].sign()).sum(1).clamp(0, 255).to(torch.int32)
             speaker[i] = torch.stack([wave.mean(), wave.abs().max()])
         return Encoded(codes, frames, speaker)
 

@@ -17,6 +17,26 @@ from slmkit.model.slm import SpeechLM
 from slmkit.train.parity import BACKBONE, BASE_SIZE
 
 SPARE_ROWS = 5  # rows of the embedding beyond the layout, as in Qwen2.5
+# What sets each architecture apart: head widths and norms, scaled rotary positions and biases, layers without them.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"model_type": "qwen3", "head_dim": 12, "pad_token_id": None},
+    "llama": {
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": None},
+}
 
 
 def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayout:
@@ -24,9 +44,11 @@ def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayou
     return VocabLayout.published(kind, base_size=BASE_SIZE, bos_id=38, eos_id=39, codebook_sizes=sizes)
 
 
-def tiny_config(group: int = 0, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLMConfig:
+def tiny_config(
+    group: int = 0, *, arch: str = "qwen2", backbone: dict[str, Any] | None = None, **options: Any
+) -> SpeechLMConfig:
     layout = tiny_layout(group)
-    values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **(backbone or {})}
+    values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **ARCHITECTURES[arch], **(backbone or {})}
     return SpeechLMConfig(
         backbone=values, layout=layout.to_dict(), codec=codec_spec().to_dict(), group=group, **options
     )
@@ -42,9 +64,9 @@ def tiny_model(group: int = 0, *, seed: int = 0, **options: Any) -> SpeechLM:
     return model
 
 
-def talkative_model(group: int, **options: Any) -> SpeechLM:
+def talkative_model(group: int, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLM:
     """A random model that begins to speak often, and does not stop at once."""
-    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False}, **options).eval()
+    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False, **(backbone or {})}, **options).eval()
     with torch.no_grad():
         model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 3
         model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
@@ -84,7 +106,7 @@ def tiny_batch(
         vector = rng.standard_normal(speaker_dim).astype(np.float32)
         pieces = pieces_of(layout, rng, speaker=speaker_dim > 0, speech=num_frames > 0)
         example = build(pieces, codes, layout, config.group)
-        examples.append((example, Sample(f"u{i}", codes.astype(np.int16), vector, {})))
+        examples.append((example, Sample(f"u{i}", codes.astype(np.uint16), vector, {})))
     form = ExampleFormat(task="tts", group=config.group, speaker=speaker_dim > 0)
     batch = collate(
         examples, layout, form, speaker_dim=speaker_dim, global_counts=np.zeros(config.num_terms), num_frames=0

@@ -20,9 +20,10 @@ import torch
 
 from slmkit.bench.race import race, twin
 from slmkit.codec.facodec import FILES
-from slmkit.codec.facodec.checkpoint import Weights, check_state, fold, published_layout, read_state
+from slmkit.codec.facodec.checkpoint import check_state, published_layout, read_state
 from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.single import exact_float32
+from slmkit.codec.weights import Weights, fold
 from slmkit.errors import UserError
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"

@@ -197,7 +197,7 @@ def time_loader(directory: Path, sizes: DataSizes) -> dict[str, Any]:
     torch.set_num_threads(1)
     source = of_corpus(write_random_corpus(directory / "corpus", sizes.utterances))
     texts = (source.reader.read_meta(i)["text"] for i in range(len(source)))
-    size = {name: QUICKSTART[name] for name in ("hidden_size", "num_layers")}
+    size: dict[str, Any] = {name: QUICKSTART[name] for name in ("hidden_size", "num_layers")}
     init_base(texts, directory / "base", **size)
     tokenizer = TextTokenizer.load(directory / "base")
     assert source.codec is not None
@@ -245,7 +245,7 @@ def write_random_corpus(directory: Path, utterances: int) -> Corpus:
         writer = ShardWriter(directory, "bench", shard)
         for i in range(start, min(start + SHARD_SAMPLES, utterances)):
             seconds = float(np.clip(rng.lognormal(np.log(MEDIAN_SEC), SIGMA), SHORTEST_SEC, 8.0))
-            codes = rng.integers(0, 1024, (3, round(FRAME_RATE * seconds))).astype(np.int16)
+            codes = rng.integers(0, 1024, (3, round(FRAME_RATE * seconds))).astype(np.uint16)
             text = " ".join(rng.choice(WORDS, max(1, round(3 * seconds))))
             speaker = rng.standard_normal(80).astype(np.float32)
             writer.add(Sample(f"utterance {i}", codes, speaker, {"text": text, "seconds": seconds}))

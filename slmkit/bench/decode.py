@@ -154,7 +154,7 @@ def first_audio_sec(engine: Engine, codec: Codec) -> float:
     """Seconds until the last of as many answers as there are slots, asked for at once, is heard."""
     batch = engine.num_slots
     num_frames, voice = first_audio_frames(codec), np.zeros(codec.spec.speaker_dim, dtype=np.float32)
-    SpeechStream(codec, voice).push(np.zeros((NUM_STREAMS, num_frames), dtype=np.int16))  # warms the codec
+    SpeechStream(codec, voice).push(np.zeros((NUM_STREAMS, num_frames), dtype=np.uint16))  # warms the codec
     streams, outputs = [SpeechStream(codec, voice) for _ in range(batch)], dict[int, Output]()
     for number, request in enumerate(make_requests(batch, num_frames)):
         engine.admit(request, number)

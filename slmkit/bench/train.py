@@ -203,7 +203,7 @@ def make_batch(model: SpeechLM, lengths: Sequence[float], seed: int) -> Batch:
         prompt = tuple(rng.integers(0, layout.base_size, PROMPT_TOKENS + num_words).tolist())
         answer = tuple(rng.integers(0, layout.base_size, ANSWER_TOKENS).tolist())
         pieces = [Piece(prompt, "text", False), Piece(answer, "text", True), Piece((), "speech", True)]
-        examples.append((build(pieces, codes, layout, group), Sample("", codes.astype(np.int16), None, {})))
+        examples.append((build(pieces, codes, layout, group), Sample("", codes.astype(np.uint16), None, {})))
         total += num_frames
     terms = np.concatenate([example.lm_groups for example, _ in examples])
     counts = np.bincount(terms, minlength=model.config.num_terms).astype(np.float64)

@@ -1,11 +1,13 @@
 """Answer a question, or every question of a file, in text and speech, with an exported model.
 
-  slmkit answer MODEL "Who wrote it?" --codec CODEC --speaker voice.wav --out answer.wav
-  slmkit answer MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
+  slmkit answer MODEL "Who wrote it?"
+  slmkit answer MODEL "Who wrote it?" --speaker voice.wav --out answer.wav
+  slmkit answer MODEL --jsonl FILE --speaker voice.wav --out DIR
 
-The model must have been trained for the task qa. --speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY
-(a sample of a tokenized corpus). Every model needs it: where the model has no speaker input, the codec still uses it.
-The first line printed is the text of the answer.
+The model must have been trained for the task qa. It knows its codec (another one: --codec) and holds some voices.
+--speaker names one of them, or gives another: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized
+corpus). Where neither the model nor the codec takes a voice, leave it out. The first line printed is the text of the
+answer.
 
 Each line of FILE is an object such as {"question": "Who wrote it?"}. The rest is as for `slmkit synthesize --jsonl`.
 outputs.jsonl has the text of each answer as "answer".
@@ -18,7 +20,7 @@ import argparse
 import sys
 import time
 
-from slmkit.cli.speaking import add_speaking_arguments, prepare_answer, speak_file
+from slmkit.cli.speaking import MODEL, add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
 from slmkit.texts import excerpt
 
@@ -27,7 +29,7 @@ UNMARKED = "the answer has no marks [ta] and [ua], which the task qa teaches; th
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
+    parser.add_argument("model", help=MODEL)
     question = parser.add_argument("question", help="question to answer; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_ANSWER_WAV}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")

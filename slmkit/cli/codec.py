@@ -2,12 +2,14 @@
 
 slmkit codec list                        the codecs that can be used
 slmkit codec add SOURCE OUT              converts a published checkpoint once; OUT is then a codec for every command
+                                         (--speaker VOICE: with speaker vectors of a voice encoder)
 slmkit codec fit AUDIO_DIR OUT           writes melvq.safetensors, codec_spec.json and provenance.json to OUT
 slmkit codec copy CODEC IN.wav OUT.wav   encodes IN.wav, decodes it again, and prints the distance of the copy
 """
 
 import argparse
 import itertools
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from slmkit.cli.arguments import positive
 from slmkit.corpora.folders import files_under
 from slmkit.errors import BadSample, UserError
 from slmkit.files import check_new_directory
+from slmkit.hub import local_path
 from slmkit.texts import counted
 
 if TYPE_CHECKING:
@@ -37,9 +40,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("list", help="show the codecs that can be used")
     add = actions.add_parser("add", help="convert a published codec")
-    add.add_argument("source", metavar="SOURCE", help="directory or checkpoint file of the codec")
+    add.add_argument(
+        "source", metavar="SOURCE", help="codec: a directory, a checkpoint file, a hub id, or ORG/NAME:FILE"
+    )
     add.add_argument("out", metavar="OUT", help="new directory for the codec")
     add.add_argument("--streams", type=positive, metavar="N", help="streams to use (default: as published, at most 32)")
+    add.add_argument(
+        "--speaker",
+        metavar="VOICE",
+        help="voice encoder for a codec without speaker vectors: a WavLM model with an x-vector head, or pretrained.pt "
+        "of the package resemblyzer; SOURCE may then be a codec that was added before",
+    )
     fit = actions.add_parser("fit", help="fit the built-in codec to the audio below a folder")
     fit.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of audio files, searched at any depth")
     fit.add_argument("out", type=Path, metavar="OUT", help="directory for the codec")
@@ -58,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     fit.add_argument("--replace", action="store_true", help="replace the codec in OUT")
     copy = actions.add_parser("copy", help="encode a recording and decode it again")
-    copy.add_argument("codec", type=Path, metavar="CODEC", help="directory of the codec")
+    copy.add_argument("codec", metavar="CODEC", help="directory or hub id of the codec")
     copy.add_argument("source", type=Path, metavar="IN", help="audio file")
     copy.add_argument("out", type=Path, metavar="OUT.wav", help="WAV file to write, 16 bit")
     copy.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -75,13 +86,18 @@ def run(args: argparse.Namespace) -> int:
 def _list(_: argparse.Namespace) -> int:
     from slmkit.codec.open import codec_families
 
-    row = "{:<32} {:>6} {:>5} {:>6} {:<19} {:<6} {}"
-    print(row.format("codec", "Hz", "hop", "per s", "streams", "stream", "licence").rstrip())
+    row = "{:<42} {:>5} {:>5}  {:<17} {}"
+    print(row.format("codec", "Hz", "per s", "streams", "streaming"))
+    licences: dict[str, list[str]] = {}
     for family in codec_families().values():
         for one in family.presets:
             rate = f"{one.sample_rate / one.hop_samples:.4g}"
-            streaming = "yes" if one.streaming else "no"
-            print(row.format(one.name, one.sample_rate, one.hop_samples, rate, one.streams, streaming, one.licence))
+            print(row.format(one.name, one.sample_rate, rate, one.streams, "yes" if one.streaming else "no"))
+            licences.setdefault(one.licence, []).append(one.name)
+    print("\nper s: frames per second. Licences of the published weights, as their cards say:")
+    for licence, names in sorted(licences.items()):
+        line = f"  {licence}: {', '.join(names)}"
+        print(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False))
     return 0
 
 
@@ -89,9 +105,13 @@ def _add(args: argparse.Namespace) -> int:
     check_new_directory(args.out)
     from slmkit.codec.added import add_codec
 
-    spec = add_codec(args.source, args.out, num_streams=args.streams)
+    source = local_path(args.source, what="the codec")
+    speaker = local_path(args.speaker, what="the voice encoder") if args.speaker else None
+    spec = add_codec(source, args.out, num_streams=args.streams, speaker=speaker)
     streams = f"{counted(len(spec.streams), 'stream')} of {spec.streams[0].size}"
-    print(f"{args.out}: {spec.name}, {spec.sample_rate} Hz, {spec.frame_rate:.4g} frames per second, {streams}")
+    voice = f"speaker vectors of width {spec.speaker_dim}" if spec.speaker_dim else "no speaker vectors"
+    rates = f"{spec.sample_rate} Hz, {spec.frame_rate:.4g} frames per second"
+    print(f"{args.out}: {spec.name}, {rates}, {streams}, {voice}")
     return 0
 
 
@@ -152,7 +172,7 @@ def _copy_recording(args: argparse.Namespace) -> int:
 
     if args.out.exists() and not args.replace:
         raise UserError("the file already exists", got=args.out, next_step="add --replace or choose another name")
-    codec = open_codec(args.codec, args.device)
+    codec = open_codec(local_path(args.codec, what="the codec"), args.device)
     rate = codec.spec.sample_rate
     wave = read_audio(args.source, rate)
     seconds = len(wave) / rate

@@ -59,11 +59,13 @@ def run(args: argparse.Namespace) -> int:
                 raise
             refused = error
         from slmkit.train.doctor import examine
+        from slmkit.train.names import with_commits
         from slmkit.train.peers import together
 
         with together(world):
             if refused is not None:
                 raise refused
+            config = with_commits(config, world) if config else None
             checks, is_ok = list["CheckResult"](), False
             try:
                 for result in examine(world, run_dir=args.run_dir, config=config):

@@ -1,9 +1,12 @@
 """Score a model on utterances of a corpus, in two stages: generate and store the outputs, then score them.
 
-  slmkit evaluate MODEL --corpus SHARDS --codec CODEC --out OUT --limit 100
-  slmkit evaluate --copy --corpus SHARDS --codec CODEC --out CEILING
-  slmkit evaluate --only score --corpus SHARDS --codec CODEC --out OUT --asr WHISPER
+  slmkit evaluate MODEL --corpus SHARDS --out OUT --limit 100
+  slmkit evaluate --copy --corpus SHARDS --out CEILING
+  slmkit evaluate --only score --corpus SHARDS --out OUT --asr openai/whisper-large-v3
   slmkit evaluate --compare OUT CEILING --out TABLE
+
+Model, codec and the models that score may be directories or hub ids. The codec is the one that MODEL notes, else that
+of the corpus, unless --codec gives it.
 
 OUT holds report.html (tables, plots, sounds), report.json, the spoken WAV files with their codes, and outputs.jsonl.
 Scores are printed as they are computed: mean and 95 % bootstrap interval over utterances. After an interruption, start
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.cli.arguments import natural, positive
-from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
+from slmkit.cli.speaking import MODEL, add_sampling_arguments, open_synthesizer, settings_of
 from slmkit.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,10 +34,10 @@ DEFAULT_LIMIT = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="directory that `slmkit consolidate` wrote")
+    parser.add_argument("model", nargs="?", help=MODEL)
     parser.add_argument("--copy", action="store_true", help="score the codec's copies of the corpus, not a model")
     parser.add_argument("--corpus", help="tokenized corpus with the true codes")
-    parser.add_argument("--codec", help="directory of the codec")
+    parser.add_argument("--codec", help="codec, a directory or a hub id (default: that of MODEL or of the corpus)")
     parser.add_argument("--out", required=True, help="directory for waves, codes and scores")
     parser.add_argument("--only", choices=("generate", "score"), help="do only one of the two stages")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["own"],
         metavar="VOICE",
         help="own, swapped (the voice of the next utterance by another speaker), an audio file, a .npy vector, or "
-        "CORPUS:KEY; each utterance is spoken in each voice (default: own)",
+        "CORPUS:KEY; each utterance is spoken in each voice (default: own; a model that takes no voice has only one)",
     )
 
     generation = parser.add_argument_group("generation")
@@ -64,9 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling_arguments(generation)
 
     scores = parser.add_argument_group("more scores; success, codes, sound, voice and speed are always scored")
-    scores.add_argument("--asr", metavar="DIR", help="Whisper model: WER and CER, EM and F1 of spoken answers")
-    scores.add_argument("--wavlm", metavar="DIR", help="WavLM model with an x-vector head: speaker similarity")
-    scores.add_argument("--utmos", metavar="FILE", help="weights of UTMOS22-strong: predicted naturalness")
+    scores.add_argument("--asr", metavar="MODEL", help="Whisper model: WER and CER, EM and F1 of spoken answers")
+    scores.add_argument("--wavlm", metavar="MODEL", help="WavLM model with an x-vector head: speaker similarity")
+    scores.add_argument(
+        "--utmos", metavar="FILE", help="weights of UTMOS22-strong, a file or ORG/NAME:FILE: predicted naturalness"
+    )
     scores.add_argument("--copy-quality", action="store_true", help="with --copy: STOI and PESQ against the recordings")
     scores.add_argument(
         "--alignment", action="store_true", help="distance of text and speech in the hidden states of MODEL"
@@ -87,16 +92,15 @@ def run(args: argparse.Namespace) -> int:
 
         print("\n".join(text_table(compare_directories(args.compare, args.out, common=args.common))))
         return 0
-    if not args.corpus or not args.codec:
-        raise UserError("an evaluation needs a corpus and its codec", next_step="give --corpus and --codec")
+    if not args.corpus:
+        raise UserError("an evaluation needs a corpus", next_step="give --corpus")
     if args.only != "score" and bool(args.model) == args.copy:
         raise UserError("expected either a model or --copy", got="both" if args.copy else "neither")
     _check_paths(args)
-    from slmkit.codec.open import open_codec
     from slmkit.data.index import Corpus
 
     corpus = Corpus.open(args.corpus)
-    codec = open_codec(args.codec, args.device)
+    codec = _open_codec(args, corpus)
     if args.only != "score":
         _generate(args, corpus, codec)
     if args.only != "generate":
@@ -104,13 +108,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _open_codec(args: argparse.Namespace, corpus: "Corpus") -> "Codec":
+    """The given codec, that of the model, or that of the corpus. Raises UserError where none is known."""
+    from slmkit.hub import local_path
+    from slmkit.model.companions import check_codec_beside, codec_beside, codec_source
+
+    is_noted = bool(args.model) and bool(codec_source(args.model))
+    if args.codec is None and not is_noted and not corpus.codec_source:
+        what = "neither a model nor the corpus says where the codec is"
+        raise UserError(what, got=args.corpus, next_step="give it with --codec")
+    if args.codec is None and is_noted:
+        path = codec_beside(args.model)
+    else:
+        path = local_path(args.codec or corpus.codec_source, what="the codec")
+    from slmkit.codec.open import open_codec  # takes seconds
+
+    codec = open_codec(path, args.device)
+    if args.codec is None and is_noted:
+        check_codec_beside(args.model, codec.spec, path)
+    return codec
+
+
 def _check_paths(args: argparse.Namespace) -> None:
-    """Check that every path exists and holds the right thing, before torch is imported. Raises UserError."""
+    """Check that every path exists and holds the right thing, before torch is imported. Raises UserError.
+
+    Hub ids become the directories where their files are.
+    """
     from slmkit.config.run_dir import check_model_directory
-    from slmkit.files import check_directory
+    from slmkit.hub import local_file, local_path, shown
     from slmkit.jobs import JOB, check_empty
 
-    check_directory("the codec", args.codec)
+    args.names = {}  # for the record: names that people gave, with the commits of hub ids
+    kinds = {"model": "the model", "codec": "the codec", "asr": "the Whisper model", "wavlm": "the WavLM model"}
+    for option, what in (kinds | {"utmos": "the weights of UTMOS22-strong"}).items():
+        name = getattr(args, option)
+        if name:
+            path = (local_file if option == "utmos" else local_path)(name, what=what)
+            args.names[option] = shown(name, path)
+            setattr(args, option, str(path))
     if args.model:
         check_model_directory(args.model)
     for path, file, what in (
@@ -118,7 +153,6 @@ def _check_paths(args: argparse.Namespace) -> None:
         (args.model, "config.json", "a model that `slmkit consolidate` wrote"),
         (args.asr, "config.json", "a Whisper model"),
         (args.wavlm, "config.json", "a WavLM model"),
-        (args.utmos, "", "the weights of UTMOS22-strong"),
         (args.keys, "", "a list of keys"),
         (args.unseen_speakers, "", "a list of speakers"),
     ):
@@ -144,14 +178,22 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     synthesizer = None
     if not args.copy:
         synthesizer = open_synthesizer(args, num_slots=args.slots, longest_sec=settings.max_sec, codec=codec)
-    voices = read_voices(args.voices, synthesizer.read_speaker if synthesizer else None)
+    voices = read_voices(args.voices, codec, synthesizer)
     selected = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
     if synthesizer is None:
         copy_synthesis(codec, corpus, selected, settings, args.out, task=args.task)
         return
     outside, model = [voice for voice in voices if isinstance(voice, NamedVoice)], export_sha256(args.model)
     generate(
-        synthesizer, corpus, selected, settings, args.out, task=args.task, model=model, voices=outside, name=args.model
+        synthesizer,
+        corpus,
+        selected,
+        settings,
+        args.out,
+        task=args.task,
+        model=model,
+        voices=outside,
+        name=args.names["model"],
     )
 
 
@@ -160,7 +202,6 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
 
     from slmkit.data.text import TextTokenizer
     from slmkit.evaluate.metrics.naturalness import Utmos
-    from slmkit.evaluate.metrics.voices import WavLMVoice
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
     from slmkit.evaluate.report import write_page
@@ -169,6 +210,7 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from slmkit.evaluate.selection import read_list
     from slmkit.evaluate.spoken import Tools, Truths
     from slmkit.model.pretrained import export_sha256, load
+    from slmkit.voice.wavlm import WavLMVoice
 
     model = None
     if args.alignment:
@@ -192,7 +234,7 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
         args.out,
         truths,
         tools,
-        measured_with={name: path for name in ("asr", "wavlm", "utmos") if (path := getattr(args, name))},
+        measured_with={name: args.names[name] for name in ("asr", "wavlm", "utmos") if name in args.names},
         unseen=frozenset(read_list(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset(),
         tell=lambda line: print(line, flush=True),
     )

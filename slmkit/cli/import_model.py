@@ -13,8 +13,10 @@ The float type stays. `slmkit consolidate OUT DIR --format published` (or hf) co
 import argparse
 from pathlib import Path
 
+from slmkit import log
 from slmkit.errors import UserError
-from slmkit.files import check_directory, check_new_directory
+from slmkit.files import check_new_directory
+from slmkit.hub import local_path, shown, source_of
 
 FACODEC_SPEAKER_DIM = 256  # width of FACodec's timbre vector, which speaker-aware checkpoints take
 
@@ -25,42 +27,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="new directory to write")
     parser.add_argument(
-        "--base", metavar="DIR", help="text model that a published checkpoint started from, for tokenizer and config"
+        "--base",
+        metavar="BASE",
+        help="text model that a published checkpoint started from, for tokenizer and config: a directory or a hub id",
     )
-    parser.add_argument("--codec", metavar="DIR", help="codec of a published checkpoint; its hash is recorded")
+    parser.add_argument(
+        "--codec", metavar="CODEC", help="codec of a published checkpoint, a directory or a hub id; it is noted"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    is_hf = Path(args.checkpoint).is_dir()
-    if not Path(args.checkpoint).exists():
-        raise UserError("the checkpoint does not exist", got=args.checkpoint, next_step="check the path")
+    log.set_up()
+    checkpoint = local_path(args.checkpoint, what="the checkpoint")
+    is_hf = checkpoint.is_dir()
     if is_hf and (args.base or args.codec):
         raise UserError(
             "a directory of format hf has its own tokenizer and codec", next_step="leave out --base and --codec"
         )
     if not is_hf and args.base is None:
         raise UserError("a published checkpoint needs the text model it started from", next_step="give it with --base")
-    for what, path in (("the base model", args.base), ("the codec", args.codec)):
-        if path is not None:
-            check_directory(what, path)
+    base, codec_dir = (
+        None if name is None else local_path(name, what=what)
+        for what, name in (("the base model", args.base), ("the codec", args.codec))
+    )
     check_new_directory(args.out)
     import dataclasses
 
     from slmkit.codec.open import open_codec
     from slmkit.corpora.published import SPEC
     from slmkit.export import from_causal_lm
+    from slmkit.model.companions import copy_companions, write_companions
     from slmkit.model.pretrained import extended_tokenizer, save
     from slmkit.model.published import from_published
 
     if is_hf:
-        model = from_causal_lm(args.checkpoint)
-        source, base = {"causal_lm": args.checkpoint}, args.checkpoint
+        model = from_causal_lm(checkpoint)
+        source, described = {"causal_lm": shown(args.checkpoint, checkpoint)}, checkpoint
     else:
+        assert base is not None, "checked above"
         codec = dataclasses.replace(SPEC, speaker_dim=FACODEC_SPEAKER_DIM)
-        codec = open_codec(args.codec).spec if args.codec else codec
-        model = from_published(args.checkpoint, base_dir=args.base, codec=codec)
-        source, base = {"published": args.checkpoint, "base": args.base}, args.base
-    save(model, args.out, tokenizer=extended_tokenizer(base, model.layout), source=source)
+        codec = open_codec(codec_dir).spec if codec_dir else codec
+        model = from_published(checkpoint, base_dir=base, codec=codec)
+        source = {"published": shown(args.checkpoint, checkpoint), "base": shown(args.base, base)}
+        described = base
+    save(model, args.out, tokenizer=extended_tokenizer(described, model.layout), source=source)
+    if is_hf:
+        copy_companions(checkpoint, Path(args.out))
+    elif codec_dir is not None:
+        write_companions(Path(args.out), model.config.codec_spec, codec_source=source_of(codec_dir))
     speaker = "with" if model.config.speaker_dim else "without"
     kind = f"MTP-{model.group}, {model.config.head} heads" if model.group else "NTP"
     print(f"{args.out}: {kind}, {speaker} speaker input")

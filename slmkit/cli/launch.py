@@ -25,6 +25,7 @@ from slmkit.assets import deepspeed_file
 from slmkit.cli.arguments import Parser, add_config_arguments, natural, positive
 from slmkit.cluster.slurm import submit
 from slmkit.errors import UserError
+from slmkit.hub import parse
 from slmkit.world import World
 
 
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
     port = args.master_port
     if plan.hosts:
         deepspeed = str(deepspeed_file(config.deepspeed))
-        files = (args.config, deepspeed, config.base, *(source.path for source in config.data.all_sources))
+        base = () if parse(config.base) else (config.base,)
+        files = (args.config, deepspeed, *base, *(source.path for source in config.data.all_sources))
         free = launcher.check_hosts(plan, tuple(file for file in files if "://" not in file), os.environ)
         port = port or free
     return launcher.start(plan, port, os.environ)

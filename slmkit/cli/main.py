@@ -36,15 +36,14 @@ COMMANDS = {
     "evaluate": ("evaluate", "score a model on a corpus; compare models"),
     "bench": ("bench", "measure speed on this machine"),
 }
-# Libraries report errors only; models are read from local directories only.
-QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # libraries report errors only
 STANDARD_OUTPUTS = (1, 2)
 READER_GONE = 141  # exit code when the reader of a pipe has closed it, as in shells (128 + SIGPIPE)
 ORDER = """\
 A first run, in order:
   slmkit codec fit AUDIO CODEC        fit the built-in codec to a folder of audio (or use the FACodec files)
   slmkit tokenize run ...             turn audio into shards of codes
-  slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
+  slmkit init-base ...                a tiny base model, where no pretrained one is at hand
   slmkit recipe list                  run configs to start from
   slmkit doctor --config RUN.yaml     check machine, DeepSpeed and data; under the same launcher as train
   slmkit launch --config RUN.yaml     train on this machine, the machines of a hostfile, or through Slurm; it starts

@@ -1,10 +1,11 @@
 """Serve a model over HTTP: OpenAI's speech API, and a demo page.
 
-  slmkit serve OUT --codec CODEC --voices voices/
-  curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": "Hello there.", "voice": "anna"}' > hello.wav
+  slmkit serve MODEL
+  curl http://127.0.0.1:8000/v1/audio/speech -d '{"input": "Hello there.", "voice": "11"}' > hello.wav
 
-A voice is an audio or .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A
-folder gives all its voices. Addresses:
+MODEL knows its codec (another one: --codec), and its own voices are served. --voices names others instead: an audio or
+.npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A folder gives all its voices.
+Where neither model nor codec takes a voice, the only one is "default". Addresses:
 
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3, opus, aac), stream or
                           stream_format (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
@@ -21,8 +22,10 @@ to finish, then it exits with code 0. Needs `pip install 'slmkit[serve]'`.
 
 import argparse
 import socket
+from pathlib import Path
 
 from slmkit.cli.arguments import natural, positive
+from slmkit.cli.speaking import CODEC, MODEL, find_model, may_need_no_voice
 from slmkit.errors import UserError
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
@@ -37,9 +40,11 @@ def port_number(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
-    parser.add_argument("--codec", required=True, help="directory of the codec the model was trained on")
-    parser.add_argument("--voices", required=True, nargs="+", metavar="SOURCE", help="folders, files, CORPUS:KEY")
+    parser.add_argument("model", help=MODEL)
+    parser.add_argument("--codec", help=CODEC)
+    parser.add_argument(
+        "--voices", nargs="+", metavar="SOURCE", help="folders, files, CORPUS:KEY (default: the voices of the model)"
+    )
     parser.add_argument("--name", help="name of the model in requests (default: the name of its directory)")
     parser.add_argument(
         "--alias", nargs="+", action="extend", default=[], metavar="NAME", help="further names of the model, as tts-1"
@@ -70,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
+def served_name(name: str) -> str:
+    """Of a model, in requests: the name of its directory, or of its repository."""
+    return Path(name).resolve().name.partition("@")[0]
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A socket that is bound there (port 0: a free one) and does not listen yet. Raises UserError."""
     listener = None
@@ -91,10 +101,9 @@ def run(args: argparse.Namespace) -> int:
     import importlib.util
     import os
     import time
-    from pathlib import Path
 
     from slmkit import log
-    from slmkit.config.run_dir import check_model_directory
+    from slmkit.model.companions import voices_beside
     from slmkit.serve.voices import find_voices
     from slmkit.stopping import Signals
     from slmkit.texts import counted
@@ -102,18 +111,20 @@ def run(args: argparse.Namespace) -> int:
     # What needs no torch is checked before torch is imported, which takes seconds.
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
-    check_model_directory(args.model)
+    log.set_up()
+    find_model(args)
     if not Path(args.model, "config.json").is_file():
         raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
-    sources = find_voices(args.voices)
+    sources = find_voices(args.voices or ()) or voices_beside(args.model)
+    if not sources and not may_need_no_voice(args.model):
+        raise UserError("the model has no voices beside it", got=args.model, next_step="name some with --voices")
     with bind(args.host, args.port) as listener:
-        from slmkit.infer.synthesizer import Synthesizer, Voices
+        from slmkit.infer.synthesizer import Synthesizer
         from slmkit.serve.server import Server
         from slmkit.serve.service import ServeSettings, Service
 
-        log.set_up()
         settings = ServeSettings(
-            model=args.name or Path(args.model).resolve().name,
+            model=args.name or served_name(args.model_name),
             aliases=tuple(args.alias),
             format=args.format,
             max_chars=args.max_chars,
@@ -121,12 +132,16 @@ def run(args: argparse.Namespace) -> int:
             max_waiting=args.max_waiting,
         )
         synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
-        read = Voices(synthesizer.codec).vector
+        read = synthesizer.voices.vector
+        if not args.voices and not synthesizer.takes_voice:
+            sources = {}
         voices = {name: read(source) for name, source in sources.items()}
         service = Service(synthesizer, voices, settings)
         with Signals.installed() as signals, Server(service, listener) as server:
             print(
-                f"listening at {server.address} with {counted(len(voices), 'voice')}: {', '.join(voices)}", flush=True
+                f"listening at {server.address} with {counted(len(service.voices), 'voice')}: "
+                f"{', '.join(service.voices)}",
+                flush=True,
             )
             log.get_logger("slmkit.serve").info(
                 "models %s; sounds are %s where a request names no format", ", ".join(settings.names), settings.format

@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slmkit import log
 from slmkit.cli.arguments import positive
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
-from slmkit.files import check_directory
+from slmkit.files import check_directory, read_json
+from slmkit.hub import local_path, shown
+from slmkit.model.companions import codec_beside, voices_beside
 from slmkit.texts import excerpt
 
 if TYPE_CHECKING:
@@ -25,10 +28,13 @@ if TYPE_CHECKING:
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
 UNAWARE = "the model has no speaker input: only the codec uses the voice"
+MODEL = "directory that `slmkit consolidate` wrote, or a hub id"
+CODEC = "codec of the model, a directory or a hub id (default: the one that the model notes)"
 STDOUT = "-"
+CODEC_FILE = "codec_spec.json"  # of an exported model
 SHOWN_CHARS = 200  # of an error about a number, which may have thousands of digits
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
-VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
+VOICE = "an audio file, a .npy vector, CORPUS:KEY, or the name of a voice of the model"
 SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
     "temperature": (
         float,
@@ -68,8 +74,8 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
 
 def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Action) -> None:
     """Codec, voice, sampling and device; and --jsonl, a file of lines instead of the argument `text`."""
-    parser.add_argument("--codec", required=True, help="directory of the codec that the model was trained with")
-    parser.add_argument("--speaker", metavar="VOICE", help=VOICE)
+    parser.add_argument("--codec", help=CODEC)
+    parser.add_argument("--speaker", metavar="VOICE", help=f"{VOICE} (default: the first voice of the model)")
     parser.add_argument("--jsonl", metavar="FILE", action=_Instead, of=text, help="do every line of this file instead")
     parser.add_argument(
         "--slots",
@@ -111,13 +117,40 @@ class _Instead(argparse.Action):
         self._of.nargs, self._of.required = "?", False
 
 
-def check_voice(source: str) -> None:
-    """Raise UserError where a voice is a file that does not exist."""
+def may_need_no_voice(model: str) -> bool:
+    """Whether an exported model may speak without a voice; for certain that is known when it is loaded."""
+    try:
+        codec = read_json(Path(model, CODEC_FILE))
+    except UserError:
+        return False
+    return isinstance(codec, dict) and (codec.get("speaker_dim") == 0 or bool(codec.get("speaker_sha256")))
+
+
+def find_model(args: argparse.Namespace) -> None:
+    """Put the directories of model and codec into `args`, fetched where they are hub ids.
+
+    Raises UserError when one is not there.
+    """
+    directory = local_path(args.model, what="the model")
+    check_model_directory(directory)
+    codec = local_path(args.codec, what="the codec") if args.codec else codec_beside(directory)
+    check_directory("the codec", codec)
+    args.model_name, args.model = shown(args.model, directory), str(directory)
+    args.codec = str(codec) if args.codec else None  # else its hash is compared with the one that the model notes
+
+
+def check_voice(source: str, model: str) -> None:
+    """Raise UserError where a voice is neither a file that exists nor one of the model's; or there is none at all, and
+    the model needs one."""
+    named = voices_beside(model)
+    if not source and (named or may_need_no_voice(model)):
+        return
     directory, colon, _ = source.rpartition(":")
     if not source:
         raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
-    if not os.path.isfile(source) and not (colon and os.path.isdir(directory)):
-        raise UserError(f"cannot use {source} as a voice: there is no such file", expected=VOICE)
+    if not os.path.isfile(source) and not (colon and os.path.isdir(directory)) and source not in named:
+        names = f"; the model has {', '.join(named)}" if named else ""
+        raise UserError(f"cannot use {source} as a voice: there is no such file", expected=f"{VOICE}{names}")
 
 
 def prepare_answer(
@@ -128,9 +161,9 @@ def prepare_answer(
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
     path = Path(out)
-    check_model_directory(args.model)
-    check_directory("the codec", args.codec)
-    check_voice(args.speaker or "")
+    log.set_up()
+    find_model(args)
+    check_voice(args.speaker or "", args.model)
     if not (is_stream and out == STDOUT):
         if path.exists() and not args.overwrite:
             raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
@@ -138,9 +171,10 @@ def prepare_answer(
             raise UserError("only --stream writes to standard output, a device or a pipe", got=out)
     settings = settings_of(args)
     synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
-    if not synthesizer.is_speaker_aware:
+    speaker = synthesizer.read_speaker(args.speaker or "")
+    if synthesizer.takes_voice and not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
-    return synthesizer, synthesizer.read_speaker(args.speaker), settings.options
+    return synthesizer, speaker, settings.options
 
 
 def open_synthesizer(
@@ -159,16 +193,14 @@ def open_synthesizer(
 
 def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
     """Speak the lines of `args.jsonl` into the directory `args.out`; 0, or 75 when told to stop."""
-    from slmkit import log
     from slmkit.stopping import STOPPED, Stopped, stopping
 
     if not Path(args.jsonl).exists():
         raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
-    check_model_directory(args.model)
-    check_directory("the codec", args.codec)
-    if args.speaker:
-        check_voice(args.speaker)
     log.set_up()
+    find_model(args)
+    if args.speaker:
+        check_voice(args.speaker, args.model)
     try:
         with stopping():
             from slmkit.infer.batch import read_items, speak_all

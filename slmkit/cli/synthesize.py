@@ -1,11 +1,13 @@
 """Speak a sentence, or every line of a file, with an exported model.
 
-  slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --out hello.wav
-  slmkit synthesize MODEL "Good morning." --codec CODEC --speaker voice.wav --stream --out - | aplay
-  slmkit synthesize MODEL --jsonl FILE --codec CODEC --speaker voice.wav --out DIR
+  slmkit synthesize MODEL "Good morning."
+  slmkit synthesize MODEL "Good morning." --speaker voice.wav --out hello.wav
+  slmkit synthesize MODEL "Good morning." --speaker voice.wav --stream --out - | aplay
+  slmkit synthesize MODEL --jsonl FILE --speaker voice.wav --out DIR
 
---speaker gives the voice: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). Every
-model needs it: where the model has no speaker input, the codec still uses it.
+MODEL knows its codec (another one: --codec) and holds some voices. --speaker names one of them, or gives another: an
+audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model without speaker input needs a voice
+too where the codec decodes with it; where neither takes one, leave it out.
 
 --stream writes the sound while it is generated: to a WAV file, or to standard output (--out -).
 
@@ -34,7 +36,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from slmkit.cli.speaking import STDOUT, add_speaking_arguments, prepare_answer, speak_file
+from slmkit.cli.speaking import MODEL, STDOUT, add_speaking_arguments, prepare_answer, speak_file
 from slmkit.errors import UserError
 from slmkit.texts import excerpt, visible
 
@@ -46,7 +48,7 @@ DEFAULT_SPEECH_WAV = "speech.wav"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="directory that `slmkit consolidate` wrote")
+    parser.add_argument("model", help=MODEL)
     text = parser.add_argument("text", help="text to speak; not with --jsonl")
     parser.add_argument("--out", help=f"WAV file to write (default: {DEFAULT_SPEECH_WAV}), or with --jsonl a directory")
     parser.add_argument("--overwrite", action="store_true", help="replace the WAV file if it exists")

@@ -33,6 +33,7 @@ from typing import IO, TYPE_CHECKING
 from slmkit import log
 from slmkit.cli.arguments import OVERRIDE, Parser, add_config_arguments, positive
 from slmkit.errors import UserError
+from slmkit.hub import local_path
 
 if TYPE_CHECKING:
     from slmkit.config.tokenize import TokenizeConfig
@@ -65,7 +66,7 @@ def add_arguments(parser: Parser) -> None:
     submit = actions.add_parser("submit", help="plan, then encode and finalize as a Slurm array", description=SUBMIT)
     for sub in (plan, encode, submit):
         sub.add_argument("source", nargs="?", help="folder of audio, or file")
-        sub.add_argument("codec", nargs="?", help="directory of the codec")
+        sub.add_argument("codec", nargs="?", help="codec: a directory or a hub id")
         sub.add_argument("out", nargs="?", help="directory for the shards")
         add_config_arguments(sub, "slmkit.config.tokenize:TokenizeConfig")
         sub.add_argument(
@@ -103,7 +104,7 @@ def add_arguments(parser: Parser) -> None:
     )
     verify = actions.add_parser("verify", help="read a corpus again, decode a sample, write a page to listen to")
     verify.add_argument("out", metavar="OUT", help="directory of the corpus")
-    verify.add_argument("--codec", help="directory of the codec; without it nothing is decoded")
+    verify.add_argument("--codec", help="codec, a directory or a hub id; without it nothing is decoded")
     verify.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     verify.add_argument("--samples", type=int, default=20, help="utterances to decode (default: %(default)s)")
     verify.add_argument("--seed", type=int, default=0, help="seed of the choice of utterances (default: %(default)s)")
@@ -130,6 +131,11 @@ def read_recipe(args: argparse.Namespace) -> "TokenizeConfig":
     return load_config(TokenizeConfig, args.config, [*flags, *args.overrides])
 
 
+def with_codec(config: "TokenizeConfig") -> "TokenizeConfig":
+    """The same with the codec's directory, fetched where it is a hub id. Raises UserError."""
+    return config.model_copy(update={"codec": str(local_path(config.codec, what="the codec"))})
+
+
 def run(args: argparse.Namespace) -> int:
     log.set_up()
     if args.status is not None:
@@ -141,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "plan":
         config = read_recipe(args)
         _refuse_early(config)
-        _plan_corpus(config)
+        _plan_corpus(with_codec(config))
     elif args.action == "status":
         from slmkit.tokenization.corpus_job import CorpusJob
         from slmkit.tokenization.plan import TokenizationPlan
@@ -157,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
         from slmkit.codec.open import open_codec
         from slmkit.tokenization.verify import verify_job
 
-        codec = open_codec(args.codec, args.device) if args.codec else None
+        codec = open_codec(local_path(args.codec, what="the codec"), args.device) if args.codec else None
         report = args.report or f"{args.out.rstrip('/')}-verify"
         found = verify_job(args.out, codec, samples=args.samples, seed=args.seed, report=report)
         print("\n".join([f"{args.out} is whole", *found.lines(), f"see {report}/index.html"]))
@@ -191,6 +197,7 @@ def _run_here(args: argparse.Namespace) -> int:
     try:
         with stopping():
             _refuse_early(config)
+            config = with_codec(config)
             from slmkit.codec.open import open_codec  # these two take seconds
             from slmkit.tokenization.job import finalize_corpus, tokenize
 
@@ -275,6 +282,7 @@ def _submit(args: argparse.Namespace) -> int:
 
     config, words = read_recipe(args), _words(args)
     _refuse_early(config)
+    config = with_codec(config)
     if args.devices or any(_option(text) == "devices" for text in args.overrides):
         words += ["--devices", ",".join(config.devices)]
     options = ArrayOptions(

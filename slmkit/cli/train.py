@@ -80,11 +80,13 @@ def run(args: argparse.Namespace) -> int:
                 raise refused
             from slmkit.train.doctor import warn_at_start
             from slmkit.train.loop import train
+            from slmkit.train.names import with_commits
             from slmkit.train.run import prepare_run, run_table
 
             warn_at_start(world, config.run_dir)
             if not args.dry_run:
                 signals.is_obeyed = not train(config, peers)
             elif world.is_first:
+                config = with_commits(config, World())
                 print("\n".join(log.table(run_table(prepare_run(config, World(size=planned.size))))))
     return STOPPED if signals.is_obeyed else 0

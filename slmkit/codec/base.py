@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # a corpus is planned, indexed and looked at without torch
     import torch
 
 Role = Literal["prosody", "content", "semantic", "detail", "coupled"]
+Codes = npt.NDArray[np.uint16]  # [K, T], of one utterance: what shards, models and jobs have; torch has int32
 MAX_LM_STREAMS = 32  # of the language model
 
 
@@ -58,6 +59,11 @@ class CodecSpec:
     def frame_rate(self) -> float:
         """Frames per second."""
         return self.sample_rate / self.hop_samples
+
+    @property
+    def decodes_voice(self) -> bool:
+        """Whether the codec decodes with the speaker vector; vectors of a separate encoder are the language model's."""
+        return self.speaker_dim > 0 and not self.speaker_sha256
 
     @property
     def lm_streams(self) -> tuple[Stream, ...]:
@@ -211,12 +217,26 @@ def check_codes(codes: "torch.Tensor", spec: CodecSpec) -> None:
             raise ValueError(f"codes of stream {stream.name} are {low} to {high}, not 0 to {stream.size - 1}")
 
 
-def decode_alone(
-    codec: Codec, codes: npt.NDArray[np.int16], speaker: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Wave float32 [N] of the codes int16 [K, T] of one utterance in the voice of speaker float32 [D]."""
+def to_codes(numbers: npt.ArrayLike) -> Codes:
+    """Whole numbers as codes of the same shape. Raises ValueError where one is negative, or above 65 535."""
+    numbers = np.asarray(numbers)
+    most = np.iinfo(np.uint16).max
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() <= most:
+        raise ValueError(f"codes are {numbers.min()} to {numbers.max()}, not 0 to {most}")
+    return numbers.astype(np.uint16)
+
+
+def to_tensor(codes: Codes) -> "torch.Tensor":
+    """Codes as int32 of the same shape: torch has few operations for numbers of 16 bits without sign."""
+    import torch
+
+    return torch.from_numpy(codes.astype(np.int32))
+
+
+def decode_alone(codec: Codec, codes: Codes, speaker: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Wave float32 [N] of the codes uint16 [K, T] of one utterance in the voice of speaker float32 [D]."""
     import torch
 
     with torch.inference_mode():
-        batch = (torch.from_numpy(array)[None].to(codec.device) for array in (codes, speaker))
+        batch = (tensor[None].to(codec.device) for tensor in (to_tensor(codes), torch.from_numpy(speaker)))
         return codec.decode(*batch)[0].float().cpu().numpy()

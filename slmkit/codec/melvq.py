@@ -139,7 +139,7 @@ class MelVQ:
         num_frames = [self.num_frames(n) for n in lengths]
         if min(num_frames) < 1:
             raise ValueError(f"an utterance of {min(lengths)} samples is too short to give a frame")
-        codes = torch.zeros(len(lengths), len(STREAM_NAMES), max(num_frames), dtype=torch.int16, device=self.device)
+        codes = torch.zeros(len(lengths), len(STREAM_NAMES), max(num_frames), dtype=torch.int32, device=self.device)
         speaker = torch.zeros(len(lengths), NUM_BANDS, device=self.device)
         for i, length in enumerate(lengths):
             frames = self._log_mel(waves[i, :length].to(self.device).clone())
@@ -209,13 +209,13 @@ def _unseen_residual(points: torch.Tensor, book: torch.Tensor) -> torch.Tensor:
 
 
 def _quantize(frames: torch.Tensor, codebooks: torch.Tensor, biases: list[torch.Tensor]) -> torch.Tensor:
-    """Codes int16 [K, T] of frames float32 [T, M], stage by stage; `biases` are those of the books."""
+    """Codes int64 [K, T] of frames float32 [T, M], stage by stage; `biases` are those of the books."""
     codes = []
     for book, bias in zip(codebooks, biases, strict=True):
         nearest = _nearest(frames, book, bias)
         codes.append(nearest)
         frames = frames - book[nearest]
-    return torch.stack(codes).short()
+    return torch.stack(codes)
 
 
 def _nearest(points: torch.Tensor, book: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -96,6 +96,17 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def codec_files(path: str | Path) -> list[Path]:
+    """The files that make the directory `path` the codec it is. Raises UserError where it holds none."""
+    path = Path(path)
+    if (path / CODEC_JSON).is_file():
+        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    for family in codec_families().values():
+        if family.load and all((path / name).is_file() for name in family.files):
+            return sorted({*(path / name for name in family.files), *path.glob("*.json")})
+    raise UserError(f"{path} is not a codec directory")
+
+
 def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
     """The codec in directory `path`, ready on `device`.
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from slmkit.codec.base import CodecSpec, Encoded, Reach, check_codes
-from slmkit.codec.stages import Stage, reach_of, run_in_pieces
+from slmkit.codec.stages import Stage, Windowed, reach_of, run_in_pieces
 
 PIECE_SEC = 30.0  # longer audio is taken in pieces of this length
 
@@ -75,11 +75,12 @@ class SingleCodec(ABC):
                 raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
         shape = len(counts), len(self.spec.streams), max(num_frames, default=0)
         codes = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        # Distances to all entries take far more memory than the latents: they are computed piece by piece as well.
+        stages = (*self.encoding_stages(), Windowed(lambda latents: self.quantize(latents)[None], Reach(0, 0)))
         with exact_float32(self.device):
             for i, (count, frames) in enumerate(zip(counts, num_frames, strict=True)):
                 wave = waves[i, :count].to(self.device, torch.float32)[None, None]
-                latents = run_in_pieces(self.encoding_stages(), wave, piece_frames=self.piece_frames)
-                codes[i, :, :frames] = self.quantize(latents)
+                codes[i, :, :frames] = run_in_pieces(stages, wave, piece_frames=self.piece_frames)[0]
         return Encoded(
             codes, torch.tensor(num_frames, device=self.device), torch.zeros(len(counts), 0, device=self.device)
         )
@@ -105,11 +106,13 @@ def limited(wave: torch.Tensor) -> torch.Tensor:
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
     backends: Any = torch.backends
-    matmul, convolution = backends.cuda.matmul, backends.cudnn.conv
-    before = matmul.fp32_precision, convolution.fp32_precision
-    matmul.fp32_precision = convolution.fp32_precision = "ieee"
+    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.fp32_precision, convolution.fp32_precision = before
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision

@@ -29,12 +29,12 @@ from slmkit.codec.base import Reach
 class Windowed(NamedTuple):
     """A stage that depends on a bounded part of its input."""
 
-    run: Callable[
-        [torch.Tensor], torch.Tensor
-    ]  # [1, C, t * inputs] -> [1, C', t * outputs], with its own padding at both ends
-    reach: Reach | None  # frames; None: everything
+    run: Callable[..., torch.Tensor]  # [1, C, t * inputs] -> [1, C', t * outputs], with its own padding at both ends
+    reach: Reach | None  # blocks; None: everything
     inputs_per_frame: int = 1
     outputs_per_frame: int = 1
+    block_frames: int = 1  # frames that go together, counted from the first of all: input begins where a block does
+    placed: bool = False  # `run` takes the number of its first frame, too: what comes out depends on the place in time
 
 
 class Recurrent(NamedTuple):
@@ -59,10 +59,12 @@ class StagedCodec(Protocol):
 
 def reach_of(stages: Sequence[Stage]) -> Reach:
     """What the whole chain depends on, in frames; None on a side where it is everything."""
-    windows = [stage.reach for stage in stages if isinstance(stage, Windowed)]
-    if None in windows:
+    windows = [(stage.reach, stage.block_frames) for stage in stages if isinstance(stage, Windowed)]
+    if any(reach is None for reach, _ in windows):
         return Reach(None, None)
-    before, after = (sum(reach[side] or 0 for reach in windows if reach is not None) for side in (0, 1))
+    before, after = (
+        sum(((reach[side] or 0) + 1) * block - 1 for reach, block in windows if reach is not None) for side in (0, 1)
+    )
     return Reach(None if any(isinstance(stage, Recurrent) for stage in stages) else before, after)
 
 
@@ -86,20 +88,21 @@ class _Window:
     def __init__(self, stage: Windowed) -> None:
         self._stage = stage
         self._kept: torch.Tensor | None = None
-        self._first = self._given = 0  # frames: the first that is kept; those given out
+        self._first = self._given = 0  # blocks: the first that is kept; those given out
 
     def push(self, piece: torch.Tensor | None, *, is_last: bool) -> torch.Tensor | None:
-        run, reach, inputs, outputs = self._stage
+        stage = self._stage
+        inputs, outputs = (n * stage.block_frames for n in (stage.inputs_per_frame, stage.outputs_per_frame))
         if piece is not None:
             self._kept = piece if self._kept is None else torch.cat([self._kept, piece], dim=2)
-        if self._kept is None or (reach is None and not is_last):
+        if self._kept is None or (stage.reach is None and not is_last):
             return None
-        before, after = (0, 0) if reach is None else (reach.before or 0, reach.after or 0)
-        frames = self._first + self._kept.shape[2] // inputs
-        stop = frames - after
+        before, after = (0, 0) if stage.reach is None else (stage.reach.before or 0, stage.reach.after or 0)
+        stop = self._first + self._kept.shape[2] // inputs - after
         if not is_last and stop <= self._given:
             return None
-        found = run(self._kept)[..., (self._given - self._first) * outputs :]
+        place = (self._first * stage.block_frames,) if stage.placed else ()
+        found = stage.run(self._kept, *place)[..., (self._given - self._first) * outputs :]
         if is_last:
             self._kept = None
             return found if found.shape[2] else None

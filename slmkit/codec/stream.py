@@ -20,7 +20,7 @@ Shapes: K streams (of the language model, or with the detail streams), t frames,
 
 Example:
     stream = StreamDecoder(codec, speaker)
-    for codes in parts:  # int16 [K, t]
+    for codes in parts:  # int [K, t]
         play(stream.push(codes))
     play(stream.finish())
 """

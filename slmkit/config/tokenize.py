@@ -75,7 +75,7 @@ class TokenizeConfig(Config):
         description="layout of the source, such as libritts, manifest or parquet; see the list of layouts",
     )
     source: PathText = Field(description="folder or file with the audio")
-    codec: PathText = Field(description="directory of the codec")
+    codec: PathText = Field(description="codec: a directory or a hub id")
     out: PathText = Field(description="directory for the shards; new, empty, or of this same job")
     columns: dict[str, Name] = Field(
         default={},

@@ -35,6 +35,7 @@ from slmkit.config.values import (
     Unit,
     Workers,
 )
+from slmkit.hub import local_path, parse
 
 Task = Literal["tts", "asr", "text", "qa"]
 Betas = Annotated[tuple[ShareBelowOne, ...], MinLen(2), MaxLen(2), Takes("a list of two numbers, 0 to below 1")]
@@ -189,9 +190,18 @@ class TrainConfig(Config):
     run_dir: PathText = Field(
         description="directory of the run; training continues from its newest complete checkpoint"
     )
-    base: PathText = Field(description="directory of the base model (Qwen2.5, or made by `slmkit init-base`)")
+    base: PathText = Field(
+        description="base model (Qwen2.5, Qwen3, Llama, SmolLM3, or made by `slmkit init-base`): a directory, or a hub "
+        "id such as Qwen/Qwen2.5-0.5B"
+    )
     init_from: PathText | None = Field(
-        default=None, description="directory of an exported model whose weights a new run starts from"
+        default=None,
+        description="exported model whose weights a new run starts from: a directory or a hub id",
+    )
+    revisions: dict[str, Name] = Field(
+        default={},
+        description="commit of each hub id in this config; filled in by the first start, so that a run goes on with "
+        "the same files",
     )
     deepspeed: PathText = Field(
         description="DeepSpeed's settings, which hold the precision: a name such as zero2_bf16 "
@@ -240,11 +250,44 @@ class TrainConfig(Config):
         default=0, description="steps from one set of speech samples to the next; 0 makes none"
     )
     codec: PathText | None = Field(
-        default=None, description="directory of the codec, for speech samples in TensorBoard"
+        default=None, description="codec for speech samples in TensorBoard: a directory or a hub id"
     )
     peak_tflops: Annotated[Positive, Unit("TFLOP/s")] | None = Field(
         default=None, description="peak bf16 speed of a device, for MFU; not needed for known GPUs"
     )
+
+    @property
+    def base_path(self) -> Path:
+        """Directory of the base model, fetched where `base` is a hub id. Raises UserError, as `local_path`."""
+        return self.place("base", self.base)
+
+    @property
+    def init_path(self) -> Path:
+        """Directory of the exported model to start from, where there is one; as `base_path`."""
+        assert self.init_from is not None
+        return self.place("init_from", self.init_from)
+
+    @property
+    def codec_path(self) -> Path:
+        """Directory of the codec, where there is one; as `base_path`."""
+        assert self.codec is not None
+        return self.place("codec", self.codec)
+
+    def place(self, option: str, name: str) -> Path:
+        """Where the directory or hub id `name` of an option is on this disk; a directory need not be there.
+
+        Raises UserError as `local_path`, for a hub id.
+        """
+        if parse(name) is None:
+            return Path(name)
+        return local_path(name, what=option, commit=self.revisions.get(name))
+
+    @property
+    def hub_names(self) -> dict[str, str]:
+        """The options that name something on the hub and are needed to train, with their ids."""
+        names = {"base": self.base, "init_from": self.init_from}
+        names |= {"codec": self.codec if self.speak_every_steps else None}
+        return {option: name for option, name in names.items() if name is not None and parse(name) is not None}
 
     def clashes(self) -> Iterable[tuple[bool, str]]:
         yield (

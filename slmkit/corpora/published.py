@@ -64,12 +64,12 @@ def read_published(path: str | Path) -> Iterator[Sample | Failure]:
 
 
 def parse_tokens(tokens: Any) -> np.ndarray:
-    """Codes int16 [3, T], T >= 1, of the `tokens` of a record. Raises BadSample "bad_tokens" saying what is wrong."""
+    """Codes uint16 [3, T], T >= 1, of the `tokens` of a record. Raises BadSample "bad_tokens" saying what is wrong."""
     if isinstance(tokens, str):
         steps = _split(tokens)
         if len(steps) % len(LETTERS):
             raise _bad("the number of tokens is not a multiple of 3", got=len(steps))
-        return np.array([_codes(steps[k :: len(LETTERS)], letter) for k, letter in enumerate(LETTERS)], dtype=np.int16)
+        return np.array([_codes(steps[k :: len(LETTERS)], letter) for k, letter in enumerate(LETTERS)], dtype=np.uint16)
     if isinstance(tokens, dict):
         return _from_heads(tokens)
     raise _bad("the tokens are neither a string nor a group of heads", got=type(tokens).__name__)
@@ -87,7 +87,7 @@ def _from_heads(heads: dict[str, Any]) -> np.ndarray:
     real = sum(head[-1] != PAD for head in split)
     if real == 0 or real % len(LETTERS) or _has_hole(split):
         raise _bad(f"<{PAD}> may only fill whole frames at the end of the last step")
-    codes = np.zeros((len(LETTERS), num_steps * num_frames), dtype=np.int16)
+    codes = np.zeros((len(LETTERS), num_steps * num_frames), dtype=np.uint16)
     for i, head in enumerate(split):
         frame, stream = divmod(i, len(LETTERS))
         values = _codes(head[:-1] if head[-1] == PAD else head, LETTERS[stream])

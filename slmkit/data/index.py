@@ -215,6 +215,7 @@ class Corpus:
     seconds: float  # speech in all shards
     failures: Mapping[str, int]  # items of the source that gave no sample, by reason
     outliers: Mapping[str, int]  # utterances that stand out, by check
+    codec_source: str = ""  # where the codec was: a path, or a hub id with its commit; "" where it is not known
 
     @staticmethod
     def open(directory: str | Path) -> "Corpus":
@@ -234,7 +235,7 @@ class Corpus:
         try:
             codec = CodecSpec.from_dict(manifest["codec"])
             listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
-            seconds = float(manifest["counts"]["seconds"])
+            seconds, codec_source = float(manifest["counts"]["seconds"]), str(manifest.get("codec_source", ""))
             failures, outliers = (_counts(manifest.get(name, {})) for name in ("failures", "outliers"))
             if not math.isfinite(seconds):
                 raise ValueError(f"the corpus lasts {seconds} s")
@@ -245,7 +246,7 @@ class Corpus:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path} is not the manifest of a corpus: {excerpt(repr(error), 300)}") from error
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)
-        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds, failures, outliers)
+        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds, failures, outliers, codec_source)
 
     def check(self, *, with_tars: bool = True) -> None:
         """Read every index and look at its tar, if it lies beside. Raises UserError for the first that is not whole."""
@@ -333,14 +334,15 @@ def write_manifest(
     shards: Sequence[ShardSummary],
     made_by: dict[str, Any],
     *,
+    codec_source: str = "",
     refused: Mapping[str, int] | None = None,
     outliers: Mapping[str, int] | None = None,
 ) -> None:
     """Write `manifest.json`, which makes `directory` a corpus. Replaces an older one.
 
-    `made_by` is `files.provenance(...)` or as much of it as is known; `refused` counts what was left out before
-    encoding, by reason; `outliers` utterances that stand out, by check. Nothing in the manifest depends on the time or
-    the machine. Raises UserError when the disk refuses.
+    `made_by` is `files.provenance(...)` or as much of it as is known; `codec_source` says where the codec is;
+    `refused` counts what was left out before encoding, by reason; `outliers` utterances that stand out, by check.
+    Nothing in the manifest depends on the time. Raises UserError when the disk refuses.
     """
     reasons = Counter(refused or {})
     for shard in shards:
@@ -350,6 +352,7 @@ def write_manifest(
         "corpus": corpus,
         "codec": codec.to_dict(),
         "weights_sha256": codec.weights_sha256,
+        "codec_source": codec_source,
         "counts": {
             "utterances": samples + reasons.total(),
             "samples": samples,

@@ -1,8 +1,8 @@
 """Shards: tars of encoded utterances that webdataset reads, written with fixed bytes and read at random by offset.
 
-A sample is `{name}.codes.npy` (int16 [K, T]), `{name}.json` and, where the codec has one, `{name}.speaker.npy`
-(float32 [D]); `name` is the key, escaped. Prompts and groups are not baked in. `webdataset.WebDataset(url).decode()`
-alone reads them too.
+A sample is `{name}.codes.npy` (uint16 [K, T]; int16 where slmkit 0.5 or before wrote it), `{name}.json` and, where the
+codec has one, `{name}.speaker.npy` (float32 [D]); `name` is the key, escaped. Prompts and groups are not baked in.
+`webdataset.WebDataset(url).decode()` alone reads them too.
 
 Shapes: K streams, T frames, D speaker width.
 
@@ -34,6 +34,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 import webdataset
 
+from slmkit.codec.base import Codes
 from slmkit.data.index import Corpus, ShardIndex, index_path, shard_name
 from slmkit.data.ledger import Failure
 from slmkit.data.remote import DamagedTar, ShardCache, is_url, join
@@ -41,7 +42,8 @@ from slmkit.errors import DamagedSample, UserError
 from slmkit.files import atomic_write
 
 CODES, SPEAKER, META = "codes.npy", "speaker.npy", "json"
-CODES_DTYPE, SPEAKER_DTYPE = np.dtype("<i2"), np.dtype("<f4")
+CODES_DTYPE, SPEAKER_DTYPE = np.dtype("<u2"), np.dtype("<f4")
+OLD_CODES_DTYPE = np.dtype("<i2")  # of shards that slmkit 0.5 and before wrote
 NPY_MAGIC = b"\x93NUMPY\x01\x00"  # version 1.0; two bytes of header length follow
 NPY_PREFIX_BYTES = 10
 HEADER_SHOWN = 100  # characters of a foreign header that an error shows
@@ -62,7 +64,7 @@ class Sample:
     """
 
     key: str
-    codes: np.ndarray  # int16 [K, T]
+    codes: Codes  # [K, T]
     speaker: np.ndarray | None  # float32 [D]
     meta: dict[str, Any]
 
@@ -104,7 +106,7 @@ class ShardWriter:
     def add(self, sample: Sample) -> None:
         """Append a sample. Raises ValueError when it is not as `Sample` says, or has other members than the first."""
         if sample.codes.dtype != CODES_DTYPE or sample.codes.ndim != 2:
-            raise ValueError(f"codes must be int16 [K, T], got {sample.codes.dtype} {list(sample.codes.shape)}")
+            raise ValueError(f"codes must be uint16 [K, T], got {sample.codes.dtype} {list(sample.codes.shape)}")
         meta = json.dumps({**sample.meta, "key": sample.key}, sort_keys=True, ensure_ascii=False, allow_nan=False)
         checks = sample.meta.get("checks", {})
         if not isinstance(checks, dict) or not all(type(value) in (int, float) for value in checks.values()):
@@ -272,14 +274,16 @@ class ShardReader:
 
     def _parse(self, index: ShardIndex, row: int, members: dict[str, bytes]) -> Sample:
         codec, key = self.corpus.codec, index.keys[row]
-        codes = _parse_npy(members[CODES], CODES_DTYPE, (len(codec.streams), int(index.frames[row])))
+        shape = (len(codec.streams), int(index.frames[row]))
+        codes = _parse_npy(members[CODES], (CODES_DTYPE, OLD_CODES_DTYPE), shape)
         if (codes < 0).any() or (codes >= self._sizes).any():
             raise ValueError("a code lies outside its codebook")
+        codes = codes.astype(CODES_DTYPE)
         speaker = None
         if codec.speaker_dim:
             if SPEAKER not in members:
                 raise ValueError(f"the speaker vector of width {codec.speaker_dim} is missing")
-            speaker = _parse_npy(members[SPEAKER], SPEAKER_DTYPE, (codec.speaker_dim,))
+            speaker = _parse_npy(members[SPEAKER], (SPEAKER_DTYPE,), (codec.speaker_dim,))
         return Sample(key, codes, speaker, _parse_meta(members[META], key))
 
     def _damaged(self, index: ShardIndex, row: int, error: Exception) -> DamagedSample:
@@ -304,14 +308,18 @@ class _OpenTar:
         os.close(self.handle)
 
 
-def _parse_npy(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The array in `content`, which must be an npy file of exactly this type and shape. Raises ValueError otherwise."""
+def _parse_npy(content: bytes, dtypes: Sequence[np.dtype], shape: tuple[int, ...]) -> np.ndarray:
+    """The array in `content`, which must be an npy file of one of these types and of this shape.
+
+    Raises ValueError otherwise.
+    """
     header_bytes = int.from_bytes(content[8:NPY_PREFIX_BYTES], "little")
     data = content[NPY_PREFIX_BYTES + header_bytes :]
     header = content[NPY_PREFIX_BYTES : NPY_PREFIX_BYTES + header_bytes].decode("latin-1").rstrip()
-    expected = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}"
-    if not content.startswith(NPY_MAGIC) or header != expected:
-        raise ValueError(f"an array with header {header[:HEADER_SHOWN]!r}, expected {expected!r}")
+    headers = {f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape}, }}": dtype for dtype in dtypes}
+    if not content.startswith(NPY_MAGIC) or header not in headers:
+        raise ValueError(f"an array with header {header[:HEADER_SHOWN]!r}, expected {next(iter(headers))!r}")
+    dtype = headers[header]
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(data)} bytes of array data, expected {math.prod(shape) * dtype.itemsize}")
     return np.frombuffer(data, dtype=dtype).reshape(shape).copy()

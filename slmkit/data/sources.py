@@ -193,7 +193,7 @@ class Conversations:
 
     def read(self, i: int) -> Sample:
         """Dialogue `i`, with codes of shape [0, 0]. Raises DamagedSample naming file and line when it has changed."""
-        return Sample(self.key(i), np.zeros((0, 0), dtype=np.int16), None, self.read_meta(i))
+        return Sample(self.key(i), np.zeros((0, 0), dtype=np.uint16), None, self.read_meta(i))
 
     def read_meta(self, i: int) -> dict[str, Any]:
         """The `turns` of dialogue `i`, [[instruction, response], ...]. Raises DamagedSample like `read`."""

@@ -2,7 +2,7 @@
 
     job.json            how it is made: settings; and names for people
     outputs.jsonl       a record per utterance, in the order of the choice
-    codes/00000.npy     int16 [K, T]
+    codes/00000.npy     uint16 [K, T]
     wav/00000.wav       not there where the model gave no speech
     voices/00.npy       float32 [D], voices that are not of the corpus
 
@@ -26,7 +26,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from slmkit.audio.encode import PCM16_SCALE
-from slmkit.codec.base import CodecSpec
+from slmkit.codec.base import CodecSpec, Codes, to_codes
 from slmkit.errors import UserError
 from slmkit.files import read_npy
 from slmkit.infer.batch import CODES_DIR, WAVES_DIR
@@ -159,18 +159,18 @@ def voice_path(directory: Path, number: int) -> Path:
     return directory / "voices" / f"{number:02d}.npy"
 
 
-def read_codes(directory: Path, record: OutputRecord, num_streams: int) -> npt.NDArray[Any]:
-    """The codes of an output, integers [K, T]. Raises UserError naming the file when it does not hold them."""
+def read_codes(directory: Path, record: OutputRecord, num_streams: int) -> Codes:
+    """The codes of an output, uint16 [K, T]. Raises UserError naming the file when it does not hold them."""
     path = codes_path(directory, record.place)
-    codes = read_npy(path, what="codes", max_values=MAX_CODES)
-    if codes.dtype.kind not in "iu" or codes.shape != (num_streams, record.frames):
-        raise UserError(
-            f"{path} does not hold the codes of the utterance",
-            got=f"{codes.dtype} {list(codes.shape)}",
-            expected=f"integers {[num_streams, record.frames]}",
-            next_step=AGAIN,
-        )
-    return codes
+    stored = read_npy(path, what="codes", max_values=MAX_CODES)
+    try:
+        if stored.dtype.kind not in "iu" or stored.shape != (num_streams, record.frames):
+            raise ValueError(f"{stored.dtype} {list(stored.shape)}")
+        return to_codes(stored)  # older jobs stored int16
+    except ValueError as error:
+        expected = f"integers {[num_streams, record.frames]}"
+        what = f"{path} does not hold the codes of the utterance"
+        raise UserError(what, got=error, expected=expected, next_step=AGAIN) from error
 
 
 def read_voice(directory: Path, number: int, width: int) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,10 @@ def score_outputs(
     members = groups(rows, unseen)
     summary = {name: summarize(group, metrics) for name, group in members.items()}
     made_by, report = provenance(), Json()
+    notes = _notes(outcomes, truths)
     tell(f"{len(rows)} utterances")
+    for note in notes:
+        tell(f"  {note}")
     tell(TABLE_HEAD)
     for family in families():
         if not all(getattr(tools, need) for need in family.needs):
@@ -88,6 +91,7 @@ def score_outputs(
                 "settings": {name: value for name, value in outputs.settings.items() if name != "utterances"},
                 "outputs_sha256": outputs_sha256,
                 "measured_with": measured_with,
+                "notes": notes,
                 "metrics": [dataclasses.asdict(metric) for metric in metrics.values()],
                 "summary": summary,
                 "utterances": rows,
@@ -124,6 +128,15 @@ def _check_belongs(outputs: Finished, truths: Truths) -> None:
             got=truths.codec.spec.weights_sha256,
             expected=outputs.settings["codec"]["weights_sha256"],
         )
+
+
+def _notes(outcomes: Sequence[Spoken], truths: Truths) -> list[str]:
+    """Which scores are left out of a report, and why."""
+    if not all(spoken.is_voice_asked for spoken in outcomes):
+        return ["no scores of voices: neither the model nor the codec takes a voice, so none was asked for"]
+    if not truths.codec.spec.speaker_dim:
+        return ["no SIM codec: the codec has no speaker vectors"]
+    return []
 
 
 def _plain(value: Any) -> Any:

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.mel import log_mel_distance
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
 from slmkit.evaluate.generation import COPY, true_codes
 from slmkit.evaluate.metrics import Score, single
 from slmkit.evaluate.outputs import Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
+from slmkit.evaluate.selection import DEFAULT
 from slmkit.tokenization.copies import planned_audio
 
 KEPT = 4  # samples, and waves of each kind, in memory
@@ -74,15 +75,14 @@ class Truths:
         self.copy = functools.lru_cache(KEPT)(self._copy)
         self.source = functools.lru_cache(KEPT)(self._source)
 
-    def codes(self, number: int) -> npt.NDArray[np.int16]:
-        """int16 [K, T], what a model predicts."""
+    def codes(self, number: int) -> Codes:
+        """uint16 [K, T], what a model predicts."""
         return true_codes(self.sample(number), self.corpus)
 
     def vector(self, number: int) -> Vector:
-        """The voice of a sample, float32 [D]."""
+        """The voice of a sample, float32 [D]; zeros, or nothing, where the corpus has no vectors."""
         speaker = self.sample(number).speaker
-        assert speaker is not None, "outputs are made of a corpus with speaker vectors"
-        return speaker
+        return np.zeros(self.codec.spec.speaker_dim, np.float32) if speaker is None else speaker
 
     def _copy(self, number: int) -> Wave:
         """The true codes decoded, float32 [samples]."""
@@ -104,8 +104,8 @@ class Spoken:
     tools: Tools
 
     @property
-    def codes(self) -> npt.NDArray[np.int16]:
-        """int16 [K, T]."""
+    def codes(self) -> Codes:
+        """uint16 [K, T]."""
         return read_codes(self.outputs.directory, self.record, len(self.truths.corpus.codec.lm_streams))
 
     @property
@@ -129,6 +129,11 @@ class Spoken:
     def is_copy(self) -> bool:
         """Whether it is the codec's copy of the true codes, and no model spoke."""
         return bool(self.outputs.settings["model"] == COPY)
+
+    @property
+    def is_voice_asked(self) -> bool:
+        """Whether the speech was to be in a certain voice; there are models and codecs that take none."""
+        return self.record.voice != DEFAULT
 
     @functools.cached_property
     def heard(self) -> str:

@@ -2,7 +2,7 @@
 utterances of an evaluation.
 
     OUT/wav/ID.wav        one answer
-    OUT/codes/ID.npy      its codes int16 [K, T], where they are to be scored
+    OUT/codes/ID.npy      its codes uint16 [K, T], where they are to be scored
     OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, request (a
                           hash of what was asked), and of questions the answer in words
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
@@ -13,7 +13,8 @@ other; the next start tries it again. Lines may be added to a file, and failed o
 was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
-digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
+digits and `._-`; default: the number of the line), "speaker" where a voice is taken, and any field of
+`SpeakingSettings`.
 
 Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
 else is in the job or how often it was interrupted. Another engine may round otherwise; `job.json` lists all.
@@ -42,17 +43,16 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from slmkit.audio.encode import encoded
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
-from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector, Voices
+from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector
 from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
 from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt, is_blank
@@ -122,7 +122,7 @@ def speak_all(
     `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
-    voices, began = Voices(synthesizer.codec), time.perf_counter()
+    voices, began = synthesizer.voices, time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
         shape, engines = engine_shape(synthesizer), job.description.get("engines")
         engines = engines if isinstance(engines, list) else []
@@ -274,7 +274,7 @@ class BatchSpeaker:
             return
         columns = {"steps": 0, "reason": "refused", "limit": None, "why": error.what, "answer": "", "engine_sec": 0.0}
         codec = self._synthesizer.codec
-        no_codes = np.zeros((len(codec.spec.lm_streams), 0), np.int16)
+        no_codes = np.zeros((len(codec.spec.lm_streams), 0), np.uint16)
         store(self._job, codec, item, np.zeros(codec.spec.speaker_dim, np.float32), no_codes, columns, True)
 
 
@@ -283,12 +283,12 @@ def store(
     codec: Codec,
     item: SpeechItem,
     vector: Vector,
-    codes: npt.NDArray[np.int16],
+    codes: Codes,
     columns: JobRecord,
     is_scored: bool,
 ) -> JobRecord:
-    """Write the wave of codes int16 [K, T] in the voice `vector`, float32 [D]; the codes, if they are to be scored; and
-    then the record.
+    """Write the wave of codes uint16 [K, T] in the voice `vector`, float32 [D]; the codes, if they are to be scored;
+    and then the record.
 
     Raises UserError when the disk refuses, and BadSample where the codec makes no sound of the codes. To be scored,
     that is a record, too, without frames.
@@ -400,8 +400,6 @@ def _make_item(
         settings = dataclasses.replace(defaults, **own)
     except (ValueError, OverflowError) as error:
         raise BadSample("bad_setting", excerpt(error, SHOWN_WORDS_CHARS)) from error
-    if not speaker:
-        raise BadSample("bad_speaker", "no voice was given", expected="an audio file, a .npy vector, or CORPUS:KEY")
     return SpeechItem(name, text, speaker, settings)
 
 

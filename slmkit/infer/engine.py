@@ -23,11 +23,10 @@ Example:
 import math
 from collections.abc import Generator, Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from slmkit.codec.base import Codes
 from slmkit.errors import UserError
 from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
@@ -158,8 +157,8 @@ class Engine:
         max_frames = max(1, int(request.max_sec * self._frame_rate))
         self._active[slot] = ActiveRequest(request, number, self._grammar(), max_frames)
 
-    def frames(self, number: int, first: int = 0) -> npt.NDArray[np.int16]:
-        """int16 [K, T]: the whole frames of a running answer from frame `first` on, no more than its output will have.
+    def frames(self, number: int, first: int = 0) -> Codes:
+        """uint16 [K, T]: the whole frames of a running answer from frame `first` on, no more than its output will have.
 
         Raises KeyError when no answer with that number is running.
         """

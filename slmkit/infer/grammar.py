@@ -17,8 +17,8 @@ Example:
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from slmkit.codec.base import Codes
 from slmkit.data.prompt import MARKS
 from slmkit.data.sequence import frames_per_step
 from slmkit.data.vocab import VocabLayout
@@ -47,9 +47,9 @@ class Grammar:
         marks = (token_id for token, token_id in self.layout.specials if token in MARKS)
         return [*range(self.layout.base_size), *sorted([self._sosp, *marks])]
 
-    def codes(self, first: int = 0) -> npt.NDArray[np.int16]:
-        """int16 [K, T]: the frames so far, from frame `first` on."""
-        return np.array(self.frames[first:], dtype=np.int16).reshape(-1, self.layout.num_streams).T
+    def codes(self, first: int = 0) -> Codes:
+        """uint16 [K, T]: the frames so far, from frame `first` on."""
+        return np.array(self.frames[first:], dtype=np.uint16).reshape(-1, self.layout.num_streams).T
 
     def accept_text(self, token: int) -> None:
         """Take the text token that was chosen."""

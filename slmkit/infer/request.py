@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from slmkit.codec.base import Codes
 from slmkit.data.prompt import MARKS
 from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.vocab import VocabLayout
@@ -66,7 +65,7 @@ class Request:
 class Output:
     """One answer. `reason`: it came to its end, or to `limit`."""
 
-    codes: npt.NDArray[np.int16]  # [K, T], whole frames
+    codes: Codes  # uint16 [K, T], whole frames
     text_ids: tuple[int, ...]  # the words around the speech
     num_steps: int  # positions decoded
     reason: Literal["end", "limit"]

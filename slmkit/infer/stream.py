@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, Codes, to_tensor
 from slmkit.codec.stream import StreamDecoder
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
@@ -44,10 +44,12 @@ class SpeechStream:
         """Frames taken: what comes next is `engine.frames(number, first=stream.num_frames)`."""
         return self._decoder.num_frames
 
-    def push(self, codes: npt.NDArray[np.int16]) -> Wave:
-        """Samples float32 [n] that codes [K, t] complete, often none. Raises ValueError as `StreamDecoder.push`, and
-        UserError as `checked_wave`."""
-        return self._heard(self._decoder.push(torch.from_numpy(codes)))
+    def push(self, codes: Codes) -> Wave:
+        """Samples float32 [n] that codes uint16 [K, t] complete, often none.
+
+        Raises ValueError as `StreamDecoder.push`, and UserError as `checked_wave`.
+        """
+        return self._heard(self._decoder.push(to_tensor(codes)))
 
     def finish(self) -> Wave:
         """The samples float32 [n] that are left. Raises ValueError when called again."""

@@ -1,17 +1,19 @@
 """Text in, a wave out: an exported model, its tokenizer and its codec together; and voices by the name
 of their source.
 
-A voice comes from an audio file, a `.npy` file with a speaker vector, or CORPUS:KEY, a sample of a tokenized corpus.
+A voice comes from an audio file, a `.npy` file with a speaker vector, CORPUS:KEY (a sample of a tokenized corpus), or
+is one of those beside the model, by its name. Where neither the model nor the codec takes a voice (`takes_voice`),
+there is one way to speak: pass `no_voice`.
 
 Example:
-    synthesizer = Synthesizer.load("exports/mtp3", codec="codecs/melvq")
+    synthesizer = Synthesizer.load("exports/mtp3")
     speech = synthesizer.speak("A small boat crossed the lake.", synthesizer.read_speaker("voice.wav"))
     write_wav("out.wav", speech.wave, speech.sample_rate)
 """
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from slmkit.audio.io import read_audio
-from slmkit.codec.base import Codec, decode_alone
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.codec.open import open_codec, usable_device
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
@@ -30,10 +32,12 @@ from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
 from slmkit.files import read_npy
+from slmkit.hub import local_path
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking, checked_wave
+from slmkit.model.companions import check_codec_beside, codec_beside, voices_beside
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import excerpt, is_blank
@@ -41,7 +45,7 @@ from slmkit.texts import excerpt, is_blank
 MAX_TEXT_CHARS = 2000
 MAX_SPEAKER_SEC = 60.0
 MAX_SPEAKER_DIM = 2**16  # of a speaker vector in a file
-VOICE = "an audio file, a .npy vector, or CORPUS:KEY"
+VOICE = "an audio file, a .npy vector, CORPUS:KEY, or the name of a voice of the model"
 
 Vector = npt.NDArray[np.float32]
 
@@ -75,32 +79,48 @@ class Synthesizer:
         *,
         num_slots: int = 1,
         max_sec: float = DEFAULT_SEC,
+        voices: Mapping[str, str] | None = None,
     ) -> None:
-        """`num_slots` answers at a time, with room for `max_sec` seconds of speech each.
+        """`num_slots` answers at a time, with room for `max_sec` seconds of speech each; `voices` are files by name.
 
-        Raises UserError naming the first difference between the model's codec and `codec`.
+        Raises UserError naming the first difference between the model's codec and `codec`, or when the model needs
+        speaker vectors and the codec has none.
         """
         model.config.codec_spec.check_compatible(codec.spec, this="the model", that="the given codec")
+        if model.config.speaker_dim and not codec.spec.speaker_dim:
+            raise UserError(
+                "the model hears a speaker vector, and the given codec gives none",
+                got=codec.spec.name,
+                expected=f"vectors of width {model.config.speaker_dim}",
+                next_step="give the codec directory that the model's corpus was tokenized with",
+            )
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
-        self._num_slots, self._max_sec = num_slots, max_sec
+        self._num_slots, self._max_sec, self._named = num_slots, max_sec, dict(voices or {})
 
     @staticmethod
     def load(
         model: str | Path,
-        codec: str | Path | Codec,
+        codec: str | Path | Codec | None = None,
         device: str = "cpu",
         *,
         num_slots: int = 1,
         max_sec: float = DEFAULT_SEC,
     ) -> "Synthesizer":
-        """Open an export of `slmkit consolidate` with its codec: a directory, or a codec that is open already.
+        """Open an export of `slmkit consolidate`, a directory or a hub id, with its codec.
 
-        Raises UserError when either cannot be read, or they do not fit together.
+        That is the one the export notes; or `codec`: a directory, a hub id, or a codec that is open already. Raises
+        UserError when either cannot be read, or they do not fit together.
         """
-        place = usable_device(device)
-        loaded = torch.nn.Module.to(load(model), place)
-        opened = open_codec(codec, place) if isinstance(codec, str | Path) else codec
-        return Synthesizer(loaded, TextTokenizer.load(model), opened, num_slots=num_slots, max_sec=max_sec)
+        place, directory = usable_device(device), local_path(model, what="the model")
+        loaded = torch.nn.Module.to(load(directory), place)
+        if codec is None:
+            path = codec_beside(directory)
+            codec = open_codec(path, place)
+            check_codec_beside(directory, codec.spec, path)
+        elif isinstance(codec, str | Path):
+            codec = open_codec(local_path(codec, what="the codec"), place)
+        tokenizer, voices = TextTokenizer.load(directory), voices_beside(directory)
+        return Synthesizer(loaded, tokenizer, codec, num_slots=num_slots, max_sec=max_sec, voices=voices)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -110,8 +130,23 @@ class Synthesizer:
 
     @property
     def is_speaker_aware(self) -> bool:
-        """Whether the model itself hears the speaker vector; the codec always does."""
+        """Whether the model itself hears the speaker vector."""
         return self.model.config.speaker_dim > 0
+
+    @property
+    def takes_voice(self) -> bool:
+        """Whether a voice changes anything: the model hears the speaker vector, or the codec decodes with it."""
+        return self.is_speaker_aware or self.codec.spec.decodes_voice
+
+    @property
+    def no_voice(self) -> Vector:
+        """What stands for a voice where none is taken, float32 [D]."""
+        return np.zeros(self.codec.spec.speaker_dim, np.float32)
+
+    @property
+    def voices(self) -> "Voices":
+        """Reads voices for this model and codec."""
+        return Voices(self.codec, self._named, is_taken=self.takes_voice)
 
     def reading(self, text: str, speaker: Vector, **options: Any) -> Request:
         """The request to read `text` in the voice of `speaker`, float32 [D].
@@ -185,14 +220,17 @@ class Synthesizer:
         """The words of an answer, without the marks around them."""
         return answer_words(output.text_ids, self.model.layout, self.tokenizer.decode)
 
-    def decode(self, codes: npt.NDArray[np.int16], speaker: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Wave float32 [samples] of codes int16 [K, T] and speaker float32 [D]. Raises UserError when the codec makes
+    def decode(self, codes: Codes, speaker: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Wave float32 [samples] of codes uint16 [K, T] and speaker float32 [D]. Raises UserError when the codec makes
         samples that are not finite of them."""
         return checked_wave(decode_alone(self.codec, codes, speaker.cpu().numpy()))
 
-    def read_speaker(self, source: str | Path) -> Vector:
-        """Speaker vector float32 [D] of one source; see `Voices`. Raises UserError when the source gives none."""
-        return Voices(self.codec).vector(str(source))
+    def read_speaker(self, source: str | Path = "") -> Vector:
+        """Speaker vector float32 [D] of one source; see `Voices`. By default the first voice beside the model.
+
+        Raises UserError when the source gives none.
+        """
+        return self.voices.vector(str(source))
 
 
 class Voices:
@@ -201,9 +239,11 @@ class Voices:
     Equal names give equal vectors, or the same error.
     """
 
-    def __init__(self, codec: Codec) -> None:
-        """`codec` takes the voice of an audio file."""
-        self._codec = codec
+    def __init__(self, codec: Codec, named: Mapping[str, str] | None = None, *, is_taken: bool = True) -> None:
+        """`codec` takes the voice of an audio file. `named` are files by name; a path that exists goes before them, and
+        the source "" stands for the first. `is_taken`: whether a voice changes anything (`Synthesizer.takes_voice`); if
+        not, the only source is "", which stands for no voice."""
+        self._codec, self._named, self._is_taken = codec, dict(named or {}), is_taken
         self._known: dict[str, Vector | UserError] = {}
         self._corpora: dict[str, tuple[ShardReader, dict[str, int]]] = {}
 
@@ -220,6 +260,15 @@ class Voices:
         return found
 
     def _read(self, source: str) -> Vector:
+        if not self._is_taken and not source:
+            return np.zeros(self._codec.spec.speaker_dim, np.float32)
+        if not self._is_taken:
+            raise voice_not_taken(self._codec, source)
+        source = source or next(iter(self._named), "")
+        if not source:
+            raise UserError("no voice was given", expected=VOICE)
+        if source in self._named and not os.path.exists(source):
+            source = self._named[source]
         directory, colon, key = source.rpartition(":")
         # os.path and not Path, which takes some names from strangers for errors: too long ones, or none of UTF-8.
         if source.endswith(".npy"):
@@ -263,6 +312,17 @@ class Voices:
         if vector is None:
             raise UserError("the corpus has no speaker vectors", got=directory)
         return vector
+
+
+def voice_not_taken(codec: Codec, source: str) -> UserError:
+    """The error for a voice that was given where none is taken."""
+    return UserError(
+        f"a voice would change nothing: the model has no speaker input, and the codec {codec.spec.name} decodes "
+        "without a voice",
+        got=excerpt(source, 200),
+        next_step="leave the voice out; to choose voices, tokenize with a codec made by `slmkit codec add --speaker` "
+        "and train with model.speaker",
+    )
 
 
 def _read_vector(path: str) -> Vector:

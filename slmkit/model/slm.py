@@ -191,10 +191,11 @@ class SpeechLM(PreTrainedModel):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SpeechLM":
         """Change type or device, but keep the rotary frequencies float32: in bfloat16 far positions would blur."""
         rotary = self.backbone.rotary_emb
-        exact = rotary.inv_freq
+        exact = dict(rotary.named_buffers())
         super()._apply(fn, recurse)
-        if rotary.inv_freq.dtype != exact.dtype:
-            rotary.inv_freq = exact.to(rotary.inv_freq.device)
+        for name, changed in list(rotary.named_buffers()):
+            if changed.dtype != exact[name].dtype:
+                setattr(rotary, name, exact[name].to(changed.device))
         return self
 
 

@@ -47,15 +47,21 @@ log = get_logger(__name__)
 class CorpusJob:
     """The corpus `name` in the making."""
 
-    def __init__(self, directory: str | Path, name: str, codec: CodecSpec, settings: dict[str, Any]) -> None:
-        """Start or go on. Raises UserError when the directory belongs to another job, or to none and is not empty."""
+    def __init__(
+        self, directory: str | Path, name: str, codec: CodecSpec, settings: dict[str, Any], *, codec_source: str = ""
+    ) -> None:
+        """Start or go on. `codec_source` says where the codec is; that of the first start is kept.
+
+        Raises UserError when the directory belongs to another job, or to none and is not empty.
+        """
         self.directory, self.name, self.codec, self.settings = Path(directory), name, codec, settings
         work = {"codec": codec.to_dict(), "settings": settings}
         if check_job_directory(self.directory, work):
             clean_parts(self.directory)  # of processes that were killed
             clean_parts(self.directory / TASKS)
         else:
-            write_json(self.directory / JOB, {**work, "made_by": provenance()}, replace=True)
+            begun = {**work, "codec_source": codec_source, "made_by": provenance()}
+            write_json(self.directory / JOB, begun, replace=True)
 
     @staticmethod
     def open(directory: str | Path) -> "CorpusJob":
@@ -104,6 +110,11 @@ class CorpusJob:
         index = writer.commit(failures, plan_sha256)
         log.info("%s: %d samples, %.2f h, %d failed", index.tar, len(index), index.seconds / 3600, len(failures))
         return index
+
+    def codec_source(self) -> str:
+        """Where the codec was when the job began; "" where that is not known."""
+        stored = read_json(self.directory / JOB)
+        return str(stored.get("codec_source", "")) if isinstance(stored, dict) else ""
 
     def made_by(self) -> dict[str, Any]:
         """The versions that began the job, and its settings."""
@@ -174,7 +185,16 @@ def finalize(
     for part in job.directory.glob(f".{job.name}-*.part"):  # of tasks that were killed: none runs any more
         part.unlink(missing_ok=True)
     made_by = job.made_by()
-    write_manifest(job.directory, job.name, job.codec, summaries, made_by, refused=refused, outliers=outliers)
+    write_manifest(
+        job.directory,
+        job.name,
+        job.codec,
+        summaries,
+        made_by,
+        codec_source=job.codec_source(),
+        refused=refused,
+        outliers=outliers,
+    )
     hours = sum(summary.seconds for summary in summaries) / 3600
     shape = f"{samples} samples, {hours:.2f} h in {len(planned)} shards"
     log.info(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from slmkit.codec.base import Codec
+from slmkit.codec.base import Codec, Codes, to_codes
 from slmkit.data.ledger import Failure
 from slmkit.data.shards import Sample
 from slmkit.errors import BadSample, UserError
@@ -89,12 +89,12 @@ def _encode(codec: Codec, batch: list[Decoded]) -> list[Sample]:
     codes, num_frames, speaker = (tensor.cpu().numpy() for tensor in encoded)
     has_speaker = codec.spec.speaker_dim > 0
     return [
-        _sample(codec, decoded, codes[i, :, : num_frames[i]], speaker[i] if has_speaker else None)
+        _sample(codec, decoded, to_codes(codes[i, :, : num_frames[i]]), speaker[i] if has_speaker else None)
         for i, decoded in enumerate(batch)
     ]
 
 
-def _sample(codec: Codec, decoded: Decoded, codes: np.ndarray, speaker: np.ndarray | None) -> Sample:
+def _sample(codec: Codec, decoded: Decoded, codes: Codes, speaker: np.ndarray | None) -> Sample:
     utterance = decoded.utterance
     seconds = len(decoded.wave) / codec.spec.sample_rate
     frames_off = codes.shape[1] - seconds * codec.spec.frame_rate

@@ -37,6 +37,7 @@ from slmkit.data.ledger import FAILURES_FILE, Failure
 from slmkit.data.shards import Sample
 from slmkit.errors import UserError
 from slmkit.files import atomic_write
+from slmkit.hub import source_of
 from slmkit.jobs import JOB, ProgressBar
 from slmkit.log import get_logger
 from slmkit.tokenization.corpus_job import CorpusJob, check_share, finalize, num_failed
@@ -63,7 +64,7 @@ def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
     Raises UserError when the directory belongs to another job, as `make_plan` does, and when the plan refuses more than
     `max_failure_share` of the source: then its ledger stays, and a new plan of it is not taken for the old one.
     """
-    job = CorpusJob(config.out, config.corpus, codec, config.settings())
+    job = _job(config, codec)
     source = Path(config.source).absolute()  # tasks may run elsewhere
     options = ReadOptions(columns=config.columns, language=config.language, max_sec=config.max_sec)
     if TokenizationPlan.exists(config.out):
@@ -92,6 +93,10 @@ def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
     refused = ", ".join(f"{reason} {count}" for reason, count in plan.refused.items()) or "none"
     log.info("planned: %d utterances in %d shards; refused: %s", plan.num_items, len(plan.shards), refused)
     return plan
+
+
+def _job(config: TokenizeConfig, codec: CodecSpec) -> CorpusJob:
+    return CorpusJob(config.out, config.corpus, codec, config.settings(), codec_source=source_of(config.codec))
 
 
 def _check_refused(
@@ -134,7 +139,7 @@ def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> 
     With `show`, the screen says how far it is. Raises UserError for everything that is not slmkit's fault: a directory
     of another job, no plan, a full disk.
     """
-    job = CorpusJob(config.out, config.corpus, codec.spec, config.settings())
+    job = _job(config, codec.spec)
     plan = TokenizationPlan.open(config.out)
     mine = [s for s in range(config.task, len(plan.shards), config.num_tasks) if not job.is_done(s)]
     decoding = Decoding(

@@ -253,7 +253,7 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
         return results
     with check("vocabulary") as said:
         check_group(config, codec)
-        layout = base_layout(TextTokenizer.load(config.base), codec, config.model.group)
+        layout = base_layout(TextTokenizer.load(config.base_path), codec, config.model.group)
         saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
         if saved.is_file():  # of the model that the run has begun
             begun = VocabLayout.from_dict(read_json(saved))
@@ -261,7 +261,7 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
         said.append(f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}")
     if config.codec is not None:
         with check("codec") as said:
-            spec = open_codec(config.codec).spec
+            spec = open_codec(config.codec_path).spec
             codec.check_compatible(spec, this=sources[0].path, that=config.codec)
             weights = f"weights sha256 {_short(spec.weights_sha256)}"
             said.append(f"{config.codec}: {spec.name}, {weights}, made the corpus")

@@ -34,6 +34,7 @@ from slmkit.train.changes import rate_of, written_by
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.evaluation import StepMeter, held_out_losses
 from slmkit.train.metrics import MetricsLog, Record, RunProgress
+from slmkit.train.names import with_commits
 from slmkit.train.owner import owned
 from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
@@ -54,6 +55,7 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     with process_group(world) as device, contextlib.ExitStack() as stack:
         check_agreement(config)
         stack.enter_context(owned(config.run_dir, world))
+        config = with_commits(config, world)
         run = prepare_run(config, world)
         check_agreement(config, run)
         found = resume_point(run)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from slmkit.codec.base import CodecSpec, Stream
+from slmkit.codec.base import CodecSpec, Stream, to_codes
 from slmkit.config.train import OptimizerConfig
 from slmkit.data.batch import Batch
 from slmkit.data.examples import ExampleFormat
@@ -150,7 +150,7 @@ def utterances(config: SpeechLMConfig, number: int) -> list[tuple[Example, Sampl
             Piece(text[1], "text", True),
         ]
         vector = rng.standard_normal(config.speaker_dim).astype(np.float32)
-        made.append((build(pieces, codes, layout, config.group), Sample(f"u{i}", codes.astype(np.int16), vector, {})))
+        made.append((build(pieces, codes, layout, config.group), Sample(f"u{i}", to_codes(codes), vector, {})))
     return made
 
 

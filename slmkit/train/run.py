@@ -121,7 +121,7 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
     tried = Attempts()
     split = tried(BatchSplit, global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
     settings = tried(deepspeed_settings, config, split)
-    tokenizer = tried(TextTokenizer.load, config.base)
+    tokenizer = tried(TextTokenizer.load, config.base_path)
     sources, eval_source = open_sources(config, tried)
     codec = tried(common_codec, sources) if sources else None
     if codec is not None:
@@ -129,9 +129,9 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
     model, changes, layout = None, None, None
     if codec is not None and tokenizer is not None and config.model.group % len(codec.lm_streams) == 0:
         layout = base_layout(tokenizer, codec, config.model.group)
-        model = tried(config_on_base, config.base, codec=codec, **to_dict(config.model))
+        model = tried(config_on_base, config.base_path, codec=codec, **to_dict(config.model))
     if model is not None:
-        changes = tried(check_export, config.init_from, model, base_dir=config.base) if config.init_from else []
+        changes = tried(check_export, config.init_path, model, base_dir=config.base_path) if config.init_from else []
     speech = tried(speech_samples, config, world, sources)
     tried.finish()
     assert split is not None
@@ -219,7 +219,7 @@ def speech_samples(config: TrainConfig, world: World, sources: Sequence[Source])
     if config.codec is None or not config.speak_every_steps or not world.is_first or not spoken:
         return None
     source, task = spoken[0]
-    return SpeechSamples(codec=config.codec, tokenizer=config.base, source=source, task=task)
+    return SpeechSamples(codec=config.codec_path, tokenizer=config.base_path, source=source, task=task)
 
 
 def known_facts(
@@ -246,7 +246,7 @@ def known_facts(
             for task in sorted({given.task for given in config.data.all_sources})
         },
         "precision": precision(settings),
-        "init_from": None if config.init_from is None else export_sha256(config.init_from),
+        "init_from": None if config.init_from is None else export_sha256(config.init_path),
         **{name: getattr(config, name) for name in FIXED},
         **{f"data.{name}": getattr(config.data, name) for name in FIXED_DATA},
         **{f"model.{name}": value for name, value in to_dict(config.model).items()},

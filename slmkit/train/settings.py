@@ -20,6 +20,7 @@ from slmkit.assets import deepspeed_file
 from slmkit.config.deepspeed import AUTO, read_deepspeed
 from slmkit.config.train import OptimizerConfig, TrainConfig
 from slmkit.errors import ConfigError, UserError
+from slmkit.hub import parse
 from slmkit.world import BatchSplit, World
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def check_files(config: TrainConfig, world: World) -> None:
     named = [("base", config.base), ("init_from", config.init_from), ("codec", codec)]
     named += [("data", path) for path in (*sources, data.eval_corpus)]
     missing = [(name, path) for name, path in named if path and "://" not in path and not Path(path).exists()]
+    missing = [(name, path) for name, path in missing if name == "data" or parse(path) is None]
     for name, path in dict.fromkeys(missing):
         tried.errors.append(UserError(f"{name}: there is no such file or directory", got=path))
     spoken = [source.path for source in data.all_sources if source.task != "text"]

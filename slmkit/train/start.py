@@ -7,7 +7,9 @@ Example:
     engine = start_engine(run, found)
 """
 
+import os
 import shutil
+from pathlib import Path
 
 import torch
 
@@ -17,10 +19,13 @@ from slmkit.checkpoints.universal import loadable, num_writers
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
+from slmkit.data.index import Corpus
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_directory, provenance, write_json
 from slmkit.group import from_all, from_first, in_first
+from slmkit.hub import parse, source_of
 from slmkit.log import get_logger
+from slmkit.model.companions import choose_voices, write_companions
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
 from slmkit.train.changes import changes_since
 from slmkit.train.engine import TrainEngine
@@ -110,7 +115,7 @@ def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: M
     model = run.directory / run_dir.MODEL
     if done_steps and model.is_dir():
         return
-    tokenizer = extended_tokenizer(run.config.base, run.layout)
+    tokenizer = extended_tokenizer(run.config.base_path, run.layout)
     with log.allowed(model):
         shutil.rmtree(model, ignore_errors=True)  # what a start that got no checkpoint may have left
         with new_directory(model) as directory, disk_errors_named(model):
@@ -118,6 +123,19 @@ def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: M
             tokenizer.save_pretrained(directory)
             write_json(directory / LAYOUT_FILE, run.layout.to_dict())
             write_json(directory / CODEC_FILE, run.codec.to_dict())
+            _write_companions(run, directory)
+
+
+def _write_companions(run: Run, directory: Path) -> None:
+    """Note for exports where the codec is, and a few voices of the first source with speech."""
+    spoken = [part.source for part in run.data.parts if part.source.codec is not None]
+    given = [run.config.codec_path] if run.config.codec is not None and run.config.speak_every_steps else []
+    places = [source.samples.codec_source for source in spoken if isinstance(source.samples, Corpus)]
+    places += [source_of(path) for path in given]
+    known = [place for place in places if place]
+    usable = [place for place in known if os.path.exists(place) or parse(place) is not None]
+    voices = choose_voices(spoken[0], without=run.config.data.unseen_speakers)
+    write_companions(directory, run.codec, codec_source=next(iter([*usable, *known]), ""), voices=voices)
 
 
 def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
@@ -128,12 +146,12 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
     config = run.config
     torch.manual_seed(config.seed)
     if config.init_from is None or found is not None:  # the checkpoint's weights will replace these
-        model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
+        model = from_base(config.base_path, codec=run.codec, seed=config.seed, **to_dict(config.model))
     else:
         logger.info("the weights are those of %s", config.init_from)
         for change in run.changes:
             logger.info(change)
-        model = from_export(config.init_from, run.model, seed=config.seed)
+        model = from_export(config.init_path, run.model, seed=config.seed)
     universal = found is not None and num_writers(found) != run.world.size
     engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:

@@ -11,9 +11,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from twins.facodec import Activation as PlainActivation
 
-from slmkit.codec.facodec import fused
-from slmkit.codec.facodec.activation import Activation, Ends
-from slmkit.codec.facodec.checkpoint import Weights
+from slmkit.codec.snake import fused
+from slmkit.codec.snake.activation import Activation, Ends
+from slmkit.codec.weights import Weights
 
 CHANNELS = 2
 CASES = [([1], 0), ([2, 1], 3), ([100, 26, 27, 1], 3), ([70, 70], 27)]  # utterance lengths, margin

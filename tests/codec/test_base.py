@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from slmkit.codec.base import CodecSpec, Stream
+from slmkit.codec.base import CodecSpec, Stream, to_codes, to_tensor
 from slmkit.errors import UserError
 
 SPEC = CodecSpec(
@@ -56,3 +58,15 @@ def test_more_streams_than_the_vocabulary_has_letters_for_are_refused() -> None:
     assert len(CodecSpec.from_dict(with_streams(64, "detail")).streams) == 64  # the language model sees none of them
     with pytest.raises(UserError, match=r"the codec tiny has too many streams.*\n.*33 streams\n.*at most 32"):
         CodecSpec.from_dict(with_streams(33, "content"))
+
+
+def test_codes_are_whole_numbers_of_16_bits_without_sign() -> None:
+    codes = to_codes([[0, 40_000], [65_535, 1]])
+    assert codes.dtype == np.uint16
+    assert codes.tolist() == [[0, 40_000], [65_535, 1]]
+    assert to_tensor(codes).dtype == torch.int32
+    assert to_tensor(codes).tolist() == codes.tolist()
+    assert to_codes(np.zeros((3, 0))).shape == (3, 0)
+    for wrong in (-1, 65_536):
+        with pytest.raises(ValueError, match=f"codes are .*{wrong}.*, not 0 to 65535"):
+            to_codes([[0, wrong]])

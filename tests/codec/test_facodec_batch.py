@@ -11,9 +11,9 @@ from seeded_facodec import make_codec
 from seeded_weights import wave
 from twins.facodec import Activation as PlainActivation
 
-from slmkit.codec.facodec.activation import Activation, Ends
-from slmkit.codec.facodec.checkpoint import Weights
 from slmkit.codec.facodec.network import Transformer
+from slmkit.codec.snake.activation import Activation, Ends
+from slmkit.codec.weights import Weights
 
 LENGTHS = (413, 414, 700, 1592, 1600, 2777, 3999, 4000, 4160, 6001, 8000, 9999)
 ROUNDING = 2e-5

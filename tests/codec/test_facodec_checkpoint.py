@@ -6,8 +6,9 @@ import pytest
 import torch
 from seeded_facodec import states, write_files
 
-from slmkit.codec.facodec.checkpoint import FILES, check_state, fold, hash_files, load_weights, published_layout
+from slmkit.codec.facodec.checkpoint import FILES, check_state, hash_files, load_weights, published_layout
 from slmkit.codec.facodec.codec import FACodec
+from slmkit.codec.weights import fold
 from slmkit.errors import UserError
 from slmkit.files import sha256_file
 

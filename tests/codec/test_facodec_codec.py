@@ -8,9 +8,10 @@ from seeded_facodec import make_codec, make_plain
 from seeded_weights import wave
 
 from slmkit.codec.base import CodecSpec
-from slmkit.codec.facodec.activation import Ends
-from slmkit.codec.facodec.dimensions import ENCODER_STRIDES, padding_of
+from slmkit.codec.facodec.dimensions import ENCODER_STRIDES
 from slmkit.codec.single import exact_float32
+from slmkit.codec.snake import padding_of
+from slmkit.codec.snake.activation import Ends
 
 SHORTEST = 413
 
@@ -79,10 +80,10 @@ def changed(value: int, stream: int, streams: int = 3) -> torch.Tensor:
         (changed(1024, 0), "stream content_1 are 0 to 1024, not 0 to 1023"),
         (changed(-1, 2), "stream prosody are -1 to 0, not 0 to 1023"),
         (changed(5000, 5, streams=6), "stream detail_3 are 0 to 5000"),
-        (torch.zeros(2, 4, 4, dtype=torch.int16), r"codes \[2, 4, 4\] are not \[B, 3 or 6, T\]"),
-        (torch.zeros(3, 4, dtype=torch.int16), r"codes \[3, 4\] are not"),
+        (torch.zeros(2, 4, 4, dtype=torch.int32), r"codes \[2, 4, 4\] are not \[B, 3 or 6, T\]"),
+        (torch.zeros(3, 4, dtype=torch.int32), r"codes \[3, 4\] are not"),
         (torch.zeros(2, 3, 4), "codes are torch.float32, not integers"),
-        (torch.zeros(1, 3, 4, dtype=torch.int16), r"speaker \[2, 256\] is not \[1, 256\]"),
+        (torch.zeros(1, 3, 4, dtype=torch.int32), r"speaker \[2, 256\] is not \[1, 256\]"),
     ],
 )
 def test_decode_refuses_what_is_no_code(codec, codes, message):
@@ -93,7 +94,7 @@ def test_decode_refuses_what_is_no_code(codec, codes, message):
 def test_nothing_gives_nothing(codec):
     encoded = codec.encode(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64))
     assert [list(part.shape) for part in encoded] == [[0, 3, 0], [0], [0, 256]]
-    assert list(codec.decode(torch.zeros(2, 3, 0, dtype=torch.int16), torch.zeros(2, 256)).shape) == [2, 0]
+    assert list(codec.decode(torch.zeros(2, 3, 0, dtype=torch.int32), torch.zeros(2, 256)).shape) == [2, 0]
 
 
 def test_plain_twin_gives_the_same_codes_and_waves():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slmkit.codec.facodec.activation import fused_on
+from slmkit.codec.snake.activation import fused_on
 
 WORKER = Path(__file__).with_name("fused_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_the_kernel_is_built_for_gpus(tmp_path: Path) -> None:
 @needs_triton
 def test_a_kernel_that_does_not_run_is_left_out_with_a_warning() -> None:
     done = run_worker("refuse", CUDA_VISIBLE_DEVICES="")
-    assert "FACodec's fused activation does not run" in done.stderr
+    assert "the fused activation of codecs does not run" in done.stderr
 
 
 def test_a_cpu_uses_the_plain_twin() -> None:

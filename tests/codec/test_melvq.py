@@ -67,7 +67,7 @@ def test_encode_and_decode_shapes(codec, waves):
     batch = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves[:2]], batch_first=True)
     codes, num_frames, speaker = codec.encode(batch, torch.tensor([len(w) for w in waves[:2]]))
     assert num_frames.tolist() == [codec.num_frames(len(w)) for w in waves[:2]]
-    assert (codes.dtype, num_frames.dtype, speaker.dtype) == (torch.int16, torch.int64, torch.float32)
+    assert (codes.dtype, num_frames.dtype, speaker.dtype) == (torch.int32, torch.int64, torch.float32)
     assert codes.shape == (2, 3, num_frames.max())
     assert speaker.shape == (2, NUM_BANDS)
     assert not codes[0, :, num_frames[0] :].any()
@@ -306,7 +306,7 @@ def test_voices_of_the_corpus_stay_intelligible(codec, waves):
 BREAKS = {
     "codes of other frames": lambda codes: codes.flip(2),
     "half a second late": lambda codes: codes.roll(40, dims=2),
-    "first stage lost": lambda codes: codes * torch.tensor([0, 1, 1], dtype=torch.int16)[:, None],
+    "first stage lost": lambda codes: codes * torch.tensor([0, 1, 1], dtype=torch.int32)[:, None],
     "streams swapped": lambda codes: codes.flip(1),
     "all codes equal": lambda codes: torch.zeros_like(codes),
 }

@@ -52,7 +52,7 @@ def test_damaged_fitted_codec_is_a_user_error(fitted):
 @pytest.mark.parametrize("name", [*FACODEC_FILES, *MELVQ_FILES, "model.safetensors"])
 def test_part_of_a_codec_is_named(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(UserError, match=rf"is not a codec directory\n.*got: +{name}\n.*codec.json, or ns3.*melvq"):
+    with pytest.raises(UserError, match=rf"is not a codec directory\n.*got: +{name}\n.*codec.json, or .*melvq"):
         open_codec(tmp_path)
 
 

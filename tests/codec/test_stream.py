@@ -56,7 +56,7 @@ def test_any_split_gives_the_whole_wave(data: st.DataObject) -> None:
     sizes = {"first_frames": first, "most_frames": data.draw(st.integers(first, 12))}
     cuts = data.draw(st.lists(st.integers(0, num_frames), max_size=12))
     codec, speaker = WindowSum(reach, num_streams), torch.tensor([0.5])
-    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 99, (num_streams, num_frames)).astype(np.int16))
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 99, (num_streams, num_frames)).astype(np.int32))
     joined, windows = torch.cat(stream(codec, codes, speaker, cuts, **sizes)), codec.windows
     assert joined.dtype == torch.float32
     assert torch.equal(joined, codec.decode(codes[None], speaker[None])[0])
@@ -67,7 +67,7 @@ def test_any_split_gives_the_whole_wave(data: st.DataObject) -> None:
 
 def test_a_context_too_short_by_one_frame_shows() -> None:
     """The property above can fail: a codec that reaches further than it says."""
-    codec, codes, speaker = WindowSum(Reach(3, 4), 2), torch.ones(2, 40, dtype=torch.int16), torch.zeros(1)
+    codec, codes, speaker = WindowSum(Reach(3, 4), 2), torch.ones(2, 40, dtype=torch.int32), torch.zeros(1)
     whole = codec.decode(codes[None], speaker[None])[0]
     for reach in (Reach(2, 4), Reach(3, 3)):
         codec.decode = functools.partial(WindowSum.decode, WindowSum(Reach(3, 4), 2))
@@ -82,7 +82,7 @@ def test_sound_begins_early_and_context_costs_less_and_less(reach: int, first_co
     given, spent = [], []
     for _ in range(1000):
         codec.windows.clear()
-        wave = decoder.push(torch.zeros(1, 1, dtype=torch.int16))
+        wave = decoder.push(torch.zeros(1, 1, dtype=torch.int32))
         if len(wave):
             given.append(len(wave) // 2)
             spent.append(sum(len(window[0][0]) for window in codec.windows))
@@ -98,11 +98,11 @@ def test_what_does_not_continue_a_stream_is_refused() -> None:
         StreamDecoder(codec, torch.zeros(1), first_frames=9, most_frames=8)
     decoder = StreamDecoder(codec, torch.zeros(1))
     assert len(StreamDecoder(codec, torch.zeros(1)).finish()) == 0
-    decoder.push(torch.zeros(2, 1, dtype=torch.int16))
+    decoder.push(torch.zeros(2, 1, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"codes \[3, 1\] do not continue a stream of 2"):
-        decoder.push(torch.zeros(3, 1, dtype=torch.int16))
+        decoder.push(torch.zeros(3, 1, dtype=torch.int32))
     assert len(decoder.finish()) == 2
-    for again in (decoder.finish, lambda: decoder.push(torch.zeros(2, 1, dtype=torch.int16))):
+    for again in (decoder.finish, lambda: decoder.push(torch.zeros(2, 1, dtype=torch.int32))):
         with pytest.raises(ValueError, match="the stream is finished"):
             again()
 
@@ -115,7 +115,7 @@ def melvq() -> MelVQ:
 
 
 def random_codes(num_frames: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 1024, (3, num_frames)).astype(np.int16))
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 1024, (3, num_frames)).astype(np.int32))
 
 
 def frames_changed_by_one(codec, num_frames: int, at: int) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def test_streamed_facodec_is_the_whole_decode() -> None:
     assert (torch.cat(waves) - whole).abs().max() <= JOINED_BOUND
 
 
-STEADY = torch.full((3, 260), 20, dtype=torch.int16)  # equal frames: what happens at the ends spreads as far as it can
+STEADY = torch.full((3, 260), 20, dtype=torch.int32)  # equal frames: what happens at the ends spreads as far as it can
 
 
 @pytest.mark.parametrize("codes", [random_codes(260), STEADY, torch.cat([STEADY[:, :150], STEADY[:, :110] + 1], 1)])

@@ -436,7 +436,7 @@ def mtp(codes, frames):
 @settings(max_examples=60, deadline=None)
 @given(frames=st.integers(1, 13), seed=st.integers(0, 99))
 def test_every_published_form_gives_the_same_codes(frames, seed):
-    codes = np.random.default_rng(seed).integers(0, 1024, (3, frames)).astype(np.int16)
+    codes = np.random.default_rng(seed).integers(0, 1024, (3, frames)).astype(np.uint16)
     for tokens in (ntp(codes), *(mtp(codes, per_step) for per_step in (1, 2, 4))):
         np.testing.assert_array_equal(parse_tokens(tokens), codes, strict=True)
 

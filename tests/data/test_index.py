@@ -30,7 +30,7 @@ def make_corpus(directory, samples_per_shard=(3, 0, 2)):
     for shard, count in enumerate(samples_per_shard):
         writer = ShardWriter(directory, "tiny", shard)
         for _ in range(count):
-            codes = np.full((2, number + 1), number, dtype=np.int16)
+            codes = np.full((2, number + 1), number, dtype=np.uint16)
             writer.add(Sample(f"utt {number}", codes, None, {"text": "x" * number, "seconds": 0.5}))
             number += 1
         shards.append(writer.commit([Failure(f"bad{shard}", "empty", "nothing in it")]))
@@ -51,7 +51,7 @@ def test_checks_and_the_hash_of_the_plan_come_back(tmp_path):
     """A check that a sample lacks is null in the file and NaN in the column; numbers are written as they were given."""
     writer = ShardWriter(tmp_path, "tiny", 0)
     for key, checks in (("a", {"dc": 0.1, "silence": 0.3333}), ("b", {"dc": -6.404e-05}), ("c", {})):
-        codes = np.zeros((2, 1), np.int16)
+        codes = np.zeros((2, 1), np.uint16)
         writer.add(Sample(key, codes, None, {"text": "x", "seconds": 1.23456789, "checks": checks}))
     written = writer.commit(plan_sha256="ab" * 32)
     path = index_path(tmp_path, written.tar)
@@ -83,7 +83,7 @@ def test_an_index_of_a_thousand_samples_is_read_in_milliseconds(tmp_path):
     for number in range(1000):
         checks = {name: float(f"{draw.uniform():.4g}") for name in names}
         meta = {"text": "x", "seconds": draw.uniform(1, 20), "checks": checks}
-        writer.add(Sample(f"19_198_{number:06d}", np.zeros((2, 1), np.int16), None, meta))
+        writer.add(Sample(f"19_198_{number:06d}", np.zeros((2, 1), np.uint16), None, meta))
     path = index_path(tmp_path, writer.commit().tar)
     durations_sec = []
     for _ in range(20):

@@ -159,7 +159,7 @@ def test_sizes_are_known_beforehand(task: str, group: int, num_frames: int) -> N
     meta = {"text": "Hello", "question": "Who?", "turns": [["Hi", "Hello"], ["a", "b"]]}
     segments = prompt.example(task, meta, speaker=False)
     pieces = tokenize(segments, encode, layout)
-    codes = np.zeros((3, num_frames), dtype=np.int16)
+    codes = np.zeros((3, num_frames), dtype=np.uint16)
     example = build(pieces, codes, layout, group)
     speech = tuple(segment.labelled for segment in segments if segment.kind == "speech")
     assert speech == prompt.TASKS[task]

@@ -9,6 +9,7 @@ import pickle
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from slmkit.data import shards as shards_module
 from slmkit.data.index import Corpus, index_path, write_manifest
 from slmkit.data.shards import Sample, ShardReader, ShardWriter, escape_key, unescape_key
 from slmkit.errors import DamagedSample, UserError
+from slmkit.tokenization.integrity import check_shards
 
 SPEC = CodecSpec(
     name="tiny",
@@ -35,7 +37,7 @@ unicode_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 def make_sample(key="utt", frames=5, speaker=True, **meta):
     generator = np.random.default_rng(frames)
-    codes = generator.integers(0, 16, (2, frames)).astype(np.int16)
+    codes = generator.integers(0, 16, (2, frames)).astype(np.uint16)
     vector = generator.standard_normal(4).astype(np.float32) if speaker else None
     return Sample(key, codes, vector, {"text": "Hello.", "seconds": 1.5, "speaker": "s", **meta})
 
@@ -163,7 +165,7 @@ def test_the_tar_appears_with_commit_and_a_finished_one_is_never_overwritten(tmp
 
 def test_samples_of_the_wrong_kind_are_refused(tmp_path):
     writer = ShardWriter(tmp_path, "tiny", 0)
-    with pytest.raises(ValueError, match=r"codes must be int16 \[K, T\], got int64"):
+    with pytest.raises(ValueError, match=r"codes must be uint16 \[K, T\], got int64"):
         writer.add(Sample("k", np.zeros((2, 3), dtype=np.int64), None, {"text": "", "seconds": 0}))
     writer.add(make_sample("first"))
     with pytest.raises(ValueError, match=r"second: members .*, the samples before have .*speaker"):
@@ -264,12 +266,55 @@ def test_the_json_of_another_sample_is_refused(tmp_path):
 
 
 def test_a_code_outside_its_codebook_is_refused(tmp_path):
-    bad = Sample("bad", np.full((2, 3), 16, np.int16), make_sample().speaker, make_sample().meta)
-    negative = Sample("neg", np.full((2, 3), -1, np.int16), make_sample().speaker, make_sample().meta)
-    reader = ShardReader(write_corpus(tmp_path, [bad, negative]))
-    for i in range(2):
-        with pytest.raises(UserError, match="a code lies outside its codebook"):
-            reader.read(i)
+    bad = Sample("bad", np.full((2, 3), 16, np.uint16), make_sample().speaker, make_sample().meta)
+    with pytest.raises(UserError, match="a code lies outside its codebook"):
+        ShardReader(write_corpus(tmp_path, [bad])).read(0)
+
+
+OLD = Sample(
+    "old",
+    np.arange(12, dtype=np.int16).reshape(2, 6),
+    np.arange(4, dtype=np.float32),
+    {"text": "Hello.", "seconds": 1.5, "speaker": "s"},
+)
+OLD_SHA256 = "ddcce53c232e20a05ca5382b3a37921a4b1bad3004b7367c518cd7c8f450188f"  # of the tar that slmkit 0.5 made of it
+
+
+def write_old(directory, samples, monkeypatch, spec=SPEC):
+    """A corpus of int16 codes."""
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module, "CODES_DTYPE", np.dtype("<i2"))
+        return write_corpus(directory, samples, spec=spec)
+
+
+def test_shards_of_older_versions_are_read_and_verified_as_they_are(tmp_path, monkeypatch):
+    corpus = write_old(tmp_path, [OLD], monkeypatch)
+    assert hashlib.sha256((tmp_path / "tiny-000000.tar").read_bytes()).hexdigest() == OLD_SHA256
+    assert list(check_shards(corpus, lambda shard: None)) == []
+    read = ShardReader(corpus).read(0)
+    assert read.codes.dtype == np.uint16
+    assert np.array_equal(read.codes, OLD.codes)
+    new = ShardReader(write_corpus(tmp_path / "new", [replace(OLD, codes=read.codes)]))
+    assert_equal(new.read(0), read)
+    assert new.corpus.shards[0].sha256 != OLD_SHA256
+
+
+def test_a_negative_code_of_an_old_shard_is_no_code_of_a_large_codebook(tmp_path, monkeypatch):
+    spec = replace(SPEC, streams=(Stream("one", 2**16, "content"), Stream("two", 2**16, "content")))
+    corpus = write_old(tmp_path, [replace(OLD, codes=OLD.codes - 1)], monkeypatch, spec)
+    with pytest.raises(UserError, match="a code lies outside its codebook"):
+        ShardReader(corpus).read(0)
+
+
+def test_32_streams_of_65536_entries(tmp_path):
+    spec = replace(SPEC, streams=tuple(Stream(f"s{i}", 2**16, "coupled") for i in range(32)))
+    codes = np.random.default_rng(0).integers(0, 2**16, (32, 9)).astype(np.uint16)
+    codes[:, 0], codes[:, 1] = 0, 2**16 - 1
+    corpus = write_corpus(tmp_path, [replace(OLD, codes=codes)], spec=spec)
+    assert list(check_shards(corpus, lambda shard: None)) == []
+    assert np.array_equal(ShardReader(corpus).read(0).codes, codes)
+    (sample,) = webdataset.WebDataset(str(tmp_path / "tiny-000000.tar"), shardshuffle=False).decode()
+    assert np.array_equal(sample["codes.npy"], codes)
 
 
 def test_a_missing_speaker_vector_is_named(tmp_path):

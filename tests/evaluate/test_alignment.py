@@ -123,7 +123,7 @@ def tokenizer():
 
 def sample_of(frames=7, text=TEXT, streams=3):
     rng = np.random.default_rng(frames)
-    codes = rng.integers(0, 16, (streams, frames)).astype(np.int16)
+    codes = rng.integers(0, 16, (streams, frames)).astype(np.uint16)
     return Sample("a", codes, rng.standard_normal(8).astype(np.float32), {"text": text})
 
 

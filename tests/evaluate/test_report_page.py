@@ -56,7 +56,7 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
     for number, text in enumerate(TEXTS):
         meta = {"text": text, "speaker": SCRIPT, "language": "en", "source": SCRIPT, "seconds": 1.0}
         meta |= {"question": SCRIPT, "answer": SCRIPT}
-        codes = np.full((2, 80 + 40 * number), 200, np.int16)
+        codes = np.full((2, 80 + 40 * number), 200, np.uint16)
         samples.append(Sample(f"{SCRIPT}{number}", codes, np.ones(2, np.float32), meta))
     tar = write_samples(tmp_path / "c", samples, SPEC).shards[0].tar
     rewrite(tmp_path / "c" / tar, b"lone ??????", b"lone \\ud800")

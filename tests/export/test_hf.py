@@ -63,7 +63,7 @@ def parrot(tokenizer: TextTokenizer) -> tuple[SpeechLM, list[Sample]]:
     """A next-token model that knows two utterances of random codes by heart; its rotary base is that of Qwen2.5."""
     rng = np.random.default_rng(5)
     spec = codec_spec()
-    codes = [rng.integers(0, 16, (3, frames)).astype(np.int16) for frames in (9, 14)]
+    codes = [rng.integers(0, 16, (3, frames)).astype(np.uint16) for frames in (9, 14)]
     samples = [Sample(f"u{i}", codes[i], None, {"text": text}) for i, text in enumerate(TEXTS)]
     model = small_model(tokenizer, spec, 0, like=BASE)
     assert model.config.backbone_config.rope_parameters["rope_theta"] == 1e6
@@ -107,7 +107,7 @@ def test_transformers_alone_says_what_the_engine_says(
 
 
 def check_same(
-    model: SpeechLM, prompt: list[int], heard: dict[str, Any], output: Output, codes: npt.NDArray[np.int16]
+    model: SpeechLM, prompt: list[int], heard: dict[str, Any], output: Output, codes: npt.NDArray[np.uint16]
 ) -> None:
     """What transformers heard and said, token by token, beside the engine's output and what was learnt."""
     assert heard["prompt"] == prompt
@@ -158,7 +158,7 @@ def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]]
     added = {token["content"]: token["id"] for token in read_json(out / "tokenizer.json")["added_tokens"]}
     assert all(added[token] == model.layout.base_size + i for i, token in enumerate(model.layout.added_tokens()))
     assert not list(out.glob("*.py"))
-    assert AutoTokenizer.from_pretrained(out).chat_template == words["chat_template"] == CHAT_TEMPLATE
+    assert AutoTokenizer.from_pretrained(out).chat_template == words["chat_template"] == "<|im_start|>" + CHAT_TEMPLATE
     assert not (out / "chat_template.jinja").exists()
 
 

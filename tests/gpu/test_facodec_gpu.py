@@ -9,8 +9,8 @@ import torch
 from seeded_facodec import make_codec
 from seeded_weights import wave
 
-from slmkit.codec.facodec import activation
-from slmkit.codec.facodec.activation import Ends
+from slmkit.codec.snake import activation
+from slmkit.codec.snake.activation import Ends
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "facodec"
 ORDER = [1, 2, 0, 3, 4, 5]

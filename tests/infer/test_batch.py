@@ -37,8 +37,10 @@ LINES: Lines = [
     {"id": "gone", "text": "A clock", "speaker": "nobody.wav"},
     {"id": "none", "text": "A clock", "speaker": "corpus:nobody"},
     {"text": ""},
+    {"id": "whose", "text": "A clock", "speaker": ""},
 ]
 FAILED = {"mute": "no_speech", "gone": "bad_speaker", "none": "bad_speaker", "000010": "empty_text"}
+FAILED["whose"] = "bad_speaker"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,8 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
 ) -> None:
     summary = speak("out")
     assert {failure.key: failure.reason for failure in summary.failures} == FAILED
-    assert [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES_FILE)] == ["000010", "mute", "gone", "none"]
+    listed = [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES_FILE)]
+    assert listed == ["000010", "mute", "gone", "none", "whose"]
     outputs = read_jsonl(tmp_path / "out" / RECORDS)
     assert [output["id"] for output in outputs] == ["river", "000002", "boat", "000004", "wav", "000006"]
     for output in outputs:
@@ -95,7 +98,7 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
     assert np.abs(speech.wave - read_audio(tmp_path / "out" / outputs[0]["wav"], 16_000)).max() < 1e-4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", RECORDS, FAILURES_FILE, JOB}
     assert "6 answers (" in summary.line()
-    assert "4 failures; " in summary.line()
+    assert "5 failures; " in summary.line()
     assert "real-time factor" in summary.line()
 
 
@@ -152,7 +155,7 @@ def test_an_interrupted_job_goes_on(
     with counted() as seen, caplog.at_level("INFO"):
         speak("out")
     assert seen["waves"] == 6 - 2
-    assert "2 of 9 are spoken already" in caplog.text
+    assert "2 of 10 are spoken already" in caplog.text
     assert hashes(out) == hashes(tmp_path / "whole")
 
 

@@ -10,10 +10,11 @@ from transformers import DynamicCache
 from twins.generate import Limits, generate, head_logits
 
 from slmkit.errors import UserError
-from slmkit.infer.decoder import SlotDecoder, rows_needed
+from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.grammar import make_grammar
 from slmkit.infer.request import MAX_SEED, Output, Request, from_ids
+from slmkit.infer.rows import rows_needed
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
 
@@ -26,8 +27,13 @@ KINDS = [
     (6, {"head": "transformer"}),
     (12, {"head": "linear", "fusion": "mlp"}),
     (12, {"head": "mlp"}),
+    (0, {"arch": "qwen3"}),
+    (3, {"arch": "llama", "head": "transformer", "speaker_dim": 8}),
+    (0, {"arch": "smollm3"}),
+    (6, {"arch": "smollm3", "head": "transformer"}),
+    (12, {"arch": "qwen3", "head": "linear"}),
 ]
-CHEAP = [0, 2, 4, 6]  # of KINDS: one of each size
+CHEAP = [0, 2, 4, 6, 8, 9, 11]  # of KINDS: one of each size and architecture
 NUM_SLOTS = 5  # of which MKL, with two threads, rounds some rows otherwise
 
 
@@ -133,7 +139,7 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
 
 @pytest.mark.parametrize("kind", CHEAP)
 def test_alone_and_in_random_batches_the_same_tokens(kind: int) -> None:
-    """Fifty requests of each size, two hundred in all."""
+    """Fifty requests of each size and architecture."""
     model, rng = talkative(kind), np.random.default_rng(kind + 100)
     requests = [random_request(model, rng) for _ in range(50)]
     alone = [told(engine(kind).generate([asked])[0]) for asked in requests]
@@ -161,13 +167,14 @@ def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest
     assert len({str(one) for one in apart}) > 6
 
 
+@pytest.mark.parametrize("kind", [4, 9, 11, 12])
 @pytest.mark.parametrize(("threads", "num_slots"), [(1, 3), (2, 5)])
-def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int) -> None:
+def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int, kind: int) -> None:
     """Hidden states and logits of one request in each slot, the others busy with something else."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model, rng = talkative(4), np.random.default_rng(num_slots)
+        model, rng = talkative(kind), np.random.default_rng(num_slots)
         ours, *others = (request(model, rng, max_steps=3) for _ in range(num_slots + 3))
         bits = set()
         for slot in (0, num_slots // 2, num_slots - 1):
@@ -204,7 +211,7 @@ def test_frames_can_be_taken_while_an_answer_runs() -> None:
     model, rng = talkative(4), np.random.default_rng(4)
     requests = [request(model, rng, max_sec=0.15) for _ in range(3)]
     busy, outputs = Engine(model, num_slots=3, num_positions=128), {}
-    taken: list[np.ndarray] = [np.zeros((3, 0), np.int16)] * 3
+    taken: list[np.ndarray] = [np.zeros((3, 0), np.uint16)] * 3
     for number, asked in enumerate(requests):
         busy.admit(asked, number)
     while busy.num_free < 3:

@@ -40,7 +40,7 @@ def samples() -> list[Sample]:
     return [
         Sample(
             text,
-            rng.integers(0, 16, (3, length)).astype(np.int16),
+            rng.integers(0, 16, (3, length)).astype(np.uint16),
             rng.standard_normal(8).astype(np.float32),
             {"text": text},
         )
@@ -69,7 +69,7 @@ def test_memorised_codes_come_out(kind: int) -> None:
         out = generate(model, **start_of(model, sample))
         assert out.stop == "end"
         assert np.array_equal(out.codes, sample.codes)
-        assert out.codes.dtype == np.int16
+        assert out.codes.dtype == np.uint16
         assert tokenizer().decode(out.text_ids) == " The speech is: .\n\n"
 
 

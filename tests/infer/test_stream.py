@@ -50,7 +50,7 @@ def requests(num_frames: int = NUM_FRAMES) -> list[Request]:
 
 
 def spelt(wave: np.ndarray) -> np.ndarray:
-    return wave.astype(np.int16).reshape(-1, 3).T
+    return wave.astype(np.uint16).reshape(-1, 3).T
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -70,7 +70,7 @@ def test_a_model_without_speech_is_named(chain: Path) -> None:
 
 
 def test_a_voice_too_loud_for_the_codec_is_named(synthesizer: Synthesizer) -> None:
-    codes = np.zeros((3, 4), np.int16)
+    codes = np.zeros((3, 4), np.uint16)
     with pytest.raises(UserError, match="the codec made a sound that is not finite"):
         synthesizer.decode(codes, torch.full((80,), 200.0))
 

@@ -76,7 +76,7 @@ def golden_batch(i: int, layout: VocabLayout, group: int, speaker_dim: int) -> B
     if group:
         counts[1:] = len(example.head_positions)
     return collate(
-        [(example, Sample(str(i), codes.astype(np.int16), vector, {}))],
+        [(example, Sample(str(i), codes.astype(np.uint16), vector, {}))],
         layout,
         ExampleFormat(task="tts", group=group, speaker=speaker),
         speaker_dim=speaker_dim,

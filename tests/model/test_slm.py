@@ -25,6 +25,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "mtp3_mlp_fused": {"group": 3, "head": "mlp", "fusion": "mlp"},
     "mtp6_transformer_speaker": {"group": 6, "head": "transformer", "speaker_dim": 8},
     "mtp12_linear": {"group": 12},
+    "qwen3_mtp3": {"group": 3, "arch": "qwen3", "head": "transformer"},
+    "llama_ntp": {"group": 0, "arch": "llama"},
+    "smollm3_mtp6": {"group": 6, "arch": "smollm3", "head": "transformer"},
 }
 FRAMES = (9, 4, 0, 13)
 
@@ -289,7 +292,7 @@ def test_class_token_ids_of_heads() -> None:
         ({"group": 3, "softmax": "stream"}, "stream softmax is for next-token prediction"),
         ({"group": 3, "head": "conv"}, "unknown head of the model"),
         ({"backbone": {"vocab_size": 50}}, "fewer rows than the vocabulary"),
-        ({"backbone": {"use_sliding_window": True}}, "sliding-window attention is not supported"),
+        ({"backbone": {"use_sliding_window": True}}, "does not fit: it has sliding-window attention"),
     ],
 )
 def test_parts_that_do_not_fit(options: dict[str, Any], message: str) -> None:

@@ -27,7 +27,7 @@ def write_shard(directory: Path, shard: int, largest_code: int = 255, **last_met
     """A shard of four samples, as the plan has it. `last_meta` goes to its last sample."""
     writer, draw = ShardWriter(directory, "tiny", shard), np.random.default_rng(shard)
     for i in range(SAMPLES):
-        codes = draw.integers(0, largest_code + 1, (2, 5 + i)).astype(np.int16)
+        codes = draw.integers(0, largest_code + 1, (2, 5 + i)).astype(np.uint16)
         codes[1, 0] = largest_code
         checks = {"dc": 0.1 * i, **({"silence": 0.5} if i else {})}
         meta = {"text": "x" * i, "seconds": 0.0625 * (5 + i), "checks": checks, **(last_meta if i == 3 else {})}

@@ -76,7 +76,7 @@ def test_webdataset_alone_reads_the_result(reference):
     urls = [str(path) for path in sorted(out.glob("*.tar"))]
     read = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
     assert {sample["json"]["key"] for sample in read} == GOOD
-    assert all(sample["codes.npy"].dtype == np.int16 for sample in read)
+    assert all(sample["codes.npy"].dtype == np.uint16 for sample in read)
 
 
 @pytest.mark.parametrize(

@@ -252,7 +252,7 @@ def test_codes_without_speaker_vectors_cannot_be_decoded(codec: Codec, tmp_path:
     """As of an import; they can be read through."""
     writer = ShardWriter(tmp_path / "c", "c", 0)
     num_streams = len(codec.spec.streams)
-    writer.add(Sample("a", np.zeros((num_streams, 4), np.int16), None, {"text": "x", "seconds": 0.05}))
+    writer.add(Sample("a", np.zeros((num_streams, 4), np.uint16), None, {"text": "x", "seconds": 0.05}))
     fields = codec.spec.to_dict() | {"speaker_dim": 0, "weights_sha256": ""}
     write_manifest(tmp_path / "c", "c", type(codec.spec).from_dict(fields), [writer.commit().summary], {})
     with pytest.raises(UserError, match=r"its speaker vectors are not the codec's[\s\S]*width 0"):

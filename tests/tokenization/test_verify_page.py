@@ -65,7 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "seconds": 1.0,
             "checks": {"clipped": 0.02 * number, "chars_per_sec": 15.2, KEY: 1.0},
         }
-        codes = np.full((2, 80 + 20 * number), number, np.int16)
+        codes = np.full((2, 80 + 20 * number), number, np.uint16)
         writer.add(Sample(f"{KEY}{number}", codes, np.zeros(2, np.float32), meta))
     writer.commit()
     rewrite(directory / "c/c-000000.tar", b"lone ??????", b"lone \\ud800")

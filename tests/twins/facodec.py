@@ -27,24 +27,21 @@ from slmkit.codec.facodec.dimensions import (
     CODEBOOKS,
     DECODER_STRIDES,
     DECODER_WIDTH,
-    DILATIONS,
     ENCODER_LAST_KERNEL,
     ENCODER_STRIDES,
     ENCODER_WIDTH,
     FEED_FORWARD,
     FEED_FORWARD_KERNEL,
-    FILTER_TAPS,
     HEADS,
-    KERNEL,
     LATENT,
     LAYERS,
     MAX_POSITIONS,
     MEL_BANDS_USED,
     MEL_PADDING,
-    SNAKE_EPSILON,
-    padding_of,
 )
-from slmkit.codec.facodec.filters import hann_window, kaiser_sinc_filter, log_mel_of, slaney_mel_basis
+from slmkit.codec.facodec.filters import hann_window, log_mel_of, slaney_mel_basis
+from slmkit.codec.snake import DILATIONS, FILTER_TAPS, KERNEL, SNAKE_EPSILON, padding_of
+from slmkit.codec.snake.activation import kaiser_sinc_filter
 
 
 class WeightNorm(nn.Module):

@@ -42,7 +42,7 @@ class Limits:
 class Generation:
     """One answer. `stop`: "end" (the model ended it), "speech_limit" or "text_limit"."""
 
-    codes: npt.NDArray[np.int16]  # [K, T]
+    codes: npt.NDArray[np.uint16]  # [K, T]
     text_ids: tuple[int, ...]  # the words around the speech
     num_steps: int  # positions decoded
     stop: Literal["end", "speech_limit", "text_limit"]

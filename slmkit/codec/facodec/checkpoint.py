@@ -21,27 +21,14 @@ from typing import Any
 import torch
 
 from slmkit.codec.facodec import FILES
+from slmkit.codec.weights import Weights, check_layout, fold
 from slmkit.errors import UserError
 from slmkit.files import read_json
 
 LAYOUT = Path(__file__).with_name("layout.json")
 TRAINING_ONLY = re.compile(r"(f0|phone|res_\w+|x_timbre)_predictor\.")
 NEXT_STEP = "download the file again from huggingface.co/amphion/naturalspeech3_facodec"
-MAX_NAMED = 20  # keys listed in one error
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError)
-
-
-class Weights:
-    """Tensors by key, seen from a prefix."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
-        self._tensors, self._prefix = tensors, prefix
-
-    def __truediv__(self, name: str | int) -> "Weights":
-        return Weights(self._tensors, f"{self._prefix}{name}.")
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._tensors[self._prefix + name]
 
 
 def load_weights(directory: str | Path, device: torch.device | str = "cpu") -> dict[str, Weights]:
@@ -96,35 +83,4 @@ def check_state(state: Any, layout: Mapping[str, tuple[int, ...]], path: Path) -
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise UserError(f"{path} holds no state dict", got=type(state).__name__, next_step=NEXT_STEP)
     found = {key: value for key, value in state.items() if not TRAINING_ONLY.match(key)}
-    problems = [f"missing: {key}" for key in layout if key not in found]
-    problems += [f"unknown: {key}" for key in found if key not in layout]
-    problems += [why for key in found if key in layout for why in complaints(key, found[key], layout[key])]
-    if problems:
-        listed = "".join(f"\n  - {problem}" for problem in problems[:MAX_NAMED])
-        more = f"\n  - and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-        raise UserError(f"{path} does not hold FACodec V2:{listed}{more}", next_step=NEXT_STEP)
-    return {key: found[key].float() for key in layout}
-
-
-def complaints(key: str, value: Any, shape: tuple[int, ...]) -> list[str]:
-    """What is wrong with one tensor, in words."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
-        return [f"not a tensor of real numbers: {key}"]
-    if tuple(value.shape) != shape:
-        return [f"wrong shape: {key} is {list(value.shape)}, expected {list(shape)}"]
-    if not value.isfinite().all():
-        return [f"not finite: {key}"]
-    return []
-
-
-def fold(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` with each pair `weight_g`, `weight_v` made one `weight` = g * v / |v|, norms per first index."""
-    folded = {}
-    for key, value in state.items():
-        if key.endswith("weight_v"):
-            stem = key.removesuffix("_v")
-            norm = value.norm(dim=tuple(range(1, value.dim())), keepdim=True)
-            folded[stem] = value * (state[f"{stem}_g"] / norm)
-        elif not key.endswith("weight_g"):
-            folded[key] = value
-    return folded
+    return check_layout(found, layout, f"{path} does not hold FACodec V2", NEXT_STEP)

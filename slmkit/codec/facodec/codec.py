@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
-from slmkit.codec.facodec.activation import Ends, strided_length
-from slmkit.codec.facodec.checkpoint import Weights, hash_files, load_weights
+from slmkit.codec.facodec.checkpoint import hash_files, load_weights
 from slmkit.codec.facodec.dimensions import (
     CODEBOOK_SIZE,
     CODEBOOKS,
@@ -35,8 +34,11 @@ from slmkit.codec.facodec.dimensions import (
     SAMPLE_RATE,
 )
 from slmkit.codec.facodec.filters import log_mel_of
-from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, ResidualQuantizer, Transformer, decoder_reach
+from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, Transformer, decoder_reach
+from slmkit.codec.quantizers import ResidualQuantizer
 from slmkit.codec.single import exact_float32
+from slmkit.codec.snake.activation import Ends, strided_length
+from slmkit.codec.weights import Weights
 
 LM_STREAMS = (
     Stream("content_1", CODEBOOK_SIZE, "content"),
@@ -99,7 +101,7 @@ class FACodec:
     @property
     def reach_frames(self) -> Reach:
         """As `Codec.reach_frames`: 28 to each side, for any weights. The decoder has nothing but convolutions."""
-        return Reach(*decoder_reach())
+        return decoder_reach()
 
     def num_frames(self, num_samples: int) -> int:
         """Frames that `num_samples` samples give; 0 up to 412, too few for the reflection around the spectrogram."""
@@ -118,7 +120,7 @@ class FACodec:
         counts = num_samples.tolist()
         self._check_counts(waves, counts)
         num_frames = [self.num_frames(count) for count in counts]
-        codes = torch.zeros(len(counts), len(self.spec.streams), max(num_frames, default=0), dtype=torch.int16)
+        codes = torch.zeros(len(counts), len(self.spec.streams), max(num_frames, default=0), dtype=torch.int32)
         codes, speaker = codes.to(self.device), torch.zeros(len(counts), LATENT, device=self.device)
         step = self.items_at_once or max(1, len(counts))
         with exact_float32(self.device):

@@ -3,8 +3,6 @@
 import math
 
 SAMPLE_RATE = 16000  # Hz
-KERNEL = 7  # taps of the wide convolutions
-DILATIONS = (1, 3, 9)  # of a stage's residual units
 ENCODER_STRIDES = (2, 4, 5, 5)
 ENCODER_WIDTH = 32  # channels before the first stage; each stage doubles them
 DECODER_STRIDES = (5, 5, 4, 2)
@@ -12,11 +10,6 @@ DECODER_WIDTH = 1024  # channels before the first stage; each stage halves them
 HOP = math.prod(ENCODER_STRIDES)  # samples per frame
 LATENT = 256  # width of latents, transformers and speaker vector
 ENCODER_LAST_KERNEL = 3
-
-FILTER_TAPS = 12  # of the anti-aliasing low-pass
-FILTER_CUTOFF = 0.25  # of the doubled sample rate
-FILTER_HALF_WIDTH = 0.3  # of its transition band
-SNAKE_EPSILON = 1e-9
 
 FFT = 1024  # samples
 WINDOW = 800  # samples
@@ -36,8 +29,3 @@ MAX_POSITIONS = 5000  # rows of the positional buffer, of which the first is use
 CODEBOOK_SIZE = 1024
 CODE_DIM = 8
 CODEBOOKS = (1, 2, 3)  # of the quantizers for prosody, content and detail
-
-
-def padding_of(stride: int) -> int:
-    """Zeros at each end of a strided or transposed convolution of 2 * stride taps."""
-    return stride // 2 + stride % 2

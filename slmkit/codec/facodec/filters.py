@@ -1,4 +1,4 @@
-"""The fixed formulas of FACodec V2: low-pass filter, Hann window, mel bands, log-mel spectrum.
+"""The fixed formulas of FACodec V2: Hann window, mel bands, log-mel spectrum.
 
 The published files carry the results as buffers; these formulas give them to networks made without a file.
 
@@ -9,16 +9,12 @@ Example:
 """
 
 import functools
-import math
 
 import torch
 
 from slmkit.audio.mel import Grid, LogMel, mel_filterbank
 from slmkit.codec.facodec.dimensions import (
     FFT,
-    FILTER_CUTOFF,
-    FILTER_HALF_WIDTH,
-    FILTER_TAPS,
     HOP,
     MAGNITUDE_EPSILON,
     MEL_BANDS,
@@ -27,17 +23,6 @@ from slmkit.codec.facodec.dimensions import (
     SAMPLE_RATE,
     WINDOW,
 )
-
-
-@functools.cache
-def kaiser_sinc_filter() -> torch.Tensor:
-    """The anti-aliasing low-pass, float32 [1, 1, 12] on the CPU, of sum 1: a sinc under a Kaiser window."""
-    attenuation = 2.285 * (FILTER_TAPS // 2 - 1) * math.pi * 4 * FILTER_HALF_WIDTH + 7.95  # dB
-    with torch.device("cpu"):
-        window = torch.kaiser_window(FILTER_TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7))
-        time = torch.arange(FILTER_TAPS) - FILTER_TAPS // 2 + 0.5
-    taps = window * torch.sinc(2 * FILTER_CUTOFF * time)
-    return (taps / taps.sum()).reshape(1, 1, FILTER_TAPS)
 
 
 def hann_window() -> torch.Tensor:

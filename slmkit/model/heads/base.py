@@ -128,10 +128,14 @@ class SpeechHead(nn.Module):
         return self.features(states)
 
     def weights_per_step(self) -> int:
-        """Weights that one predicted speech step is multiplied with: of all linear layers outside `head_layers`.
+        """Weights that one predicted speech step is multiplied with: of all linear layers outside `head_layers`."""
+        return sum(linear_weights(part) for name, part in self.named_children() if name != "head_layers")
 
-        From the sizes of the layers: ZeRO-3 keeps the weights themselves elsewhere.
-        """
-        parts = [part for name, part in self.named_children() if name != "head_layers"]
-        linear = [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
-        return sum(module.in_features * module.out_features for module in linear)
+
+def linear_weights(module: nn.Module) -> int:
+    """Weights of all linear layers in a module.
+
+    From the sizes of the layers: ZeRO-3 keeps the weights themselves elsewhere.
+    """
+    linear = (part for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(part.in_features * part.out_features for part in linear)

@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from slmkit.codec.facodec.dimensions import FILTER_TAPS
+from slmkit.codec.snake import FILTER_TAPS
 from slmkit.log import get_logger
 
 REACH = FILTER_TAPS // 4  # positions to each side of an output that its filters see
@@ -69,7 +69,7 @@ def works_on(device: torch.device) -> bool:
     try:
         activate(one[None, None], one, one, taps, taps, None, 0)
     except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
-        log.warning("%s: FACodec's fused activation does not run (%s); the slower plain one is used", device, error)
+        log.warning("%s: the fused activation of codecs does not run (%s); the slower plain one is used", device, error)
         return False
     return True
 

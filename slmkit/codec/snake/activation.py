@@ -1,4 +1,4 @@
-"""The anti-aliased activation of FACodec V2, and where the utterances of a padded batch end.
+"""The anti-aliased activation of FACodec and BigCodec, and where the utterances of a padded batch end.
 
 The activation doubles the rate, adds sin^2 per channel and halves the rate again (arXiv 2206.04658, section 3.2). Both
 filters act on blocks of positions, as one matrix product each: a block of inputs with its neighbours times a banded
@@ -20,13 +20,14 @@ Example:
 
 import functools
 import importlib.util
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
-from slmkit.codec.facodec.checkpoint import Weights
-from slmkit.codec.facodec.dimensions import FILTER_TAPS, SNAKE_EPSILON, padding_of
+from slmkit.codec.snake import FILTER_CUTOFF, FILTER_HALF_WIDTH, FILTER_TAPS, SNAKE_EPSILON, padding_of
+from slmkit.codec.weights import Weights
 
 REACH = FILTER_TAPS // 4  # positions the doubling filter sees to each side
 REACH_DOUBLED = FILTER_TAPS // 2 - 1  # positions of the doubled rate the halving filter sees to each side
@@ -87,9 +88,12 @@ class Activation:
     """Snake between a doubling and a halving of the rate, per channel."""
 
     def __init__(self, weights: Weights) -> None:
+        """`weights`: `act.alpha` and `act.beta`, logarithms [C], and the filters, where they are not the usual ones."""
         self.alpha = weights["act.alpha"].exp()[:, None]
         self.height = self.alpha / (weights["act.beta"].exp()[:, None] + SNAKE_EPSILON)
-        self.taps = weights["upsample.filter"].flatten(), weights["downsample.lowpass.filter"].flatten()
+        usual = kaiser_sinc_filter().to(self.alpha)
+        up, down = (weights.get(key, usual) for key in ("upsample.filter", "downsample.lowpass.filter"))
+        self.taps = up.flatten(), down.flatten()
         self.double, self.halve = doubling_matrix(self.taps[0]), halving_matrix(self.taps[1])
 
     def __call__(self, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
@@ -140,9 +144,20 @@ def fused_on(device: torch.device) -> ModuleType | None:
     """The module `fused` where its kernel runs: on a GPU, with triton installed. None elsewhere."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return None
-    from slmkit.codec.facodec import fused
+    from slmkit.codec.snake import fused
 
     return fused if fused.works_on(device) else None
+
+
+@functools.cache
+def kaiser_sinc_filter() -> torch.Tensor:
+    """The anti-aliasing low-pass, float32 [1, 1, 12] on the CPU, of sum 1: a sinc under a Kaiser window."""
+    attenuation = 2.285 * (FILTER_TAPS // 2 - 1) * math.pi * 4 * FILTER_HALF_WIDTH + 7.95  # dB
+    with torch.device("cpu"):
+        window = torch.kaiser_window(FILTER_TAPS, periodic=False, beta=0.1102 * (attenuation - 8.7))
+        time = torch.arange(FILTER_TAPS) - FILTER_TAPS // 2 + 0.5
+    taps = window * torch.sinc(2 * FILTER_CUTOFF * time)
+    return (taps / taps.sum()).reshape(1, 1, FILTER_TAPS)
 
 
 def hold_ends(x: torch.Tensor, start: int, stop: int) -> None:
