@@ -153,7 +153,8 @@ def run(args: argparse.Namespace) -> int:
             while signals.received is None and server.is_alive:
                 time.sleep(0.1)
             signals.is_obeyed = True
-            print("stopping", flush=True)
+            # Not on standard output: whoever read the address from it may have closed it.
+            log.get_logger("slmkit.serve").info("stopping")
     if service.worker.is_alive:  # in a long computation; Python would wait for its thread
         os._exit(0)
     return 0

@@ -25,6 +25,7 @@ from slmkit.evaluate.spoken import Spoken, Tools, Truths
 from slmkit.files import provenance, sha256_file, write_json
 from slmkit.jobs import RECORDS, ProgressBar
 from slmkit.log import get_logger
+from slmkit.texts import excerpt
 
 logger = get_logger(__name__)
 
@@ -53,7 +54,7 @@ def score_outputs(
     measured_with, metrics = dict(measured_with or {}), dict[str, Metric]()
     outputs_sha256 = sha256_file(directory / RECORDS)
     before = read_report(directory) if (directory / REPORT).exists() else None
-    if before is not None and before["outputs_sha256"] == outputs_sha256:
+    if before is not None and before["outputs_sha256"] == outputs_sha256 and len(before["utterances"]) == len(rows):
         measured_with, metrics = {**before["measured_with"], **measured_with}, metrics_of(before)
         rows = [{**old, **row, "scores": old["scores"]} for old, row in zip(before["utterances"], rows, strict=True)]
     members = groups(rows, unseen)
@@ -105,14 +106,22 @@ def score_outputs(
 
 
 def _check_belongs(outputs: Finished, truths: Truths) -> None:
-    if outputs.settings["corpus"] != truths.corpus.fingerprint or any(
-        truths.corpus.key(record.number) != record.key for record in outputs.records
+    corpus, voices = truths.corpus, outputs.settings["voices"]
+    if outputs.settings["corpus"] != corpus.fingerprint or any(
+        record.number >= len(corpus) or corpus.key(record.number) != record.key for record in outputs.records
     ):
         raise UserError(
             "the outputs were generated for another corpus",
-            got=truths.corpus.directory,
+            got=corpus.directory,
             expected=outputs.names.get("corpus"),
         )
+    for record in outputs.records:
+        if record.voice not in voices if record.voice_number is None else record.voice_number >= len(corpus):
+            raise UserError(
+                f"the voice of an output is not known: {excerpt(record.voice)}",
+                got=outputs.directory,
+                next_step="generate into a new directory",
+            )
     if outputs.settings["codec"] != truths.codec.spec.to_dict():
         raise UserError(
             "the outputs were generated with another codec",

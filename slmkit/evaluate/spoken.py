@@ -106,7 +106,7 @@ class Spoken:
     @property
     def codes(self) -> Codes:
         """uint16 [K, T]."""
-        return read_codes(self.outputs.directory, self.record)
+        return read_codes(self.outputs.directory, self.record, len(self.truths.corpus.codec.lm_streams))
 
     @property
     def wave(self) -> Wave:
@@ -146,9 +146,8 @@ class Spoken:
         """The speaker vector float32 [D] that the model was given."""
         if self.record.voice_number is not None:
             return self.truths.vector(self.record.voice_number)
-        names = list(self.outputs.settings["voices"])
-        number, width = names.index(self.record.voice), self.truths.corpus.codec.speaker_dim
-        return read_voice(self.outputs.directory, number, width)
+        number = list(self.outputs.settings["voices"]).index(self.record.voice)
+        return read_voice(self.outputs.directory, number, self.truths.corpus.codec.speaker_dim)
 
     def measured(self, measure: Callable[[Wave, int], T], wave: Wave | None = None) -> T | None:
         """What `measure(wave, sample_rate)` says of the speech, or of another wave; None where there is too little."""

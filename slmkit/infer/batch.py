@@ -32,6 +32,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -123,7 +124,8 @@ def speak_all(
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     voices, began = synthesizer.voices, time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
-        shape, engines = engine_shape(synthesizer), job.description.get("engines", [])
+        shape, engines = engine_shape(synthesizer), job.description.get("engines")
+        engines = engines if isinstance(engines, list) else []
         if shape not in engines:
             engines = [*engines, shape]
             job.describe(engines=engines)
@@ -172,7 +174,10 @@ class BatchSpeaker:
         vector_of: Callable[[SpeechItem], Vector],
         is_scored: bool = False,
     ) -> None:
-        """`vector_of` gives the voice of an item, float32 [D], or raises UserError. Forgets records of lost waves."""
+        """`vector_of` gives the voice of an item, float32 [D], or raises UserError.
+
+        Forgets records of lost waves, and damaged ones.
+        """
         self.failures: dict[str, Failure] = {}
         self.spoken_sec = 0.0
         self._synthesizer, self._job, self._task = synthesizer, job, task
@@ -180,7 +185,9 @@ class BatchSpeaker:
         self._asked: dict[int, tuple[SpeechItem, Vector, Request]] = {}  # in the engine, by number of the request
         self._began, self._preparing_sec = time.perf_counter(), 0.0
         for name, record in list(job.records.items()):
-            if record.get("wav") and not (job.directory / record["wav"]).is_file():
+            wave = record.get("wav")
+            is_there = wave is None or (isinstance(wave, str) and os.path.isfile(job.directory / wave))
+            if not is_there or not isinstance(record.get("reason"), str):
                 del job.records[name]
 
     def run(self, items: Iterable[SpeechItem], total: int) -> None:

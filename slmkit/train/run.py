@@ -14,9 +14,11 @@ Example:
         ...
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -430,11 +432,17 @@ def _report(config: TrainConfig, data: TrainingData, held_out: TrainingData | No
 
 
 def _cached(config: TrainConfig, name: str, make: Callable[[], T]) -> T:
-    """What `make` gives, JSON, kept under `name` in the run's cache."""
+    """What `make` gives, JSON, kept under `name` in the run's cache; a damaged file is made again."""
     path = Path(config.run_dir) / CACHE / f"{name}.json"
-    try:
-        value: T = read_json(path)
-    except UserError:  # there is none, or it is damaged
-        value = make()
-        write_json(path, value, replace=True)
+
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
+
+    with contextlib.suppress(UserError):  # there is none, or it is not JSON
+        kept = read_json(path)
+        if isinstance(kept, dict) and kept.keys() == {"value", "sha256"} and kept["sha256"] == digest(kept["value"]):
+            found: T = kept["value"]
+            return found
+    value = make()
+    write_json(path, {"value": value, "sha256": digest(value)}, replace=True)
     return value

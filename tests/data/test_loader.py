@@ -326,6 +326,20 @@ def resident_bytes() -> int:
     return sum(int(line.split()[1]) for s in status for line in s.splitlines() if line.startswith("RssAnon")) * 1024
 
 
+@pytest.mark.parametrize("field", ["text_positions", "text_targets", "frames"])
+def test_a_table_that_says_another_size_is_noticed(
+    corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path, field: str
+) -> None:
+    """Else the loss would be divided by a wrong number of targets, or a row be longer than it may be."""
+    open_data(corpus, tokenizer, cache_dir=tmp_path)
+    (path,) = tmp_path.glob("lengths-*.npy")
+    table = np.load(path)
+    table[field][7] += 1
+    np.save(path, table)
+    with pytest.raises(DamagedSample, match=r"utterance-0007' is not of the size that the table of lengths has"):
+        run_epoch(open_data(corpus, tokenizer, cache_dir=tmp_path), world_size=1, micro_rows=4)
+
+
 def test_the_models_random_state_is_left_alone(corpus: Corpus, tokenizer: TextTokenizer) -> None:
     before = torch.get_rng_state()
     run_epoch(open_data(corpus, tokenizer), 1, 4)

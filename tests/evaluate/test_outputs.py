@@ -1,5 +1,6 @@
 """What is chosen of a corpus, and the directory of outputs: what cannot be mixed, read or written is named."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,29 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
     damaged("job.json", lambda text: text.replace(weights, b"0"), "with another codec")
     damaged("codes/00000.npy", lambda content: content[:100], r"cannot read .*00000\.npy")
     damaged("wav/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
+    damaged("wav/00001.wav", lambda content: content[:-1], r"cannot read .*00001\.wav")
+    for record in (b'"place": 0.5', b'"place": "0"'):
+        damaged("outputs.jsonl", lambda text, new=record: text.replace(b'"place": 0', new), "outputs.jsonl is damaged")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"frames": ', b'"frames": -'), "outputs.jsonl is damaged")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"number": 0', b'"number": 9'), "for another corpus")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"voice_number": 0', b'"voice_number": 9'), "is not known: own")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"voice_number": 0', b'"voice_number": null'), "not known: own")
+    damaged(
+        "job.json", lambda text: text.replace(b'"voices": {}', b'"voices": 3'), "does not say how outputs were made"
+    )
+    for array in (np.zeros((3, 2), np.int16), np.zeros(4, np.float32)):
+        file = io.BytesIO()
+        np.save(file, array)
+        damaged("codes/00000.npy", lambda content, new=file: new.getvalue(), "does not hold the codes")
     report()
     damaged("report.json", lambda text: b"{}", "is not the report of an evaluation")
+    for old, new in (
+        (b'"success": [', b'"success": 3, "other": ['),
+        (b'"digits": 1', b'"digits": 1000000'),
+        (b'"key": "', b'"key": 3, "k": "'),
+    ):
+        damaged("report.json", lambda text, a=old, b=new: text.replace(a, b), "is not the report of an evaluation")
+    damaged("report.json", lambda text: text.replace(b'"success": [', b'"success": [1, '), "scores.success")
     (out / "outputs.jsonl").unlink()
     with pytest.raises(UserError, match="are not finished"):
         report()

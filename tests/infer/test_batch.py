@@ -188,6 +188,20 @@ def test_failed_lines_can_be_mended_and_others_added(speak: Callable[..., Summar
     assert [output["id"] for output in read_jsonl(tmp_path / "out" / RECORDS)] == ["b", "a", "c"]
 
 
+@pytest.mark.parametrize("change", [{"wav": 3}, {"wav": "x" * 300}, {"wav": "a\0b"}, {"reason": None}])
+def test_a_damaged_record_is_spoken_again(
+    speak: Callable[..., Summary], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    lines: Lines = [{"id": "a", "text": "A clock"}, {"id": "b", "text": "The river froze"}]
+    speak("out", lines)
+    whole = read_jsonl(tmp_path / "out" / RECORDS)
+    (tmp_path / "out" / RECORDS).write_text("".join(json.dumps({**r, **change}) + "\n" for r in whole[:1] + whole[1:]))
+    with counted() as seen:
+        assert speak("out", lines).failures == []
+    assert seen["waves"] == 2
+    assert [record["wav"] for record in read_jsonl(tmp_path / "out" / RECORDS)] == [r["wav"] for r in whole]
+
+
 def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_path: Path) -> None:
     line = {"id": "a", "text": "A clock"}
     speak("out", [line])

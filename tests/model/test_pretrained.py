@@ -207,6 +207,15 @@ def test_weights_that_are_not_finite_are_refused(value: float, base: Path, tmp_p
         from_base(tmp_path / "base", codec=codec_spec(), group=3)
 
 
+def test_a_base_without_a_weight_of_its_config_is_refused(base: Path, tmp_path: Path) -> None:
+    spoilt = shutil.copytree(base, tmp_path / "base")
+    state = load_file(spoilt / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, spoilt / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"base lacks weights of its config\n  got: +model\.norm\.weight"):
+        from_base(spoilt, codec=codec_spec(), group=3)
+
+
 def test_save_overwrites_nothing_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
     model = from_base(base, codec=codec_spec())
     (tmp_path / "out").mkdir()

@@ -74,6 +74,17 @@ def test_a_damaged_count_of_steps_is_made_again(place: Path) -> None:
     assert prepare_run(tiny_config(place, **change), World()).total_steps == total_steps
 
 
+@pytest.mark.parametrize("content", ["{}", "3", '{"value": {"samples": 30}, "sha256": "0"}'])
+def test_a_damaged_count_of_what_is_left_out_is_made_again(place: Path, content: str) -> None:
+    change: dict[str, Any] = {"run_dir": str(place / "other")}
+    prepare_run(tiny_config(place, **change), World())
+    (file,) = (place / "other" / "cache").glob("left-out-*.json")
+    kept = file.read_text()
+    file.write_text(content)
+    prepare_run(tiny_config(place, **change), World())
+    assert file.read_text() == kept
+
+
 def test_work_for_all_processes_is_done_in_the_first(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
