@@ -52,8 +52,8 @@ step "checkpoint to safetensors"
 slmkit consolidate "$OUT/run" "$OUT/model"
 step "speak a sentence it was trained on, and score it"
 TEXT="$(cat "$AUDIO"/*/*/"$KEY.normalized.txt")"
-slmkit synthesize "$OUT/model" "$TEXT" --codec "$OUT/codec" --speaker "$OUT/shards:$KEY" --out "$OUT/speech.wav"
-slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --codec "$OUT/codec" --out "$OUT/scores" --limit 8
+slmkit synthesize "$OUT/model" "$TEXT" --speaker "$OUT/shards:$KEY" --out "$OUT/speech.wav"
+slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --out "$OUT/scores" --limit 8
 
 echo
 echo "The model says \"$TEXT\" in:  $OUT/speech.wav"

@@ -145,6 +145,8 @@ def _of_folder(listed: Sequence[str], folder: str) -> list[str]:
     weights = [file for file in names if _kind(file) is not None and PurePosixPath(file).name not in OF_TRAINERS]
     best = min((_kind(file) or 0 for file in weights), default=0)
     weights = [file for file in weights if _kind(file) == best]
+    stems = {PurePosixPath(file).stem for file in weights}
+    weights = [file for file in weights if f"{PurePosixPath(file).stem}_v2" not in stems]  # as FACodec's are named
     for usual in USUAL_NAMES:
         whole = [file for file in weights if PurePosixPath(file).stem == usual]
         parts = [file for file in weights if re.fullmatch(rf"{usual}-\d+-of-\d+", PurePosixPath(file).stem)]

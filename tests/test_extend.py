@@ -45,6 +45,11 @@ def test_the_head_was_trained_and_exported(out: Path) -> None:
 
 
 def test_it_speaks_with_the_codec(out: Path) -> None:
+    assert Corpus.open(out / "shards").codec_source == str(out / "codec")
+    assert read_json(out / "run" / "model" / "codec_source.json")["source"] == str(out / "codec")
+    assert read_json(out / "model" / "codec_source.json")["source"] == "codec"
+    assert (out / "model" / "codec" / "blocks.txt").is_file()
+    assert sorted(file.name for file in (out / "model" / "voices").glob("*.npy")) == ["a.npy", "b.npy"]
     assert soundfile.info(out / "a.wav").samplerate == RATE
 
 

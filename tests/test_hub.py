@@ -75,6 +75,7 @@ def test_settings_and_the_best_weights_are_fetched_and_no_code(hub: HubServer) -
         (["model.safetensors", "model.fp32-00001-of-00002.safetensors"], "", ["model.safetensors"]),
         (["model-00001-of-00002.safetensors", "other.safetensors"], "", ["model-00001-of-00002.safetensors"]),
         (["training_args.bin", "encoder.bin", "decoder.bin"], "", ["decoder.bin", "encoder.bin"]),
+        (["enc.bin", "enc_v2.bin", "dec.bin", "dec_v2.bin", "re.bin"], "", ["dec_v2.bin", "enc_v2.bin", "re.bin"]),
         (["avg/config.json", "avg/x.pt", "other/y.pt"], "avg", ["avg/config.json", "avg/x.pt"]),
         (
             ["model.safetensors", "voices/a.npy", "voices/a.py", "codec/codec.json", "codec/model.safetensors"],

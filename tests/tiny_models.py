@@ -1,15 +1,18 @@
 """Small speech language models and micro-batches of random utterances, without files."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from synthetic import codec_spec
+from transformers import AutoModelForCausalLM
 
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ExampleFormat, collate
-from slmkit.data.sequence import Piece, build
+from slmkit.data.sequence import Piece, build, head_classes
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
 from slmkit.model.config import SpeechLMConfig
@@ -45,12 +48,17 @@ def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayou
 
 
 def tiny_config(
-    group: int = 0, *, arch: str = "qwen2", backbone: dict[str, Any] | None = None, **options: Any
+    group: int = 0,
+    *,
+    arch: str = "qwen2",
+    sizes: tuple[int, ...] = (16, 16, 16),
+    backbone: dict[str, Any] | None = None,
+    **options: Any,
 ) -> SpeechLMConfig:
-    layout = tiny_layout(group)
+    layout = tiny_layout(group, sizes)
     values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **ARCHITECTURES[arch], **(backbone or {})}
     return SpeechLMConfig(
-        backbone=values, layout=layout.to_dict(), codec=codec_spec().to_dict(), group=group, **options
+        backbone=values, layout=layout.to_dict(), codec=codec_spec(sizes).to_dict(), group=group, **options
     )
 
 
@@ -64,6 +72,15 @@ def tiny_model(group: int = 0, *, seed: int = 0, **options: Any) -> SpeechLM:
     return model
 
 
+def untied(base: Path, out: Path) -> Path:
+    """A base model like `base`, with an output layer of its own."""
+    shutil.copytree(base, out)
+    plain = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    plain.lm_head.weight = torch.nn.Parameter(plain.model.embed_tokens.weight.detach() * 1.5 + 0.01)
+    plain.save_pretrained(out)
+    return out
+
+
 def talkative_model(group: int, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLM:
     """A random model that begins to speak often, and does not stop at once."""
     model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False, **(backbone or {})}, **options).eval()
@@ -72,8 +89,8 @@ def talkative_model(group: int, *, backbone: dict[str, Any] | None = None, **opt
         model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
         if not group:
             model.lm_model.lm_head.weight[model.layout.id_of("<eosp>")] *= 0.5
-        for head, size in zip(model.heads, model.layout.codebook_sizes * (group // 3), strict=True):
-            head.output.weight[size:] *= 0.3
+        for head, classes in zip(model.heads, head_classes(group, model.layout.codebook_sizes), strict=True):
+            head.output.weight[classes.num_codes :] *= 0.3
     return model
 
 

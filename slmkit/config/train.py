@@ -139,7 +139,7 @@ class ModelConfig(Config):
     """The speech language model that is built on the base model."""
 
     group: Group = Field(
-        default=0, description="speech tokens predicted a step: 0 next-token, 3, 6, 12, ... (a multiple of the streams)"
+        default=0, description="speech tokens predicted a step, of all streams together: 0 next-token, 3, 6, 12, ..."
     )
     head: str = Field(default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer")
     fusion: Literal["mean", "mlp"] = Field(

@@ -192,7 +192,8 @@ def collate(
     if len(vectors) < len(voiced):
         missing = next(sample.key for sample in voiced if sample.speaker is None)
         raise UserError("a sample has no speaker vector", got=missing, next_step="tokenize the corpus again")
-    groups = joined("lm_groups")
+    groups, phases = joined("lm_groups"), joined("head_phases")
+    by_phase = phases.argsort(stable=True)  # the heads' targets of one phase choose among the same classes
     return Batch(
         tokens=joined("tokens"),
         speech_mask=joined("speech_mask"),
@@ -203,10 +204,11 @@ def collate(
         lm_positions=shifted("lm_positions"),
         lm_targets=joined("lm_targets"),
         lm_groups=groups,
-        head_positions=shifted("head_positions"),
-        head_targets=joined("head_targets"),
+        head_positions=shifted("head_positions")[by_phase],
+        head_targets=joined("head_targets")[by_phase],
         global_counts=torch.from_numpy(global_counts),
         lm_counts=tuple(groups.bincount(minlength=len(global_counts)).tolist()),
+        head_counts=tuple(phases.bincount(minlength=layout.num_streams).tolist()),
         keys=tuple(sample.key for _, sample in examples),
         num_frames=num_frames,
         row_tokens=row_tokens,

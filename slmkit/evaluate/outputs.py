@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.encode import PCM16_SCALE
+from slmkit.codec.base import Codes, to_codes
 from slmkit.errors import UserError
 from slmkit.files import read_npy
 from slmkit.infer.batch import CODES_DIR, WAVES_DIR
@@ -114,8 +115,11 @@ def voice_path(directory: Path, number: int) -> Path:
     return directory / "voices" / f"{number:02d}.npy"
 
 
-def read_codes(directory: Path, record: OutputRecord) -> npt.NDArray[Any]:
-    """The codes of an output, integers [K, T]. Raises UserError naming the file when it does not hold them."""
+def read_codes(directory: Path, record: OutputRecord) -> Codes:
+    """The codes of an output, uint16 [K, T], whatever integers are stored: slmkit 0.5 and before had int16.
+
+    Raises UserError naming the file when it does not hold them.
+    """
     path = codes_path(directory, record.place)
     codes = read_npy(path, what="codes", max_values=MAX_CODES)
     if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.shape[1] != record.frames:
@@ -125,7 +129,10 @@ def read_codes(directory: Path, record: OutputRecord) -> npt.NDArray[Any]:
             expected=f"integers, {record.frames} frames",
             next_step=AGAIN,
         )
-    return codes
+    try:
+        return to_codes(codes)
+    except ValueError as error:
+        raise UserError(f"{path} does not hold the codes of the utterance: {error}", next_step=AGAIN) from error
 
 
 def read_voice(directory: Path, number: int, width: int) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.mel import log_mel_distance
-from slmkit.codec.base import Codec, Codes, decode_alone, to_codes
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
@@ -106,7 +106,7 @@ class Spoken:
     @property
     def codes(self) -> Codes:
         """uint16 [K, T]."""
-        return to_codes(read_codes(self.outputs.directory, self.record))  # older jobs stored int16
+        return read_codes(self.outputs.directory, self.record)
 
     @property
     def wave(self) -> Wave:

@@ -66,12 +66,14 @@ def choose_voices(source: "Source", *, num_samples: int | None = None, without: 
         speaker, frames = str(sample.meta.get("speaker") or ""), sample.codes.shape[1]
         if sample.speaker is None or speaker in without or frames <= found.get(speaker, (0, None))[0]:
             continue
-        name = UNSAFE.sub("_", speaker)[:NAME_CHARS].strip("_") or "voice"
         origin = {"corpus": source.path, "key": sample.key, "speaker": speaker}
-        found[speaker] = frames, Voice(name, sample.speaker, origin)
-    voices = list({voice.name.lower(): voice for _, voice in found.values()}.values())
-    number = min(NUM_VOICES, len(voices))
-    return [voices[place * len(voices) // number] for place in range(number)]
+        found[speaker] = frames, Voice(UNSAFE.sub("_", speaker)[:NAME_CHARS].strip("_"), sample.speaker, origin)
+    number, voices = min(NUM_VOICES, len(found)), list[Voice]()
+    for _, voice in [list(found.values())[place * len(found) // number] for place in range(number)]:
+        taken = {other.name.lower() for other in voices}
+        names = (f"{voice.name or 'voice'}{f'-{i}' if i else ''}" for i in range(NUM_VOICES))
+        voices.append(voice._replace(name=next(name for name in names if name.lower() not in taken)))
+    return voices
 
 
 def write_companions(
@@ -161,7 +163,7 @@ def codec_source(directory: str | Path) -> str:
 def voices_beside(directory: str | Path) -> dict[str, str]:
     """The voices of an exported model: files by name, sorted."""
     folder = Path(directory) / VOICES_DIR
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = sorted(folder.iterdir(), key=lambda file: file.stem) if folder.is_dir() else []
     usable = [file for file in files if file.suffix.lower() in (*AUDIO_SUFFIXES, ".npy") and file.name[0] != "."]
     return {file.stem: str(file) for file in usable}
 

@@ -77,7 +77,7 @@ class SpeechLMConfig(PreTrainedConfig):
     backbone: dict[str, Any] | None = None  # values of the text model's config; Qwen2's without a model_type
     layout: dict[str, Any] | None = None  # VocabLayout.to_dict()
     codec: dict[str, Any] | None = None  # CodecSpec.to_dict()
-    group: int = 0  # tokens of one speech step: 0 for next-token prediction, else a multiple of the streams
+    group: int = 0  # tokens of one speech step, 0 for next-token prediction
     head: str = "linear"  # kind of the speech heads: a name in HEADS
     fusion: Literal["mean", "mlp"] = "mean"  # of the embeddings of one speech step
     speaker_dim: int = 0  # width of the speaker vector, 0 for no speaker input
@@ -145,11 +145,11 @@ class SpeechLMConfig(PreTrainedConfig):
                 raise UserError(f"unknown {name} of the model", got=getattr(self, name), expected=", ".join(known))
         layout, backbone = self.vocab_layout, self.backbone_config
         kind = "mtp" if self.group else "ntp"
-        if self.group < 0 or self.group % layout.num_streams:
+        if not 0 <= self.group <= MAX_GROUP:
             raise UserError(
-                "the group size does not fit the codec",
+                "the group size is out of range",
                 got=self.group,
-                expected=f"0 (next-token prediction) or a multiple of {layout.num_streams} streams",
+                expected=f"0 (next-token prediction) to {MAX_GROUP}",
             )
         if layout.kind != kind:
             raise UserError(f"group {self.group} needs a vocabulary of kind {kind}", got=layout.kind, expected=kind)

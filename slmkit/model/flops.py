@@ -10,7 +10,8 @@ each, N positions of utterances n_u, Q speech steps to predict, group G:
     attention scores        L * 4 H E * pairs,  pairs = sum of n_u (n_u + 1) / 2: each position with itself and before
     mlp                     2 N * weights of all other linear layers of the decoder layers
     text logits             2 D * sum over targets of the rows they choose among (all V, or those of their stream)
-    speech heads, each      2 Q * weights of its linear layers (heads/), and its decoder layers as those of the backbone
+    speech heads, each      2 Q * weights of its linear layers (heads/), of the last only the rows of classes that
+                            compete; its decoder layers as those of the backbone
     mlp fusion              2 N (G D D + D D): it runs at every position
     speaker projector       2 P (S 4S + 4S D) for P speaker slots of width S
     embeddings              none, they are lookups
@@ -65,7 +66,7 @@ class BatchSizes:
     positions: int
     attention_pairs: int  # (position, position it sees), itself included, over all utterances
     lm_targets: tuple[int, ...]  # per loss term: text, then one per stream (none but text for MTP)
-    speech_steps: int  # positions whose next speech step is predicted
+    speech_steps: tuple[int, ...]  # positions whose next speech step is predicted, per phase
     speakers: int  # speaker slots
 
     @staticmethod
@@ -77,7 +78,7 @@ class BatchSizes:
             positions=batch.num_tokens,
             attention_pairs=int((lengths * (lengths + 1)).sum()) // 2,
             lm_targets=tuple(batch.lm_groups.bincount().tolist()),
-            speech_steps=len(batch.head_positions),
+            speech_steps=batch.head_counts,
             speakers=len(batch.speaker_positions),
         )
 
@@ -96,7 +97,12 @@ class Flops:
         self._projections = sum(linear_weights(attention_of(layer)) for layer in layers)
         self._mlp = sum(linear_weights(layer) for layer in layers) - self._projections
         self._query_width = len(layers) * backbone.num_attention_heads * head_width(backbone)
-        self._head_weights = sum(head.weights_per_step() for head in model.heads)
+        self._head_weights = [0] * config.vocab_layout.num_streams  # that a step is multiplied with, by its phase
+        competing = losses.head_candidates(config.vocab_layout, config.group)
+        for head, by_phase in zip(model.heads, competing, strict=True):
+            for phase, classes in by_phase.items():
+                others = head.output.out_features - sum(stop - start for start, stop in classes)
+                self._head_weights[phase] += head.weights_per_step() - others * head.output.in_features
         is_fused = config.group > 0 and config.fusion == "mlp"
         self._fusion_weights = (config.group + 1) * width**2 if is_fused else 0
         ranges = losses.candidates(config.vocab_layout, backbone.vocab_size, config.softmax)
@@ -111,7 +117,7 @@ class Flops:
             "attention scores": 4 * self._query_width * sizes.attention_pairs,
             "mlp": 2 * positions * self._mlp,
             "text logits": 2 * width * sum(n * rows for n, rows in zip(sizes.lm_targets, self._choices, strict=False)),
-            "speech heads": 2 * sizes.speech_steps * self._head_weights,
+            "speech heads": 2 * sum(n * each for n, each in zip(sizes.speech_steps, self._head_weights, strict=True)),
             "fusion": 2 * positions * self._fusion_weights,
             "speaker": 2 * sizes.speakers * SPEAKER_FACTOR * speaker * (speaker + width),
         }

@@ -38,7 +38,7 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
 from slmkit.log import get_logger
-from slmkit.model.backbone import TESTED, Packing, check_config, new_causal_lm
+from slmkit.model.backbone import DEFAULT_TYPE, TESTED, Packing, check_config, new_causal_lm
 from slmkit.model.companions import SOURCE_FILE
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
@@ -321,9 +321,9 @@ def check_export(directory: str | Path, config: SpeechLMConfig, *, base_dir: str
         _check_option("model.speaker", True, False, directory)
     config.codec_spec.check_compatible(export.codec_spec, this="this run", that=str(directory))
     config.vocab_layout.check_equal(export.vocab_layout, this="this run", that=str(directory))
-    theirs, ours = export.backbone or {}, config.backbone or {}
-    for name in ours:
-        _check_option(f"{name} of the base model", theirs.get(name), ours[name], directory)
+    theirs, ours = ({"model_type": DEFAULT_TYPE, **(each.backbone or {})} for each in (export, config))
+    for name in ("head_dim", *ours):  # not every architecture has the first
+        _check_option(f"{name} of the base model", theirs.get(name), ours.get(name), directory)
     their_text, our_text = (TextTokenizer.load(path).fingerprint for path in (directory, base_dir))
     _check_option("the tokenizer (sha256)", their_text, our_text, directory)
     changes = [

@@ -46,7 +46,7 @@ from slmkit.model.pretrained import base_layout, check_export, config_on_base, e
 from slmkit.model.slm import SpeechLM
 from slmkit.train.changes import by_name, changes_since
 from slmkit.train.evaluation import term_names
-from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
+from slmkit.train.settings import Attempts, deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
 
 if TYPE_CHECKING:
@@ -122,10 +122,8 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
     tokenizer = tried(TextTokenizer.load, config.base_path)
     sources, eval_source = open_sources(config, tried)
     codec = tried(common_codec, sources) if sources else None
-    if codec is not None:
-        tried(check_group, config, codec)
     model, changes, layout = None, None, None
-    if codec is not None and tokenizer is not None and config.model.group % len(codec.lm_streams) == 0:
+    if codec is not None and tokenizer is not None:
         layout = base_layout(tokenizer, codec, config.model.group)
         model = tried(config_on_base, config.base_path, codec=codec, **to_dict(config.model))
     if model is not None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from codec.families import family_directory
+from twins.plain_codecs import CLASSES
 
 from slmkit.bench.codecs import bench_directory, describe, reach_in_words
 from slmkit.cli.main import main
@@ -20,18 +21,18 @@ def fitted(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("name", ["encodec", "dac", "wavtokenizer"])
+@pytest.mark.parametrize("name", ["encodec", "dac", "wavtokenizer", "speechtokenizer", "bigcodec"])
 def test_a_codec_is_its_plain_loop(name):
     found = bench_directory(family_directory(name), "cpu", 0.4, batch=2, rounds=1)
     assert found["equal_codes"] == 1
-    assert found["wave_difference"] < 1e-6
+    assert found["wave_difference"] < (1e-6 if name in CLASSES else 1e-5)  # the same network, or one of our own
     streams = name != "wavtokenizer"
     assert (found["stream_difference"] is not None) == streams
     assert not streams or found["stream_difference"] <= JOINED_BOUND
     assert all(found[f"{task}_audio_sec_per_sec"] > 0 for task in ("encode", "plain_encode", "decode", "plain_decode"))
     assert describe(found).split()[1:4] == [
         str(found["sample_rate"]),
-        str(found["frame_rate"])[:2],
+        f"{found['frame_rate']:.4g}",
         str(found["streams"]),
     ]
 

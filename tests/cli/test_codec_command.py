@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from codec.tiny_snac import write_published
+from hub_server import HubServer
 
 from slmkit.cli.main import main
 from slmkit.codec.open import open_codec
@@ -34,6 +36,14 @@ def test_fit_writes_a_codec_with_its_origin(codec_folder):
     assert origin["config"]["seed"] == 0
     assert origin["counts"]["files"] == 32
     assert 50 < origin["counts"]["seconds"] < 70
+
+
+def test_add_notes_the_commit_of_a_hub_id(tmp_path, monkeypatch):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, tmp_path / "home")
+        commit = hub.publish("org/snac", write_published(tmp_path / "snac", "convolutions"))
+        assert main(["codec", "add", "org/snac", str(tmp_path / "out")]) == 0
+    assert read_json(tmp_path / "out" / "codec.json")["source"] == f"org/snac@{commit}"
 
 
 def test_copy_writes_the_copy_and_says_how_far_it_is(codec_folder, tmp_path, capsys):

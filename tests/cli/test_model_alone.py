@@ -12,6 +12,7 @@ from forked import PIPE, Process
 from hub_server import HubServer
 from spoken import make_spoken
 from synthetic import WORDS
+from tiny_whisper import save_tiny_whisper
 
 from slmkit import Synthesizer
 from slmkit.cli.main import main
@@ -156,6 +157,10 @@ def test_model_and_codec_by_the_names_of_the_hub(
     assert Path("hub.wav").read_bytes() == before
     assert main(["evaluate", "org/model", "--corpus", "corpus", "--limit", "1", *SHORT, "--out", "scores"]) == 0
     assert read_json("scores/report.json")["names"]["model"] == f"org/model@{model}"
+    save_tiny_whisper(place / "whisper", steps=0)
+    heard = hub.publish("org/whisper", place / "whisper")
+    assert main(["evaluate", "--only", "score", "--corpus", "corpus", "--out", "scores", "--asr", "org/whisper"]) == 0
+    assert read_json("scores/report.json")["measured_with"] == {"asr": f"org/whisper@{heard}"}
     hub.connect(monkeypatch, place / "empty", offline=True)
     with pytest.raises(UserError, match=r"the model org/model is no directory here, and the hub may not be asked"):
         Synthesizer.load("org/model")

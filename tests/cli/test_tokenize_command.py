@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_server import HubServer
 from raw_corpora import read_source
 
 from slmkit.cli.main import main
@@ -55,8 +56,18 @@ def test_a_folder_becomes_a_corpus(codec, tmp_path):
     assert tokenize(SAMPLES, codec, tmp_path / "3") == 0
     corpus = Corpus.open(tmp_path / "3")
     assert (len(corpus), len(corpus.shards)) == (32, 4)
-    assert corpus.codec.name == "melvq"
+    assert (corpus.codec.name, corpus.codec_source) == ("melvq", str(codec))
     assert json.loads((tmp_path / "3/manifest.json").read_text())["made_by"]["config"]["language"] == "en"
+
+
+def test_a_codec_of_the_hub_is_noted_with_its_commit(codec, tmp_path, monkeypatch):
+    with HubServer() as hub:
+        hub.connect(monkeypatch, tmp_path / "home")
+        commit = hub.publish("org/melvq", codec)
+        assert tokenize(SAMPLES / "11", "org/melvq", tmp_path / "out") == 0
+        assert tokenize(SAMPLES / "11", codec, tmp_path / "out") == 0  # the same job
+    assert Corpus.open(tmp_path / "out").codec_source == f"org/melvq@{commit}"
+    assert main(["tokenize", "verify", str(tmp_path / "out"), "--codec", "org/melvq", "--samples", "1"]) == 0
 
 
 @pytest.mark.full

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from codec.families import audio, open_family
+from codec.families import audio, family_directory, open_family
 from codec.tiny_own import make_bigcodec
+from twins.bigcodec import PlainBigCodec
 
 from slmkit.codec.added import add_codec
 from slmkit.codec.open import open_codec
@@ -20,6 +21,14 @@ def plain():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)  # as in families
         return make_bigcodec()
+
+
+def test_the_plain_twin_is_read_from_what_was_added(codec):
+    plain, wave = PlainBigCodec.from_directory(family_directory("bigcodec")), audio(16000)[:5000]
+    codes = codec.encode(wave[None], torch.tensor([5000])).codes[0].long()
+    assert torch.equal(plain.encode(wave), codes)
+    expected = codec.decode(codes[None], torch.zeros(1, 0))[0]
+    torch.testing.assert_close(plain.decode(codes).clamp(-1, 1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 99, 100, 101, 1000, 16000, 20037])

@@ -41,8 +41,10 @@ def test_each_layer_and_direction_by_itself(theirs):
 def test_other_devices_use_torchs_own(theirs):
     layer = Lstm(Weights(theirs.state_dict()), 1)._layers[0]
     rows, state = torch.randn(9, 5), (torch.randn(1, 1, 7), torch.randn(1, 1, 7))
+    before = torch.random.get_rng_state()
     with torch.inference_mode():
         (one, after), (other, other_after) = layer.stepwise(rows, state), layer.at_once(rows, state)
+    assert torch.equal(torch.random.get_rng_state(), before)
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(after, other_after)
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from codec.families import audio, open_family
+from codec.families import audio, family_directory, open_family
 from codec.tiny_own import SPEECHTOKENIZER_CONFIG, make_speechtokenizer
+from twins.speechtokenizer import PlainSpeechTokenizer
 
 from slmkit.codec.added import add_codec
 from slmkit.codec.open import open_codec
@@ -25,6 +26,14 @@ def plain():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)  # as in families
         return make_speechtokenizer()
+
+
+def test_the_plain_twin_is_read_from_what_was_added(codec):
+    plain, wave = PlainSpeechTokenizer.from_directory(family_directory("speechtokenizer")), audio(16000)[:5000]
+    codes = codec.encode(wave[None], torch.tensor([5000])).codes[0].long()
+    assert torch.equal(plain.encode(wave), codes)
+    expected = codec.decode(codes[None], torch.zeros(1, 0))[0]
+    torch.testing.assert_close(plain.decode(codes).clamp(-1, 1), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 79, 80, 81, 161, 239, 1000, 16000, 20037])

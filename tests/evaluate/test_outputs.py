@@ -14,7 +14,7 @@ from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.evaluate.generation import copy_synthesis, generate, seed_of
-from slmkit.evaluate.outputs import finished, wav_path
+from slmkit.evaluate.outputs import codes_path, finished, read_codes, wav_path
 from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_list, select
@@ -138,3 +138,18 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
         score_outputs(tmp_path / "nothing", truths, Tools())
     with pytest.raises(UserError, match="holds no scores"):
         read_report(tmp_path)
+
+
+def test_codes_that_an_older_version_stored_are_read(codec: MelVQ, corpus: Corpus, tmp_path: Path) -> None:
+    copy_synthesis(codec, corpus, select(corpus, limit=1), SpeakingSettings(), tmp_path)
+    (record,) = finished(tmp_path).records
+    path = codes_path(tmp_path, 0)
+    codes = np.load(path)
+    assert codes.dtype == np.uint16
+    np.save(path, codes.astype(np.int16))
+    found = read_codes(tmp_path, record)
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, codes)
+    np.save(path, -1 - codes.astype(np.int16))
+    with pytest.raises(UserError, match=r"00000\.npy does not hold the codes of the utterance: codes are -"):
+        read_codes(tmp_path, record)

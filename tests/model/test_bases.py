@@ -1,7 +1,6 @@
 """Each architecture beside transformers' own model of the same weights, and what does not fit is refused by name."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from synthetic import codec_spec
-from tiny_models import ARCHITECTURES, tiny_batch, tiny_config, tiny_model
+from tiny_models import ARCHITECTURES, tiny_batch, tiny_config, tiny_model, untied
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -25,13 +24,12 @@ from slmkit.model.backbone import TESTED, check_config, check_modules, new_causa
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.init_base import ROTARY, init_base
 from slmkit.model.losses import coefficients
-from slmkit.model.pretrained import config_on_base, extended_tokenizer, from_base, load, save
+from slmkit.model.pretrained import check_export, config_on_base, extended_tokenizer, from_base, load, save
 from slmkit.model.published import from_published, save_published
 from slmkit.model.slm import SpeechLM
 
 FRAMES = (9, 4, 0, 13)
 TEXTS = ["the river froze before the last boat could leave the harbour", "eleven lanterns along the wall"] * 5
-QWEN2 = Path(__file__).parent.parent / "golden" / "slm" / "tiny_base"  # a tokenizer of 771 tokens
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
@@ -87,15 +85,6 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def untied(base: Path, out: Path) -> Path:
-    """A base model like `base`, with an output layer of its own."""
-    shutil.copytree(base, out)
-    plain = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
-    plain.lm_head.weight = torch.nn.Parameter(plain.model.embed_tokens.weight.detach() * 1.5 + 0.01)
-    plain.save_pretrained(out)
-    return out
-
-
 def test_a_base_model_is_one_of_its_architecture(base: Path) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     assert model.config.model_type == base.name
@@ -112,8 +101,12 @@ def assert_same(one: SpeechLM, two: SpeechLM) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_exports_load_in_transformers_with_equal_logits_and_come_back(tied: bool, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("otherwise", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_exports_load_in_transformers_with_equal_logits_and_come_back(
+    otherwise: bool, base: Path, tmp_path: Path
+) -> None:
+    """Llama's output layer untied and all others' tied, or otherwise."""
+    tied = (base.name == "llama") == otherwise
     if not tied:
         base = untied(base, tmp_path / base.name)
     model = from_base(base, codec=codec_spec(), seed=2).eval()
@@ -152,6 +145,24 @@ def test_published_and_speaking_models_come_back(head: str, base: Path, tmp_path
     assert_same(model, from_published(tmp_path / "published.safetensors", base_dir=base, codec=codec_spec()))
 
 
+def test_a_run_on_another_architecture_does_not_start_from_an_export(tmp_path: Path) -> None:
+    """Of the same sizes and tokenizer; nor on one whose heads have another width."""
+    bases: dict[str, Any] = {"qwen2": {}, "qwen3": {}, "wide": {"num_heads": 2, "num_key_value_heads": 2}}
+    for name, sizes in bases.items():
+        arch = "qwen2" if name == "qwen2" else "qwen3"
+        init_base(TEXTS, tmp_path / name, arch=arch, hidden_size=32, num_layers=1, vocab_size=300, **sizes)
+    for ours, theirs in (("qwen2", "qwen3"), ("qwen3", "qwen2")):
+        model = from_base(tmp_path / theirs, codec=codec_spec())
+        save(model, tmp_path / f"of-{theirs}", tokenizer=extended_tokenizer(tmp_path / theirs, model.layout))
+        config = config_on_base(tmp_path / ours, codec=codec_spec())
+        with pytest.raises(UserError, match=r"(head_dim|model_type) of the base model differs"):
+            check_export(tmp_path / f"of-{theirs}", config, base_dir=tmp_path / ours)
+    with pytest.raises(UserError, match=r"(head_dim|num_attention_heads) of the base model differs"):
+        check_export(
+            tmp_path / "of-qwen3", config_on_base(tmp_path / "wide", codec=codec_spec()), base_dir=tmp_path / "wide"
+        )
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_rotary_frequencies_stay_float32(arch: str) -> None:
     model = tiny_model(arch=arch)
@@ -185,13 +196,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("arch", "values", "message"), REFUSED)
-def test_what_does_not_fit_is_named(
-    arch: str, values: dict[str, Any], message: str, base: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_fit_is_named(arch: str, values: dict[str, Any], message: str, tmp_path: Path) -> None:
     """Before weights are read; the tested ones are told."""
-    if base.name != "qwen2":
-        pytest.skip("one tokenizer is enough")
-    shutil.copytree(base, tmp_path / "base")
+    init_base(["a"], tmp_path / "base", hidden_size=16, num_layers=1)
     told = {**TINY, "intermediate_size": 48, "vocab_size": 771, "pad_token_id": None, **values, "model_type": arch}
     (tmp_path / "base" / "config.json").write_text(json.dumps(told))
     with pytest.raises(UserError, match=f"a base model of the architecture {arch} does not fit: .*{message}") as error:

@@ -26,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3, ntp": {"arch": "qwen3"},
     "llama, mtp-3, transformer heads": {"arch": "llama", "group": 3, "head": "transformer"},
     "smollm3, mtp-6, transformer heads": {"arch": "smollm3", "group": 6, "head": "transformer"},
+    "mtp-4, unequal codebooks": {"group": 4, "head": "mlp", "sizes": (16, 5, 9)},
 }
 
 

@@ -15,6 +15,8 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
+from slmkit.bench.race import twin
+
 
 class Plain(Protocol):
     """A codec that takes one utterance."""
@@ -90,4 +92,8 @@ class PlainTransformers:
         return self.network.decode(audio_codes=codes[None]).audio_values.flatten()
 
 
-PLAIN: dict[str, Callable[..., Plain]] = dict.fromkeys(CLASSES, PlainTransformers.from_directory)
+PLAIN: dict[str, Callable[..., Plain]] = {
+    **dict.fromkeys(CLASSES, PlainTransformers.from_directory),
+    "bigcodec": twin("bigcodec").PlainBigCodec.from_directory,
+    "speechtokenizer": twin("speechtokenizer").PlainSpeechTokenizer.from_directory,
+}

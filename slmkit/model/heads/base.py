@@ -1,7 +1,6 @@
 """What a speech head of multi-token prediction is: one per token of a speech step.
 
-Head i = K * frame + stream predicts the code of one stream in one frame of the step. Its classes are the codes of the
-stream, then `<eosp>`, then, from the second frame of the step on, `<|speech_pad|>`. Module names are the published
+Head i predicts token i of the step; its classes are those of `sequence.head_classes`. Module names are the published
 ones (`speech_heads.{i}.head...`), so that published weights load by name.
 
 A head computes in three stages. `states` looks at other positions, if the kind has decoder layers of its own;
@@ -22,17 +21,8 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedConfig
 
-from slmkit.data.vocab import VocabLayout
 from slmkit.model import losses
 from slmkit.model.backbone import Packing, run_layers
-
-
-def class_token_ids(layout: VocabLayout, head: int) -> list[int]:
-    """Token id of every class of head number `head`, in order: codes, `<eosp>`, and after the first frame the pad."""
-    frame, stream = divmod(head, layout.num_streams)
-    _, first, size = layout.streams[stream]
-    ids = [*range(first, first + size), layout.id_of("<eosp>")]
-    return [*ids, layout.id_of("<|speech_pad|>")] if frame else ids
 
 
 class OutputLayer(nn.Linear):
