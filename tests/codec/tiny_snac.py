@@ -78,11 +78,20 @@ def published_state(kind: str) -> dict[str, torch.Tensor]:
 
 
 def seeded(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight `name`."""
+    """The weight `name`.
+
+    The decoder is quiet, with little noise and without biases, so that it is as loud as the codes say: speech
+    decodes to what is more like itself than other speech is.
+    """
+    x = seeded_tensor(name, shape)
     if name.endswith("alpha"):
-        return (1 + 2 * seeded_tensor(name, shape)).astype(np.float32)
-    gain = 0.5 if name.startswith("decoder") and len(shape) == 3 else 1.0
-    return np.float32(gain) * seeded_tensor(name, shape)
+        return (1 + 2 * x).astype(np.float32)
+    gain = 1.0
+    if name.endswith("bias"):
+        gain = 2.0 if name.startswith("encoder") or ".in_proj." in name else 0.0
+    elif name.startswith("decoder") and len(shape) == 3:
+        gain = 0.08 if name.endswith("linear.weight") else 0.4
+    return np.float32(gain) * x
 
 
 @torch.inference_mode()
