@@ -217,7 +217,8 @@ def _copy_voice(speaker: str | Path, directory: Path) -> dict[str, str]:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    return {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
+    files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
+    return {file.name: sha256_file(file) for file in files}
 
 
 def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily]) -> Codec:

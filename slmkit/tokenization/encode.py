@@ -59,7 +59,7 @@ def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def _long_enough(codec: Codec, result: Decoded | Failure) -> Decoded | Failure:
     if isinstance(result, Failure) or codec.num_frames(len(result.wave)) > 0:
         return result
-    error = BadSample("too_short", "the audio is too short to give a frame", got=f"{len(result.wave)} samples")
+    error = BadSample("too_short", "the audio is too short for the codec", got=f"{len(result.wave)} samples")
     return Failure.of(result.utterance.key, error)
 
 

@@ -9,6 +9,7 @@ import torch
 from plain_codec import HOP, RATE, PlainCodec, write_plain
 from seeded_voice import seeded_voice, write_published_voice
 from tiny_codec import TinyCodec
+from tiny_wavlm import WIDTH, write_wavlm
 
 from slmkit.cli.main import main
 from slmkit.codec.added import Added
@@ -20,6 +21,7 @@ from slmkit.codec.stream import StreamDecoder
 from slmkit.codec.voiced import VoicedCodec, with_voice
 from slmkit.errors import UserError
 from slmkit.files import read_json, write_json
+from slmkit.voice.open import open_voice
 
 VOICE = seeded_voice()
 
@@ -122,6 +124,17 @@ def test_a_voice_is_put_beside_an_added_codec(place: Path, tmp_path: Path, capsy
     assert main(words) == 0
     assert main([*words[:3], str(tmp_path / "third"), *words[4:], "--streams", "2"]) == 2
     assert "was added with another number of streams" in capsys.readouterr().err
+
+
+def test_a_wavlm_beside_a_codec(place: Path, tmp_path: Path) -> None:
+    wavlm = write_wavlm(tmp_path / "wavlm")
+    words = ["codec", "add", str(place / "published"), str(tmp_path / "out"), "--speaker", str(wavlm)]
+    assert main(words) == 0
+    files = ["config.json", "model.safetensors", "preprocessor_config.json"]
+    assert sorted(read_json(tmp_path / "out" / "codec.json")["voice"]) == files
+    voice = open_voice(wavlm)
+    assert equal(open_codec(tmp_path / "out"), with_voice(open_codec(place / "plain"), voice))
+    assert open_codec(tmp_path / "out").spec.speaker_dim == WIDTH
 
 
 def test_melvq_is_refused_with_a_voice(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
