@@ -9,9 +9,10 @@ written is read back and compared with the source, weight by weight, before the 
 files are pickles, of which nothing is run: they are read as tensors and plain values.
 
 In the format "hf" the files have, next to the names of transformers 5, those that older versions look for
-(`rope_theta`, `torch_dtype`, `additional_special_tokens`), which would otherwise take a default without a word. The
-chat template writes the published prompt. A server knows no grammar: it chooses among the whole vocabulary, and what it
-wrote has to be checked. `from_causal_lm` reads such a directory again, for instance after training elsewhere.
+(`rope_theta`, `rope_scaling`, `torch_dtype`, `additional_special_tokens`), which would otherwise take a default without
+a word. The chat template writes the published prompt. A server knows no grammar: it chooses among the whole vocabulary,
+and what it wrote has to be checked. `from_causal_lm` reads such a directory again, for instance after training
+elsewhere.
 
 Invariant: OUT exists only if it holds exactly the weights of its source, in the float type asked for; and
 `from_causal_lm` of what `save_hf` wrote is the same model.
@@ -65,9 +66,10 @@ Format = Literal["slmkit", "hf", "published"]
 FLOAT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 NOTED_OPTIONS = ("layout", "codec", "group", "head", "fusion", "speaker_dim", "softmax", "text_loss_weight")
-# One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech.
+# One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech. Before it
+# stands the token that begins an utterance.
 CHAT_TEMPLATE = (
-    "<|im_start|>{% for message in messages %}"
+    "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '[Assistant]: ' + message['content'] + '\\n\\n' }}"
     "{% else %}{{ '[Human]: ' + message['content'] + '\\n ' }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '[Assistant]:' }}{% endif %}"
@@ -265,8 +267,11 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
     out_dir = Path(out_dir)
     save(model, out_dir, tokenizer=tokenizer, source=source)
     values = read_json(out_dir / CONFIG_FILE)
-    names = {"torch_dtype": values["dtype"], **values["rope_parameters"]}
-    names.pop("rope_type")
+    rotary = dict(values["rope_parameters"])
+    names = {name: rotary.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rotary}
+    names["torch_dtype"] = values["dtype"]
+    if rotary["rope_type"] != "default":
+        names["rope_scaling"] = rotary
     write_json(out_dir / CONFIG_FILE, {**values, **names}, replace=True)
     # Padding is named here alone: as a part of the model it would keep the end of text from being trained.
     ids = {
@@ -279,7 +284,10 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
     special = values.pop("extra_special_tokens", [])
     for name in ("is_local", "local_files_only", "backend"):
         values.pop(name, None)
-    names = {"additional_special_tokens": special, "chat_template": CHAT_TEMPLATE}
+    begin = tokenizer.convert_ids_to_tokens(model.layout.bos_id)
+    names = {"additional_special_tokens": special, "chat_template": begin + CHAT_TEMPLATE}
+    if values.get("tokenizer_class") == "TokenizersBackend":  # as transformers 5 calls it
+        names["tokenizer_class"] = "PreTrainedTokenizerFast"
     write_json(out_dir / TOKENIZER_FILE, {**values, **names}, replace=True)
     (out_dir / "chat_template.jinja").unlink(missing_ok=True)  # of the text model
 

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**20
 MAX_JSON_BYTES = 2**30  # of indexes of shards and manifests; descriptions are far smaller
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust end their messages
+# What numpy raises at the header of a damaged .npy file, which it reads as an expression of Python.
+NPY_ERRORS = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError),
+    *(RecursionError, MemoryError),
+)
 PART = re.compile(r"\.([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{4}\.part$")  # machine and process that made it
 LEFT_SEC = 24 * 3600.0  # after which a temporary file of another machine is taken to be left
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
@@ -255,7 +260,7 @@ def read_npy(path: str | Path, *, what: str, max_values: int) -> "npt.NDArray[An
         if array.size > max_values:
             raise ValueError(f"it holds {array.size} numbers, more than {max_values}")
         return np.array(array)
-    except (OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError) as error:
+    except NPY_ERRORS as error:
         name = str(path)[:200]
         raise UserError(f"cannot read {name} as {what}: {str(error)[:300]}", expected="a .npy file") from error
 

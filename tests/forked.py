@@ -28,6 +28,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from slmkit.cli.main import QUIET
+
 ROOT = Path(__file__).resolve().parent.parent
 PIPE, DEVNULL, STDOUT = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
 MAX_REQUEST_BYTES = 2**20
@@ -157,7 +159,7 @@ def _server() -> str:
     if _address is None:
         directory = tempfile.mkdtemp(prefix="forked-")
         address = f"{directory}/socket"
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **QUIET}
         read, write = os.pipe()
         process = subprocess.Popen(
             [sys.executable, __file__, address, str(os.getpid()), str(write)], env=env, pass_fds=[write]

@@ -1,8 +1,8 @@
 """Weights of published codecs that every implementation can rebuild, and the numbers they gave.
 
 Each tensor is a function of its key, its shape and a salt. So that codes change from frame to frame, a few small
-tensors lie in the golden files: the centre and radius of each codebook of SpeechTokenizer, and the bias before
-BigCodec's codebook.
+tensors lie in the golden files: the centre and radius of each codebook of SpeechTokenizer and WavTokenizer, and the
+bias before BigCodec's codebook.
 
 Example:
     golden = read_golden("bigcodec_golden_0")
@@ -23,6 +23,7 @@ SALT = 3
 GAINS = {  # by the start of the key; signals neither die out nor explode
     "speechtokenizer": {"encoder.": 1.3, "decoder.": 0.95},
     "bigcodec": {"CodecEnc.": 0.8, "generator.model.": 0.72},
+    "wavtokenizer": {"feature_extractor.": 1.3, "head.out.": 1.5},
 }
 
 
@@ -79,7 +80,14 @@ def _tensor(name: str, key: str, shape: tuple[int, ...], stored: dict[str, np.nd
         return stored[f"center/{key}"] + stored[f"radius/{key}"] * rows / lengths
     if leaf.startswith("bias_"):  # of an LSTM
         return np.float32(0.02) * _normal(key, shape)
+    if leaf == "window":
+        return torch.hann_window(shape[0]).numpy()
+    if leaf == "gamma":  # scale of a ConvNeXt layer
+        return np.float32(0.25) + np.float32(0.05) * _normal(key, shape)
+    if key.endswith((".scale.weight", ".shift.weight")):  # of an adaptive layer norm
+        return np.float32(key.endswith(".scale.weight")) + np.float32(0.1) * _normal(key, shape)
     value = seeded_tensor(key, shape, SALT)
     if len(shape) > 1 and "_codebook" not in key and "lstm" not in key:
-        value = value * np.float32(next((gain for start, gain in GAINS[name].items() if key.startswith(start)), 1.0))
+        gains = GAINS[name.split("_")[0]]
+        value = value * np.float32(next((gain for start, gain in gains.items() if key.startswith(start)), 1.0))
     return value

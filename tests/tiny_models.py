@@ -1,15 +1,18 @@
 """Small speech language models and micro-batches of random utterances, without files."""
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from synthetic import codec_spec
+from transformers import AutoModelForCausalLM
 
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ExampleFormat, collate
-from slmkit.data.sequence import Piece, build
+from slmkit.data.sequence import Piece, build, head_classes
 from slmkit.data.shards import Sample
 from slmkit.data.vocab import VocabLayout
 from slmkit.model.config import SpeechLMConfig
@@ -17,6 +20,26 @@ from slmkit.model.slm import SpeechLM
 from slmkit.train.parity import BACKBONE, BASE_SIZE
 
 SPARE_ROWS = 5  # rows of the embedding beyond the layout, as in Qwen2.5
+# What sets each architecture apart: head widths and norms, scaled rotary positions and biases, layers without them.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "qwen3": {"model_type": "qwen3", "head_dim": 12, "pad_token_id": None},
+    "llama": {
+        "model_type": "llama",
+        "tie_word_embeddings": False,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "pad_token_id": None},
+}
 
 
 def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayout:
@@ -24,11 +47,18 @@ def tiny_layout(group: int, sizes: tuple[int, ...] = (16, 16, 16)) -> VocabLayou
     return VocabLayout.published(kind, base_size=BASE_SIZE, bos_id=38, eos_id=39, codebook_sizes=sizes)
 
 
-def tiny_config(group: int = 0, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLMConfig:
-    layout = tiny_layout(group)
-    values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **(backbone or {})}
+def tiny_config(
+    group: int = 0,
+    *,
+    arch: str = "qwen2",
+    sizes: tuple[int, ...] = (16, 16, 16),
+    backbone: dict[str, Any] | None = None,
+    **options: Any,
+) -> SpeechLMConfig:
+    layout = tiny_layout(group, sizes)
+    values = {**BACKBONE, "vocab_size": layout.size + SPARE_ROWS, **ARCHITECTURES[arch], **(backbone or {})}
     return SpeechLMConfig(
-        backbone=values, layout=layout.to_dict(), codec=codec_spec().to_dict(), group=group, **options
+        backbone=values, layout=layout.to_dict(), codec=codec_spec(sizes).to_dict(), group=group, **options
     )
 
 
@@ -42,16 +72,25 @@ def tiny_model(group: int = 0, *, seed: int = 0, **options: Any) -> SpeechLM:
     return model
 
 
-def talkative_model(group: int, **options: Any) -> SpeechLM:
+def untied(base: Path, out: Path) -> Path:
+    """A base model like `base`, with an output layer of its own."""
+    shutil.copytree(base, out)
+    plain = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    plain.lm_head.weight = torch.nn.Parameter(plain.model.embed_tokens.weight.detach() * 1.5 + 0.01)
+    plain.save_pretrained(out)
+    return out
+
+
+def talkative_model(group: int, *, backbone: dict[str, Any] | None = None, **options: Any) -> SpeechLM:
     """A random model that begins to speak often, and does not stop at once."""
-    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False}, **options).eval()
+    model = tiny_model(group, seed=3, backbone={"tie_word_embeddings": False, **(backbone or {})}, **options).eval()
     with torch.no_grad():
         model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 3
         model.lm_model.lm_head.weight[model.layout.eos_id] *= 0.3
         if not group:
             model.lm_model.lm_head.weight[model.layout.id_of("<eosp>")] *= 0.5
-        for head, size in zip(model.heads, model.layout.codebook_sizes * (group // 3), strict=True):
-            head.output.weight[size:] *= 0.3
+        for head, classes in zip(model.heads, head_classes(group, model.layout.codebook_sizes), strict=True):
+            head.output.weight[classes.num_codes :] *= 0.3
     return model
 
 

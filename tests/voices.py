@@ -8,6 +8,7 @@ import soxr
 import torch
 from raw_corpora import speak
 
+from slmkit.codec.base import to_codes
 from slmkit.codec.melvq import SAMPLE_RATE, MelVQ
 from slmkit.data.shards import Sample
 
@@ -49,5 +50,5 @@ def spoken(texts: Sequence[str], facts: Mapping[str, str] | None = None) -> Spok
         if text in questions:
             meta["question"] = questions[text]
         key = f"{voice}-{len(samples):03d}"
-        samples[voice, text] = Sample(key, encoded.codes[0].numpy(), encoded.speaker[0].numpy(), meta)
+        samples[voice, text] = Sample(key, to_codes(encoded.codes[0]), encoded.speaker[0].numpy(), meta)
     return Spoken(codec, samples)

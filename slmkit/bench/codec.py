@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from slmkit.bench.race import race, twin
+from slmkit.codec.base import Codec
 from slmkit.codec.facodec import FILES
 from slmkit.codec.facodec.checkpoint import check_state, published_layout, read_state
 from slmkit.codec.facodec.codec import FACodec
@@ -144,7 +145,7 @@ def make_codec(states: States, device: torch.device) -> FACodec:
     return FACodec(weights["encoder"], weights["decoder"], device, detail=True)
 
 
-def make_waves(codec: FACodec, seconds: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_waves(codec: Codec, seconds: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`batch` noisy hums of falling length, float32 [B, N], and their lengths int64 [B]."""
     counts = [int(seconds * SHORTER**i * codec.spec.sample_rate) for i in range(batch)]
     if not counts or codec.num_frames(counts[-1]) == 0:

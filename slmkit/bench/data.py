@@ -197,7 +197,7 @@ def time_loader(directory: Path, sizes: DataSizes) -> dict[str, Any]:
     torch.set_num_threads(1)
     source = of_corpus(write_random_corpus(directory / "corpus", sizes.utterances))
     texts = (source.reader.read_meta(i)["text"] for i in range(len(source)))
-    size = {name: QUICKSTART[name] for name in ("hidden_size", "num_layers")}
+    size: dict[str, Any] = {name: QUICKSTART[name] for name in ("hidden_size", "num_layers")}
     init_base(texts, directory / "base", **size)
     tokenizer = TextTokenizer.load(directory / "base")
     assert source.codec is not None

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1, 8], help="answers at a time (default: 1 8; add 64 on a GPU)"
     )
-    parser.add_argument("--group", type=int, nargs="+", default=GROUPS, choices=GROUPS, help="default: all")
+    parser.add_argument("--group", type=int, nargs="+", default=GROUPS, help="0 for NTP (default: 0 3 6 12)")
     parser.add_argument("--steps", type=int, help="speech steps of an answer (default: 24, on a GPU 240)")
     parser.add_argument("--positions", type=int, default=1024, help="of an answer's memory (default: %(default)s)")
     parser.add_argument(
@@ -122,7 +122,7 @@ def codec_to_hear(directory: str | None, device: torch.device, shape: ModelShape
 def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) -> dict[str, Any]:
     """Speeds of answers of `num_steps` speech steps: the engine full of them, and `num_plain` by the plain loop."""
     model, batch, plain_loop = engine.model, engine.num_slots, twin("generate")
-    num_frames = num_steps * model.group // NUM_STREAMS if model.group else -(-num_steps // NUM_STREAMS)
+    num_frames = -(-num_steps * max(1, model.group) // NUM_STREAMS)
     requests = make_requests(batch, num_frames)
 
     def plain() -> list[Any]:

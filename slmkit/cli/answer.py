@@ -6,7 +6,7 @@
 
 The model must have been trained for the task qa. It knows its codec (another one: --codec) and holds some voices.
 --speaker names one of them, or gives another: an audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized
-corpus). Where the model has no speaker input, the codec still uses the voice. The first line printed is the text of the
+corpus). Where neither the model nor the codec takes a voice, leave it out. The first line printed is the text of the
 answer.
 
 Each line of FILE is an object such as {"question": "Who wrote it?"}. The rest is as for `slmkit synthesize --jsonl`.

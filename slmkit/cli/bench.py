@@ -1,6 +1,7 @@
 """Measure slmkit on this machine.
 
   slmkit bench codec       speed of FACodec against its plain twin
+  slmkit bench codecs      table of converted codecs: speed, agreement with the plain loop, streams, reach
   slmkit bench tokenize    speed of the codecs, and of tokenizing audio files into shards
   slmkit bench train       speed of training
   slmkit bench decode      speed of generation
@@ -17,7 +18,7 @@ import importlib
 from slmkit.cli.arguments import Parser
 
 # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
-BENCHES = ("codec", "tokenize", "train", "decode", "data", "plan", "checkpoint")
+BENCHES = ("codec", "codecs", "tokenize", "train", "decode", "data", "plan", "checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

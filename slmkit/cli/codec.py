@@ -2,6 +2,7 @@
 
 slmkit codec list                        the codecs that can be used
 slmkit codec add SOURCE OUT              converts a published checkpoint once; OUT is then a codec for every command
+                                         (--speaker VOICE: with speaker vectors of a voice encoder)
 slmkit codec fit AUDIO_DIR OUT           writes melvq.safetensors, codec_spec.json and provenance.json to OUT
 slmkit codec copy CODEC IN.wav OUT.wav   encodes IN.wav, decodes it again, and prints the distance of the copy
 """
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add.add_argument("out", metavar="OUT", help="new directory for the codec")
     add.add_argument("--streams", type=positive, metavar="N", help="streams to use (default: as published, at most 32)")
+    add.add_argument(
+        "--speaker",
+        metavar="VOICE",
+        help="voice encoder for a codec without speaker vectors: a WavLM model with an x-vector head, or pretrained.pt "
+        "of the package resemblyzer; SOURCE may then be a codec that was added before",
+    )
     fit = actions.add_parser("fit", help="fit the built-in codec to the audio below a folder")
     fit.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of audio files, searched at any depth")
     fit.add_argument("out", type=Path, metavar="OUT", help="directory for the codec")
@@ -99,9 +106,12 @@ def _add(args: argparse.Namespace) -> int:
     from slmkit.codec.added import add_codec
 
     source = local_path(args.source, what="the codec")
-    spec = add_codec(source, args.out, num_streams=args.streams)
+    speaker = local_path(args.speaker, what="the voice encoder") if args.speaker else None
+    spec = add_codec(source, args.out, num_streams=args.streams, speaker=speaker)
     streams = f"{counted(len(spec.streams), 'stream')} of {spec.streams[0].size}"
-    print(f"{args.out}: {spec.name}, {spec.sample_rate} Hz, {spec.frame_rate:.4g} frames per second, {streams}")
+    voice = f"speaker vectors of width {spec.speaker_dim}" if spec.speaker_dim else "no speaker vectors"
+    rates = f"{spec.sample_rate} Hz, {spec.frame_rate:.4g} frames per second"
+    print(f"{args.out}: {spec.name}, {rates}, {streams}, {voice}")
     return 0
 
 

@@ -19,9 +19,12 @@ A model in format hf takes the published prompt. To read a sentence aloud, it is
   <|im_start|>[Human]: Read this sentence: SENTENCE.\\n [Assistant]:
 where SENTENCE is written as in training: in lower case with a capital first letter; the full stop follows whatever it
 ends with. The chat template makes this prompt from the user message "Read this sentence: SENTENCE.". The model answers
-with words and speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. Ask the server for token ids
-(vocab_layout.json explains them), or for text with special tokens (skip_special_tokens: false). A server does not know
-the order of the streams and may break it; slmkit's own decoding keeps it.
+with words and speech tokens, <a..><b..><c..> in turn, up to <|endoftext|>. On a base without <|im_start|> the prompt
+begins with the base's own begin-of-text token, and an answer ends with its end-of-text token.
+
+Ask the server for token ids (vocab_layout.json explains them), or for text with special tokens
+(skip_special_tokens: false). A server does not know the order of the streams and may break it; slmkit's own decoding
+keeps it.
 
 The files of the checkpoint are compared with what was written then, and the weights of the export with them. Nothing of
 a checkpoint is run, although DeepSpeed writes pickles.

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["own"],
         metavar="VOICE",
         help="own, swapped (the voice of the next utterance by another speaker), an audio file, a .npy vector, or "
-        "CORPUS:KEY; each utterance is spoken in each voice (default: own)",
+        "CORPUS:KEY; each utterance is spoken in each voice (default: own; a model that takes no voice has only one)",
     )
 
     generation = parser.add_argument_group("generation")
@@ -178,7 +178,7 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     synthesizer = None
     if not args.copy:
         synthesizer = open_synthesizer(args, num_slots=args.slots, longest_sec=settings.max_sec, codec=codec)
-    voices = read_voices(args.voices, synthesizer.read_speaker if synthesizer else None)
+    voices = read_voices(args.voices, codec, synthesizer)
     selected = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
     if synthesizer is None:
         copy_synthesis(codec, corpus, selected, settings, args.out, task=args.task)
@@ -202,7 +202,6 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
 
     from slmkit.data.text import TextTokenizer
     from slmkit.evaluate.metrics.naturalness import Utmos
-    from slmkit.evaluate.metrics.voices import WavLMVoice
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
     from slmkit.evaluate.report import write_page
@@ -211,6 +210,7 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from slmkit.evaluate.selection import read_list
     from slmkit.evaluate.spoken import Tools, Truths
     from slmkit.model.pretrained import export_sha256, load
+    from slmkit.voice.wavlm import WavLMVoice
 
     model = None
     if args.alignment:

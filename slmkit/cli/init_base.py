@@ -1,7 +1,8 @@
-"""Make a tiny base model with random weights, to try slmkit without Qwen2.5-0.5B.
+"""Make a tiny base model with random weights, to try slmkit without a pretrained one.
 
 It trains a byte-pair tokenizer on the text of a tokenized corpus, or of a text file with one text per line. OUT loads
-wherever a Qwen2.5 directory does. The same text, sizes and seed give the same files.
+wherever a directory of Qwen2.5 does, or of the architecture that --arch names: Qwen3, Llama 3.2, SmolLM3. The same
+text, architecture, sizes and seed give the same files.
 """
 
 import argparse
@@ -11,12 +12,15 @@ from pathlib import Path
 from slmkit.errors import UserError
 from slmkit.files import check_directory, check_new_directory
 
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "smollm3")  # those of model/init_base.py, which imports torch
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="new directory for the base model")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus", metavar="DIR", help="tokenized corpus whose text trains the tokenizer")
     source.add_argument("--text", metavar="FILE", help="UTF-8 text file, one text per line")
+    parser.add_argument("--arch", default=ARCHITECTURES[0], choices=ARCHITECTURES, help="default: %(default)s")
     sizes = [
         ("--hidden-size", 256, "width of the model"),
         ("--num-layers", 6, "decoder layers"),
@@ -40,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     init_base(
         texts(args.corpus, args.text),
         args.out,
+        arch=args.arch,
         hidden_size=args.hidden_size,
         num_layers=args.num_layers,
         num_heads=args.num_heads,

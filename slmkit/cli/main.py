@@ -43,7 +43,7 @@ ORDER = """\
 A first run, in order:
   slmkit codec fit AUDIO CODEC        fit the built-in codec to a folder of audio (or use the FACodec files)
   slmkit tokenize run ...             turn audio into shards of codes
-  slmkit init-base ...                a tiny base model, where Qwen2.5-0.5B is not at hand
+  slmkit init-base ...                a tiny base model, where no pretrained one is at hand
   slmkit recipe list                  run configs to start from
   slmkit doctor --config RUN.yaml     check machine, DeepSpeed and data; under the same launcher as train
   slmkit launch --config RUN.yaml     train on this machine, the machines of a hostfile, or through Slurm; it starts

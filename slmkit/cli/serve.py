@@ -5,7 +5,7 @@
 
 MODEL knows its codec (another one: --codec), and its own voices are served. --voices names others instead: an audio or
 .npy file, named like the file, or CORPUS:KEY of a tokenized corpus, named like the key. A folder gives all its voices.
-Addresses:
+Where neither model nor codec takes a voice, the only one is "default". Addresses:
 
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3, opus, aac), stream or
                           stream_format (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
@@ -25,7 +25,7 @@ import socket
 from pathlib import Path
 
 from slmkit.cli.arguments import natural, positive
-from slmkit.cli.speaking import CODEC, MODEL, find_model
+from slmkit.cli.speaking import CODEC, MODEL, find_model, may_need_no_voice
 from slmkit.errors import UserError
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
@@ -115,11 +115,11 @@ def run(args: argparse.Namespace) -> int:
     find_model(args)
     if not Path(args.model, "config.json").is_file():
         raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
-    sources = find_voices(args.voices) if args.voices else voices_beside(args.model)
-    if not sources:
+    sources = find_voices(args.voices or ()) or voices_beside(args.model)
+    if not sources and not may_need_no_voice(args.model):
         raise UserError("the model has no voices beside it", got=args.model, next_step="name some with --voices")
     with bind(args.host, args.port) as listener:
-        from slmkit.infer.synthesizer import Synthesizer, Voices
+        from slmkit.infer.synthesizer import Synthesizer
         from slmkit.serve.server import Server
         from slmkit.serve.service import ServeSettings, Service
 
@@ -132,12 +132,16 @@ def run(args: argparse.Namespace) -> int:
             max_waiting=args.max_waiting,
         )
         synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
-        read = Voices(synthesizer.codec).vector
+        read = synthesizer.voices.vector
+        if not args.voices and not synthesizer.takes_voice:
+            sources = {}
         voices = {name: read(source) for name, source in sources.items()}
         service = Service(synthesizer, voices, settings)
         with Signals.installed() as signals, Server(service, listener) as server:
             print(
-                f"listening at {server.address} with {counted(len(voices), 'voice')}: {', '.join(voices)}", flush=True
+                f"listening at {server.address} with {counted(len(service.voices), 'voice')}: "
+                f"{', '.join(service.voices)}",
+                flush=True,
             )
             log.get_logger("slmkit.serve").info(
                 "models %s; sounds are %s where a request names no format", ", ".join(settings.names), settings.format
@@ -149,7 +153,8 @@ def run(args: argparse.Namespace) -> int:
             while signals.received is None and server.is_alive:
                 time.sleep(0.1)
             signals.is_obeyed = True
-            print("stopping", flush=True)
+            # Not on standard output: whoever read the address from it may have closed it.
+            log.get_logger("slmkit.serve").info("stopping")
     if service.worker.is_alive:  # in a long computation; Python would wait for its thread
         os._exit(0)
     return 0

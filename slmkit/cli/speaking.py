@@ -9,16 +9,14 @@ Example:
 import argparse
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
 from slmkit.cli.arguments import positive
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
-from slmkit.files import check_directory
+from slmkit.files import check_directory, read_json
 from slmkit.hub import local_path, shown
 from slmkit.model.companions import codec_beside, voices_beside
 from slmkit.texts import excerpt
@@ -33,6 +31,7 @@ UNAWARE = "the model has no speaker input: only the codec uses the voice"
 MODEL = "directory that `slmkit consolidate` wrote, or a hub id"
 CODEC = "codec of the model, a directory or a hub id (default: the one that the model notes)"
 STDOUT = "-"
+CODEC_FILE = "codec_spec.json"  # of an exported model
 SHOWN_CHARS = 200  # of an error about a number, which may have thousands of digits
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
 VOICE = "an audio file, a .npy vector, CORPUS:KEY, or the name of a voice of the model"
@@ -118,6 +117,15 @@ class _Instead(argparse.Action):
         self._of.nargs, self._of.required = "?", False
 
 
+def may_need_no_voice(model: str) -> bool:
+    """Whether an exported model may speak without a voice; for certain that is known when it is loaded."""
+    try:
+        codec = read_json(Path(model, CODEC_FILE))
+    except UserError:
+        return False
+    return isinstance(codec, dict) and (codec.get("speaker_dim") == 0 or bool(codec.get("speaker_sha256")))
+
+
 def find_model(args: argparse.Namespace) -> None:
     """Put the directories of model and codec into `args`, fetched where they are hub ids.
 
@@ -131,8 +139,12 @@ def find_model(args: argparse.Namespace) -> None:
     args.codec = str(codec) if args.codec else None  # else its hash is compared with the one that the model notes
 
 
-def check_voice(source: str, named: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Raise UserError where a voice is a file that does not exist, and is not `named` either."""
+def check_voice(source: str, model: str) -> None:
+    """Raise UserError where a voice is neither a file that exists nor one of the model's; or there is none at all, and
+    the model needs one."""
+    named = voices_beside(model)
+    if not source and (named or may_need_no_voice(model)):
+        return
     directory, colon, _ = source.rpartition(":")
     if not source:
         raise UserError("no voice was given", expected=f"--speaker with {VOICE}")
@@ -156,14 +168,13 @@ def prepare_answer(
             raise UserError("only --stream writes to standard output, a device or a pipe", got=out)
     log.set_up()
     find_model(args)
-    voices = voices_beside(args.model)
-    voice = args.speaker or next(iter(voices), "")
-    check_voice(voice, voices)
+    check_voice(args.speaker or "", args.model)
     settings = settings_of(args)
     synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
-    if not synthesizer.is_speaker_aware:
+    speaker = synthesizer.read_speaker(args.speaker or "")
+    if synthesizer.takes_voice and not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
-    return synthesizer, synthesizer.read_speaker(voice), settings.options
+    return synthesizer, speaker, settings.options
 
 
 def open_synthesizer(
@@ -188,16 +199,14 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
         raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
     log.set_up()
     find_model(args)
-    voices = voices_beside(args.model)
-    speaker = args.speaker or next(iter(voices), "")
-    if speaker:
-        check_voice(speaker, voices)
+    if args.speaker:
+        check_voice(args.speaker, args.model)
     try:
         with stopping():
             from slmkit.infer.batch import read_items, speak_all
             from slmkit.model.pretrained import export_sha256  # these take seconds
 
-            listed = read_items(args.jsonl, task, settings_of(args), speaker=speaker)
+            listed = read_items(args.jsonl, task, settings_of(args), speaker=args.speaker or "")
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
             synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
             model, share = export_sha256(args.model), args.max_failure_share

@@ -6,8 +6,8 @@
   slmkit synthesize MODEL --jsonl FILE --speaker voice.wav --out DIR
 
 MODEL knows its codec (another one: --codec) and holds some voices. --speaker names one of them, or gives another: an
-audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). Where the model has no speaker input, the
-codec still uses the voice.
+audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model without speaker input needs a voice
+too where the codec decodes with it; where neither takes one, leave it out.
 
 --stream writes the sound while it is generated: to a WAV file, or to standard output (--out -).
 

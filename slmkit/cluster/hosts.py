@@ -34,13 +34,15 @@ from pathlib import Path
 
 from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
+from slmkit.texts import excerpt
 from slmkit.world import LAUNCH_ID, free_port
 
 CONNECT_SEC, REPLY_SEC = 10, 30  # the longest wait for a connection, and for everything
 SSH_OPTIONS = ("-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SEC}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LINE = re.compile(rf"({NAME.pattern})\s+slots=([1-9][0-9]*)")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")  # as long as names of machines may be
+LINE = re.compile(rf"({NAME.pattern})\s+slots=([1-9][0-9]{{0,4}})")
 NO_CONNECTION = 255  # exit code of ssh
+SHOWN_LINE = 100  # characters
 COUNT = "0"  # in the place of a signal's name
 
 
@@ -84,8 +86,8 @@ def read_hostfile(path: str | Path) -> tuple[Host, ...]:
         if match is None:
             raise UserError(
                 f"{path}, line {number} is not a line of a hostfile",
-                got=repr(line),
-                expected='"NAME slots=N", N from 1',
+                got=excerpt(repr(line), SHOWN_LINE),
+                expected='"NAME slots=N", N from 1 to 99999',
             )
         host = Host(name=match[1], slots=int(match[2]))
         if host.name in seen:

@@ -2,6 +2,7 @@
 
     OUT/codec.json           kind, streams, settings of the network, hashes, source and licence
     OUT/model.safetensors    the weights that are needed, and no others
+    OUT/voice/               where speaker vectors are wanted: the files of a voice encoder
 
 The published files are read with nothing but tensors and plain values in mind: weights-only, never as code.
 
@@ -14,13 +15,11 @@ Example:
 
 import functools
 import hashlib
-import pickle
-from collections import OrderedDict
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import safetensors
 import safetensors.torch
 import torch
 import yaml
@@ -30,25 +29,19 @@ from pydantic.types import Strict
 
 from slmkit.codec.base import MAX_LM_STREAMS, Codec, CodecSpec
 from slmkit.codec.open import CODEC_JSON, CodecFamily, codec_families
+from slmkit.codec.voiced import refuse_own_vectors, with_voice
 from slmkit.config.load import Config, from_dict, parse_yaml, to_dict
 from slmkit.config.values import Name, Text
 from slmkit.errors import UserError
 from slmkit.files import new_directory, read_bounded, read_json, sha256_file, write_json
 from slmkit.hub import source_of
+from slmkit.voice.open import open_voice
+from slmkit.weights import read_weights
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, VOICE = "model.safetensors", "voice"
 MAX_CARD_BYTES = 2**20
 MAX_LICENCE_CHARS = 100
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
-UNREADABLE = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    KeyError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
 
 
 class Source:
@@ -139,13 +132,22 @@ class _CodecFile(Config):
     source: Text = Field(default="", description="where the published weights came from")
     source_sha256: Text = Field(default="", description="hash of the published file")
     licence: Text = Field(default="", description="of the weights")
+    voice: dict[str, Text] = Field(default={}, description="hashes of the files in voice/")
 
 
-def add_codec(source: str | Path, out: str | Path, *, num_streams: int | None = None) -> CodecSpec:
+def add_codec(
+    source: str | Path, out: str | Path, *, num_streams: int | None = None, speaker: str | Path | None = None
+) -> CodecSpec:
     """Convert the published codec at `source` into the new directory `out`; returns its spec.
 
-    Raises UserError when `out` exists, no family knows the source, or it does not give a codec that can be opened.
+    With the voice encoder at `speaker`, the codec gives its speaker vectors. Then `source` may also be a directory that
+    this function wrote, whose codec is copied.
+
+    Raises UserError when `out` exists, no family knows the source, it does not give a codec that can be opened, or it
+    has speaker vectors of its own.
     """
+    if speaker is not None and (Path(source) / CODEC_JSON).is_file():
+        return _add_voice(Path(source), Path(out), speaker, num_streams)
     found = Source(Path(source), num_streams)
     if not found.path.exists():
         raise UserError(f"cannot add the codec {source}: there is no such file or directory")
@@ -155,6 +157,7 @@ def add_codec(source: str | Path, out: str | Path, *, num_streams: int | None = 
         if added is not None:
             break
     else:
+        _refuse_published(found.path, families, speaker)
         known = ", ".join(family.name for family in families.values() if family.read)
         raise UserError(f"{source} is not a codec that slmkit knows", expected=f"published files of {known}")
     with new_directory(Path(out)) as temporary:
@@ -168,9 +171,53 @@ def add_codec(source: str | Path, out: str | Path, *, num_streams: int | None = 
             source=source_of(source),
             source_sha256=sha256_file(found.weights_file),
             licence=added.licence,
+            voice={} if speaker is None else _copy_voice(speaker, temporary / VOICE),
         )
         write_json(temporary / CODEC_JSON, to_dict(described))
         return open_added(temporary, torch.device("cpu"), families).spec
+
+
+def _add_voice(source: Path, out: Path, speaker: str | Path, num_streams: int | None) -> CodecSpec:
+    """Copy the codec that `add_codec` wrote to `source` into `out`, with the voice encoder at `speaker`."""
+    families = codec_families()
+    described = from_dict(_CodecFile, read_json(source / CODEC_JSON), f"{source / CODEC_JSON}")
+    refuse_own_vectors(open_added(source, torch.device("cpu"), families).spec)
+    if num_streams not in (None, described.streams):
+        raise UserError(
+            f"{source} was added with another number of streams",
+            got=f"--streams {num_streams}",
+            expected=described.streams,
+            next_step="add the published files again, or leave --streams out",
+        )
+    with new_directory(out) as temporary:
+        shutil.copyfile(source / WEIGHTS, temporary / WEIGHTS)
+        voice = _copy_voice(speaker, temporary / VOICE)
+        write_json(temporary / CODEC_JSON, {**to_dict(described), "voice": voice})
+        return open_added(temporary, torch.device("cpu"), families).spec
+
+
+def _refuse_published(source: Path, families: dict[str, CodecFamily], speaker: str | Path | None) -> None:
+    """Raise UserError for a directory that `open_codec` opens as it is."""
+    present = {file.name for file in source.iterdir()} if source.is_dir() else set()
+    for family in families.values():
+        if family.load and present.issuperset(family.files):
+            if speaker is not None:
+                refuse_own_vectors(family.load(source, torch.device("cpu")).spec)
+            raise UserError(
+                f"{source} is a codec as it is: {family.name}", next_step="give it to --codec; nothing has to be added"
+            )
+
+
+def _copy_voice(speaker: str | Path, directory: Path) -> dict[str, str]:
+    """Write the voice encoder at `speaker` into the new `directory`; hashes of its files by name."""
+    voice = open_voice(speaker)
+    directory.mkdir()
+    voice.save(directory)
+    return _hashes(directory)
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    return {file.name: sha256_file(file) for file in sorted(directory.iterdir()) if file.is_file()}
 
 
 def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily]) -> Codec:
@@ -190,7 +237,19 @@ def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily
         )
     weights = read_weights(path / WEIGHTS)
     added = Added(streams=described.streams, config=described.config, weights=weights, licence=described.licence)
-    return family.build(added, device)
+    codec = family.build(added, device)
+    if not described.voice:
+        return codec
+    voice = path / VOICE
+    found = _hashes(voice) if voice.is_dir() else {}
+    if wrong := sorted(name for name in found | described.voice if found.get(name) != described.voice.get(name)):
+        raise UserError(
+            f"{voice / wrong[0]} is not the file that {CODEC_JSON} names: damaged, or of another voice encoder",
+            got=f"sha256 {found[wrong[0]]}" if wrong[0] in found else "no such file",
+            expected=f"sha256 {described.voice[wrong[0]]}" if wrong[0] in described.voice else "no such file",
+            next_step="add the codec again with --speaker, or copy the whole directory again",
+        )
+    return with_voice(codec, open_voice(voice, device))
 
 
 def identity(added: Added) -> str:
@@ -200,47 +259,3 @@ def identity(added: Added) -> str:
         found.update(name.encode())
         found.update(safetensors.torch.save({name: added.weights[name].detach().cpu().contiguous()}))
     return found.hexdigest()
-
-
-class _LeftOut:
-    """Takes the place of an array or number of NumPy in a checkpoint, and keeps nothing of it."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-class _LeftOutMapping:
-    """Takes the place of any other foreign object. torch's reader fills exact dicts only, so it is one."""
-
-    def __new__(cls, *_: Any) -> Any:
-        return OrderedDict()
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """What a file of weights holds, on the CPU, without running any code of it.
-
-    A trainer's checkpoint may hold objects of its own types beside the weights (callbacks, settings). Their types are
-    not looked up: an empty object takes the place of each. Raises UserError when the file cannot be read so.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-            stand_ins: Any = [(_LeftOut if name.startswith("numpy.") else _LeftOutMapping, name) for name in foreign]
-            with torch.serialization.safe_globals(stand_ins):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        # torch's own text advises to run the file's code.
-        refused = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than weights and plain values" if refused else str(error)[:500]
-        expected = "safetensors, or a torch file of tensors and plain values"
-        raise UserError(f"cannot read {path}: {reason}", expected=expected) from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} does not hold weights by name", got=type(state).__name__)
-    return state

@@ -61,6 +61,11 @@ class CodecSpec:
         return self.sample_rate / self.hop_samples
 
     @property
+    def decodes_voice(self) -> bool:
+        """Whether the codec decodes with the speaker vector; vectors of a separate encoder are the language model's."""
+        return self.speaker_dim > 0 and not self.speaker_sha256
+
+    @property
     def lm_streams(self) -> tuple[Stream, ...]:
         """The streams the language model predicts, in its order."""
         return tuple(stream for stream in self.streams if stream.role != "detail")

@@ -14,6 +14,7 @@ Example:
     second, _ = lstm(x[..., 100:], state)
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -59,8 +60,19 @@ class _Layer:
         self, rows: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """By torch's own LSTM."""
-        found, *after = torch.lstm(rows[:, None], state, self._given, True, 1, 0.0, False, False, False)
-        return found[:, 0], (after[0], after[1])
+        found, (hidden, cell) = self._torchs(rows[:, None], state)
+        return found[:, 0], (hidden, cell)
+
+    @functools.cached_property
+    def _torchs(self) -> torch.nn.LSTM:
+        """torch's own, with the weights in one block of memory, as GPUs want them."""
+        from_input = self._given[0]
+        device = from_input.device
+        with torch.inference_mode(mode=False):
+            module = torch.nn.LSTM(from_input.shape[1], self._hidden, device="meta").to_empty(device=device)
+            module.load_state_dict(dict(zip(module.state_dict(), self._given, strict=True)))
+            module.requires_grad_(False).flatten_parameters()
+        return module
 
     def stepwise(
         self, rows: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]

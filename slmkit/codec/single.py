@@ -106,11 +106,13 @@ def limited(wave: torch.Tensor) -> torch.Tensor:
 def exact_float32(device: torch.device) -> Iterator[None]:
     """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
     backends: Any = torch.backends
-    matmul, convolution = backends.cuda.matmul, backends.cudnn.conv
-    before = matmul.fp32_precision, convolution.fp32_precision
-    matmul.fp32_precision = convolution.fp32_precision = "ieee"
+    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        matmul.fp32_precision, convolution.fp32_precision = before
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision

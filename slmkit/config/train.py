@@ -139,7 +139,7 @@ class ModelConfig(Config):
     """The speech language model that is built on the base model."""
 
     group: Group = Field(
-        default=0, description="speech tokens predicted a step: 0 next-token, 3, 6, 12, ... (a multiple of the streams)"
+        default=0, description="speech tokens predicted a step, of all streams together: 0 next-token, 3, 6, 12, ..."
     )
     head: str = Field(default="linear", description="kind of the speech heads (group > 0): linear, mlp or transformer")
     fusion: Literal["mean", "mlp"] = Field(
@@ -191,8 +191,8 @@ class TrainConfig(Config):
         description="directory of the run; training continues from its newest complete checkpoint"
     )
     base: PathText = Field(
-        description="base model (Qwen2.5, or made by `slmkit init-base`): a directory, or a hub id such as "
-        "Qwen/Qwen2.5-0.5B"
+        description="base model (Qwen2.5, Qwen3, Llama, SmolLM3, or made by `slmkit init-base`): a directory, or a hub "
+        "id such as Qwen/Qwen2.5-0.5B"
     )
     init_from: PathText | None = Field(
         default=None,

@@ -80,7 +80,10 @@ Seconds = Annotated[Positive, Unit("seconds")]
 SecondsOrZero = Annotated[NotNegative, Unit("seconds")]
 
 OR_NULL = ", or null"
-KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number", dict: "a mapping of names"}
+KINDS = {
+    **{bool: "true or false", str: "text", int: "a whole number", float: "a number", dict: "a mapping of names"},
+    type(None): "null",
+}
 
 
 def group_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
@@ -128,7 +131,7 @@ def _constrained(kind: Any, marks: tuple[Any, ...], with_limit: bool) -> str:
         elif isinstance(mark, Le) and (with_limit or mark.le not in (LIMIT, MAX_SEED)):
             high = f"{mark.le}"
     units = [f" {mark.name}" for mark in marks if isinstance(mark, Unit)]
-    words = KINDS[kind] if not units else KINDS[kind].replace("number", f"number of{units[0]}")
+    words = expected(kind) if not units else KINDS[kind].replace("number", f"number of{units[0]}")
     if low.startswith("more"):
         return f"{words}, {low}" + (f", at most {high}" if high else "")
     if low:

@@ -170,13 +170,13 @@ def _pairs_of(folder: Folder) -> list[str]:
     return [
         name
         for name in folder.names
-        if is_audio(name) or (name.endswith(".json") and composed(name.removesuffix(".json")) in stems)
+        if is_audio(name) or (name.lower().endswith(".json") and composed(os.path.splitext(name)[0]) in stems)
     ]
 
 
 def _read_pairs(folder: Folder, language: str) -> Iterator[Utterance | Failure]:
     """The utterances of a folder's audio files, each with its json beside it."""
-    waiting = {composed(name.removesuffix(".json")): name for name in folder.names if not is_audio(name)}
+    waiting = {composed(os.path.splitext(name)[0]): name for name in folder.names if not is_audio(name)}
     for name in filter(is_audio, folder.names):
         stem, where = os.path.splitext(name)[0], folder.relative(name)
         json = waiting.pop(composed(stem), None)

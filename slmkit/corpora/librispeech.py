@@ -59,7 +59,7 @@ def _read_texts(folder: Folder, audio: list[str], texts: dict[str, bytes]) -> It
     keys = {composed(os.path.splitext(name)[0]) for name in audio}
     maybe: dict[str, str] | None = None
     for name in folder.names:
-        if not name.endswith(LINES_SUFFIX):
+        if not name.lower().endswith(LINES_SUFFIX):
             if not is_audio(name) and (failure := unread(folder, name)) is not None:
                 yield failure
             continue

@@ -46,7 +46,9 @@ def read_libritts(root: str | Path, language: str = "") -> Iterator[Utterance | 
         for failure in _without_audio(folder, audio):
             found = found or failure.reason == "unsupported"
             yield failure
-        spelled = {composed(name): name for name in folder.names}
+        transcripts = [(*split, name) for name in folder.names if (split := _split(name))]
+        spelled = {composed(stem) + suffix: name for stem, suffix, name in transcripts}
+        spelled |= {stem + suffix: name for stem, suffix, name in transcripts}
         spelled |= {name: name for name in folder.names}
         stems: set[str] = set()
         for name, key in audio.items():
@@ -86,9 +88,8 @@ def _without_audio(folder: Folder, audio: Mapping[str, str]) -> Iterator[Failure
     told = set(map(composed, audio.values()))
     alone: dict[str, str] = {}  # stem -> transcript
     for name in folder.names:
-        if name.endswith(TRANSCRIPT_SUFFIXES):
-            suffix = next(suffix for suffix in TRANSCRIPT_SUFFIXES if name.endswith(suffix))
-            stem = composed(name.removesuffix(suffix))
+        if split := _split(name):
+            stem = composed(split[0])
             if stem not in told and not NO_TRANSCRIPT.search(name):
                 alone.setdefault(stem, name)
         elif name not in audio and (failure := unread(folder, name)) is not None:
@@ -96,8 +97,14 @@ def _without_audio(folder: Folder, audio: Mapping[str, str]) -> Iterator[Failure
             yield failure
     maybe = maybe_recordings(folder.names) if alone else {}
     for stem, name in alone.items():
-        if stem not in told and (stem in maybe or audio or name.endswith(TRANSCRIPT_SUFFIXES[0])):
+        if stem not in told and (stem in maybe or audio or name.lower().endswith(TRANSCRIPT_SUFFIXES[0])):
             yield no_recording(folder.relative(name), stem, maybe)
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Stem and suffix of a transcript, the suffix in small letters; None for other files."""
+    suffix = next((suffix for suffix in TRANSCRIPT_SUFFIXES if name.lower().endswith(suffix)), None)
+    return (name[: -len(suffix)], suffix) if suffix else None
 
 
 def speaker_of(key: str) -> str:

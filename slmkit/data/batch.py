@@ -1,8 +1,8 @@
 """The tensors of one micro-batch: utterances back to back, no padding anywhere.
 
 Shapes: N positions, G token ids per position (1 for NTP, the group size for MTP), U utterances, D speaker width,
-P speaker slots, M language-model targets, Q speech steps to predict, H speech heads (0 for NTP), T loss terms besides
-text (one per stream for NTP, one per head for MTP).
+P speaker slots, M language-model targets, Q speech steps to predict, H speech heads (0 for NTP), K streams, T loss
+terms besides text (one per stream for NTP, one per head for MTP).
 
 Targets are shifted already: position t of `lm_positions` or `head_positions` predicts what stands at t + 1.
 `cu_seqlens` tells utterances apart; nothing in a batch refers across one of its borders.
@@ -30,9 +30,10 @@ class Batch:
     lm_targets: torch.Tensor  # int64 [M], vocabulary ids
     lm_groups: torch.Tensor  # int64 [M], 0 text; NTP: 1 + stream (<eosp> goes with the first stream)
     head_positions: torch.Tensor  # int64 [Q]
-    head_targets: torch.Tensor  # int64 [Q, H], class in the head: code, size for <eosp>, size + 1 for <|speech_pad|>
+    head_targets: torch.Tensor  # int64 [Q, H], class in the head: see `sequence.HeadClasses`
     global_counts: torch.Tensor  # float64 [1 + T], valid targets per term in the whole global batch
     lm_counts: tuple[int, ...]  # [1 + T], language-model targets per term in this micro-batch, known without a device
+    head_counts: tuple[int, ...]  # [K] speech steps to predict per phase; they stand in the order of their phases
     keys: tuple[str, ...]  # of the utterances, in order
     num_frames: int  # codec frames that are predicted in this micro-batch
     row_tokens: int  # positions the rows of this micro-batch could hold

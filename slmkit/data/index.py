@@ -32,6 +32,7 @@ from slmkit.codec.base import CodecSpec
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, read_json, write_json
+from slmkit.texts import excerpt
 
 MANIFEST = "manifest.json"
 INDEX_SUFFIX = ".index.json"
@@ -123,7 +124,8 @@ class ShardIndex:
             index = _from_dict(values)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise UserError(
-                f"{path} is not the index of a shard: {error!r}", next_step="remove it and run the job again"
+                f"{path} is not the index of a shard: {excerpt(repr(error), 300)}",
+                next_step="remove it and run the job again",
             ) from error
         return index
 
@@ -211,6 +213,8 @@ class Corpus:
     shards: ShardList
     starts: np.ndarray  # int64 [shards + 1]: number of the first sample of each shard, then the number of all
     seconds: float  # speech in all shards
+    failures: Mapping[str, int]  # items of the source that gave no sample, by reason
+    outliers: Mapping[str, int]  # utterances that stand out, by check
     codec_source: str = ""  # where the codec was: a path, or a hub id with its commit; "" where it is not known
 
     @staticmethod
@@ -232,14 +236,17 @@ class Corpus:
             codec = CodecSpec.from_dict(manifest["codec"])
             listed = [(str(s["tar"]), str(s["sha256"]), int(s["samples"])) for s in manifest["shards"]]
             seconds, codec_source = float(manifest["counts"]["seconds"]), str(manifest.get("codec_source", ""))
+            failures, outliers = (_counts(manifest.get(name, {})) for name in ("failures", "outliers"))
+            if not math.isfinite(seconds):
+                raise ValueError(f"the corpus lasts {seconds} s")
             if any(not 0 <= samples < MAX_SAMPLES for _, _, samples in listed):
                 raise ValueError("a shard has an impossible number of samples")
             if wrong := [tar for tar, _, _ in listed if Path(tar).name != tar or len(tar.encode()) > MAX_NAME_BYTES]:
                 raise ValueError(f"{wrong[0]!r:.100} is not the name of a tar")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is not the manifest of a corpus: {repr(error)[:300]}") from error
+            raise UserError(f"{path} is not the manifest of a corpus: {excerpt(repr(error), 300)}") from error
         starts = np.cumsum([0, *(samples for _, _, samples in listed)], dtype=np.int64)
-        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds, codec_source)
+        return Corpus(directory, codec, ShardList(directory, listed), starts, seconds, failures, outliers, codec_source)
 
     def check(self, *, with_tars: bool = True) -> None:
         """Read every index and look at its tar, if it lies beside. Raises UserError for the first that is not whole."""
@@ -278,6 +285,15 @@ class Corpus:
         """SHA-256 of the codec and every shard's content: equal for equal data, wherever it lies."""
         parts = [self.codec.sha256, *(sha256 for _, sha256, _ in self.shards.listed)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _counts(values: Any) -> dict[str, int]:
+    """Counts by name. Raises TypeError or ValueError when they are something else."""
+    if not isinstance(values, dict) or not all(type(count) is int for count in values.values()):
+        raise TypeError(f"{values!r:.100} are not counts by name")
+    if any(not 0 <= count < MAX_SAMPLES for count in values.values()):
+        raise ValueError("a count is impossible")
+    return values
 
 
 def _open_index(directory: Path, tar: str, sha256: str, samples: int) -> ShardIndex:

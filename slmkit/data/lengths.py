@@ -32,7 +32,7 @@ from slmkit.data.sources import Source
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import BadSample, DamagedSample, UserError
-from slmkit.files import atomic_write
+from slmkit.files import NPY_ERRORS, atomic_write
 
 RECORD = np.dtype(
     [
@@ -112,7 +112,7 @@ def _read(path: Path, num_samples: int) -> Table | None:
     """A stored table; None when there is none or it is damaged, so that it is made again."""
     try:
         table = np.load(path, mmap_mode="r" if num_samples else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except NPY_ERRORS:
         return None
     return table if table.shape == (num_samples,) and table.dtype == RECORD else None
 

@@ -44,6 +44,7 @@ class _Order(NamedTuple):
     """What a worker is asked to read."""
 
     samples: list[tuple[int, int]]  # (part, number in its source)
+    sizes: npt.NDArray[np.int64]  # [n, 5], what the plan takes them for
     global_counts: npt.NDArray[np.float64]
     num_frames: int
 
@@ -66,7 +67,8 @@ def micro_batches(
             for micro in range(split.accumulation):
                 mine = np.concatenate([step.rows[i] for i in split.rows(rank, micro)])
                 waiting.append((step, micro))
-                yield _Order(data.locate(mine), counts, int(data.sizes(mine)[:, 2].sum()))
+                sizes = data.sizes(mine)
+                yield _Order(data.locate(mine), sizes, counts, int(sizes[:, 2].sum()))
 
     ordered = orders()
     first = list(islice(ordered, num_workers))
@@ -136,9 +138,9 @@ class _MicroBatches(Dataset[Batch | UserError]):
 
     def _read(self, order: _Order) -> Batch:
         examples, skipped = [], []
-        for part, number in order.samples:
+        for (part, number), size in zip(order.samples, order.sizes.tolist(), strict=True):
             try:
-                examples.append(self._example(part, number))
+                examples.append(self._example(part, number, sequence.Size(*size)))
             except DamagedSample as error:
                 if not self.skips:
                     raise
@@ -154,12 +156,27 @@ class _MicroBatches(Dataset[Batch | UserError]):
             skipped=tuple(skipped),
         )
 
-    def _example(self, part: int, number: int) -> tuple[sequence.Example, Sample]:
+    def _example(self, part: int, number: int, planned: sequence.Size) -> tuple[sequence.Example, Sample]:
+        """Raises DamagedSample where the example is not of the size that the plan takes it for."""
         source, wording = self.parts[part]
         sample = source.reader.read(number)
         pieces = wording.pieces(source, sample.key, sample.meta)
         codes = None if source.codec is None else sample.codes[: self.layout.num_streams]
-        return sequence.build(pieces, codes, self.layout, self.format.group), sample
+        example = sequence.build(pieces, codes, self.layout, self.format.group)
+        speech = planned.steps if self.format.group else planned.frames * self.layout.num_streams + planned.endings
+        found = len(example.tokens), len(example.lm_targets) + len(example.head_targets)
+        expected = planned.positions, planned.text_targets + speech
+        if found != expected:
+            raise DamagedSample(
+                sample.key,
+                source.path,
+                f"{source.path}: sample {sample.key!r} is not of the size that the table of lengths has for it",
+                got=f"{found[0]} positions, {found[1]} targets",
+                expected=f"{expected[0]} positions, {expected[1]} targets",
+                next_step="remove the files lengths-*.npy of the run's cache or of data.length_cache, which are then "
+                "made again; if it comes again, the shard is damaged: `slmkit tokenize verify`",
+            )
+        return example, sample
 
 
 def collate(
@@ -192,7 +209,8 @@ def collate(
     if len(vectors) < len(voiced):
         missing = next(sample.key for sample in voiced if sample.speaker is None)
         raise UserError("a sample has no speaker vector", got=missing, next_step="tokenize the corpus again")
-    groups = joined("lm_groups")
+    groups, phases = joined("lm_groups"), joined("head_phases")
+    by_phase = phases.argsort(stable=True)  # the heads' targets of one phase choose among the same classes
     return Batch(
         tokens=joined("tokens"),
         speech_mask=joined("speech_mask"),
@@ -203,10 +221,11 @@ def collate(
         lm_positions=shifted("lm_positions"),
         lm_targets=joined("lm_targets"),
         lm_groups=groups,
-        head_positions=shifted("head_positions"),
-        head_targets=joined("head_targets"),
+        head_positions=shifted("head_positions")[by_phase],
+        head_targets=joined("head_targets")[by_phase],
         global_counts=torch.from_numpy(global_counts),
         lm_counts=tuple(groups.bincount(minlength=len(global_counts)).tolist()),
+        head_counts=tuple(phases.bincount(minlength=layout.num_streams).tolist()),
         keys=tuple(sample.key for _, sample in examples),
         num_frames=num_frames,
         row_tokens=row_tokens,

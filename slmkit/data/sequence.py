@@ -1,8 +1,12 @@
 """One example as arrays: token ids, speech steps and shifted targets, for NTP and every MTP group size.
 
-The same codes serve every layout of the sequence: nothing of it is stored. For NTP (group 0) the K streams are
-interleaved frame by frame, one token per position. For MTP a speech step holds `group` tokens of n = group / K frames
-(a1 b1 c1 a2 b2 c2 ...); the last group is filled with `<|speech_pad|>`, and `<eosp>` is a speech step of its own.
+The same codes serve every layout of the sequence: nothing of it is stored. The tokens of the K streams are interleaved
+frame by frame (a1 b1 c1 a2 b2 c2 ...), and a speech step holds the next G of them: one for NTP (group 0), `group` for
+MTP, whose last step is filled with `<|speech_pad|>`. `<eosp>` is a speech step of its own.
+
+The phase of a step is the stream of its first token: step n of an utterance has phase n G mod K. Token h of a step,
+which head h predicts, is of stream (phase + h) mod K. Where G is a multiple of K the phase is always 0 and a head has
+one stream; else it serves several in turn, and its classes are the codes of the largest of their codebooks.
 
 Shapes: S positions, G = max(1, group) ids per position, K streams, T frames, H = group heads.
 
@@ -13,6 +17,7 @@ Example:
     build(pieces, codes, layout, group=3)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +59,36 @@ class Example(NamedTuple):
     lm_groups: IntArray  # [M]
     head_positions: IntArray  # [Q]
     head_targets: IntArray  # [Q, H]
+    head_phases: IntArray  # [Q]
+
+
+class HeadClasses(NamedTuple):
+    """What a head chooses among: class c is code c of the stream at hand, then `<eosp>`, then perhaps the pad."""
+
+    streams: tuple[int, ...]  # that the head serves, by phase in turn
+    num_codes: int  # entries of the largest of their codebooks
+    may_pad: bool  # whether `<|speech_pad|>` can stand here
+
+    @property
+    def eosp(self) -> int:
+        """The class of `<eosp>`."""
+        return self.num_codes
+
+    @property
+    def pad(self) -> int:
+        """The class of `<|speech_pad|>`."""
+        return self.num_codes + 1
+
+    @property
+    def size(self) -> int:
+        """Classes in all."""
+        return self.num_codes + 1 + self.may_pad
+
+    def candidates(self, codebook_size: int) -> tuple[tuple[int, int], ...]:
+        """(first, behind last) of the classes that compete for a token of a stream with `codebook_size` entries."""
+        if codebook_size == self.num_codes:
+            return ((0, self.size),)
+        return ((0, codebook_size), (self.num_codes, self.size))
 
 
 def tokenize(
@@ -75,11 +110,21 @@ def tokenize(
     return tuple(pieces)
 
 
-def frames_per_step(group: int, num_streams: int) -> int:
-    """Codec frames of one MTP step. Raises ValueError unless `group` is a positive multiple of the streams."""
-    if group < 1 or group % num_streams:
-        raise ValueError(f"group {group} is not a multiple of {num_streams} streams")
-    return group // num_streams
+def phases(group: int, num_streams: int) -> range:
+    """The phases that steps of `group` tokens have, each as often as any other."""
+    return range(0, num_streams, math.gcd(group, num_streams))
+
+
+def head_classes(group: int, codebook_sizes: Sequence[int]) -> list[HeadClasses]:
+    """The classes of every head, [H]; none for NTP."""
+    num_streams = len(codebook_sizes)
+    found = phases(group, num_streams)
+    heads = []
+    for head in range(group):
+        streams = tuple(sorted((phase + head) % num_streams for phase in found))
+        # The last step is filled from where a frame begins; of all phases that is earliest at head `found.step`.
+        heads.append(HeadClasses(streams, max(codebook_sizes[stream] for stream in streams), head >= found.step))
+    return heads
 
 
 def speech_size(pieces: Sequence[Piece]) -> tuple[int, int]:
@@ -108,8 +153,7 @@ def measure(
 
     Numbers may be ints, or int arrays [n] that measure n examples at once.
     """
-    per_step = frames_per_step(group, num_streams) if group else 0
-    positions = -(-num_frames // per_step) + 1 if group else num_frames * num_streams + 1
+    positions = -(-num_frames * num_streams // max(1, group)) + 1
     return Size(
         positions=text_positions + num_speech * positions,
         text_targets=text_targets,
@@ -129,12 +173,10 @@ def term_counts(sizes: npt.NDArray[Any], num_streams: int, group: int) -> npt.ND
     return np.array([text, *speech], dtype=np.float64)
 
 
-def speech_tokens(
-    codes: npt.NDArray[Any], layout: VocabLayout, group: int
-) -> tuple[IntArray, IntArray, IntArray | None]:
-    """Token ids of the speech positions, `<eosp>` included, of codes [K, T].
+def speech_tokens(codes: npt.NDArray[Any], layout: VocabLayout, group: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Token ids [S, G] of the speech positions of codes [K, T], `<eosp>` included; the phase of each [S], which for NTP
+    is the stream of its token (the first for `<eosp>`); and the classes of the heads [S, H].
 
-    Returns ids [S, G], the NTP stream number of each position [S] (-1 for MTP), and for MTP the head classes [S, H].
     Raises ValueError when a code is outside its codebook or the streams do not match the layout.
     """
     codes = np.asarray(codes, dtype=np.int64)
@@ -144,48 +186,42 @@ def speech_tokens(
     if (codes < 0).any() or (codes >= sizes[:, None]).any():
         raise ValueError(f"codes outside 0 .. {sizes - 1}")
     first = np.array([start for _, start, _ in layout.streams])
-    eosp = layout.id_of("<eosp>")
-    num_streams, num_frames = codes.shape
-    if group == 0:
-        ids = np.append((codes + first[:, None]).T.reshape(-1), eosp)
-        streams = np.append(np.tile(np.arange(num_streams), num_frames), 0)
-        return ids[:, None], streams, None
-    per_step = frames_per_step(group, num_streams)
-    steps = -(-num_frames // per_step)
-    grid = np.full((num_streams, steps * per_step), -1, dtype=np.int64)
-    grid[:, :num_frames] = codes
-    by_step = grid.T.reshape(steps, group)
-    head_sizes, head_first = np.tile(sizes, per_step), np.tile(first, per_step)
-    filled = by_step < 0
-    pad = layout.id_of("<|speech_pad|>") if filled.any() else 0
-    ids = np.where(filled, pad, by_step + head_first)
-    classes = np.where(filled, head_sizes + 1, by_step)
-    ids = np.concatenate([ids, np.full((1, group), eosp)])
-    classes = np.concatenate([classes, head_sizes[None]])
-    return ids, np.full(steps + 1, -1), classes
+    width, num_tokens = max(1, group), codes.size
+    num_steps = -(-num_tokens // width)  # without <eosp>
+    ids = np.full(num_steps * width + width, layout.id_of("<eosp>"))
+    ids[:num_tokens] = (codes + first[:, None]).T.reshape(-1)
+    if num_tokens < num_steps * width:
+        ids[num_tokens : num_steps * width] = layout.id_of("<|speech_pad|>")
+    step_phases = np.arange(num_steps + 1) * width % layout.num_streams
+    heads = head_classes(group, layout.codebook_sizes)
+    classes = np.tile(np.array([head.pad for head in heads], dtype=np.int64), (num_steps + 1, 1))
+    classes[-1] = [head.eosp for head in heads]
+    if group:
+        classes.reshape(-1)[:num_tokens] = codes.T.reshape(-1)
+    return ids.reshape(-1, width), step_phases, classes
 
 
 def build(pieces: Sequence[Piece], codes: npt.NDArray[Any] | None, layout: VocabLayout, group: int) -> Example:
     """The example of `pieces` with `codes`, int [K, T] (None where no piece is speech)."""
     width = max(1, group)
-    tokens, masks, labels, streams, speaker_positions = [], [], [], [], []
-    head_classes: list[IntArray] = []
+    tokens, masks, labels, phases, speaker_positions = [], [], [], [], []
+    classes = [np.zeros((0, group), dtype=np.int64)]
     position = 0
     for piece in pieces:
         if piece.kind == "speech":
-            ids, stream, classes = speech_tokens(_required(codes), layout, group)
-            head_classes += [classes] if classes is not None and piece.labelled else []
+            ids, of_speech, of_heads = speech_tokens(_required(codes), layout, group)
+            phases.append(of_speech)
+            classes += [of_heads] if piece.labelled and group else []
         else:
             ids = np.repeat(np.array(piece.ids, dtype=np.int64)[:, None], width, axis=1)
-            stream = np.full(len(ids), -1)
+            phases.append(np.full(len(ids), -1))
         if piece.kind == "speaker":
             speaker_positions.append(position)
         tokens.append(ids)
-        streams.append(stream)
         masks.append(np.full(len(ids), piece.kind == "speech" and group > 0))
         labels.append(np.full(len(ids), piece.labelled))
         position += len(ids)
-    ids, mask, label, stream = (np.concatenate(parts) for parts in (tokens, masks, labels, streams))
+    ids, mask, label, phase = (np.concatenate(parts) for parts in (tokens, masks, labels, phases))
     lm = np.flatnonzero(label & ~mask)
     head = np.flatnonzero(label & mask)
     return Example(
@@ -194,9 +230,10 @@ def build(pieces: Sequence[Piece], codes: npt.NDArray[Any] | None, layout: Vocab
         speaker_positions=np.array(speaker_positions, dtype=np.int64),
         lm_positions=lm - 1,
         lm_targets=ids[lm, 0],
-        lm_groups=stream[lm] + 1,
+        lm_groups=phase[lm] + 1,
         head_positions=head - 1,
-        head_targets=np.concatenate(head_classes) if head_classes else np.zeros((0, group), dtype=np.int64),
+        head_targets=np.concatenate(classes),
+        head_phases=phase[head],
     )
 
 

@@ -4,6 +4,10 @@ The vocabulary's special tokens (`<sosp>`, `<a17>`, `<|im_start|>`, ...) are wri
 in a user's text they are ordinary characters. So text is encoded by the byte-pair model alone, with every added token
 of the tokenizer taken out. For text without such tokens the ids equal those of the full tokenizer.
 
+An utterance begins with `<|im_start|>` where the tokenizer has it (Qwen, SmolLM), else with its own begin-of-text token
+(`<|begin_of_text|>` of Llama), else with its end-of-text token, as texts that follow one another do. It ends with the
+end-of-text token.
+
 Example:
     tokenizer = TextTokenizer.load("Qwen2.5-0.5B")
     tokenizer.encode(" The speech is: ")
@@ -39,7 +43,7 @@ class TextTokenizer:
     def load(directory: str | Path) -> "TextTokenizer":
         """Read the tokenizer files of a base model or an export.
 
-        Raises UserError when they are missing or lack the tokens `<|im_start|>` and end of text.
+        Raises UserError when they are missing, have no end-of-text token, or let plain text become a special token.
         """
         return TextTokenizer.from_transformers(load_transformers_tokenizer(directory), source=str(directory))
 
@@ -47,23 +51,41 @@ class TextTokenizer:
     def from_transformers(tokenizer: Any, source: str = "tokenizer") -> "TextTokenizer":
         """From a fast transformers tokenizer. `base_size` counts all its tokens, extended or not."""
         try:
-            bos_id, unknown_id = tokenizer.convert_tokens_to_ids(BOS_TOKEN), tokenizer.unk_token_id
+            named = tokenizer.convert_tokens_to_ids(BOS_TOKEN)
+            begins = (
+                None if named == tokenizer.unk_token_id else named,
+                tokenizer.bos_token_id,
+                tokenizer.eos_token_id,
+            )
         except (RecursionError, TypeError) as error:  # its unknown token is unknown itself
             raise UserError(f"the tokenizer of {source} is damaged: {str(error)[:200]}") from error
-        if bos_id is None or bos_id == unknown_id or tokenizer.eos_token_id is None:
+        if tokenizer.eos_token_id is None:
             raise UserError(
-                f"the tokenizer of {source} lacks {BOS_TOKEN} or an end-of-text token",
-                next_step="use a Qwen2.5 base model, or make one with `slmkit init-base`",
+                f"the tokenizer of {source} has no end-of-text token",
+                next_step="name it as eos_token in tokenizer_config.json, or use another base model",
             )
         try:
-            return TextTokenizer(
+            text = TextTokenizer(
                 tokenizer.backend_tokenizer.to_str(),
                 base_size=len(tokenizer),
-                bos_id=bos_id,
+                bos_id=next(token_id for token_id in begins if token_id is not None),
                 eos_id=tokenizer.eos_token_id,
             )
+            # In the vocabulary of the byte-pair model itself; an unknown character may well become the unknown token.
+            known = tokenizer.backend_tokenizer.model.token_to_id
+            special = {added.content: i for i, added in tokenizer.added_tokens_decoder.items() if added.special}
+            inside = [token for token in special if known(token) is not None and token != tokenizer.unk_token]
+            spoken = [token for token in inside if special[token] in text.encode(token)]
         except Exception as error:
             raise UserError(f"the tokenizer of {source} is damaged: {str(error)[:200]}") from error
+        if spoken:
+            raise UserError(
+                f"the tokenizer of {source} makes special tokens of plain text",
+                got=", ".join(spoken[:3]),
+                expected="special tokens that only programs can write",
+                next_step="use a base model with a byte-pair tokenizer, such as Qwen's, Llama's or SmolLM's",
+            )
+        return text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; no special token ever comes out. Unpaired surrogates are replaced by U+FFFD."""

@@ -134,7 +134,12 @@ class VocabLayout:
             layout = VocabLayout(**{**values, "specials": specials, "streams": streams})
             if layout.size > MAX_SIZE or len(dict(specials)) != len(specials):
                 raise ValueError(f"{layout.size} tokens, {len(specials)} of them special")
-            layout.added_tokens()
+            next_id = layout.base_size
+            ranges = [(token_id, 1) for _, token_id in specials] + [(first, size) for _, first, size in streams]
+            for first, size in sorted(ranges):
+                if first != next_id:
+                    raise ValueError(f"an appended token has the id {first}, not {next_id}")
+                next_id += size
             return layout
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(

@@ -58,8 +58,8 @@ def generate(
     """Store the outputs of all utterances that are not in `out` yet. `model` is the hash of the model, `name` is for
     people. SpeakingTask "tts" reads the texts; "qa" answers the questions in text and speech.
 
-    Raises UserError when the corpus or a voice is not of the model's codec, or the corpus lacks speaker vectors or, for
-    qa, questions; or as `ResumableJob` does.
+    Raises UserError when the corpus or a voice is not of the model's codec, or the corpus lacks questions for qa; or as
+    `ResumableJob` does.
     """
     _check_codec(corpus, synthesizer.codec)
     for voice in voices:
@@ -122,11 +122,12 @@ def seed_of(seed: int, key: str, voice: str) -> int:
 
 def _check_codec(corpus: Corpus, codec: Codec) -> None:
     corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="the evaluation")
-    if corpus.codec.speaker_dim != codec.spec.speaker_dim or not codec.spec.speaker_dim:
+    if corpus.codec.speaker_dim != codec.spec.speaker_dim:
         raise UserError(
             f"{corpus.directory} cannot be evaluated: its speaker vectors are not the codec's",
             got=f"width {corpus.codec.speaker_dim}",
-            expected=f"width {codec.spec.speaker_dim}, above 0",
+            expected=f"width {codec.spec.speaker_dim}",
+            next_step="give the codec directory that the corpus was tokenized with",
         )
 
 
@@ -174,7 +175,8 @@ def _items(
         if one.voice_number is not None:
             spoken_by = sample if one.voice_number == one.number else reader.read(one.voice_number)
             speaker, vector = str(spoken_by.meta.get("speaker", "")), spoken_by.speaker
-        assert vector is not None, "checked against the codec, or given"
+        if vector is None:
+            vector = np.zeros(corpus.codec.speaker_dim, np.float32)
         voice = f"{one.voice} {one.voice_key}"
         seed = seed_of(settings.seed, one.key, voice)
         known = {"speaker": speaker, "text": text, "seed": seed, "question": question, "true_answers": true_answers}

@@ -14,39 +14,46 @@ Example:
 """
 
 import dataclasses
+import json
 import wave as wave_files
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from slmkit.audio.encode import PCM16_SCALE
+from slmkit.codec.base import CodecSpec, Codes, to_codes
 from slmkit.errors import UserError
 from slmkit.files import read_npy
 from slmkit.infer.batch import CODES_DIR, WAVES_DIR
 from slmkit.jobs import JOB, RECORDS, read_description, read_job_records
+from slmkit.texts import excerpt, visible
 
 AGAIN = "generate into a new directory"
 MAX_CODES = 2**28  # of an utterance
-NEEDED = {"task", "model", "corpus", "codec", "voices", "utterances"}  # settings that scoring reads
+SHOWN_ERROR = 300  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputRecord:
     """How one utterance came out."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False)  # of those in files
+
     place: int  # in the choice; the name of its files
-    number: int  # of the sample in the corpus
+    number: Annotated[int, Ge(0)]  # of the sample in the corpus
     key: str
     voice: str  # "own", "swapped", or the name of a voice from outside the corpus
-    voice_number: int | None  # the sample whose voice it is
+    voice_number: Annotated[int, Ge(0)] | None  # the sample whose voice it is
     voice_key: str  # of that sample
     speaker: str  # the name of the voice's speaker
     text: str  # what to say or, of a question, what to answer
     seed: int
-    frames: int
+    frames: Annotated[int, Ge(0)]
     steps: int | None  # positions decoded; None for copy synthesis
     reason: Literal["end", "limit", "refused"]  # "refused": there is no answer, see `why`
     limit: str | None = None
@@ -58,9 +65,41 @@ class OutputRecord:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "OutputRecord":
-        """The columns that scoring reads, of a record of the job."""
+        """The columns that scoring reads, of a record of the job. Raises KeyError, TypeError or ValueError."""
         own = {field.name: values[field.name] for field in dataclasses.fields(OutputRecord)}
+        # Texts may hold half a surrogate pair, which pydantic takes for an error.
+        _RECORD.validate_json(json.dumps({name: _whole(value) for name, value in own.items()}))
         return OutputRecord(**{**own, "true_answers": tuple(values["true_answers"])})
+
+
+_RECORD = TypeAdapter(OutputRecord)
+
+
+def _whole(value: Any) -> Any:
+    return (
+        [_whole(part) for part in value] if isinstance(value, list) else visible(value) if type(value) is str else value
+    )
+
+
+class _Sampling(BaseModel):
+    """What the page shows of it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    temperature: float
+
+
+class _Settings(BaseModel):
+    """The settings that scoring reads; others are left as they are."""
+
+    model_config = ConfigDict(strict=True)
+    task: Literal["tts", "qa"]
+    model: str
+    corpus: str
+    codec: dict[str, Any]
+    voices: dict[str, str]
+    utterances: list[Any]
+    seed: int
+    sampling: _Sampling
 
 
 @dataclass(frozen=True)
@@ -79,14 +118,20 @@ def finished(directory: str | Path) -> Finished:
     if not (directory / JOB).is_file():
         raise UserError(f"{directory} holds no generated outputs", next_step="generate them first")
     description = read_description(directory)
-    settings = description["settings"]
-    if not settings.keys() >= NEEDED or "names" not in description:
-        raise UserError(f"{directory / JOB} does not say how outputs were made", next_step="generate again")
+    settings, names = description["settings"], description.get("names")
+    try:
+        _Settings.model_validate(settings)
+        CodecSpec.from_dict(settings["codec"])
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("names are no texts")
+    except (ValueError, UserError) as error:
+        what = f"{directory / JOB} does not say how outputs were made"
+        raise UserError(what, got=excerpt(error, SHOWN_ERROR), next_step="generate again") from error
     path, expected = directory / RECORDS, len(settings["utterances"])
     try:
         records = [OutputRecord.from_dict(values) for values in read_job_records(path)] if path.exists() else []
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {error!r}", next_step=AGAIN) from error
+        raise UserError(f"{path} is damaged: {excerpt(error, SHOWN_ERROR)}", next_step=AGAIN) from error
     if [record.place for record in records] != list(range(expected)):
         raise UserError(
             f"the outputs in {directory} are not finished",
@@ -94,7 +139,7 @@ def finished(directory: str | Path) -> Finished:
             expected=expected,
             next_step="start the same command again to continue",
         )
-    return Finished(directory, settings, description["names"], tuple(records))
+    return Finished(directory, settings, names, tuple(records))
 
 
 def utterance_id(place: int) -> str:
@@ -114,18 +159,18 @@ def voice_path(directory: Path, number: int) -> Path:
     return directory / "voices" / f"{number:02d}.npy"
 
 
-def read_codes(directory: Path, record: OutputRecord) -> npt.NDArray[Any]:
-    """The codes of an output, integers [K, T]. Raises UserError naming the file when it does not hold them."""
+def read_codes(directory: Path, record: OutputRecord, num_streams: int) -> Codes:
+    """The codes of an output, uint16 [K, T]. Raises UserError naming the file when it does not hold them."""
     path = codes_path(directory, record.place)
-    codes = read_npy(path, what="codes", max_values=MAX_CODES)
-    if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.shape[1] != record.frames:
-        raise UserError(
-            f"{path} does not hold the codes of the utterance",
-            got=f"{codes.dtype} {list(codes.shape)}",
-            expected=f"integers, {record.frames} frames",
-            next_step=AGAIN,
-        )
-    return codes
+    stored = read_npy(path, what="codes", max_values=MAX_CODES)
+    try:
+        if stored.dtype.kind not in "iu" or stored.shape != (num_streams, record.frames):
+            raise ValueError(f"{stored.dtype} {list(stored.shape)}")
+        return to_codes(stored)  # older jobs stored int16
+    except ValueError as error:
+        expected = f"integers {[num_streams, record.frames]}"
+        what = f"{path} does not hold the codes of the utterance"
+        raise UserError(what, got=error, expected=expected, next_step=AGAIN) from error
 
 
 def read_voice(directory: Path, number: int, width: int) -> npt.NDArray[np.float32]:
@@ -145,6 +190,7 @@ def read_wave(path: Path) -> npt.NDArray[np.float32]:
             if (file.getnchannels(), file.getsampwidth()) != (1, 2):
                 raise wave_files.Error("not mono 16-bit")
             content = file.readframes(file.getnframes())
-    except (OSError, EOFError, wave_files.Error) as error:
+        samples = np.frombuffer(content, dtype="<i2")
+    except (OSError, EOFError, ValueError, wave_files.Error) as error:
         raise UserError(f"cannot read {path}: {error}", next_step=AGAIN) from error
-    return np.frombuffer(content, dtype="<i2").astype(np.float32) / np.float32(PCM16_SCALE)
+    return samples.astype(np.float32) / np.float32(PCM16_SCALE)

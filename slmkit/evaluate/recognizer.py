@@ -25,8 +25,8 @@ from transformers import WhisperForConditionalGeneration as Whisper
 from slmkit.audio import quality
 from slmkit.audio.io import resampled
 from slmkit.errors import UserError
-from slmkit.evaluate.local_model import load_model, load_part
 from slmkit.files import read_json
+from slmkit.weights import load_model, load_part
 
 SPELLINGS_FILE = "normalizer.json"
 SEARCHED_SHARE = 1 / 6  # of a window, at its end, where a quiet place to cut is looked for

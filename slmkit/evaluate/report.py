@@ -152,4 +152,5 @@ def _facts(report: Json) -> list[tuple[str, str]]:
         ("temperature", f"{settings['sampling']['temperature']:g}"),
     ]
     facts += [(name, str(settings[name])) for name in ("slots", "device") if name in settings]
+    facts += [("left out", note) for note in report.get("notes", [])]
     return facts + [(f"measured with {name}", path) for name, path in report["measured_with"].items()]

@@ -13,24 +13,28 @@ Example:
     read_report("scores")["summary"]["all"]["metrics"]["wer"]      # {"mean": 0.031, "low": 0.02, "high": 0.05, ...}
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Len
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, Score
 from slmkit.files import read_json
+from slmkit.texts import excerpt
 
 REPORT, REPORT_PAGE = "report.json", "report.html"
 ALL, SEEN_VOICES, UNSEEN_VOICES = "all", "seen voices", "unseen voices"
-KEYS = {"names", "settings", "outputs_sha256", "measured_with", "metrics", "summary", "utterances"}
 RESAMPLES, CONFIDENCE = 1000, 0.95
 BATCH_VALUES = 2**20  # drawn at a time, so that memory is bounded
 NOT_AVAILABLE = "n/a"
 TASK_TITLES = {"tts": "reading sentences", "qa": "answering questions"}
+SHOWN_ERROR = 200  # characters
 TABLE_HEAD = f"  {'':26}{'mean':>8}   95 % bootstrap interval"
 
 Json = dict[str, Any]
@@ -135,14 +139,57 @@ def read_report(directory: str | Path) -> Json:
     path = Path(directory) / REPORT
     if not path.is_file():
         raise UserError(f"{directory} holds no scores", expected=REPORT, next_step="score the outputs first")
-    report = read_json(path)
-    if not isinstance(report, dict) or not report.keys() >= KEYS:
-        raise UserError(f"{path} is not the report of an evaluation", next_step="remove it and score the outputs")
+    report: Json = read_json(path)
+    try:
+        _ReportFile.model_validate_json(json.dumps(report))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        raise UserError(
+            f"{path} is not the report of an evaluation",
+            got=excerpt(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}", SHOWN_ERROR),
+            next_step="remove it and score the outputs",
+        ) from error
     return report
 
 
+class _Part(BaseModel):
+    """A part of a report: what scoring and comparing read of it, and whatever else there is."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _CodecOf(_Part):
+    name: str
+    weights_sha256: str
+
+
+class _SettingsOf(_Part):
+    task: Literal["tts", "qa"]
+    codec: _CodecOf
+
+
+class _Utterance(_Part):
+    key: str
+    voice: str
+    voice_key: str
+    text: str
+    question: str
+    heard: str = ""
+    scores: dict[str, Annotated[list[float], Len(2, 2)] | None]
+
+
+class _ReportFile(_Part):
+    names: dict[str, str]
+    settings: _SettingsOf
+    outputs_sha256: str
+    measured_with: dict[str, str]
+    metrics: list[Metric]
+    summary: dict[str, Any]
+    utterances: list[_Utterance]
+
+
 def metrics_of(report: Json) -> dict[str, Metric]:
-    """The metrics that a report holds, in order. Raises TypeError when they are not described as metrics are."""
+    """The metrics that a report holds, in order."""
     found = [Metric(**values) for values in report["metrics"]]
     return {metric.name: metric for metric in sorted(found, key=lambda metric: (metric.order, metric.name))}
 

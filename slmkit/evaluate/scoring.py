@@ -12,7 +12,7 @@ Example:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from slmkit.evaluate.spoken import Spoken, Tools, Truths
 from slmkit.files import provenance, sha256_file, write_json
 from slmkit.jobs import RECORDS, ProgressBar
 from slmkit.log import get_logger
+from slmkit.texts import excerpt
 
 logger = get_logger(__name__)
 
@@ -53,13 +54,16 @@ def score_outputs(
     measured_with, metrics = dict(measured_with or {}), dict[str, Metric]()
     outputs_sha256 = sha256_file(directory / RECORDS)
     before = read_report(directory) if (directory / REPORT).exists() else None
-    if before is not None and before["outputs_sha256"] == outputs_sha256:
+    if before is not None and before["outputs_sha256"] == outputs_sha256 and len(before["utterances"]) == len(rows):
         measured_with, metrics = {**before["measured_with"], **measured_with}, metrics_of(before)
         rows = [{**old, **row, "scores": old["scores"]} for old, row in zip(before["utterances"], rows, strict=True)]
     members = groups(rows, unseen)
     summary = {name: summarize(group, metrics) for name, group in members.items()}
     made_by, report = provenance(), Json()
+    notes = _notes(outcomes, truths)
     tell(f"{len(rows)} utterances")
+    for note in notes:
+        tell(f"  {note}")
     tell(TABLE_HEAD)
     for family in families():
         if not all(getattr(tools, need) for need in family.needs):
@@ -87,6 +91,7 @@ def score_outputs(
                 "settings": {name: value for name, value in outputs.settings.items() if name != "utterances"},
                 "outputs_sha256": outputs_sha256,
                 "measured_with": measured_with,
+                "notes": notes,
                 "metrics": [dataclasses.asdict(metric) for metric in metrics.values()],
                 "summary": summary,
                 "utterances": rows,
@@ -101,20 +106,37 @@ def score_outputs(
 
 
 def _check_belongs(outputs: Finished, truths: Truths) -> None:
-    if outputs.settings["corpus"] != truths.corpus.fingerprint or any(
-        truths.corpus.key(record.number) != record.key for record in outputs.records
+    corpus, voices = truths.corpus, outputs.settings["voices"]
+    if outputs.settings["corpus"] != corpus.fingerprint or any(
+        record.number >= len(corpus) or corpus.key(record.number) != record.key for record in outputs.records
     ):
         raise UserError(
             "the outputs were generated for another corpus",
-            got=truths.corpus.directory,
+            got=corpus.directory,
             expected=outputs.names.get("corpus"),
         )
+    for record in outputs.records:
+        if record.voice not in voices if record.voice_number is None else record.voice_number >= len(corpus):
+            raise UserError(
+                f"the voice of an output is not known: {excerpt(record.voice)}",
+                got=outputs.directory,
+                next_step="generate into a new directory",
+            )
     if outputs.settings["codec"] != truths.codec.spec.to_dict():
         raise UserError(
             "the outputs were generated with another codec",
             got=truths.codec.spec.weights_sha256,
             expected=outputs.settings["codec"]["weights_sha256"],
         )
+
+
+def _notes(outcomes: Sequence[Spoken], truths: Truths) -> list[str]:
+    """Which scores are left out of a report, and why."""
+    if not all(spoken.is_voice_asked for spoken in outcomes):
+        return ["no scores of voices: neither the model nor the codec takes a voice, so none was asked for"]
+    if not truths.codec.spec.speaker_dim:
+        return ["no SIM codec: the codec has no speaker vectors"]
+    return []
 
 
 def _plain(value: Any) -> Any:

@@ -3,24 +3,27 @@
 Invariant: the same arguments give the same items in the same order.
 
 Example:
-    selected = select(corpus, read_voices(["own"], synthesizer), limit=8)
+    selected = select(corpus, read_voices(["own"], codec, synthesizer), limit=8)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from slmkit.codec.base import Codec
 from slmkit.data.index import Corpus
 from slmkit.data.lines import parse_line, read_lines
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
+from slmkit.infer.synthesizer import Synthesizer, voice_not_taken
+from slmkit.log import get_logger
 
 OWN, SWAPPED = "own", "swapped"
-
-ReadSpeaker = Callable[[str], npt.NDArray[np.float32]]
+DEFAULT = "default"  # the one voice of a model that takes none
+log = get_logger(__name__)
 
 
 class NamedVoice(NamedTuple):
@@ -35,9 +38,9 @@ class Selected(NamedTuple):
 
     number: int  # of the sample with the sentence
     key: str
-    voice: str  # "own", "swapped", or the name of a voice from outside
+    voice: str  # "own", "swapped", "default", or the name of a voice from outside
     voice_number: int | None  # of the sample whose voice it is
-    voice_key: str  # of that sample, "" for a voice from outside
+    voice_key: str  # of that sample, "" for none
 
 
 def select(
@@ -51,7 +54,8 @@ def select(
     """Each utterance that is chosen, in each of the voices.
 
     Chosen are all, or those of `keys` in the order given; of them every n-th from the first, at most `limit`. Voices:
-    "own"; "swapped", that of the next chosen utterance by another speaker; or a `NamedVoice`.
+    "own"; "swapped", that of the next chosen utterance by another speaker; "default", for a model that takes none; or a
+    `NamedVoice`.
 
     Raises UserError for a key that the corpus lacks, a voice given twice, nothing chosen, or speakers that cannot be
     swapped because there is only one.
@@ -74,19 +78,27 @@ def select(
     return found
 
 
-def read_voices(names: Sequence[str], read_speaker: ReadSpeaker | None) -> list[str | NamedVoice]:
-    """Names of voices from a command line, those from outside with their vectors.
+def read_voices(names: Sequence[str], codec: Codec, synthesizer: Synthesizer | None) -> list[str | NamedVoice]:
+    """Names of voices from a command line, those from outside with their vectors. Without a synthesizer: of copies.
 
-    Raises UserError where there is nothing to read them with: copy synthesis has only the voices of the corpus.
+    What takes no voice has only one: a model its "default", copies that of their codes, "own". Raises UserError for
+    another; and for one from outside of copies, which have only the voices of the corpus.
     """
+    if not (codec.spec.decodes_voice if synthesizer is None else synthesizer.takes_voice):
+        if other := [name for name in names if name != OWN]:
+            raise voice_not_taken(codec, other[0])
+        if synthesizer is None:
+            return [OWN]
+        log.info("neither the model nor the codec takes a voice: the model speaks in the one it has")
+        return [DEFAULT]
     voices: list[str | NamedVoice] = []
     for name in names:
         if name in (OWN, SWAPPED):
             voices.append(name)
-        elif read_speaker is None:
+        elif synthesizer is None:
             raise UserError("copy synthesis has only the voices of the corpus", got=name, expected=f"{OWN}, {SWAPPED}")
         else:
-            voices.append(NamedVoice(name, read_speaker(name)))
+            voices.append(NamedVoice(name, synthesizer.read_speaker(name)))
     return voices
 
 

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.mel import log_mel_distance
-from slmkit.codec.base import Codec, Codes, decode_alone, to_codes
+from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
 from slmkit.evaluate.generation import COPY, true_codes
 from slmkit.evaluate.metrics import Score, single
 from slmkit.evaluate.outputs import Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
+from slmkit.evaluate.selection import DEFAULT
 from slmkit.tokenization.copies import planned_audio
 
 KEPT = 4  # samples, and waves of each kind, in memory
@@ -79,10 +80,9 @@ class Truths:
         return true_codes(self.sample(number), self.corpus)
 
     def vector(self, number: int) -> Vector:
-        """The voice of a sample, float32 [D]."""
+        """The voice of a sample, float32 [D]; zeros, or nothing, where the corpus has no vectors."""
         speaker = self.sample(number).speaker
-        assert speaker is not None, "outputs are made of a corpus with speaker vectors"
-        return speaker
+        return np.zeros(self.codec.spec.speaker_dim, np.float32) if speaker is None else speaker
 
     def _copy(self, number: int) -> Wave:
         """The true codes decoded, float32 [samples]."""
@@ -106,7 +106,7 @@ class Spoken:
     @property
     def codes(self) -> Codes:
         """uint16 [K, T]."""
-        return to_codes(read_codes(self.outputs.directory, self.record))  # older jobs stored int16
+        return read_codes(self.outputs.directory, self.record, len(self.truths.corpus.codec.lm_streams))
 
     @property
     def wave(self) -> Wave:
@@ -130,6 +130,11 @@ class Spoken:
         """Whether it is the codec's copy of the true codes, and no model spoke."""
         return bool(self.outputs.settings["model"] == COPY)
 
+    @property
+    def is_voice_asked(self) -> bool:
+        """Whether the speech was to be in a certain voice; there are models and codecs that take none."""
+        return self.record.voice != DEFAULT
+
     @functools.cached_property
     def heard(self) -> str:
         """What the recognizer hears in the speech, "" where there is none."""
@@ -141,9 +146,8 @@ class Spoken:
         """The speaker vector float32 [D] that the model was given."""
         if self.record.voice_number is not None:
             return self.truths.vector(self.record.voice_number)
-        names = list(self.outputs.settings["voices"])
-        number, width = names.index(self.record.voice), self.truths.corpus.codec.speaker_dim
-        return read_voice(self.outputs.directory, number, width)
+        number = list(self.outputs.settings["voices"]).index(self.record.voice)
+        return read_voice(self.outputs.directory, number, self.truths.corpus.codec.speaker_dim)
 
     def measured(self, measure: Callable[[Wave, int], T], wave: Wave | None = None) -> T | None:
         """What `measure(wave, sample_rate)` says of the speech, or of another wave; None where there is too little."""

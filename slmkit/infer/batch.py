@@ -13,7 +13,8 @@ other; the next start tries it again. Lines may be added to a file, and failed o
 was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
-digits and `._-`; default: the number of the line), "speaker", and any field of `SpeakingSettings`.
+digits and `._-`; default: the number of the line), "speaker" where a voice is taken, and any field of
+`SpeakingSettings`.
 
 Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
 else is in the job or how often it was interrupted. Another engine may round otherwise; `job.json` lists all.
@@ -31,6 +32,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -50,7 +52,7 @@ from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
-from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector, Voices
+from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector
 from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
 from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt, is_blank
@@ -120,9 +122,10 @@ def speak_all(
     `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
-    voices, began = Voices(synthesizer.codec, synthesizer.voices), time.perf_counter()
+    voices, began = synthesizer.voices, time.perf_counter()
     with ResumableJob.open(out_dir, settings) as job:
-        shape, engines = engine_shape(synthesizer), job.description.get("engines", [])
+        shape, engines = engine_shape(synthesizer), job.description.get("engines")
+        engines = engines if isinstance(engines, list) else []
         if shape not in engines:
             engines = [*engines, shape]
             job.describe(engines=engines)
@@ -171,7 +174,10 @@ class BatchSpeaker:
         vector_of: Callable[[SpeechItem], Vector],
         is_scored: bool = False,
     ) -> None:
-        """`vector_of` gives the voice of an item, float32 [D], or raises UserError. Forgets records of lost waves."""
+        """`vector_of` gives the voice of an item, float32 [D], or raises UserError.
+
+        Forgets records of lost waves, and damaged ones.
+        """
         self.failures: dict[str, Failure] = {}
         self.spoken_sec = 0.0
         self._synthesizer, self._job, self._task = synthesizer, job, task
@@ -179,7 +185,9 @@ class BatchSpeaker:
         self._asked: dict[int, tuple[SpeechItem, Vector, Request]] = {}  # in the engine, by number of the request
         self._began, self._preparing_sec = time.perf_counter(), 0.0
         for name, record in list(job.records.items()):
-            if record.get("wav") and not (job.directory / record["wav"]).is_file():
+            wave = record.get("wav")
+            is_there = wave is None or (isinstance(wave, str) and os.path.isfile(job.directory / wave))
+            if not is_there or not isinstance(record.get("reason"), str):
                 del job.records[name]
 
     def run(self, items: Iterable[SpeechItem], total: int) -> None:
@@ -392,8 +400,6 @@ def _make_item(
         settings = dataclasses.replace(defaults, **own)
     except (ValueError, OverflowError) as error:
         raise BadSample("bad_setting", excerpt(error, SHOWN_WORDS_CHARS)) from error
-    if not speaker:
-        raise BadSample("bad_speaker", "no voice was given", expected="an audio file, a .npy vector, or CORPUS:KEY")
     return SpeechItem(name, text, speaker, settings)
 
 

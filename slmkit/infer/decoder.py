@@ -3,22 +3,16 @@
 Guaranteed: what a slot computes is, bit for bit, the same in every slot and whatever the others hold.
 
 - A prompt is read alone, in one piece, by transformers' own layers.
-- In a step every matrix product has the same number of rows, filled or not. The one in product.py treats all rows
-  alike. A library's may round a row differently by its place (MKL does where a thread gets fewer than four of them);
-  so the number of rows is the first that a trial with this model's weights and threads finds free of that.
-- On a CPU each slot attends by itself, over its own positions and no more, and activations are computed row by row.
+- A step runs the same layers, with linear layers and activations whose rows are all alike (`rows`). Every matrix
+  product has the same number of rows, filled or not.
+- On a CPU each slot attends by itself, over its own positions and no more (`slots`).
 - On a GPU all slots attend at once over the whole memory, behind a mask, so that shapes never change and a step is one
   CUDA graph. So give it no more positions than answers need.
-- All else is exact in its order whatever the rows: sums along a row, additions, products, roots, tables.
 
 With another number of slots or threads the guarantee holds again, but roundings may differ between the two.
 
-Keys and values of a slot lie in memory that is taken once. A slot is filled from its first position on and used again
-by the next answer. Where slots attend by themselves it is not cleared in between: what lies behind an answer's own
-positions is never read.
-
-Shapes: N slots, R >= N rows of a step, P positions of a slot's memory, S positions of a prompt, G ids per position,
-D width, H query heads, J key-value heads, E head width, C classes.
+Shapes: N slots, R >= N rows of a step, P positions of a slot's memory, G ids per position, D width, E head width,
+C classes.
 
 Example:
     decoder = SlotDecoder(model, num_slots=8, num_positions=4096, lm_rows=[model.lm_model.lm_head.weight])
@@ -27,22 +21,24 @@ Example:
     decoder.advance({slot: ([token] * width, False)})
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from slmkit.data.sequence import Example
-from slmkit.errors import UserError
-from slmkit.infer.product import Product, fastest_product
-from slmkit.model.backbone import packed_attention
+from slmkit.infer.product import fastest_product
+from slmkit.infer.request import from_ids
+from slmkit.infer.rows import Rows, rows_needed, step_layer
+from slmkit.infer.slots import STEP_ATTENTION, PromptWriter, SlotCache, Step, register_step_attention
+from slmkit.model.backbone import TESTED, does_not_fit, head_width, num_key_value_heads, run_layers
 from slmkit.model.slm import SpeechLM
 
-ROW_BLOCK = 4  # rows that the kernels of matrix products take at a time
-ALIGNED_POSITIONS = 16  # every slot's memory then begins at a multiple of 64 bytes, and the same kernels run on each
 WARM_UP_RUNS = 3  # libraries take their work space before a graph is recorded; a step may be run twice without harm
+
+TRIAL_POSITIONS = 4  # of the prompt with which a step is tried
+TRIAL_TOLERANCE, HALF_TRIAL_TOLERANCE = 1e-3, 5e-2  # of hidden states, relative to the largest
 
 
 class SlotDecoder:
@@ -60,7 +56,8 @@ class SlotDecoder:
         """`lm_rows`: the parts [C, D] of the text model's output layer that `lm_logits` is asked for.
 
         `together`: all slots attend at once, over the whole memory; by default on a GPU.
-        Raises UserError where no number of rows makes matrix products independent of a row's place.
+        Raises UserError where no number of rows makes matrix products independent of a row's place, and where a step
+        of a model whose architecture is not in `TESTED` does not give what reading a prompt gives.
         """
         self.model, self.num_slots, self._lm_rows = model, num_slots, lm_rows
         backbone, heads = model.backbone, model.heads
@@ -69,9 +66,9 @@ class SlotDecoder:
         self._cache = SlotCache(
             num_layers=len(backbone.layers) + sum(head.num_layers for head in heads),
             num_slots=num_slots,
-            num_heads=backbone.config.num_key_value_heads,
+            num_heads=num_key_value_heads(backbone.config),
             num_positions=num_positions,
-            width=backbone.layers[0].self_attn.head_dim,
+            width=head_width(backbone.config),
             like=weight,
             clear=self._together,
         )
@@ -79,14 +76,40 @@ class SlotDecoder:
             product = fastest_product(weight)
             self.num_rows = rows_needed([*lm_rows, *_distinct_weights(model)], num_slots, product)
             cos, sin = backbone.rotary_emb(weight, torch.arange(num_positions, device=weight.device)[None])
-            self._cos, self._sin = cos[0, :, None], sin[0, :, None]  # [P, 1, E]
+            self._cos, self._sin = cos[0, :, None], sin[0, :, None]  # [P, 1, E or less]
             self._hidden = weight.new_zeros(self.num_rows, weight.shape[1])
             # Behind the layers of each head; where it has none, the hidden states themselves.
             self._states = [torch.zeros_like(self._hidden) if head.num_layers else self._hidden for head in heads]
         self._rows = Rows(product, one_by_one=not weight.is_cuda)
+        register_step_attention()
+        layers = [backbone.layers, *(head.head_layers if head.num_layers else () for head in heads)]
+        self._layers, *self._head_layers = (
+            [step_layer(layer, self._rows, attention=STEP_ATTENTION) for layer in some] for some in layers
+        )
         self._lengths = [0] * num_slots
         self._active: list[int] = []
         self._run = GraphReplay(self._compute) if weight.is_cuda else self._compute
+        if backbone.config.model_type not in TESTED:
+            self._try_step()
+
+    @torch.inference_mode()
+    def _try_step(self) -> None:
+        """Raise UserError unless the last position of a prompt gives in a step what it gives in the prompt."""
+        *before, last = range(TRIAL_POSITIONS)
+        layout, group, config = self.model.layout, self.model.group, self.model.backbone.config
+        try:
+            for slot in range(self.num_slots):
+                self.prefill(slot, from_ids(tuple(before), layout, group), None)
+            self.advance({slot: ([last] * max(1, group), False) for slot in range(self.num_slots)})
+            stepped = torch.stack([self._hidden, *self._states])[:, : self.num_slots].clone()
+            self.prefill(0, from_ids((*before, last), layout, group), None)
+            read = torch.stack([self._hidden, *self._states])[:, 0].clone()
+        except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
+            raise does_not_fit(config, f"a decoding step fails: {error}") from error
+        tolerance = TRIAL_TOLERANCE if read.dtype == torch.float32 else HALF_TRIAL_TOLERANCE
+        is_near = (stepped[:, 0] - read).abs().max() <= tolerance * read.abs().max()
+        if not (is_near and bool((stepped == stepped[:, :1]).all())):
+            raise does_not_fit(config, "a decoding step gives other numbers than a prompt")
 
     def length(self, slot: int) -> int:
         """Positions that `slot` holds."""
@@ -142,140 +165,16 @@ class SlotDecoder:
             each = backbone.embed_tokens(tokens)
             embedded = torch.where(speech[:, None], self._rows.chain(model.fusion, each.flatten(-2)), each[:, 0])
         lengths = None if self._together else [(slot, self._lengths[slot]) for slot in self._active]
-        step = _Step(lengths, where[: self.num_slots], self._cos[where], self._sin[where])
-        hidden = backbone.norm(self._layers(backbone.layers, embedded, step))
-        heads = model.heads
-        return [
-            hidden,
-            *(self._layers(head.head_layers, hidden, step) if head.num_layers else hidden for head in heads),
-        ]
+        step = Step(self._cache, where[: self.num_slots], lengths)
+        turn = self._cos[where], self._sin[where]
 
-    def _layers(self, layers: Iterable[Any], hidden: torch.Tensor, step: "_Step") -> torch.Tensor:
-        """Hidden states [R, D] behind `layers`, transformers' own, whose modules hold the weights."""
-        rows = self._rows
-        for layer in layers:
-            hidden = hidden + self._attention(layer.self_attn, layer.input_layernorm(hidden), step)
-            mlp, inner = layer.mlp, layer.post_attention_layernorm(hidden)
-            gate, up = rows.linear(mlp.gate_proj, inner), rows.linear(mlp.up_proj, inner)
-            hidden = hidden + rows.linear(mlp.down_proj, rows.activation(mlp.act_fn, gate) * up)
-        return hidden
+        def run(layers: Sequence[nn.Module], hidden: torch.Tensor) -> torch.Tensor:
+            cache: Any = step
+            out = run_layers(layers, lambda *_: turn, hidden[:, None], where[:, None], cache=cache, step=step)
+            return out[:, 0]
 
-    def _attention(self, module: Any, hidden: torch.Tensor, step: "_Step") -> torch.Tensor:
-        shape = (len(hidden), -1, module.head_dim)
-        projections = (module.q_proj, module.k_proj, module.v_proj)
-        query, key, value = (self._rows.linear(projection, hidden).view(shape) for projection in projections)
-        query, key = step.rotate(query), step.rotate(key)
-        num_slots = self.num_slots
-        self._cache.write(module.layer_idx, step.where, key[:num_slots], value[:num_slots])
-        output = torch.zeros_like(query)
-        if step.lengths is None:
-            keys, values = self._cache.read_all(module.layer_idx)
-            seen = torch.arange(keys.shape[2], device=keys.device) <= step.where[:, None]
-            attended, _ = packed_attention(
-                module, query[:num_slots, :, None], keys, values, seen[:, None, None], scaling=module.scaling
-            )
-            output[:num_slots] = attended[:, 0]
-        else:
-            for slot, length in step.lengths:
-                keys, values = self._cache.read(module.layer_idx, slot, length)
-                one = query[slot, None, :, None]
-                attended, _ = packed_attention(module, one, keys, values, None, scaling=module.scaling)
-                output[slot] = attended[0, 0]
-        return self._rows.linear(module.o_proj, output.flatten(1))
-
-
-class _Step(NamedTuple):
-    """What all layers of one step share."""
-
-    lengths: list[tuple[int, int]] | None  # (slot, its positions) of each that attends by itself; None: all together
-    where: torch.Tensor  # int64 [N], the place of the new position in each slot
-    cos: torch.Tensor  # [R, 1, E]
-    sin: torch.Tensor
-
-    def rotate(self, heads: torch.Tensor) -> torch.Tensor:
-        """Queries or keys [R, H, E] turned by their position."""
-        first, second = heads.chunk(2, dim=-1)
-        return heads * self.cos + torch.cat((-second, first), dim=-1) * self.sin
-
-
-class Rows:
-    """Arithmetic on rows [R, D] that treats all alike; what `RowArithmetic` of the heads asks for."""
-
-    def __init__(self, product: Product, *, one_by_one: bool) -> None:
-        self.product, self.one_by_one = product, one_by_one
-
-    def linear(self, module: nn.Linear, rows: torch.Tensor) -> torch.Tensor:
-        out = self.product(rows, module.weight)
-        return out if module.bias is None else out + module.bias
-
-    def activation(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        """On a CPU row by row: its kernels take the end of a piece of memory another way."""
-        return torch.stack([function(row) for row in rows.unbind()]) if self.one_by_one else function(rows)
-
-    def chain(self, modules: Iterable[nn.Module], rows: torch.Tensor) -> torch.Tensor:
-        for module in modules:
-            rows = self.linear(module, rows) if isinstance(module, nn.Linear) else self.activation(module, rows)
-        return rows
-
-
-class SlotCache:
-    """Keys and values of every layer, [N, J, P, E] each. Nothing that one slot holds is ever read for another."""
-
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_slots: int,
-        num_heads: int,
-        num_positions: int,
-        width: int,
-        like: torch.Tensor,
-        clear: bool = False,
-    ) -> None:
-        """Memory of the type and device of `like`, for at least `num_positions` positions of each slot.
-
-        `clear` fills it with zeros, which `read_all` needs: a mask does not hide what is not a number.
-        """
-        held = -(-num_positions // ALIGNED_POSITIONS) * ALIGNED_POSITIONS
-        shape = (num_slots, num_heads, held, width)
-        take = like.new_zeros if clear else like.new_empty
-        self._keys = [take(shape) for _ in range(num_layers)]
-        self._values = [take(shape) for _ in range(num_layers)]
-        self._slots = torch.arange(num_slots, device=like.device)
-
-    def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put keys and values [N, J, E] of one position of every slot at places int64 [N]."""
-        self._keys[layer][self._slots, :, places] = keys
-        self._values[layer][self._slots, :, places] = values
-
-    def read(self, layer: int, slot: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first `length` keys and values of a slot, [1, J, length, E] each, without a copy."""
-        return self._keys[layer][slot : slot + 1, :, :length], self._values[layer][slot : slot + 1, :, :length]
-
-    def clear(self, slot: int) -> None:
-        """Fill the memory of a slot with zeros."""
-        for memory in (*self._keys, *self._values):
-            memory[slot].zero_()
-
-    def read_all(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values of a layer, [N, J, P, E] each, used or not, without a copy."""
-        return self._keys[layer], self._values[layer]
-
-
-class PromptWriter:
-    """The one method of transformers' caches that the layers call, for a prompt that is read in one piece."""
-
-    def __init__(self, cache: SlotCache, slot: int) -> None:
-        self._cache, self._slot = cache, slot
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, **_: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep keys and values [1, J, S, E] of a layer and give them back."""
-        keys, values = self._cache.read(layer_idx, self._slot, key_states.shape[2])
-        keys.copy_(key_states)
-        values.copy_(value_states)
-        return key_states, value_states
+        hidden = backbone.norm(run(self._layers, embedded))
+        return [hidden, *(run(layers, hidden) if layers else hidden for layers in self._head_layers)]
 
 
 class GraphReplay:
@@ -309,28 +208,6 @@ class GraphReplay:
             held.copy_(given)
         self._graph.replay()
         return self._outputs
-
-
-def rows_needed(weights: Iterable[torch.Tensor], num_slots: int, product: Product = F.linear) -> int:
-    """The least number of rows, at least `num_slots`, at which products with `weights` [C, D] round all rows alike.
-
-    Raises UserError when none is found among the sizes that kernels like. One row needs no trial.
-    """
-    if num_slots == 1:
-        return 1
-    threads = torch.get_num_threads()
-    blocks = [ROW_BLOCK * 2**i for i in range(10) if 2**i < 2 * threads]
-    sizes = sorted({num_slots, *(-(-num_slots // block) * block for block in blocks)})
-    generator = torch.Generator().manual_seed(0)
-    kept = [(weight, torch.randn(weight.shape[1], generator=generator).to(weight)) for weight in weights]
-    for size in sizes:
-        products = (product(row.expand(size, -1).contiguous(), weight) for weight, row in kept)
-        if all(bool((rows == rows[:1]).all()) for rows in products):
-            return size
-    raise UserError(
-        f"on this machine a matrix product depends on the position of the row, at {', '.join(map(str, sizes))} rows",
-        next_step="use one slot, or another number of threads",
-    )
 
 
 def _distinct_weights(model: SpeechLM) -> list[torch.Tensor]:

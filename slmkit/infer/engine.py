@@ -32,6 +32,7 @@ from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
 from slmkit.infer.sampling import Choice, choose
+from slmkit.model.losses import head_candidates
 from slmkit.model.slm import SpeechLM
 
 DEFAULT_SEC = 30.0  # of speech, for which an engine has room
@@ -52,9 +53,7 @@ class ActiveRequest:
         heads = range(width if is_grouped and not is_text else 1)
         recent: list[Sequence[int]] = [()] * len(heads)
         if sampling.repetition_penalty != 1:
-            frames, streams = grammar.frames[-sampling.repetition_window :], grammar.layout.num_streams
-            first = 0 if is_grouped else grammar.state - SPEECH
-            recent = [[frame[(first + head) % streams] for frame in frames] for head in heads]
+            recent = [grammar.recent(grammar.stream(head), sampling.repetition_window) for head in heads]
             if is_text:
                 # Of text, class i is token i; the marks of an answer are beyond that, and each is written once anyway.
                 recent = [[i for i in grammar.text_ids[-sampling.repetition_window :] if i < grammar.layout.base_size]]
@@ -110,6 +109,7 @@ class Engine:
             # Text rows are nearly all rows: they are not copied, and the few between them that are no text are left out
             # of the logits.
             rows = [weight[: int(self._ids[TEXT].max()) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
+        self._classes = self._classes_by_phase()
         self._decoder = SlotDecoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
         self._active: dict[int, ActiveRequest] = {}  # by slot
 
@@ -226,8 +226,9 @@ class Engine:
         if is_grouped and state != TEXT:
             heads = [head[places] for head in self._decoder.head_logits()]
             most = max(head.shape[1] for head in heads)
-            padded = [F.pad(head, (0, most - head.shape[1]), value=-math.inf) for head in heads]
-            logits, ids = torch.stack(padded, dim=1).flatten(0, 1), None
+            padded = torch.stack([F.pad(head, (0, most - head.shape[1])) for head in heads], dim=1)
+            phases = torch.tensor([self._active[slot].grammar.phase for slot in slots], device=self.model.device)
+            logits, ids = torch.where(self._classes[phases], padded, -math.inf).flatten(0, 1), None
         else:
             logits, ids = self._decoder.lm_logits(state)[places], self._ids[state]
             if state == TEXT:
@@ -237,6 +238,17 @@ class Engine:
         chosen = choose(torch.where(is_finite, logits, 0), rows)
         chosen = torch.where(is_finite[:, 0], chosen if ids is None else ids[chosen], -1)
         return chosen.view(len(slots), -1)
+
+    def _classes_by_phase(self) -> torch.Tensor:
+        """Bool [K, H, C]: which classes a head may choose in a step of a phase."""
+        layout, heads = self.model.layout, self.model.heads
+        most = max((head.output.out_features for head in heads), default=0)
+        classes = torch.zeros(layout.num_streams, len(heads), most, dtype=torch.bool)
+        for head, by_phase in enumerate(head_candidates(layout, self.model.group)):
+            for phase, ranges in by_phase.items():
+                for start, stop in ranges:
+                    classes[phase, head, start:stop] = True
+        return classes.to(self.model.device)
 
     def _grammar(self) -> Grammar:
         return make_grammar(self.model.layout, self.model.group)

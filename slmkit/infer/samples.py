@@ -31,7 +31,8 @@ log = get_logger(__name__)
 
 
 class SpeechSamples:
-    """Speaks the first sentences of a corpus, each in its own voice, beside the codec's copy of the true speech."""
+    """Speaks the first sentences of a corpus, each in its own voice where one is taken, beside the codec's copy of the
+    true speech."""
 
     def __init__(
         self, *, codec: str | Path, tokenizer: str | Path, source: Source, task: str = "tts", number: int = 2
@@ -42,8 +43,14 @@ class SpeechSamples:
         assert source.codec is not None, "a source with speech"
         source.codec.check_compatible(self.codec.spec, this=source.path, that=str(codec))
         self.samples = [source.reader.read(i) for i in range(min(number, len(source)))]
-        if any(sample.speaker is None for sample in self.samples):
+        if self.codec.spec.decodes_voice and not source.codec.speaker_dim:
             raise UserError("speech samples need speaker vectors, and the corpus has none", got=source.path)
+        if source.codec.speaker_dim and not self.codec.spec.speaker_dim:
+            raise UserError(
+                "the corpus has speaker vectors, and the codec for speech samples gives none",
+                got=codec,
+                next_step="give the codec directory that the corpus was tokenized with",
+            )
         self.is_asked = task == "qa"
         if self.is_asked and not all(isinstance(sample.meta.get("question"), str) for sample in self.samples):
             raise UserError("speech samples of the task qa need questions, and the corpus has none", got=source.path)
@@ -64,10 +71,10 @@ class SpeechSamples:
         model.train(was_training)
 
     def _add(self, synthesizer: Synthesizer, sample: Sample, writer: Any, step: int) -> None:
-        assert sample.speaker is not None, "checked at the start"
-        rate, voice = self.codec.spec.sample_rate, torch.from_numpy(sample.speaker)
+        vector = synthesizer.no_voice if sample.speaker is None else sample.speaker
+        rate, voice = self.codec.spec.sample_rate, torch.from_numpy(vector)
         ask, text = (synthesizer.answering, "question") if self.is_asked else (synthesizer.reading, "text")
-        (output,) = synthesizer.engine.generate([ask(sample.meta[text], sample.speaker, max_sec=MAX_SEC)])
+        (output,) = synthesizer.engine.generate([ask(sample.meta[text], vector, max_sec=MAX_SEC)])
         writer.add_text(f"speech/{sample.key}/{text}", sample.meta[text], step)
         if self.is_asked:
             writer.add_text(f"speech/{sample.key}/words", synthesizer.words_of(output).text, step)

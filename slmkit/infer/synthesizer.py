@@ -2,7 +2,8 @@
 of their source.
 
 A voice comes from an audio file, a `.npy` file with a speaker vector, CORPUS:KEY (a sample of a tokenized corpus), or
-is one of those beside the model, by its name.
+is one of those beside the model, by its name. Where neither the model nor the codec takes a voice (`takes_voice`),
+there is one way to speak: pass `no_voice`.
 
 Example:
     synthesizer = Synthesizer.load("exports/mtp3")
@@ -82,11 +83,19 @@ class Synthesizer:
     ) -> None:
         """`num_slots` answers at a time, with room for `max_sec` seconds of speech each; `voices` are files by name.
 
-        Raises UserError naming the first difference between the model's codec and `codec`.
+        Raises UserError naming the first difference between the model's codec and `codec`, or when the model needs
+        speaker vectors and the codec has none.
         """
         model.config.codec_spec.check_compatible(codec.spec, this="the model", that="the given codec")
+        if model.config.speaker_dim and not codec.spec.speaker_dim:
+            raise UserError(
+                "the model hears a speaker vector, and the given codec gives none",
+                got=codec.spec.name,
+                expected=f"vectors of width {model.config.speaker_dim}",
+                next_step="give the codec directory that the model's corpus was tokenized with",
+            )
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
-        self._num_slots, self._max_sec, self.voices = num_slots, max_sec, dict(voices or {})
+        self._num_slots, self._max_sec, self._named = num_slots, max_sec, dict(voices or {})
 
     @staticmethod
     def load(
@@ -121,8 +130,23 @@ class Synthesizer:
 
     @property
     def is_speaker_aware(self) -> bool:
-        """Whether the model itself hears the speaker vector; the codec always does."""
+        """Whether the model itself hears the speaker vector."""
         return self.model.config.speaker_dim > 0
+
+    @property
+    def takes_voice(self) -> bool:
+        """Whether a voice changes anything: the model hears the speaker vector, or the codec decodes with it."""
+        return self.is_speaker_aware or self.codec.spec.decodes_voice
+
+    @property
+    def no_voice(self) -> Vector:
+        """What stands for a voice where none is taken, float32 [D]."""
+        return np.zeros(self.codec.spec.speaker_dim, np.float32)
+
+    @property
+    def voices(self) -> "Voices":
+        """Reads voices for this model and codec."""
+        return Voices(self.codec, self._named, is_taken=self.takes_voice)
 
     def reading(self, text: str, speaker: Vector, **options: Any) -> Request:
         """The request to read `text` in the voice of `speaker`, float32 [D].
@@ -206,7 +230,7 @@ class Synthesizer:
 
         Raises UserError when the source gives none.
         """
-        return Voices(self.codec, self.voices).vector(str(source) or next(iter(self.voices), ""))
+        return self.voices.vector(str(source))
 
 
 class Voices:
@@ -215,9 +239,11 @@ class Voices:
     Equal names give equal vectors, or the same error.
     """
 
-    def __init__(self, codec: Codec, named: Mapping[str, str] | None = None) -> None:
-        """`codec` takes the voice of an audio file. `named` are files by name; a path that exists goes before them."""
-        self._codec, self._named = codec, dict(named or {})
+    def __init__(self, codec: Codec, named: Mapping[str, str] | None = None, *, is_taken: bool = True) -> None:
+        """`codec` takes the voice of an audio file. `named` are files by name; a path that exists goes before them, and
+        the source "" stands for the first. `is_taken`: whether a voice changes anything (`Synthesizer.takes_voice`); if
+        not, the only source is "", which stands for no voice."""
+        self._codec, self._named, self._is_taken = codec, dict(named or {}), is_taken
         self._known: dict[str, Vector | UserError] = {}
         self._corpora: dict[str, tuple[ShardReader, dict[str, int]]] = {}
 
@@ -234,6 +260,13 @@ class Voices:
         return found
 
     def _read(self, source: str) -> Vector:
+        if not self._is_taken and not source:
+            return np.zeros(self._codec.spec.speaker_dim, np.float32)
+        if not self._is_taken:
+            raise voice_not_taken(self._codec, source)
+        source = source or next(iter(self._named), "")
+        if not source:
+            raise UserError("no voice was given", expected=VOICE)
         if source in self._named and not os.path.exists(source):
             source = self._named[source]
         directory, colon, key = source.rpartition(":")
@@ -279,6 +312,17 @@ class Voices:
         if vector is None:
             raise UserError("the corpus has no speaker vectors", got=directory)
         return vector
+
+
+def voice_not_taken(codec: Codec, source: str) -> UserError:
+    """The error for a voice that was given where none is taken."""
+    return UserError(
+        f"a voice would change nothing: the model has no speaker input, and the codec {codec.spec.name} decodes "
+        "without a voice",
+        got=excerpt(source, 200),
+        next_step="leave the voice out; to choose voices, tokenize with a codec made by `slmkit codec add --speaker` "
+        "and train with model.speaker",
+    )
 
 
 def _read_vector(path: str) -> Vector:

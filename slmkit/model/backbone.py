@@ -4,6 +4,9 @@ The layers are transformers' own. Here are the loop over them for training and f
 step of one position over many answers is `infer/decoder.py`), and the attention function they call: causal, never
 across an utterance border. It serves every architecture through transformers' attention interface.
 
+An architecture fits where a decoder layer is made of linear layers, norms and one full attention with rotary positions
+(`check_config`, `check_modules`). `TESTED` names those that the tests run.
+
 Utterances lie back to back in one row of N positions. Each attends to itself alone, so the cost is the sum of the
 squares of the utterances, not the square of the row, and no mask is ever built. `packing` tells training (given) from
 decoding (absent).
@@ -23,7 +26,7 @@ Example:
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +35,18 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig, Cache, PreTrainedConfig
 
+from slmkit.errors import UserError
+
 ATTENTION = "slmkit_packed"  # under this name transformers builds no mask of its own
 DEFAULT_TYPE = "qwen2"  # of backbone values that name no model_type
+TESTED = ("qwen2", "qwen3", "llama", "smollm3")  # architectures, as transformers calls their `model_type`
+FULL_ATTENTION = "full_attention"  # transformers' name of a layer that sees all positions before it
+# Kinds of rotary positions whose frequencies are the same for every length; those of "dynamic" and "longrope" are not.
+FIXED_ROTARY = ("default", "linear", "yarn", "llama3")
+BACKBONE_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
+NORM_EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
+# What transformers passes to an attention function where the result is not that of plain causal attention.
+OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 HALF_TYPES = (torch.float16, torch.bfloat16)
 FLASH_ATTN, TORCH_VARLEN, SDPA = "flash-attn", "torch varlen", "scaled_dot_product_attention"
 
@@ -59,33 +72,118 @@ def backbone_config(values: dict[str, Any]) -> Any:
 
 
 def new_causal_lm(config: PreTrainedConfig) -> Any:
-    """A transformers causal language model of `config` with new weights."""
+    """A transformers causal language model of `config` with new weights.
+
+    Raises UserError when its architecture is not one that fits.
+    """
     AttentionInterface.register(ATTENTION, packed_attention)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise does_not_fit(config, "transformers has no decoder of this kind")
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return model_class(config)
+    model = model_class(config)
+    check_modules(model)
+    return model
 
 
 def extra_layers(backbone: Any, count: int, first_index: int) -> nn.ModuleList:
-    """`count` more decoder layers of the kind that `backbone` has, with cache entries from `first_index` on."""
-    num_layers = first_index + count
-    values = {**backbone.config.to_dict(), "num_hidden_layers": num_layers}
-    longer = backbone_config({**values, "layer_types": ["full_attention"] * num_layers})
-    layer = type(backbone.layers[0])
-    return nn.ModuleList(layer(longer, first_index + i) for i in range(count))
+    """`count` more decoder layers like the first ones of `backbone`, with cache entries from `first_index` on."""
+    config = backbone.config
+    layers = nn.ModuleList(type(backbone.layers[0])(config, i % config.num_hidden_layers) for i in range(count))
+    for i, layer in enumerate(layers):
+        attention_of(layer).layer_idx = first_index + i
+    return layers
+
+
+def attention_of(layer: nn.Module) -> Any:
+    """The attention of a decoder layer that `check_modules` accepted."""
+    (attention,) = _attentions(layer)
+    return attention
+
+
+def _attentions(layer: nn.Module) -> list[nn.Module]:
+    """Modules within a layer that know their entry of the key-value cache."""
+    return [module for module in layer.modules() if module is not layer and hasattr(module, "layer_idx")]
+
+
+def head_width(config: Any) -> int:
+    """Numbers of a query, key or value of one head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def num_key_value_heads(config: Any) -> int:
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def norm_epsilon(config: PreTrainedConfig) -> float:
+    """What the norms of the backbone add to a variance, by the names that architectures have for it."""
+    found = [getattr(config, name) for name in NORM_EPSILON if getattr(config, name, None) is not None]
+    return found[0] if found else 1e-6
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Raise UserError where a backbone's config asks for what this package does not compute."""
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", window is not None):
+        raise does_not_fit(config, "it has sliding-window attention")
+    others = sorted({str(kind) for kind in getattr(config, "layer_types", None) or ()} - {FULL_ATTENTION})
+    if others:
+        raise does_not_fit(config, f"it has layers of {', '.join(others)}")
+    rotary = getattr(config, "rope_parameters", None)
+    kind = rotary.get("rope_type") if isinstance(rotary, dict) else None
+    if kind not in FIXED_ROTARY:
+        raise does_not_fit(config, f"its rotary positions are of the kind {kind}, not {', '.join(FIXED_ROTARY)}")
+
+
+def check_modules(causal_lm: Any) -> None:
+    """Raise UserError where a causal language model has parts this package does not know how to run.
+
+    The weights themselves are not looked at: they may be on the device "meta".
+    """
+    config = causal_lm.config
+    backbone: Any = getattr(causal_lm, "model", None)
+    missing = [f"model.{name}" for name in BACKBONE_PARTS if not hasattr(backbone, name)]
+    missing += [] if isinstance(getattr(causal_lm, "lm_head", None), nn.Linear) else ["lm_head"]
+    if missing:
+        raise does_not_fit(config, f"it has no {' and no '.join(missing)}")
+    if causal_lm.lm_head.bias is not None:
+        raise does_not_fit(config, "its output layer has a bias")
+    for number, layer in enumerate(backbone.layers):
+        kind: Any = type(layer)
+        known = inspect.signature(kind.forward).parameters
+        if "position_embeddings" not in known or _cache_argument(kind) not in known:
+            raise does_not_fit(config, f"layer {number} takes no rotary positions, or has no key-value cache")
+        if len(_attentions(layer)) != 1:
+            raise does_not_fit(config, f"layer {number} has {len(_attentions(layer))} attentions")
+        for name, module in layer.named_modules():
+            own = [weight for weight in module.parameters(recurse=False) if not isinstance(module, nn.Linear)]
+            is_leaf = not list(module.children())
+            if isinstance(module, nn.ModuleList) or any(weight.ndim != 1 or not is_leaf for weight in own):
+                raise does_not_fit(config, f"layer {number} has a part of another kind, {type(module).__name__} {name}")
+
+
+def does_not_fit(config: Any, found: str) -> UserError:
+    """What to raise for an architecture in which `found` was found."""
+    return UserError(
+        f"a base model of the architecture {config.model_type} does not fit: {found}",
+        expected="decoder layers of linear layers, norms and one full attention with rotary positions",
+        next_step=f"use a base of another architecture; tested are {', '.join(TESTED)}",
+    )
 
 
 def run_layers(
     layers: Iterable[nn.Module],
-    rotary: nn.Module,
+    rotary: Callable[..., Any],
     hidden: torch.Tensor,
     position_ids: torch.Tensor,
     *,
     packing: Packing | None = None,
     cache: Cache | None = None,
+    **options: Any,
 ) -> torch.Tensor:
     """Hidden states float [B, S, D] behind `layers`, of hidden float [B, S, D] at position_ids int64 [B, S].
 
     `packing`: utterances side by side (B = 1). `cache`: the S positions follow those in it, and are added to it.
+    `options` reach the attention function.
     """
     rotation = rotary(hidden, position_ids)
     for layer in layers:
@@ -98,6 +196,7 @@ def run_layers(
             position_embeddings=rotation,
             packing=packing,
             **{_cache_argument(kind): cache},
+            **options,
         )
     return hidden
 
@@ -125,13 +224,15 @@ def packed_attention(
     scaling: float,
     dropout: float = 0.0,
     packing: Packing | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention output [B, Q, H, E] of query [B, H, Q, E], key and value [B, J, K, E], float.
 
     With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`,
-    bool [B, 1, Q, K], says which keys each query sees.
+    bool [B, 1, Q, K], says which keys each query sees. Raises UserError where `options` asks for another attention,
+    such as one with a window.
     """
+    check_plain(module, options)
     if packing is None:
         return _attend_cached(query, key, value, attention_mask, scaling), None
     kernel = _varlen_kernel() if query.is_cuda and query.dtype in HALF_TYPES and not dropout else None
@@ -144,6 +245,13 @@ def packed_attention(
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout) for q, k, v in pieces
     ]
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+
+
+def check_plain(module: Any, options: Mapping[str, Any]) -> None:
+    """Raise UserError where transformers asks an attention function for more than causal attention."""
+    asked = [name for name in OTHER_ATTENTION if options.get(name) is not None]
+    if asked:
+        raise does_not_fit(module.config, f"its attention has {', '.join(asked)}")
 
 
 def _attend_cached(

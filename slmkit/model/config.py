@@ -5,7 +5,7 @@ Saved as config.json with every checkpoint. The vocabulary layout and the codec 
 Invariant: a config says everything the shapes of the weights depend on.
 
 Example:
-    SpeechLMConfig(backbone=qwen2.to_dict(), layout=layout.to_dict(), codec=spec.to_dict(), group=3)
+    SpeechLMConfig(backbone=base.to_dict(), layout=layout.to_dict(), codec=spec.to_dict(), group=3)
 """
 
 from typing import Annotated, Any, Literal
@@ -20,11 +20,12 @@ from slmkit.config.load import Config, from_dict
 from slmkit.config.values import Name, Share
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.model.backbone import backbone_config
+from slmkit.model.backbone import DEFAULT_TYPE, backbone_config, check_config
 from slmkit.model.heads.base import SpeechHead
 from slmkit.model.heads.kinds import HEADS
 
 MAX_GROUP = 1024  # heads of a model
+INITIALIZER_RANGE = 0.02  # spread of new weights, where the backbone's config names none
 Labels = Annotated[int, Strict(), Ge(0), Le(2**16)]
 
 
@@ -76,7 +77,7 @@ class SpeechLMConfig(PreTrainedConfig):
     backbone: dict[str, Any] | None = None  # values of the text model's config; Qwen2's without a model_type
     layout: dict[str, Any] | None = None  # VocabLayout.to_dict()
     codec: dict[str, Any] | None = None  # CodecSpec.to_dict()
-    group: int = 0  # tokens of one speech step: 0 for next-token prediction, else a multiple of the streams
+    group: int = 0  # tokens of one speech step, 0 for next-token prediction
     head: str = "linear"  # kind of the speech heads: a name in HEADS
     fusion: Literal["mean", "mlp"] = "mean"  # of the embeddings of one speech step
     speaker_dim: int = 0  # width of the speaker vector, 0 for no speaker input
@@ -88,13 +89,17 @@ class SpeechLMConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone is not None:
             backbone = backbone_config(self.backbone)
-            self.backbone = {name: getattr(backbone, name) for name in type(backbone).__annotations__}
+            self.backbone = {name: getattr(backbone, name) for name in _fields(type(backbone))}
+            if backbone.model_type != DEFAULT_TYPE:
+                self.backbone["model_type"] = backbone.model_type
+            if vars(backbone).get("head_dim"):  # some architectures take one that they do not declare
+                self.backbone["head_dim"] = backbone.head_dim
             self.tie_word_embeddings = backbone.tie_word_embeddings
         super().__post_init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read config.json; that of a plain Qwen2 export holds ours under our name."""
+        """Read config.json; that of a plain export holds ours under our name."""
         values, unused = super().get_config_dict(*args, **kwargs)
         ours, where = values.get(cls.model_type, values), f"{args[0]}/config.json"
         if not isinstance(ours, dict):
@@ -125,7 +130,7 @@ class SpeechLMConfig(PreTrainedConfig):
 
     @property
     def initializer_range(self) -> float:
-        return (self.backbone or {})["initializer_range"]
+        return (self.backbone or {}).get("initializer_range", INITIALIZER_RANGE)
 
     @property
     def num_terms(self) -> int:
@@ -140,11 +145,11 @@ class SpeechLMConfig(PreTrainedConfig):
                 raise UserError(f"unknown {name} of the model", got=getattr(self, name), expected=", ".join(known))
         layout, backbone = self.vocab_layout, self.backbone_config
         kind = "mtp" if self.group else "ntp"
-        if self.group < 0 or self.group % layout.num_streams:
+        if not 0 <= self.group <= MAX_GROUP:
             raise UserError(
-                "the group size does not fit the codec",
+                "the group size is out of range",
                 got=self.group,
-                expected=f"0 (next-token prediction) or a multiple of {layout.num_streams} streams",
+                expected=f"0 (next-token prediction) to {MAX_GROUP}",
             )
         if layout.kind != kind:
             raise UserError(f"group {self.group} needs a vocabulary of kind {kind}", got=layout.kind, expected=kind)
@@ -161,5 +166,11 @@ class SpeechLMConfig(PreTrainedConfig):
         sizes = tuple(stream.size for stream in self.codec_spec.lm_streams)
         if sizes != layout.codebook_sizes:
             raise UserError("the codebooks of codec and vocabulary differ", got=layout.codebook_sizes, expected=sizes)
-        if getattr(backbone, "use_sliding_window", False):
-            raise UserError("a backbone with sliding-window attention is not supported", expected="full attention")
+        check_config(backbone)
+
+
+def _fields(kind: type[PreTrainedConfig]) -> list[str]:
+    """What an architecture's config declares, its own and what it has from another architecture's."""
+    declaring = [base for base in reversed(kind.__mro__) if issubclass(base, PreTrainedConfig)]
+    names = (name for base in declaring if base is not PreTrainedConfig for name in base.__annotations__)
+    return [name for name in dict.fromkeys(names) if not name.startswith("_") and name != "model_type"]

@@ -3,20 +3,20 @@
 Counted is what the mathematics of a step needs, two operations per multiply-add of every matrix product; norms,
 activations, softmax and rotations are not (below 1 % in models of a usual width), nor is anything a kernel
 does beyond that (recomputation, the masked half of causal attention). The backward pass needs twice the forward pass:
-one product for the inputs and one for the weights of each. For a backbone of width D with H query heads and J key-value
-heads of E each, inner width I and L layers, N positions of utterances n_u, M text or next-token targets, Q speech steps
-to predict, group G:
+one product for the inputs and one for the weights of each. For a backbone of width D with L layers of H heads of E
+each, N positions of utterances n_u, Q speech steps to predict, group G:
 
-    attention projections   L * 2 N D (2 H E + 2 J E)
+    attention projections   2 N * weights of the linear layers of all attentions
     attention scores        L * 4 H E * pairs,  pairs = sum of n_u (n_u + 1) / 2: each position with itself and before
-    MLP                     L * 6 N D I
+    mlp                     2 N * weights of all other linear layers of the decoder layers
     text logits             2 D * sum over targets of the rows they choose among (all V, or those of their stream)
-    speech heads, each      2 Q * weights of its linear layers (heads/), and its decoder layers as those of the backbone
+    speech heads, each      2 Q * weights of its linear layers (heads/), of the last only the rows of classes that
+                            compete; its decoder layers as those of the backbone
     mlp fusion              2 N (G D D + D D): it runs at every position
     speaker projector       2 P (S 4S + 4S D) for P speaker slots of width S
     embeddings              none, they are lookups
 
-It sees sizes that the host knows; it never touches a tensor on a device.
+It sees sizes that the host knows, those of the model's own modules; it never touches a tensor on a device.
 
 Invariant: with pairs = sum of n_u^2 the parts add up to what torch's FlopCounterMode counts in a forward pass.
 
@@ -31,6 +31,8 @@ import torch
 
 from slmkit.data.batch import Batch
 from slmkit.model import losses
+from slmkit.model.backbone import attention_of, head_width
+from slmkit.model.heads.base import linear_weights
 from slmkit.model.slm import SPEAKER_FACTOR, SpeechLM
 
 TRAINING_PASSES = 3  # forward, and backward for inputs and for weights
@@ -64,7 +66,7 @@ class BatchSizes:
     positions: int
     attention_pairs: int  # (position, position it sees), itself included, over all utterances
     lm_targets: tuple[int, ...]  # per loss term: text, then one per stream (none but text for MTP)
-    speech_steps: int  # positions whose next speech step is predicted
+    speech_steps: tuple[int, ...]  # positions whose next speech step is predicted, per phase
     speakers: int  # speaker slots
 
     @staticmethod
@@ -76,7 +78,7 @@ class BatchSizes:
             positions=batch.num_tokens,
             attention_pairs=int((lengths * (lengths + 1)).sum()) // 2,
             lm_targets=tuple(batch.lm_groups.bincount().tolist()),
-            speech_steps=len(batch.head_positions),
+            speech_steps=batch.head_counts,
             speakers=len(batch.speaker_positions),
         )
 
@@ -87,13 +89,20 @@ class Flops:
     def __init__(self, model: SpeechLM) -> None:
         config = model.config
         self._config, backbone = config, config.backbone_config
-        width = backbone.hidden_size
-        head_width = getattr(backbone, "head_dim", None) or width // backbone.num_attention_heads
-        self._queries = backbone.num_attention_heads * head_width
-        self._keys = (backbone.num_key_value_heads or backbone.num_attention_heads) * head_width
-        self._width, self._inner = width, backbone.intermediate_size
-        self._layers = backbone.num_hidden_layers + sum(head.num_layers for head in model.heads)
-        self._head_weights = sum(head.weights_per_step() for head in model.heads)
+        self._width = width = backbone.hidden_size
+        layers = [
+            *model.backbone.layers,
+            *(layer for head in model.heads if head.num_layers for layer in head.head_layers),
+        ]
+        self._projections = sum(linear_weights(attention_of(layer)) for layer in layers)
+        self._mlp = sum(linear_weights(layer) for layer in layers) - self._projections
+        self._query_width = len(layers) * backbone.num_attention_heads * head_width(backbone)
+        self._head_weights = [0] * config.vocab_layout.num_streams  # that a step is multiplied with, by its phase
+        competing = losses.head_candidates(config.vocab_layout, config.group)
+        for head, by_phase in zip(model.heads, competing, strict=True):
+            for phase, classes in by_phase.items():
+                others = head.output.out_features - sum(stop - start for start, stop in classes)
+                self._head_weights[phase] += head.weights_per_step() - others * head.output.in_features
         is_fused = config.group > 0 and config.fusion == "mlp"
         self._fusion_weights = (config.group + 1) * width**2 if is_fused else 0
         ranges = losses.candidates(config.vocab_layout, backbone.vocab_size, config.softmax)
@@ -101,14 +110,14 @@ class Flops:
 
     def parts(self, sizes: BatchSizes) -> dict[str, int]:
         """Forward pass of one micro-batch, by part."""
-        width, positions, layers = self._width, sizes.positions, self._layers
+        width, positions = self._width, sizes.positions
         speaker = self._config.speaker_dim
         return {
-            "attention projections": layers * 4 * positions * width * (self._queries + self._keys),
-            "attention scores": layers * 4 * self._queries * sizes.attention_pairs,
-            "mlp": layers * 6 * positions * width * self._inner,
+            "attention projections": 2 * positions * self._projections,
+            "attention scores": 4 * self._query_width * sizes.attention_pairs,
+            "mlp": 2 * positions * self._mlp,
             "text logits": 2 * width * sum(n * rows for n, rows in zip(sizes.lm_targets, self._choices, strict=False)),
-            "speech heads": 2 * sizes.speech_steps * self._head_weights,
+            "speech heads": 2 * sum(n * each for n, each in zip(sizes.speech_steps, self._head_weights, strict=True)),
             "fusion": 2 * positions * self._fusion_weights,
             "speaker": 2 * sizes.speakers * SPEAKER_FACTOR * speaker * (speaker + width),
         }

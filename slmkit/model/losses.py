@@ -4,7 +4,8 @@ The logits [M, V] of a micro-batch never exist as a whole: `cross_entropy` works
 computes both the loss and its gradients while a slice of logits is at hand. Sums are float32 whatever the weights are.
 
 Targets come in `TargetSpan`s: targets in a row that choose among the same candidates, which are ranges of rows of the
-weight. One range is the ordinary softmax over everything; the ranges of one stream are its decoupled softmax.
+weight. One range is the ordinary softmax over everything; the ranges of one stream are its decoupled softmax. A head
+that serves streams of different codebooks has other candidates in each phase.
 
 Shapes: M targets, D width, V rows of the weight (vocabulary or classes), T terms besides text.
 
@@ -16,11 +17,13 @@ Example:
     loss, nll, correct = cross_entropy(hidden, weight, None, targets, scales, [TargetSpan(len(targets), ((0, 1026),))])
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from slmkit.data.sequence import head_classes, phases
 from slmkit.data.vocab import VocabLayout
 
 SLICE_BYTES = 2**27  # of float32 logits at a time: large enough that adding to the weight's gradient does not dominate
@@ -72,6 +75,15 @@ def candidates(layout: VocabLayout, num_rows: int, softmax: Literal["full", "str
     eosp = layout.id_of("<eosp>")
     streams[0] = tuple(sorted((*streams[0], (eosp, eosp + 1))))
     return [text, *streams]
+
+
+def head_candidates(layout: VocabLayout, group: int) -> list[dict[int, Ranges]]:
+    """The classes that compete in each speech head, by phase of the step: those of the stream that it then serves."""
+    sizes = layout.codebook_sizes
+    return [
+        {phase: classes.candidates(sizes[(phase + head) % len(sizes)]) for phase in phases(group, len(sizes))}
+        for head, classes in enumerate(head_classes(group, sizes))
+    ]
 
 
 def sum_by_term(values: torch.Tensor, terms: torch.Tensor, num_terms: int) -> torch.Tensor:
@@ -172,7 +184,8 @@ class _SlicedCrossEntropy(torch.autograd.Function):
 def _slices(spans: Sequence[TargetSpan], slice_bytes: int) -> Iterator[tuple[slice, Ranges]]:
     """Slices of the targets whose logits take about `slice_bytes`."""
     first = 0
-    for num_targets, ranges in spans:
+    for ranges, alike in itertools.groupby(spans, key=lambda span: span.candidates):
+        num_targets = sum(span.num_targets for span in alike)
         num_candidates = sum(stop - start for start, stop in ranges)
         step = max(1, slice_bytes // (FLOAT_BYTES * num_candidates))
         for start in range(first, first + num_targets, step):

@@ -2,7 +2,7 @@
 
 `from_base` grows a speech language model on a text model: its weights, new rows for the appended tokens, new heads.
 `save` writes an export that stands alone; `load` reads one. An export of a next-token model without speaker input is at
-the same time a plain Qwen2 directory: `AutoModelForCausalLM` loads it, too.
+the same time a plain directory of the base's architecture: `AutoModelForCausalLM` loads it, too.
 
 `from_export` goes on from the weights of an export: pre-training, then fine-tuning. Base, codec and options of the new
 run describe the model, and the export must be that model (`check_export`). Only two things may differ. A model without
@@ -37,13 +37,18 @@ from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
+from slmkit.log import get_logger
+from slmkit.model.backbone import DEFAULT_TYPE, TESTED, Packing, check_config, new_causal_lm
 from slmkit.model.companions import SOURCE_FILE
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
+from slmkit.weights import LOCAL
+
+log = get_logger(__name__)
 
 LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json", "provenance.json"
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-BASE_TYPES = ("qwen2",)  # architectures that training and decoding are tested with
+TRIAL_LENGTHS = (7, 4)  # positions of the two utterances with which a model is compared with transformers' own forward
+TRIAL_TOLERANCE = 1e-3  # of the logits, relative to the largest
 WEIGHTS = "*.safetensors"
 SHAPING_OPTIONS = ("group", "head", "fusion")  # they shape the weights, so an export must have the same
 LOSS_OPTIONS = ("softmax", "text_loss_weight")  # they have no weights
@@ -64,27 +69,65 @@ def from_base(
     seed: int = 0,
     **options: Any,
 ) -> SpeechLM:
-    """A float32 speech language model on the Qwen2 model in `base_dir`.
+    """A float32 speech language model on the decoder in `base_dir`.
 
     `options`: head, fusion, softmax, text_loss_weight of `SpeechLMConfig`. Rows of the appended tokens and all that is
-    new are drawn with `seed`. Raises UserError when `base_dir` is no Qwen2 model, or the parts do not fit.
+    new are drawn with `seed`. Raises UserError when `base_dir` holds no decoder whose architecture fits, when the parts
+    do not fit, or when the base itself, run by transformers, gives other logits for its own tokens.
     """
     config = config_on_base(base_dir, codec=codec, group=group, speaker=speaker, **options)
     with _naming_the_base(base_dir):
-        base = AutoModelForCausalLM.from_pretrained(str(base_dir), use_safetensors=True, dtype=torch.float32, **LOCAL)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            str(base_dir), use_safetensors=True, dtype=torch.float32, output_loading_info=True, **LOCAL
+        )
+    base, found = read
+    missing = sorted(map(str, (*found["missing_keys"], *found["mismatched_keys"])))
+    if missing:  # transformers would go on with random weights
+        raise UserError(f"the base model in {base_dir} lacks weights of its config", got=", ".join(missing[:3]))
     check_finite(base, base_dir)
     known = config.vocab_layout.base_size
     with seeded(seed):
         model = SpeechLM(config)
         state = base.state_dict()
+        tables = {base.get_input_embeddings().weight.data_ptr(), base.get_output_embeddings().weight.data_ptr()}
         for name, weight in state.items():
-            if weight.shape[0] != base.config.vocab_size:
+            if weight.data_ptr() not in tables:
                 continue
             # The appended rows are drawn around the mean of the base tokens' rows, as spread as they are.
             drawn = torch.randn(config.backbone_config.vocab_size - known, weight.shape[1])
             state[name] = torch.cat([weight[:known], weight[:known].mean(0) + weight[:known].std(0) * drawn])
     model.lm_model.load_state_dict(state)
+    check_same_logits(model, base, base_dir)
     return model
+
+
+def check_same_logits(model: SpeechLM, plain: Any, directory: str | Path) -> None:
+    """Raise UserError unless `model` gives the logits of `plain`, transformers' own model of the same float32 weights.
+
+    An architecture may do more than its layers show, such as scaling embeddings or logits. Compared are two packed
+    utterances with each of them alone.
+    """
+    ids = torch.arange(sum(TRIAL_LENGTHS), device=model.device) % model.layout.base_size
+    pieces = ids.split(TRIAL_LENGTHS)
+    borders = torch.tensor([0, *TRIAL_LENGTHS], device=model.device).cumsum(0).int()
+    positions = torch.cat([torch.arange(len(piece), device=model.device) for piece in pieces])
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        tokens = ids[:, None].expand(-1, max(1, model.group))
+        packing = Packing(borders, len(ids))
+        ours = model.lm_model.lm_head(model.hidden(model.embed(tokens)[None], positions[None], packing=packing))[0]
+        theirs = torch.cat([plain(input_ids=piece[None], use_cache=False).logits[0] for piece in pieces])
+    model.train(was_training)
+    known = min(model.layout.base_size, theirs.shape[1])
+    difference = (ours[:, :known] - theirs[:, :known]).abs().max() / theirs[:, :known].abs().max()
+    if not difference <= TRIAL_TOLERANCE:
+        raise UserError(
+            f"the base model in {directory} gives other logits here than in transformers",
+            got=f"a difference of {float(difference):.2g} of the largest",
+            expected=f"at most {TRIAL_TOLERANCE}",
+            next_step=f"use a base of another architecture; tested are {', '.join(TESTED)}",
+        )
 
 
 def config_on_base(
@@ -131,6 +174,11 @@ def extended_tokenizer(base_dir: str | Path, layout: VocabLayout) -> Any:
             f"the tokenizer in {base_dir} is not the one of this model", got=len(tokenizer), expected=layout.base_size
         )
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in layout.added_tokens()])
+    if tokenizer.convert_tokens_to_ids(layout.added_tokens()) != list(range(layout.base_size, layout.size)):
+        raise UserError(
+            f"the tokenizer in {base_dir} does not number new tokens one after the other",
+            next_step="use a base model whose token ids have no gaps",
+        )
     return tokenizer
 
 
@@ -152,13 +200,13 @@ def save(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any = 
 
 
 def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
-    """Write weights and config as a plain Qwen2ForCausalLM that also loads as a SpeechLM.
+    """Write weights and config as a causal language model of transformers that also loads as a SpeechLM.
 
-    Raises UserError when the model has parts that Qwen2 lacks.
+    Raises UserError when the model has parts that such a model lacks.
     """
     if not model.is_plain:
         raise UserError(
-            "only a next-token model without speaker input is a plain Qwen2 model",
+            "only a next-token model without speaker input is a plain causal language model",
             got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
             next_step="load the export with SpeechLM.from_pretrained",
         )
@@ -225,13 +273,20 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def read_base_config(base_dir: str | Path) -> Any:
-    """The transformers config of a base model. Raises UserError when there is none, or of an architecture unknown."""
+    """The transformers config of a base model.
+
+    Raises UserError when there is none, or its architecture does not fit. Weights are not read.
+    """
     check_backbone_file(read_json(Path(base_dir) / "config.json"), f"{base_dir}/config.json")
     with _naming_the_base(base_dir):
         config = AutoConfig.from_pretrained(str(base_dir), **LOCAL)
-    if config.model_type not in BASE_TYPES:
-        raise UserError(
-            f"{base_dir} is not a Qwen2 model", got=config.model_type, expected="a Qwen2 or Qwen2.5 directory"
+        check_config(config)
+        with torch.device("meta"):
+            new_causal_lm(config)
+    if config.model_type not in TESTED:
+        log.warning(
+            "%s: bases of the architecture %s are not tested; tested are %s",
+            *(base_dir, config.model_type, ", ".join(TESTED)),
         )
     return config
 
@@ -266,9 +321,9 @@ def check_export(directory: str | Path, config: SpeechLMConfig, *, base_dir: str
         _check_option("model.speaker", True, False, directory)
     config.codec_spec.check_compatible(export.codec_spec, this="this run", that=str(directory))
     config.vocab_layout.check_equal(export.vocab_layout, this="this run", that=str(directory))
-    theirs, ours = export.backbone or {}, config.backbone or {}
-    for name in ours:
-        _check_option(f"{name} of the base model", theirs.get(name), ours[name], directory)
+    theirs, ours = ({"model_type": DEFAULT_TYPE, **(each.backbone or {})} for each in (export, config))
+    for name in ("head_dim", *ours):  # not every architecture has the first
+        _check_option(f"{name} of the base model", theirs.get(name), ours.get(name), directory)
     their_text, our_text = (TextTokenizer.load(path).fingerprint for path in (directory, base_dir))
     _check_option("the tokenizer (sha256)", their_text, our_text, directory)
     changes = [

@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from slmkit.codec.base import CodecSpec
+from slmkit.data.sequence import head_classes
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.heads.base import class_token_ids
 from slmkit.model.heads.kinds import HEADS
 from slmkit.model.pretrained import backbone_values, base_layout, check_finite, read_base_config
 from slmkit.model.slm import SpeechLM
@@ -37,6 +37,7 @@ SPEAKER = "spk_emb_proj.0.weight"  # [inner width, speaker_dim]
 
 def to_published(model: SpeechLM) -> StateDict:
     """The published state dict of a model. Raises UserError when it has parts the format lacks."""
+    _check_group(model.group, model.layout.num_streams)
     if model.fusion is not None:
         raise UserError("the published format has no mlp fusion", got="fusion mlp", expected="fusion mean")
     state = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
@@ -44,10 +45,12 @@ def to_published(model: SpeechLM) -> StateDict:
 
 
 def lookup_buffers(layout: VocabLayout, group: int) -> StateDict:
-    """The lookup buffers of all heads, int64."""
-    buffers = {}
-    for i in range(group):
-        ids = torch.tensor(class_token_ids(layout, i))
+    """The lookup buffers of all heads, int64. Raises UserError where a head has several streams."""
+    _check_group(group, layout.num_streams)
+    buffers, last = {}, [layout.id_of("<eosp>"), layout.id_of("<|speech_pad|>")] if group else []
+    for i, classes in enumerate(head_classes(group, layout.codebook_sizes)):
+        _, first, size = layout.streams[classes.streams[0]]
+        ids = torch.tensor([*range(first, first + size), *last][: classes.size])
         lowest = ids.min()
         to_class = torch.full((int(ids.max() - lowest) + 2,), NO_CLASS)
         to_class[ids - lowest] = torch.arange(len(ids))
@@ -56,6 +59,16 @@ def lookup_buffers(layout: VocabLayout, group: int) -> StateDict:
         buffers[f"{prefix}.small_to_orig"] = ids
         buffers[f"{prefix}.orig_to_small"] = to_class
     return buffers
+
+
+def _check_group(group: int, num_streams: int) -> None:
+    if group % num_streams:
+        raise UserError(
+            "the published format has heads of one stream only",
+            got=f"group {group} of {num_streams} streams",
+            expected=f"0 or a multiple of {num_streams}",
+            next_step="use slmkit's own format",
+        )
 
 
 def save_published(model: SpeechLM, path: str | Path) -> None:
@@ -74,6 +87,7 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
             raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a matrix of floats {name}")
     group = sum(name.startswith("speech_heads.") and name.endswith(".small_to_orig") for name in state)
     kinds = [kind for kind, head in HEADS.items() if f"speech_heads.0.{head.published_key}" in state]
+    _check_group(group, len(codec.lm_streams))
     layout = base_layout(TextTokenizer.load(base_dir), codec, group)
     config = SpeechLMConfig(
         backbone=backbone_values(read_base_config(base_dir).to_dict(), layout, len(state[EMBEDDING])),

@@ -28,13 +28,13 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 
 from slmkit.data.batch import Batch
-from slmkit.data.sequence import Example
+from slmkit.data.sequence import Example, head_classes
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model import losses
 from slmkit.model.backbone import Packing, extra_layers, new_causal_lm, run_layers
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.heads.base import OutputLayer, SpeechHead, class_token_ids
+from slmkit.model.heads.base import OutputLayer, SpeechHead
 
 SPEAKER_FACTOR = 4  # inner width of the speaker projector, in speaker widths: 256 -> 1024 (published code)
 
@@ -71,16 +71,17 @@ class SpeechLM(PreTrainedModel):
         self.fusion: nn.Sequential | None = None  # of the G embeddings of a step; None for their mean
         if config.group and config.fusion == "mlp":
             self.fusion = nn.Sequential(nn.Linear(config.group * width, width), nn.SiLU(), nn.Linear(width, width))
-        kind = config.head_class
+        kind, classes = config.head_class, head_classes(config.group, self.layout.codebook_sizes)
         self.speech_heads = nn.ModuleList(
             kind(
                 backbone,
-                num_classes=len(class_token_ids(self.layout, i)),
+                num_classes=one.size,
                 layers=extra_layers(self.backbone, kind.num_layers, backbone.num_hidden_layers + kind.num_layers * i),
             )
-            for i in range(config.group)
+            for i, one in enumerate(classes)
         )
         self._candidates = losses.candidates(self.layout, backbone.vocab_size, config.softmax)
+        self._head_candidates = losses.head_candidates(self.layout, config.group)
         self.post_init()
 
     @property
@@ -100,7 +101,7 @@ class SpeechLM(PreTrainedModel):
 
     @property
     def heads(self) -> list[SpeechHead]:
-        """The speech heads in the order a1 b1 c1 a2 ..., none for next-token prediction."""
+        """The speech heads in the order of the tokens of a step, none for next-token prediction."""
         return [head for head in self.speech_heads if isinstance(head, SpeechHead)]
 
     def forward(self, batch: Batch) -> StepOutput:
@@ -127,7 +128,7 @@ class SpeechLM(PreTrainedModel):
             features = head.features(states[0, batch.head_positions])
             targets = batch.head_targets[:, i]
             scales = shares[1 + i].expand(len(targets))
-            spans = [losses.TargetSpan(len(targets), ((0, head.output.out_features),))]
+            spans = [losses.TargetSpan(batch.head_counts[p], c) for p, c in self._head_candidates[i].items()]
             part = head.output(features, targets=targets, scales=scales, spans=spans)
             loss = loss + part.loss
             sums[1 + i], correct[1 + i] = part.nll.sum(), part.correct.sum()
@@ -191,10 +192,11 @@ class SpeechLM(PreTrainedModel):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SpeechLM":
         """Change type or device, but keep the rotary frequencies float32: in bfloat16 far positions would blur."""
         rotary = self.backbone.rotary_emb
-        exact = rotary.inv_freq
+        exact = dict(rotary.named_buffers())
         super()._apply(fn, recurse)
-        if rotary.inv_freq.dtype != exact.dtype:
-            rotary.inv_freq = exact.to(rotary.inv_freq.device)
+        for name, changed in list(rotary.named_buffers()):
+            if changed.dtype != exact[name].dtype:
+                setattr(rotary, name, exact[name].to(changed.device))
         return self
 
 

@@ -15,12 +15,13 @@ from slmkit.audio.encode import FORMATS
 from slmkit.errors import UserError
 from slmkit.infer.request import MOST_SEC, Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
-from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer
+from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, voice_not_taken
 from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, from_user_error, refused
 from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker
 from slmkit.texts import is_blank
 
 SHOWN_VOICES = 20  # in a message
+DEFAULT_VOICE = "default"  # of a server that takes no voice
 UNSUPPORTED = "unsupported_value"
 
 
@@ -59,12 +60,17 @@ class Service:
     """What the routes need: the worker, and what the server has to give."""
 
     def __init__(self, synthesizer: Synthesizer, voices: Mapping[str, Wave], settings: ServeSettings) -> None:
-        """`voices`: speaker vectors float32 [D] by name.
+        """`voices`: speaker vectors float32 [D] by name; none where neither the model nor the codec takes a voice, and
+        then the server has the voice `DEFAULT_VOICE` alone.
 
-        Raises UserError for no voices, and for a voice of another codec.
+        Raises UserError for no voices where they are taken, for any where they are not, and for one of another codec.
         """
+        if not synthesizer.takes_voice:
+            if voices:
+                raise voice_not_taken(synthesizer.codec, next(iter(voices)))
+            voices = {DEFAULT_VOICE: synthesizer.no_voice}
         if not voices:
-            raise UserError("the server has no voices", next_step="name at least one")
+            raise UserError("the server has no voices", next_step="name at least one with --voices")
         spec = synthesizer.codec.spec
         for name, vector in voices.items():
             if vector.shape != (spec.speaker_dim,):

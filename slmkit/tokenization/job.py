@@ -38,7 +38,7 @@ from slmkit.data.shards import Sample
 from slmkit.errors import UserError
 from slmkit.files import atomic_write
 from slmkit.hub import source_of
-from slmkit.jobs import ProgressBar
+from slmkit.jobs import JOB, ProgressBar
 from slmkit.log import get_logger
 from slmkit.tokenization.corpus_job import CorpusJob, check_share, finalize, num_failed
 from slmkit.tokenization.decode import Decoding, decode_in_order
@@ -181,6 +181,14 @@ def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> 
 
 def finalize_corpus(out: str | Path, max_failure_share: float) -> None:
     """Check the job in `out` against its plan and make it a corpus. Raises UserError as `finalize` does."""
+    ledger = Path(out) / FAILURES_FILE
+    if not TokenizationPlan.exists(out) and ledger.is_file() and (Path(out) / JOB).is_file():
+        raise UserError(
+            f"{out} holds no plan: too many items of its source were refused when it was planned",
+            expected="a plan that is encoded",
+            next_step=f"see {ledger}; to accept the loss, give `slmkit tokenize run` again, as before and with a "
+            "larger max_failure_share",
+        )
     plan = TokenizationPlan.open(out)
     finalize(
         CorpusJob.open(out),

@@ -192,7 +192,7 @@ def verify_corpus(
         raise UserError("the report exists already", got=report, next_step="remove it, or give another directory")
     if codec is not None:
         corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="this command")
-        if corpus.codec.speaker_dim != codec.spec.speaker_dim:
+        if codec.spec.decodes_voice and corpus.codec.speaker_dim != codec.spec.speaker_dim:
             raise UserError(
                 f"{corpus.directory} cannot be decoded: its speaker vectors are not the codec's",
                 got=f"width {corpus.codec.speaker_dim}",
@@ -222,8 +222,8 @@ def verify_corpus(
             shards=len(corpus.shards),
             samples=len(corpus),
             seconds=corpus.seconds,
-            failures=sum(manifest.get("failures", {}).values()),
-            outliers=manifest.get("outliers", {}),
+            failures=sum(corpus.failures.values()),
+            outliers=dict(corpus.outliers),
             seed=seed,
             problems=tuple(problems),
             copies=tuple(copies),

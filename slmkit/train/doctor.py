@@ -45,7 +45,7 @@ from slmkit.model.pretrained import LAYOUT_FILE, base_layout
 from slmkit.train.engine import process_group
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
 from slmkit.train.run import check_facts, known_facts, open_sources
-from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision, zero_stage
+from slmkit.train.settings import Attempts, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
@@ -252,7 +252,6 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
     if not sources:
         return results
     with check("vocabulary") as said:
-        check_group(config, codec)
         layout = base_layout(TextTokenizer.load(config.base_path), codec, config.model.group)
         saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
         if saved.is_file():  # of the model that the run has begun

@@ -27,9 +27,15 @@ from slmkit.world import BatchSplit, World
 
 
 def term_names(letters: Sequence[str], group: int) -> list[str]:
-    """Names of the loss terms: text, then one per stream (group 0) or per head: a1 b1 c1 a2 ..."""
-    frames = group // len(letters)
-    return ["text", *(letters if group == 0 else [f"{letter}{n + 1}" for n in range(frames) for letter in letters])]
+    """Names of the loss terms: text, then one per stream (group 0) or per head: a1 b1 c1 a2 ...
+
+    Heads that serve several streams have numbers: head1 head2 ...
+    """
+    if group == 0:
+        return ["text", *letters]
+    if group % len(letters):
+        return ["text", *(f"head{i + 1}" for i in range(group))]
+    return ["text", *(f"{letter}{n + 1}" for n in range(group // len(letters)) for letter in letters)]
 
 
 def means_of(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,11 @@ Example:
         ...
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +48,7 @@ from slmkit.model.pretrained import base_layout, check_export, config_on_base, e
 from slmkit.model.slm import SpeechLM
 from slmkit.train.changes import by_name, changes_since
 from slmkit.train.evaluation import term_names
-from slmkit.train.settings import Attempts, check_group, deepspeed_settings, precision
+from slmkit.train.settings import Attempts, deepspeed_settings, precision
 from slmkit.world import BatchSplit, World
 
 if TYPE_CHECKING:
@@ -122,10 +124,8 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
     tokenizer = tried(TextTokenizer.load, config.base_path)
     sources, eval_source = open_sources(config, tried)
     codec = tried(common_codec, sources) if sources else None
-    if codec is not None:
-        tried(check_group, config, codec)
     model, changes, layout = None, None, None
-    if codec is not None and tokenizer is not None and config.model.group % len(codec.lm_streams) == 0:
+    if codec is not None and tokenizer is not None:
         layout = base_layout(tokenizer, codec, config.model.group)
         model = tried(config_on_base, config.base_path, codec=codec, **to_dict(config.model))
     if model is not None:
@@ -432,11 +432,17 @@ def _report(config: TrainConfig, data: TrainingData, held_out: TrainingData | No
 
 
 def _cached(config: TrainConfig, name: str, make: Callable[[], T]) -> T:
-    """What `make` gives, JSON, kept under `name` in the run's cache."""
+    """What `make` gives, JSON, kept under `name` in the run's cache; a damaged file is made again."""
     path = Path(config.run_dir) / CACHE / f"{name}.json"
-    try:
-        value: T = read_json(path)
-    except UserError:  # there is none, or it is damaged
-        value = make()
-        write_json(path, value, replace=True)
+
+    def digest(value: Any) -> str:
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
+
+    with contextlib.suppress(UserError):  # there is none, or it is not JSON
+        kept = read_json(path)
+        if isinstance(kept, dict) and kept.keys() == {"value", "sha256"} and kept["sha256"] == digest(kept["value"]):
+            found: T = kept["value"]
+            return found
+    value = make()
+    write_json(path, {"value": value, "sha256": digest(value)}, replace=True)
     return value

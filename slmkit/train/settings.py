@@ -14,7 +14,7 @@ Example:
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from slmkit.assets import deepspeed_file
 from slmkit.config.deepspeed import AUTO, read_deepspeed
@@ -22,9 +22,6 @@ from slmkit.config.train import OptimizerConfig, TrainConfig
 from slmkit.errors import ConfigError, UserError
 from slmkit.hub import parse
 from slmkit.world import BatchSplit, World
-
-if TYPE_CHECKING:
-    from slmkit.codec.base import CodecSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,25 +63,7 @@ def check_files(config: TrainConfig, world: World) -> None:
     missing = [(name, path) for name, path in missing if name == "data" or parse(path) is None]
     for name, path in dict.fromkeys(missing):
         tried.errors.append(UserError(f"{name}: there is no such file or directory", got=path))
-    spoken = [source.path for source in data.all_sources if source.task != "text"]
-    if tried.errors and spoken and Path(spoken[0]).is_dir():
-        from slmkit.data.index import Corpus  # else left to training, which opens all corpora
-
-        corpus = tried(Corpus.open, spoken[0])
-        if corpus is not None:
-            tried(check_group, config, corpus.codec)
     tried.finish()
-
-
-def check_group(config: TrainConfig, codec: "CodecSpec") -> None:
-    """Raise UserError when the group size of the model does not fit the codec."""
-    num_streams = len(codec.lm_streams)
-    if config.model.group % num_streams:
-        raise UserError(
-            "model.group does not fit the codec",
-            got=config.model.group,
-            expected=f"0 or a multiple of its {num_streams} streams",
-        )
 
 
 def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[str, Any]:

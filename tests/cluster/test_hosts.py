@@ -52,12 +52,20 @@ def test_a_hostfile_from_windows_is_read(tmp_path: Path) -> None:
         "b slots = 2",
         "-oProxyCommand=x slots=1",
         "a,b slots=1",
+        f"b slots={10**5}",
     ],
 )
 def test_a_malformed_line_is_named_with_its_number(tmp_path: Path, line: str) -> None:
     with pytest.raises(UserError, match="hosts, line 3 is not a line of a hostfile") as caught:
         read_hostfile(hostfile(tmp_path, f"# head\na slots=1\n{line}\n"))
     assert repr(line) in str(caught.value)
+
+
+@pytest.mark.parametrize("line", [f"b slots={'9' * 5000}", f"{'b' * 5000} slots=1"], ids=["slots", "name"])
+def test_absurd_names_and_numbers_are_refused_in_few_words(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UserError, match="hosts, line 3 is not a line of a hostfile") as caught:
+        read_hostfile(hostfile(tmp_path, f"# head\na slots=1\n{line}\n"))
+    assert len(str(caught.value)) < 400
 
 
 def test_a_machine_that_stands_there_twice_is_refused(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def family(name: str) -> Callable[[Write], Write]:
 def family_names() -> list[str]:
     """Of all kinds, in the order of the files that write them."""
     for file in sorted(Path(__file__).parent.glob("tiny_*.py")):
-        importlib.import_module(file.stem)
+        importlib.import_module(f"codec.{file.stem}")
     return list(FAMILIES)
 
 
@@ -56,8 +56,8 @@ def audio(rate: int, seconds: float = TRAINING_SEC, seed: int = 5) -> torch.Tens
 
 
 @functools.cache
-def family_directory(name: str) -> Path:
-    """The codec `name` as `codec add` writes it. Made once per process."""
+def published_and_added(name: str) -> tuple[Path, Path]:
+    """The published form of the codec `name`, and what `codec add` makes of it. Made once per process."""
     place = tempfile.TemporaryDirectory(prefix=f"codec-{name}-")
     atexit.register(place.cleanup)
     source, out = Path(place.name) / "published", Path(place.name) / "codec"
@@ -65,8 +65,14 @@ def family_directory(name: str) -> Path:
     assert name in family_names()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        add_codec(FAMILIES[name](source), out)
-    return out
+        source = FAMILIES[name](source)
+        add_codec(source, out)
+    return source, out
+
+
+def family_directory(name: str) -> Path:
+    """The codec `name` as `codec add` writes it."""
+    return published_and_added(name)[1]
 
 
 @functools.cache

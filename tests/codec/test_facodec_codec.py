@@ -120,8 +120,8 @@ def test_surrounding_autocast_changes_nothing(codec):
 
 @pytest.fixture
 def precisions():
-    """Gets and sets the float32 precisions of matrix products and convolutions; puts them back."""
-    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    """Gets and sets the float32 precisions of matrix products, convolutions and LSTMs; puts them back."""
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
 
     def access(*wanted: str) -> list[str]:
         for kind, value in zip(kinds, wanted, strict=False):
@@ -133,10 +133,10 @@ def precisions():
     access(*before)
 
 
-@pytest.mark.parametrize("given", [["none", "tf32"], ["tf32", "none"], ["ieee", "ieee"]])
+@pytest.mark.parametrize("given", [["none", "tf32", "tf32"], ["tf32", "none", "none"], ["ieee", "ieee", "ieee"]])
 def test_tf32_is_off_inside_and_as_before_afterwards(precisions, given):
     before = precisions(*given)  # "none" may read as what it inherits
     with pytest.raises(KeyError), exact_float32(torch.device("cpu")):
-        assert precisions() == ["ieee", "ieee"]
+        assert precisions() == ["ieee", "ieee", "ieee"]
         raise KeyError
     assert precisions() == before

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from families import family
+from codec.families import family
 from seeded_weights import seeded_tensor, wave
 
 from slmkit.codec.snac.codec import SnacConfig

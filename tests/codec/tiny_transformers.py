@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import audio, draw, family, fit_residual
+from codec.families import audio, draw, family, fit_residual
 from torch import nn
 
 
@@ -73,6 +73,7 @@ def make_dac(rate: int = 16000, strides: tuple[int, ...] = (2, 4, 5, 8)) -> Any:
     model = DacModel(config).eval()
     with torch.no_grad():
         loud(model)
+        loud(model.decoder, 0.6)
         wave = audio(rate)
         residual = model.encoder(nn.functional.pad(wave, (0, -len(wave) % config.hop_length))[None, None])
         for layer in model.quantizer.quantizers:
@@ -163,6 +164,7 @@ def make_xcodec(kind: str = "hubert") -> Any:
     model = XcodecModel(config).eval()
     with torch.no_grad():
         loud(model)
+        loud(model.acoustic_decoder, 0.6)
         wave = audio(16000)
         captured: list[torch.Tensor] = []
         hook = model.fc.register_forward_hook(lambda _, __, found: captured.append(found))
@@ -190,14 +192,14 @@ def make_xcodec2() -> Any:
         "conv_depthwise_kernel_size": 5,
     }
     config = Xcodec2Config(
-        hidden_size=32,
+        hidden_size=64,  # 32 groups of its normalization
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=16,
         encoder_hidden_size=2,
-        quantization_dim=48,
+        quantization_dim=80,
         semantic_model_config=semantic,
     )
     model = Xcodec2Model(config).eval()

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from annotated_types import Ge, Le, MinLen
 from pydantic import Field, ValidationError
 
 from slmkit.config.load import MAX_BYTES, Config, describe_options, from_dict, load_config, to_dict, to_yaml
-from slmkit.config.values import Count, Flag, Name, Natural, Number, PathText, Seconds, Share
+from slmkit.config.values import Count, Flag, Name, Natural, Number, PathText, Seconds, Share, expected
 from slmkit.errors import ConfigError, UserError
 
 
@@ -226,3 +227,15 @@ def test_describe_lists_every_option() -> None:
         "  parts[].limit_sec  time [a number of seconds, more than 0; default: 1.0]",
         "  parts[].kind       which one [one of 'x', 'y'; default: x]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "words"),
+    [
+        (Annotated[tuple[int, ...], MinLen(1)], "a list, each a whole number"),
+        (tuple[Annotated[int, Ge(1), Le(64)], ...], "a list, each a whole number, 1 to 64"),
+        (type(None), "null"),
+    ],
+)
+def test_words_for_lists_and_null(annotation, words):
+    assert expected(annotation) == words

@@ -56,6 +56,15 @@ def test_a_folder_is_read_in_the_order_of_its_folders_then_names(tmp_path):
     assert {item.language for item in items} == {"en"}
 
 
+def test_transcripts_with_suffixes_in_capitals_are_read(tmp_path):
+    for name in ("1.wav", "1.TXT", "2.WAV", "2.Normalized.Txt", "2.txt", "3.wav", "3.TXT", "3.txt", "4.TXT"):
+        touch(tmp_path / name)
+    *items, alone = read_libritts(tmp_path)
+    assert alone.text.name == "3.txt"
+    assert [item.text.name for item in items[1:]] == ["1.TXT", "2.Normalized.Txt"]
+    assert (items[0].key, items[0].reason) == ("4", "missing")
+
+
 def test_a_folder_is_not_listed_before_its_turn(tmp_path):
     for name in ("a/1.wav", "a/1.txt", "b/2.wav", "b/2.txt"):
         touch(tmp_path / name)

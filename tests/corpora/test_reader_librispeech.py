@@ -46,6 +46,13 @@ def test_a_chapter_is_read_with_its_texts(tmp_path):
     assert (second.key, second.text) == ("84-121123-0001", "BUT é")
 
 
+def test_a_list_with_a_suffix_in_capitals_is_read(tmp_path):
+    path = chapter(tmp_path, "a ONE\n", "a.flac")
+    (list_file,) = path.glob("*.trans.txt")
+    list_file.rename(path / "LIST.TRANS.TXT")
+    assert outcomes(read_librispeech(tmp_path)) == [("a", "ONE")]
+
+
 def test_folders_come_in_order_and_loops_are_entered_once(tmp_path):
     for folder in ("b", "a/2", "a/10"):
         chapter(tmp_path, "x WORD\n", "x.flac", folder=folder)

@@ -192,6 +192,22 @@ def test_tars_may_lie_elsewhere(tmp_path):
         corpus.check()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("failures", value) for value in ("many", {"empty": "many"}, {"empty": -1}, {"empty": 1.5}, [3])),
+        ("outliers", {"peak": 10**30}),
+        ("counts", {"seconds": float("inf")}),
+    ],
+)
+def test_counts_of_a_manifest_that_cannot_be_are_refused(tmp_path, name, value):
+    make_corpus(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, name: value}))
+    with pytest.raises(UserError, match="is not the manifest of a corpus"):
+        Corpus.open(tmp_path)
+
+
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"codec": 1, "shards": []}', '{"codec": {}, "shards": 3}'])
 def test_a_manifest_of_another_kind_is_refused(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)

@@ -76,7 +76,10 @@ def test_a_changed_prompt_has_a_table_of_its_own(
             assert wording.fingerprint != before
 
 
-@pytest.mark.parametrize("content", [b"damaged", b"", None])
+NESTED = b"\x93NUMPY\x01\x00\x76\x00" + (b"{'descr': " + b"[" * 107).ljust(117) + b"\n"  # no expression of Python
+
+
+@pytest.mark.parametrize("content", [b"damaged", b"", NESTED, None])
 def test_a_damaged_one_is_made_again(corpus: Corpus, wording: Wording, tmp_path: Path, content: bytes | None) -> None:
     expected = np.array(open_table(of_corpus(corpus), wording, directory=tmp_path))
     (cached,) = tmp_path.iterdir()

@@ -57,9 +57,15 @@ def tokenizer() -> TextTokenizer:
 
 
 def open_data(
-    corpus: Corpus, tokenizer: TextTokenizer, group: int = 3, speaker: bool = True, task: str = "tts", **options: object
+    corpus: Corpus,
+    tokenizer: TextTokenizer,
+    group: int = 3,
+    speaker: bool = True,
+    task: str = "tts",
+    sizes: tuple[int, ...] = (16, 16, 16),
+    **options: object,
 ) -> TrainingData:
-    layout = base_layout(tokenizer, codec_spec(), group)
+    layout = base_layout(tokenizer, codec_spec(sizes), group)
     form = ExampleFormat(task=task, group=group, speaker=speaker)
     return TrainingData.open(of_corpus(corpus), tokenizer, layout, form, **options)
 
@@ -95,7 +101,7 @@ def equal(a: Batch, b: Batch) -> bool:
     return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in pairs)
 
 
-@pytest.mark.parametrize("group", [0, 3, 6])
+@pytest.mark.parametrize("group", [0, 2, 3, 6])
 def test_exactly_once_and_the_same_step_in_every_world(corpus: Corpus, tokenizer: TextTokenizer, group: int) -> None:
     data = open_data(corpus, tokenizer, group)
     fits = {corpus.key(i) for i in range(len(corpus)) if data.lengths(np.array([i]))[0] <= ROW_TOKENS}
@@ -120,7 +126,7 @@ def test_workers_and_resuming_change_nothing(corpus: Corpus, tokenizer: TextToke
             assert all(equal(a, b) for a, b in zip(plain[step], batches, strict=True))
 
 
-@pytest.mark.parametrize("group", [0, 3, 12])
+@pytest.mark.parametrize("group", [0, 3, 4, 12])
 def test_global_counts_are_the_targets_of_the_whole_step(
     corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path, group: int
 ) -> None:
@@ -151,6 +157,47 @@ def test_a_batch_is_its_examples_back_to_back(corpus: Corpus, tokenizer: TextTok
     assert (batch.tokens[batch.lm_positions + 1, 0] == batch.lm_targets).all()
     assert not set(batch.lm_positions.tolist()) & {end - 1 for end in borders[1:]}
     assert batch.speech_mask[batch.head_positions + 1].all()
+
+
+@pytest.mark.parametrize("group", [0, 12, 32])
+def test_32_streams_of_65536_entries(tmp_path: Path, tokenizer: TextTokenizer, group: int) -> None:
+    """A batch holds the very codes, as tokens and as classes."""
+    sizes = (2**16,) * 32
+    corpus = write_corpus(tmp_path, 2, frames=(3, 3), spec=codec_spec(sizes))
+    data = open_data(corpus, tokenizer, group, sizes=sizes)
+    plan = data.plan(seed=0, row_tokens=400, shuffle=False)
+    (step,) = Steps(plan, 1).walk(epochs=1)
+    split = BatchSplit(global_rows=1, micro_rows=1)
+    ((_, _, batch),) = micro_batches(data, split, [step], rank=0, row_tokens=400)
+    codes = np.concatenate([ShardReader(corpus).read(corpus_number(corpus, key)).codes.T.ravel() for key in batch.keys])
+    first = data.layout.code_id(0, 0)
+    stream = np.tile(np.arange(32), 6)
+    spoken = batch.tokens[batch.tokens >= first]
+    assert spoken[spoken < first + 32 * 2**16].tolist() == (first + 2**16 * stream + codes).tolist()
+    assert codes.max() > 2**15
+    if group:
+        classes = batch.head_targets[batch.head_targets < 2**16]
+        assert sorted(classes.tolist()) == sorted(codes.tolist())
+        assert sum(batch.head_counts) == len(batch.head_positions) == 2 * (-(-3 * 32 // group) + 1)
+
+
+def corpus_number(corpus: Corpus, key: str) -> int:
+    return next(i for i in range(len(corpus)) if corpus.key(i) == key)
+
+
+def test_the_speech_steps_to_predict_stand_in_the_order_of_their_phases(
+    tokenizer: TextTokenizer, corpus: Corpus
+) -> None:
+    data = open_data(corpus, tokenizer, group=2)
+    batch = next(b for batches in run_epoch(data, 1, 4).values() for b in batches)
+    phases = []
+    for position in batch.head_positions.tolist():
+        step = 0
+        while batch.speech_mask[position - step]:
+            step += 1
+        phases.append(2 * step % 3)
+    assert phases == sorted(phases)
+    assert batch.head_counts == tuple(phases.count(phase) for phase in range(3))
 
 
 def test_an_empty_micro_batch_predicts_nothing(tmp_path: Path, tokenizer: TextTokenizer) -> None:
@@ -277,6 +324,20 @@ def resident_bytes() -> int:
     children = (me / "task" / str(os.getpid()) / "children").read_text().split()
     status = [(Path("/proc") / process / "status").read_text() for process in (str(os.getpid()), *children)]
     return sum(int(line.split()[1]) for s in status for line in s.splitlines() if line.startswith("RssAnon")) * 1024
+
+
+@pytest.mark.parametrize("field", ["text_positions", "text_targets", "frames"])
+def test_a_table_that_says_another_size_is_noticed(
+    corpus: Corpus, tokenizer: TextTokenizer, tmp_path: Path, field: str
+) -> None:
+    """Else the loss would be divided by a wrong number of targets, or a row be longer than it may be."""
+    open_data(corpus, tokenizer, cache_dir=tmp_path)
+    (path,) = tmp_path.glob("lengths-*.npy")
+    table = np.load(path)
+    table[field][7] += 1
+    np.save(path, table)
+    with pytest.raises(DamagedSample, match=r"utterance-0007' is not of the size that the table of lengths has"):
+        run_epoch(open_data(corpus, tokenizer, cache_dir=tmp_path), world_size=1, micro_rows=4)
 
 
 def test_the_models_random_state_is_left_alone(corpus: Corpus, tokenizer: TextTokenizer) -> None:

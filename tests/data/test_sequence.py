@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from published_examples import TEXTS, published_codes
+from twins.generate import allowed_classes
+from twins.groups import PAD, steps_of
 
 from slmkit.data import prompt
 from slmkit.data.sequence import (
     build,
-    frames_per_step,
+    head_classes,
     measure,
     speech_size,
     speech_tokens,
@@ -109,30 +111,27 @@ def naive_example(text: str, codes: np.ndarray, layout: VocabLayout, group: int)
     word(encode(f": Read this sentence: {text}.\n "), False)
     word([layout.id_of("[Assistant]"), ord(":")], False)
     word([*encode(" The speech is: "), layout.id_of("<sosp>")], True)
-    eosp = layout.id_of("<eosp>")
-    num_streams, num_frames = codes.shape
+    eosp, pad = layout.id_of("<eosp>"), layout.id_of("<|speech_pad|>") if group else 0
     if group == 0:
-        for t in range(num_frames):
-            word([layout.code_id(k, int(codes[k, t])) for k in range(num_streams)], True)
+        for frame in codes.T:
+            word([layout.code_id(k, int(code)) for k, code in enumerate(frame)], True)
         word([eosp], True)
     else:
-        per_step = group // num_streams
-        for start in range(0, num_frames, per_step):
-            ids = []
-            for t in range(start, start + per_step):
-                for k in range(num_streams):
-                    inside = t < num_frames
-                    ids.append(layout.code_id(k, int(codes[k, t])) if inside else layout.id_of("<|speech_pad|>"))
-            out.append((ids, True, True))
+        for step in steps_of(codes, group):
+            out.append(([pad if token is PAD else layout.code_id(*token) for token in step], True, True))
         out.append(([eosp] * group, True, True))
     word([*encode(".\n\n"), layout.eos_id], True)
     return out
 
 
-@given(st.sampled_from([0, 3, 6, 12]), st.integers(0, 40), st.integers(0, 10_000))
-def test_naive_twin(group: int, num_frames: int, seed: int) -> None:
-    layout = make_layout(group)
-    codes = np.random.default_rng(seed).integers(0, np.array(SIZES)[:, None], (3, num_frames))
+SHAPES = st.tuples(st.lists(st.integers(1, 6), min_size=1, max_size=9).map(tuple), st.integers(0, 14))
+
+
+@given(SHAPES | st.tuples(st.just(SIZES), st.sampled_from([0, 3, 6, 12])), st.integers(0, 40), st.integers(0, 10_000))
+def test_naive_twin(shape: tuple[tuple[int, ...], int], num_frames: int, seed: int) -> None:
+    sizes, group = shape
+    layout, num_streams = make_layout(group, sizes), len(sizes)
+    codes = np.random.default_rng(seed).integers(0, np.array(sizes)[:, None], (num_streams, num_frames))
     pieces = tokenize(prompt.tts("Hi"), encode, layout)
     example = build(pieces, codes, layout, group)
     twin = naive_example("Hi", codes, layout, group)
@@ -144,16 +143,29 @@ def test_naive_twin(group: int, num_frames: int, seed: int) -> None:
     }
     heads = {t - 1: ids for t, (ids, speech, label) in enumerate(twin) if label and speech}
     assert example.head_positions.tolist() == list(heads)
-    for row, ids in zip(example.head_targets, heads.values(), strict=True):
+    assert example.head_phases.tolist() == [step * group % num_streams for step in range(len(heads))]
+    for row, phase, ids in zip(example.head_targets, example.head_phases, heads.values(), strict=True):
         for head, (target, token) in enumerate(zip(row, ids, strict=True)):
-            size, first = SIZES[head % 3], layout.code_id(head % 3, 0)
-            names = {layout.id_of("<eosp>"): size}
-            if group:
-                names[layout.id_of("<|speech_pad|>")] = size + 1
-            assert target == names.get(token, token - first)
+            assert allowed_classes(layout, group, int(phase), head)[target] == token
 
 
-@given(st.sampled_from(["tts", "asr", "text", "qa"]), st.sampled_from([0, 3, 6, 12]), st.integers(0, 60))
+def test_a_head_has_one_stream_or_serves_several_in_turn() -> None:
+    """(streams, codes of the largest codebook, whether there is a pad) of each head."""
+    assert [tuple(head) for head in head_classes(6, SIZES)] == [
+        *(((k,), size, False) for k, size in enumerate(SIZES)),
+        *(((k,), size, True) for k, size in enumerate(SIZES)),
+    ]
+    assert [tuple(head) for head in head_classes(2, SIZES)] == [((0, 1, 2), 6, False), ((0, 1, 2), 6, True)]
+    eight = head_classes(6, (9, 2, 3, 4, 5, 6, 7, 8))
+    assert [head.streams for head in eight] == [(0, 2, 4, 6), (1, 3, 5, 7)] * 3
+    assert [head.num_codes for head in eight] == [9, 8] * 3
+    assert [head.may_pad for head in eight] == [False, False, True, True, True, True]
+    assert [head.may_pad for head in head_classes(4, (2,) * 8)] == [False] * 4  # a frame is two whole steps
+    assert [head.size for head in head_classes(3, (4,))] == [5, 6, 6]
+    assert head_classes(0, SIZES) == []
+
+
+@given(st.sampled_from(["tts", "asr", "text", "qa"]), st.sampled_from([0, 1, 2, 3, 4, 6, 7, 12]), st.integers(0, 60))
 def test_sizes_are_known_beforehand(task: str, group: int, num_frames: int) -> None:
     layout = make_layout(group)
     meta = {"text": "Hello", "question": "Who?", "turns": [["Hi", "Hello"], ["a", "b"]]}
@@ -196,8 +208,6 @@ def test_the_speaker_slot_is_found() -> None:
 
 def test_refusals() -> None:
     layout = make_layout(3)
-    with pytest.raises(ValueError, match="group 4 is not a multiple of 3 streams"):
-        frames_per_step(4, 3)
     with pytest.raises(ValueError, match=r"codes of shape \(2, 5\), expected \[3, frames\]"):
         speech_tokens(np.zeros((2, 5)), layout, 3)
     with pytest.raises(ValueError, match="codes outside 0"):

@@ -6,8 +6,10 @@ import pickle
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from slmkit.data.text import TextTokenizer, load_transformers_tokenizer
 from slmkit.errors import UserError
@@ -76,3 +78,43 @@ def test_a_damaged_tokenizer_is_named(tmp_path, change, message):
     file.write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
         TextTokenizer.load(tmp_path / "base")
+
+
+def fast(**names: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges; `names` are its special tokens."""
+    vocabulary = {character: i for i, character in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+@pytest.mark.parametrize(
+    ("names", "bos", "eos"),
+    [
+        ({"eos_token": "<|endoftext|>", "pad_token": "<|im_start|>"}, "<|im_start|>", "<|endoftext|>"),
+        ({"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}, "<|begin_of_text|>", "<|end_of_text|>"),
+        ({"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}, "<s>", "</s>"),
+        ({"eos_token": "<|end_of_text|>"}, "<|end_of_text|>", "<|end_of_text|>"),
+    ],
+)
+def test_tokens_that_begin_and_end_an_utterance(names: dict[str, str], bos: str, eos: str, tmp_path: Path) -> None:
+    """Qwen's, Llama 3's and Llama 2's, and a tokenizer without a token to begin with; from files as well."""
+    tokenizer = fast(**names)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for read in (TextTokenizer.from_transformers(tokenizer), TextTokenizer.load(tmp_path / "saved")):
+        assert (read.bos_id, read.eos_id) == tuple(tokenizer.convert_tokens_to_ids([bos, eos]))
+        assert read.base_size == len(tokenizer)
+        for name in names.values():
+            assert max(read.encode(f"a {name} b")) < 256
+            assert read.decode(read.encode(f"a {name} b")) == f"a {name} b"
+
+
+def test_tokenizers_that_cannot_be_used_are_named() -> None:
+    with pytest.raises(UserError, match="has no end-of-text token"):
+        TextTokenizer.from_transformers(fast(bos_token="<s>"))
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((letter, -2.0) for letter in "</s> ab")]
+    whole_words = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=whole_words, eos_token="</s>", unk_token="<unk>")
+    with pytest.raises(UserError, match="makes special tokens of plain text\n  got:      </s>"):
+        TextTokenizer.from_transformers(tokenizer)

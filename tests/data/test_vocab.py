@@ -58,6 +58,8 @@ def test_refusals() -> None:
             {**good, "streams": 9},
         ),
         {**good, "specials": [[3, 771], *good["specials"][1:]]},
+        {**good, "streams": [["a", good["streams"][0][1], 1000], *good["streams"][1:]]},
+        {**good, "streams": [["a", good["streams"][0][1], 1025], *good["streams"][1:]]},
         {**good, "specials": [*good["specials"][:1], *good["specials"]]},
     ):
         with pytest.raises(UserError, match="not a vocabulary layout"):
@@ -71,3 +73,20 @@ def test_more_streams_than_letters_are_refused() -> None:
     streams = [[f"s{i}", 771 + 2 * i, 2] for i in range(33)]
     with pytest.raises(UserError, match="too many streams"):
         VocabLayout.from_dict({**layout().to_dict(), "streams": streams})
+
+
+@pytest.mark.parametrize("kind", ["ntp", "mtp"])
+def test_32_streams_of_65536_entries(kind: str) -> None:
+    made = layout(kind, 151_665, (2**16,) * 32)
+    assert VocabLayout.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert made.size == 151_665 + 32 * 2**16 + len(made.specials)
+    assert [made.streams[k][0] for k in (0, 25, 26, 31)] == ["a", "z", "aa", "af"]
+    assert made.code_id(31, 2**16 - 1) - made.code_id(0, 0) == 32 * 2**16 - 1
+    with pytest.raises(UserError, match="not a vocabulary layout"):
+        VocabLayout.from_dict({**made.to_dict(), "base_size": 2**23})
+
+
+def test_tokens_of_many_streams_are_told_apart() -> None:
+    tokens = layout(sizes=(30,) * 32).added_tokens()
+    assert len(set(tokens)) == len(tokens)
+    assert {"<a29>", "<z0>", "<aa0>", "<af29>"} <= set(tokens)

@@ -323,7 +323,7 @@ def test_a_voice_from_outside_is_followed(
     stranger = Truths(corpus, codec).vector(3)
     np.save(tmp_path / "voice.npy", stranger)
     name = str(tmp_path / "voice.npy")
-    voices = read_voices([name], synthesizer.read_speaker)
+    voices = read_voices([name], codec, synthesizer)
     items = select(corpus, voices, limit=1)
     outside = [voice for voice in voices if isinstance(voice, NamedVoice)]
     generate(synthesizer, corpus, items, SpeakingSettings(), tmp_path / "out", model=MODEL, voices=outside)
@@ -333,7 +333,7 @@ def test_a_voice_from_outside_is_followed(
     assert report["utterances"][0]["speaker"] == name
     assert report["utterances"][0]["scores"]["wavlm_similarity"] is None  # there is no recording of it
     with pytest.raises(UserError, match="copy synthesis has only the voices of the corpus"):
-        read_voices([name], None)
+        read_voices([name], codec, None)
     narrow = NamedVoice("narrow", np.zeros(3, np.float32))
     with pytest.raises(UserError, match="the voice narrow is not of this codec"):
         generate(synthesizer, corpus, items, SpeakingSettings(), tmp_path / "x", model=MODEL, voices=[narrow])

@@ -1,5 +1,6 @@
 """What is chosen of a corpus, and the directory of outputs: what cannot be mixed, read or written is named."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.evaluate.generation import copy_synthesis, generate, seed_of
-from slmkit.evaluate.outputs import finished, wav_path
+from slmkit.evaluate.outputs import codes_path, finished, read_codes, wav_path
 from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_list, select
@@ -129,8 +130,29 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
     damaged("job.json", lambda text: text.replace(weights, b"0"), "with another codec")
     damaged("codes/00000.npy", lambda content: content[:100], r"cannot read .*00000\.npy")
     damaged("wav/00001.wav", lambda content: content[:20], r"cannot read .*00001\.wav")
+    damaged("wav/00001.wav", lambda content: content[:-1], r"cannot read .*00001\.wav")
+    for record in (b'"place": 0.5', b'"place": "0"'):
+        damaged("outputs.jsonl", lambda text, new=record: text.replace(b'"place": 0', new), "outputs.jsonl is damaged")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"frames": ', b'"frames": -'), "outputs.jsonl is damaged")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"number": 0', b'"number": 9'), "for another corpus")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"voice_number": 0', b'"voice_number": 9'), "is not known: own")
+    damaged("outputs.jsonl", lambda text: text.replace(b'"voice_number": 0', b'"voice_number": null'), "not known: own")
+    damaged(
+        "job.json", lambda text: text.replace(b'"voices": {}', b'"voices": 3'), "does not say how outputs were made"
+    )
+    for array in (np.zeros((3, 2), np.int16), np.zeros(4, np.float32)):
+        file = io.BytesIO()
+        np.save(file, array)
+        damaged("codes/00000.npy", lambda content, new=file: new.getvalue(), "does not hold the codes")
     report()
     damaged("report.json", lambda text: b"{}", "is not the report of an evaluation")
+    for old, new in (
+        (b'"success": [', b'"success": 3, "other": ['),
+        (b'"digits": 1', b'"digits": 1000000'),
+        (b'"key": "', b'"key": 3, "k": "'),
+    ):
+        damaged("report.json", lambda text, a=old, b=new: text.replace(a, b), "is not the report of an evaluation")
+    damaged("report.json", lambda text: text.replace(b'"success": [', b'"success": [1, '), "scores.success")
     (out / "outputs.jsonl").unlink()
     with pytest.raises(UserError, match="are not finished"):
         report()
@@ -138,3 +160,18 @@ def test_outputs_that_cannot_be_scored_are_named(corpus: Corpus, codec: MelVQ, t
         score_outputs(tmp_path / "nothing", truths, Tools())
     with pytest.raises(UserError, match="holds no scores"):
         read_report(tmp_path)
+
+
+def test_codes_that_an_older_version_stored_are_read(codec: MelVQ, corpus: Corpus, tmp_path: Path) -> None:
+    copy_synthesis(codec, corpus, select(corpus, limit=1), SpeakingSettings(), tmp_path)
+    (record,) = finished(tmp_path).records
+    path = codes_path(tmp_path, 0)
+    codes = np.load(path)
+    assert codes.dtype == np.uint16
+    np.save(path, codes.astype(np.int16))
+    found = read_codes(tmp_path, record)
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, codes)
+    np.save(path, -1 - codes.astype(np.int16))
+    with pytest.raises(UserError, match=r"00000\.npy does not hold the codes of the utterance: codes are -"):
+        read_codes(tmp_path, record)

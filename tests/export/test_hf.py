@@ -158,7 +158,7 @@ def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]]
     added = {token["content"]: token["id"] for token in read_json(out / "tokenizer.json")["added_tokens"]}
     assert all(added[token] == model.layout.base_size + i for i, token in enumerate(model.layout.added_tokens()))
     assert not list(out.glob("*.py"))
-    assert AutoTokenizer.from_pretrained(out).chat_template == words["chat_template"] == CHAT_TEMPLATE
+    assert AutoTokenizer.from_pretrained(out).chat_template == words["chat_template"] == "<|im_start|>" + CHAT_TEMPLATE
     assert not (out / "chat_template.jinja").exists()
 
 

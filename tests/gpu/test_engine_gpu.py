@@ -22,6 +22,9 @@ KINDS = [
     (3, {"head": "linear"}),
     (6, {"head": "mlp", "fusion": "mlp"}),
     (12, {"head": "transformer"}),
+    (0, {"arch": "qwen3"}),
+    (3, {"arch": "llama", "head": "transformer"}),
+    (6, {"arch": "smollm3"}),
 ]
 
 

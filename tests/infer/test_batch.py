@@ -37,8 +37,10 @@ LINES: Lines = [
     {"id": "gone", "text": "A clock", "speaker": "nobody.wav"},
     {"id": "none", "text": "A clock", "speaker": "corpus:nobody"},
     {"text": ""},
+    {"id": "whose", "text": "A clock", "speaker": ""},
 ]
 FAILED = {"mute": "no_speech", "gone": "bad_speaker", "none": "bad_speaker", "000010": "empty_text"}
+FAILED["whose"] = "bad_speaker"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,8 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
 ) -> None:
     summary = speak("out")
     assert {failure.key: failure.reason for failure in summary.failures} == FAILED
-    assert [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES_FILE)] == ["000010", "mute", "gone", "none"]
+    listed = [line["key"] for line in read_jsonl(tmp_path / "out" / FAILURES_FILE)]
+    assert listed == ["000010", "mute", "gone", "none", "whose"]
     outputs = read_jsonl(tmp_path / "out" / RECORDS)
     assert [output["id"] for output in outputs] == ["river", "000002", "boat", "000004", "wav", "000006"]
     for output in outputs:
@@ -95,7 +98,7 @@ def test_every_line_is_in_the_manifest_or_in_the_ledger(
     assert np.abs(speech.wave - read_audio(tmp_path / "out" / outputs[0]["wav"], 16_000)).max() < 1e-4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", RECORDS, FAILURES_FILE, JOB}
     assert "6 answers (" in summary.line()
-    assert "4 failures; " in summary.line()
+    assert "5 failures; " in summary.line()
     assert "real-time factor" in summary.line()
 
 
@@ -152,7 +155,7 @@ def test_an_interrupted_job_goes_on(
     with counted() as seen, caplog.at_level("INFO"):
         speak("out")
     assert seen["waves"] == 6 - 2
-    assert "2 of 9 are spoken already" in caplog.text
+    assert "2 of 10 are spoken already" in caplog.text
     assert hashes(out) == hashes(tmp_path / "whole")
 
 
@@ -183,6 +186,20 @@ def test_failed_lines_can_be_mended_and_others_added(speak: Callable[..., Summar
         assert speak("out", lines).failures == []
     assert seen["waves"] == 2
     assert [output["id"] for output in read_jsonl(tmp_path / "out" / RECORDS)] == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize("change", [{"wav": 3}, {"wav": "x" * 300}, {"wav": "a\0b"}, {"reason": None}])
+def test_a_damaged_record_is_spoken_again(
+    speak: Callable[..., Summary], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    lines: Lines = [{"id": "a", "text": "A clock"}, {"id": "b", "text": "The river froze"}]
+    speak("out", lines)
+    whole = read_jsonl(tmp_path / "out" / RECORDS)
+    (tmp_path / "out" / RECORDS).write_text("".join(json.dumps({**r, **change}) + "\n" for r in whole[:1] + whole[1:]))
+    with counted() as seen:
+        assert speak("out", lines).failures == []
+    assert seen["waves"] == 2
+    assert [record["wav"] for record in read_jsonl(tmp_path / "out" / RECORDS)] == [r["wav"] for r in whole]
 
 
 def test_what_was_spoken_is_never_replaced(speak: Callable[..., Summary], tmp_path: Path) -> None:

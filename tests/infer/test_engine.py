@@ -7,13 +7,14 @@ import pytest
 import torch
 from tiny_models import BASE_SIZE, talkative_model, tiny_model
 from transformers import DynamicCache
-from twins.generate import Limits, generate, head_logits
+from twins.generate import Limits, allowed_classes, generate, head_logits, masked_classes
 
 from slmkit.errors import UserError
-from slmkit.infer.decoder import SlotDecoder, rows_needed
-from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
+from slmkit.infer.decoder import SlotDecoder
+from slmkit.infer.engine import DEFAULT_SEC, ActiveRequest, Engine, positions_for
 from slmkit.infer.grammar import make_grammar
 from slmkit.infer.request import MAX_SEED, Output, Request, from_ids
+from slmkit.infer.rows import rows_needed
 from slmkit.infer.sampling import Sampling
 from slmkit.model.slm import SpeechLM
 
@@ -26,8 +27,15 @@ KINDS = [
     (6, {"head": "transformer"}),
     (12, {"head": "linear", "fusion": "mlp"}),
     (12, {"head": "mlp"}),
+    (0, {"arch": "qwen3"}),
+    (3, {"arch": "llama", "head": "transformer", "speaker_dim": 8}),
+    (0, {"arch": "smollm3"}),
+    (6, {"arch": "smollm3", "head": "transformer"}),
+    (4, {"head": "linear", "sizes": (16, 5, 9), "speaker_dim": 8}),
+    (3, {"head": "transformer", "sizes": (8,) * 8}),
+    (12, {"head": "linear", "sizes": (16,), "fusion": "mlp"}),
 ]
-CHEAP = [0, 2, 4, 6]  # of KINDS: one of each size
+CHEAP = [0, 2, 4, 6, 8, 9, 11, 12]  # of KINDS: one of each size and architecture
 NUM_SLOTS = 5  # of which MKL, with two threads, rounds some rows otherwise
 
 
@@ -115,16 +123,19 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
             hidden = model.hidden(embedded, where, cache=cache)
             heads = head_logits(model, hidden, where, cache=cache)
             vocabulary = model.lm_model.lm_head(hidden)[0]
-        grammar = make_grammar(model.layout, model.group)
+        grammar, said = make_grammar(model.layout, model.group), 0
         for step, (ids, spoken) in enumerate(steps):
             at = len(start.tokens) - 1 + step
             if spoken and model.group:
-                chosen = [int(head[0, at].argmax()) for head in heads]
+                phase = said * model.group % model.layout.num_streams
+                allowed = [allowed_classes(model.layout, model.group, phase, head) for head in range(model.group)]
+                chosen = [int(masked_classes(head[0, at], allowed[i]).argmax()) for i, head in enumerate(heads)]
             else:
                 allowed = grammar.allowed(grammar.state)
                 chosen = [allowed[int(vocabulary[at, allowed].argmax())]]
             if spoken:
                 assert grammar.accept_speech(chosen) == list(ids)
+                said = said + 1 if grammar.mode == "speech" else 0
             else:
                 grammar.accept_text(chosen[0])
                 assert chosen[0] == ids[0]
@@ -133,7 +144,7 @@ def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch:
 
 @pytest.mark.parametrize("kind", CHEAP)
 def test_alone_and_in_random_batches_the_same_tokens(kind: int) -> None:
-    """Fifty requests of each size, two hundred in all."""
+    """Fifty requests of each size and architecture."""
     model, rng = talkative(kind), np.random.default_rng(kind + 100)
     requests = [random_request(model, rng) for _ in range(50)]
     alone = [told(engine(kind).generate([asked])[0]) for asked in requests]
@@ -161,13 +172,14 @@ def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest
     assert len({str(one) for one in apart}) > 6
 
 
+@pytest.mark.parametrize("kind", [4, 8, 9, 11])
 @pytest.mark.parametrize(("threads", "num_slots"), [(1, 3), (2, 5)])
-def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int) -> None:
+def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int, kind: int) -> None:
     """Hidden states and logits of one request in each slot, the others busy with something else."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model, rng = talkative(4), np.random.default_rng(num_slots)
+        model, rng = talkative(kind), np.random.default_rng(num_slots)
         ours, *others = (request(model, rng, max_steps=3) for _ in range(num_slots + 3))
         bits = set()
         for slot in (0, num_slots // 2, num_slots - 1):
@@ -266,6 +278,20 @@ def test_penalty_forbids_what_was_said_lately() -> None:
     assert any(repeats(stream, 6) for stream in loose)
     assert strict.shape[1] > 6
     assert not any(repeats(stream, 6) for stream in strict)
+
+
+def test_the_penalty_sees_the_frame_that_is_not_whole_yet() -> None:
+    layout = talkative(13).layout
+    grammar = make_grammar(layout, 4)
+    grammar.accept_text(layout.id_of("<sosp>"))
+    asked = Request(prompt=(1,), speech_sampling=Sampling(repetition_penalty=2.0, repetition_window=2))
+    answer = ActiveRequest(asked, 0, grammar, max_frames=9)
+    for step, lately in (
+        ([1, 2, 3, 4], [[2], [3], [1, 4], [2]]),  # next are b1 c1 a2 b2
+        ([0, 5, 6, 3], [[3, 5], [4, 6], [0, 3], [3, 5]]),  # c2 a3 b3 c3
+    ):
+        grammar.accept_speech(step)
+        assert [choice.lately for choice in answer.rows(4, is_grouped=True)] == lately
 
 
 def repeats(stream: np.ndarray, window: int) -> bool:

@@ -15,7 +15,7 @@ from slmkit.infer.engine import Engine
 from slmkit.infer.request import Output, Request
 from slmkit.infer.stream import Speaking, SpeechStream
 
-GROUPS = (0, 3, 6, 12)
+GROUPS = (0, 2, 3, 4, 6, 12)
 NUM_SLOTS = 3
 NUM_FRAMES = 41
 VOICE = np.zeros(1, dtype=np.float32)

@@ -10,7 +10,7 @@ from memorising import BASE, memorise, one_batch, small_model
 from synthetic import write_corpus, write_samples
 
 from slmkit.audio.io import read_audio, write_wav
-from slmkit.codec.base import CodecSpec
+from slmkit.codec.base import CodecSpec, to_codes
 from slmkit.codec.melvq import MelVQ
 from slmkit.codec.stream import JOINED_BOUND
 from slmkit.data.index import Corpus
@@ -40,7 +40,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoded = codec.encode(wave[None], torch.tensor([len(wave)]))
         text = path.with_suffix(".normalized.txt").read_text().strip()
         meta = {"text": text, "speaker": "s", "language": "en", "seconds": len(wave) / 16_000, "source": path.name}
-        samples.append(Sample(path.stem, encoded.codes[0].numpy(), encoded.speaker[0].numpy(), meta))
+        samples.append(Sample(path.stem, to_codes(encoded.codes[0]), encoded.speaker[0].numpy(), meta))
     write_samples(root / "corpus", samples, codec.spec)
     tokenizer = TextTokenizer.load(BASE)
     model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)

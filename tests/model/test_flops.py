@@ -23,6 +23,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "mtp-3, transformer heads, speaker": {"group": 3, "head": "transformer", "speaker_dim": 8},
     "mtp-12, mlp fusion": {"group": 12, "fusion": "mlp", "speaker_dim": 8},
     "ntp, other head width": {"backbone": WIDE},
+    "qwen3, ntp": {"arch": "qwen3"},
+    "llama, mtp-3, transformer heads": {"arch": "llama", "group": 3, "head": "transformer"},
+    "smollm3, mtp-6, transformer heads": {"arch": "smollm3", "group": 6, "head": "transformer"},
+    "mtp-4, unequal codebooks": {"group": 4, "head": "mlp", "sizes": (16, 5, 9)},
 }
 
 
@@ -49,6 +53,13 @@ def test_they_are_those_of_a_real_forward_pass(name: str) -> None:
     assert (parts["speech heads"] > 0) == (config.group > 0)
     assert (parts["fusion"] > 0) == (config.group > 0 and config.fusion == "mlp")
     assert (parts["speaker"] > 0) == (config.speaker_dim > 0)
+
+
+def test_heads_may_have_any_width() -> None:
+    """Also where an architecture takes the width without declaring it."""
+    model = SpeechLM(tiny_config(backbone=WIDE))
+    assert model.backbone.layers[0].self_attn.head_dim == WIDE["head_dim"]
+    assert SpeechLM(tiny_config(arch="qwen3")).backbone.layers[0].self_attn.head_dim == 12
 
 
 def test_training_is_three_forward_passes() -> None:

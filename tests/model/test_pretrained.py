@@ -117,11 +117,11 @@ def test_bases_that_do_not_fit(base: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "no_weights" / "pytorch_model.bin")
     with pytest.raises(UserError, match="cannot load the base model in"):
         from_base(tmp_path / "no_weights", codec=codec_spec())
-    shutil.copytree(base, tmp_path / "llama")
+    shutil.copytree(base, tmp_path / "gpt2")
     values = json.loads((base / "config.json").read_text())
-    (tmp_path / "llama" / "config.json").write_text(json.dumps({**values, "model_type": "llama"}))
-    with pytest.raises(UserError, match="is not a Qwen2 model"):
-        from_base(tmp_path / "llama", codec=codec_spec())
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps({**values, "model_type": "gpt2"}))
+    with pytest.raises(UserError, match="architecture gpt2 does not fit"):
+        from_base(tmp_path / "gpt2", codec=codec_spec())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -153,7 +153,7 @@ def test_a_plain_export_is_a_qwen2_model(base: Path, tmp_path: Path) -> None:
     ours = model.lm_model.lm_head(model.hidden(model.embed(ids[..., None]), torch.arange(12)[None]))
     torch.testing.assert_close(plain(ids).logits, ours, atol=1e-5, rtol=1e-5)
     spoken = from_base(base, codec=codec_spec(), speaker=True)
-    with pytest.raises(UserError, match="only a next-token model without speaker input is a plain Qwen2 model"):
+    with pytest.raises(UserError, match="without speaker input is a plain causal language model"):
         to_causal_lm(spoken, tmp_path / "other")
 
 
@@ -205,6 +205,15 @@ def test_weights_that_are_not_finite_are_refused(value: float, base: Path, tmp_p
     save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"the weights in .*base are not finite"):
         from_base(tmp_path / "base", codec=codec_spec(), group=3)
+
+
+def test_a_base_without_a_weight_of_its_config_is_refused(base: Path, tmp_path: Path) -> None:
+    spoilt = shutil.copytree(base, tmp_path / "base")
+    state = load_file(spoilt / "model.safetensors")
+    del state["model.norm.weight"]
+    save_file(state, spoilt / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"base lacks weights of its config\n  got: +model\.norm\.weight"):
+        from_base(spoilt, codec=codec_spec(), group=3)
 
 
 def test_save_overwrites_nothing_and_leaves_nothing(base: Path, tmp_path: Path) -> None:

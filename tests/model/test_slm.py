@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from twins.generate import head_logits
 
 from slmkit.errors import UserError
 from slmkit.model.config import SpeechLMConfig
-from slmkit.model.heads.base import class_token_ids
 from slmkit.model.losses import candidates
 from slmkit.model.slm import SpeechLM
 
@@ -25,6 +25,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "mtp3_mlp_fused": {"group": 3, "head": "mlp", "fusion": "mlp"},
     "mtp6_transformer_speaker": {"group": 6, "head": "transformer", "speaker_dim": 8},
     "mtp12_linear": {"group": 12},
+    "qwen3_mtp3": {"group": 3, "arch": "qwen3", "head": "transformer"},
+    "llama_ntp": {"group": 0, "arch": "llama"},
+    "smollm3_mtp6": {"group": 6, "arch": "smollm3", "head": "transformer"},
+    "mtp4_mlp_unequal_codebooks": {"group": 4, "head": "mlp", "sizes": (16, 5, 9)},
+    "mtp3_eight_streams": {"group": 3, "sizes": (8,) * 8, "fusion": "mlp", "speaker_dim": 8},
 }
 FRAMES = (9, 4, 0, 13)
 
@@ -74,6 +79,9 @@ def single_of(batch: Any, i: int) -> Any:
         fields.update({other: getattr(batch, other)[here] for other in others})
     borders = torch.tensor([0, stop - start], dtype=torch.int32)
     fields["lm_counts"] = tuple(fields["lm_groups"].bincount(minlength=len(batch.lm_counts)).tolist())
+    phases = np.repeat(np.arange(len(batch.head_counts)), batch.head_counts)
+    here = ((batch.head_positions >= start) & (batch.head_positions < stop)).numpy()
+    fields["head_counts"] = tuple(np.bincount(phases[here], minlength=len(batch.head_counts)).tolist())
     return dataclasses.replace(batch, cu_seqlens=borders, **fields)
 
 
@@ -141,7 +149,7 @@ def test_only_text_or_only_speech_targets() -> None:
     whole = tiny_batch(model.config, (6, 6))
     none = torch.zeros(0, dtype=torch.int64)
     no_text = dataclasses.replace(whole, lm_positions=none, lm_targets=none, lm_groups=none, lm_counts=(0,) * 4)
-    no_speech = dataclasses.replace(whole, head_positions=none, head_targets=none.reshape(0, 3))
+    no_speech = dataclasses.replace(whole, head_positions=none, head_targets=none.reshape(0, 3), head_counts=(0,) * 3)
     total = model(whole)
     parts = [model(no_text), model(no_speech)]
     for part in parts:
@@ -274,22 +282,14 @@ def test_bfloat16_is_near_float32() -> None:
         assert output.loss.item() == pytest.approx(exact, rel=0.02)
 
 
-def test_class_token_ids_of_heads() -> None:
-    layout = tiny_layout(6)
-    pad, eosp = layout.id_of("<|speech_pad|>"), layout.id_of("<eosp>")
-    _, first, size = layout.streams[1]
-    assert class_token_ids(layout, 1) == [*range(first, first + size), eosp]
-    assert class_token_ids(layout, 4) == [*range(first, first + size), eosp, pad]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"group": 4}, "group size does not fit the codec"),
+        ({"group": -3}, "the group size is out of range"),
         ({"group": 3, "softmax": "stream"}, "stream softmax is for next-token prediction"),
         ({"group": 3, "head": "conv"}, "unknown head of the model"),
         ({"backbone": {"vocab_size": 50}}, "fewer rows than the vocabulary"),
-        ({"backbone": {"use_sliding_window": True}}, "sliding-window attention is not supported"),
+        ({"backbone": {"use_sliding_window": True}}, "does not fit: it has sliding-window attention"),
     ],
 )
 def test_parts_that_do_not_fit(options: dict[str, Any], message: str) -> None:

@@ -254,6 +254,10 @@ def test_what_the_plan_refuses_is_judged_before_anything_is_encoded(tmp_path):
         assert [line["key"] for line in ledger(out)] == ["b.tar.gz"]
         assert sorted(path.name for path in out.iterdir()) == ["failures.jsonl", "job.json"]
     assert codec.batch_shapes == []
+    with pytest.raises(
+        UserError, match=r"no plan: too many items[\s\S]*`slmkit tokenize run` again.*max_failure_share"
+    ):
+        finalize_corpus(out, 1.0)
     plan_corpus(SPEC, make_config(source, out, max_failure_share=0.4))
     with pytest.raises(UserError, match=message):  # also of a plan that another limit let through
         run(source, out, codec, max_failure_share=0.3)

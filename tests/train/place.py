@@ -27,19 +27,20 @@ class Place(NamedTuple):
     directory: Path
 
     @classmethod
-    def make(cls, directory: Path) -> "Place":
+    def make(cls, directory: Path, *, arch: str = "qwen2", num_layers: int = 2) -> "Place":
         write_corpus(directory / "corpus", 30, frames=FRAMES)
-        init_base([" ".join(WORDS)] * 3, directory / "base", hidden_size=32, num_layers=2, vocab_size=280)
+        sizes: dict[str, Any] = {"hidden_size": 32, "num_layers": num_layers, "vocab_size": 280}
+        init_base([" ".join(WORDS)] * 3, directory / "base", arch=arch, **sizes)
         return cls(directory)
 
-    def config(self, name: str, model: str = "ntp", **change: Any) -> dict[str, Any]:
+    def config(self, name: str, model: str | dict[str, Any] = "ntp", **change: Any) -> dict[str, Any]:
         data = {"corpus": str(self.directory / "corpus"), "row_tokens": 160, "num_workers": 0}
         values = {
             "run_dir": str(self.directory / name),
             "base": str(self.directory / "base"),
             "deepspeed": str(ROOT / "ds_configs" / "zero2_fp32.json"),
             "data": {**data, **change.pop("data", {})},
-            "model": MODELS[model],
+            "model": MODELS[model] if isinstance(model, str) else model,
             "optimizer": {"lr": 2e-3, "clip_norm": 0.3, "weight_decay": 0.1},
             "global_rows": 4,
             "steps": STEPS,

@@ -188,7 +188,6 @@ def test_data_that_fits(place: Path, tmp_path: Path) -> None:
         ("corpus", {"data": {"corpus": "/nowhere"}}, "holds no finished corpus"),
         ("corpus", {"data": {"eval_corpus": "wider"}}, "streams differs"),
         ("vocabulary", {"base": "/nowhere"}, "no such model directory"),
-        ("vocabulary", {"model": {"group": 4}}, "model.group does not fit the codec"),
         ("batch", {"global_rows": 3}, "must equal global_rows exactly"),
         ("codec", {"codec": "/nowhere"}, "is not a codec directory"),
     ],

@@ -12,9 +12,12 @@ Example:
     wave = plain.decode(plain.encode(wave))  # [1, T], [200 * T]
 """
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -92,6 +95,15 @@ class PlainBigCodec(nn.Module):
             snake.Conv(widths[-1], latent, 3, padding=1),
         )
         self.generator = Generator(width, strides, latent, entries, code_dim, layers)
+
+    @staticmethod
+    def from_directory(directory: Path, device: torch.device | str = "cpu") -> "PlainBigCodec":
+        """Of what `slmkit codec add` wrote."""
+        config = json.loads((directory / "codec.json").read_text())["config"]
+        names = {"lstm_layers": "layers", "codebook_size": "entries"}
+        plain = PlainBigCodec(**{names.get(name, name): value for name, value in config.items()})
+        snake.load_folded(plain, safetensors.torch.load_file(directory / "model.safetensors"))
+        return plain.eval().to(device)
 
     def latents(self, wave: torch.Tensor) -> torch.Tensor:
         """[T, D] of a wave float32 [N]."""

@@ -59,6 +59,22 @@ class WeightNorm(nn.Module):
         return self.weight_v * (self.weight_g / self.weight_v.norm(dim=others, keepdim=True))
 
 
+def load_folded(module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load `weights` of which weight norm is folded: each kernel becomes a direction and a length.
+
+    What is not among them, such as filters, stays as it is.
+    """
+    state = {}
+    for key, value in module.state_dict().items():
+        if key.endswith(("weight_g", "weight_v")):
+            kernel = weights[key[:-2]]
+            norm = kernel.norm(dim=tuple(range(1, kernel.dim())), keepdim=True)
+            state[key] = kernel if key.endswith("weight_v") else norm
+        else:
+            state[key] = weights.get(key, value)
+    module.load_state_dict(state)
+
+
 class Conv(WeightNorm):
     def __init__(self, c_in: int, c_out: int, kernel: int, *, stride: int = 1, padding: int = 0, dilation: int = 1):
         super().__init__((c_out, c_in, kernel), c_out)

@@ -10,6 +10,7 @@ Example:
     out.codes, out.stop
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -71,13 +72,17 @@ def generate(
     grammar = make_grammar(model.layout, model.group)
     decoder = PlainDecoder(model)
     decoder.append(model.embed_prompt(start, speaker))
-    num_steps = num_text_steps = 0
+    num_steps = num_text_steps = num_speech_steps = 0  # the last of this stretch of speech
     stop: Literal["end", "speech_limit", "text_limit"] = "end"
     while True:
         is_speech = grammar.mode == "speech"
         sampling = speech_sampling if is_speech else text_sampling
         if is_speech and model.group:
-            ids = grammar.accept_speech([pick(logits, sampling, generator) for logits in decoder.head_logits])
+            phase = num_speech_steps * model.group % model.layout.num_streams
+            allowed = [allowed_classes(model.layout, model.group, phase, head) for head in range(model.group)]
+            chosen = map(masked_classes, decoder.head_logits, allowed)
+            ids = grammar.accept_speech([pick(logits, sampling, generator) for logits in chosen])
+            num_speech_steps = num_speech_steps + 1 if grammar.mode == "speech" else 0
         else:
             token = pick(masked(grammar, decoder.lm_logits), sampling, generator)
             if is_speech:
@@ -133,6 +138,32 @@ def head_logits(
     """
     states = [head.states(hidden, position_ids, model.backbone.rotary_emb, cache=cache) for head in model.heads]
     return [head.output(head.features(each)) for head, each in zip(model.heads, states, strict=True)]
+
+
+@functools.cache
+def allowed_classes(layout: VocabLayout, group: int, phase: int, head: int) -> dict[int, int]:
+    """What a head may choose in a step whose first token is of stream `phase`: token id by class.
+
+    Codes come first, as many classes as the largest codebook that the head ever meets has entries; then `<eosp>`; then
+    the pad, where some length of speech leaves that place of its last step free.
+    """
+    num_streams = layout.num_streams
+    _, first, size = layout.streams[(phase + head) % num_streams]
+    most = max(layout.codebook_sizes[(n * group + head) % num_streams] for n in range(num_streams))
+    ids = {code: first + code for code in range(size)} | {most: layout.id_of("<eosp>")}
+    rests = (num_streams * num_frames % group for num_frames in range(1, group + 1))
+    if any(0 < rest <= head for rest in rests):
+        ids[most + 1] = layout.id_of("<|speech_pad|>")
+    return ids
+
+
+def masked_classes(logits: torch.Tensor, allowed: dict[int, int]) -> torch.Tensor:
+    """Class logits [C] of a head with -inf at every class that is not allowed."""
+    if len(allowed) == len(logits):
+        return logits
+    out = torch.full_like(logits, -torch.inf)
+    out[list(allowed)] = logits[list(allowed)]
+    return out
 
 
 def masked(grammar: Grammar, logits: torch.Tensor) -> torch.Tensor:

@@ -12,15 +12,18 @@ Example:
     wave = plain.decode(plain.encode(wave)[:5])  # [8, T], [320 * T]
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from slmkit.bench.race import twin
 
-WeightNorm = twin("facodec").WeightNorm
+plain_modules = twin("facodec")
 
 
 def named(module: nn.Module, *names: str) -> nn.Module:
@@ -37,7 +40,7 @@ class Conv(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = named(WeightNorm((c_out, c_in, kernel), c_out), "conv")
+        self.conv = named(plain_modules.WeightNorm((c_out, c_in, kernel), c_out), "conv")
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +55,7 @@ class Conv(nn.Module):
 class TransposedConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
-        self.convtr = named(WeightNorm((c_in, c_out, 2 * stride), c_out), "convtr")
+        self.convtr = named(plain_modules.WeightNorm((c_in, c_out, 2 * stride), c_out), "convtr")
         self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,6 +113,22 @@ class PlainSpeechTokenizer(nn.Module):
         self.encoder = named(nn.Sequential(*encoder), "model")
         self.decoder = named(nn.Sequential(*decoder), "model")
         self.quantizer = named(nn.ModuleList(self._book(entries, dimension) for _ in range(codebooks)), "vq", "layers")
+
+    @staticmethod
+    def from_directory(directory: Path, device: torch.device | str = "cpu") -> "PlainSpeechTokenizer":
+        """Of what `slmkit codec add` wrote, with the streams that are used."""
+        described = json.loads((directory / "codec.json").read_text())
+        config = described["config"]
+        plain = PlainSpeechTokenizer(
+            filters=config["n_filters"],
+            strides=config["strides"],
+            dimension=config["dimension"],
+            layers=config["lstm_layers"],
+            entries=config["codebook_size"],
+            codebooks=described["streams"],
+        )
+        plain_modules.load_folded(plain, safetensors.torch.load_file(directory / "model.safetensors"))
+        return plain.eval().to(device)
 
     @staticmethod
     def _book(entries: int, dimension: int) -> nn.Module:

@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from slmkit.codec.added import Added, Source
+from slmkit.codec.hf.pretrained import Few, Ratios, Size
 from slmkit.codec.lstm import lstm_layout
 from slmkit.codec.snake import DILATIONS, KERNEL
 from slmkit.codec.snake.activation import kaiser_sinc_filter
 from slmkit.codec.weights import Layout, check_layout, fold
 from slmkit.config.load import Config, from_dict, to_dict
-from slmkit.config.values import Count
 from slmkit.errors import UserError
 
 PARTS = ("CodecEnc", "generator")
@@ -30,12 +31,12 @@ LAST_KERNEL = 3  # of the encoder
 class BigCodecConfig(Config):
     """Sizes of the network. The decoder's strides are the encoder's from last to first."""
 
-    width: Count
-    strides: tuple[Count, ...]
-    lstm_layers: Count
-    latent: Count
-    codebook_size: Count
-    code_dim: Count
+    width: Size = Field(description="channels of the encoder's first layer")
+    strides: Ratios = Field(description="strides of the encoder")
+    lstm_layers: Few = Field(description="layers of each LSTM")
+    latent: Size = Field(description="width of the latents")
+    codebook_size: Size = Field(description="entries of the codebook")
+    code_dim: Size = Field(description="width of an entry")
 
     @property
     def hop(self) -> int:

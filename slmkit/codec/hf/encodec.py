@@ -20,6 +20,7 @@ from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.pretrained import (
     Few,
     NetworkFile,
+    PadMode,
     Rate,
     Ratios,
     Size,
@@ -46,10 +47,11 @@ class _NetworkFile(NetworkFile):
     sampling_rate: Rate = Field(default=24000, description="samples per second")
     audio_channels: Literal[1] = Field(default=1, description="channels of the audio")
     normalize: Literal[False] = Field(default=False, description="whether loudness is a part of the codes")
-    chunk_length_s: None = Field(default=None, description="seconds that are coded by themselves")
+    chunk_length_s: Annotated[None, Takes("null")] = Field(default=None, description="seconds coded by themselves")
     norm_type: Literal["weight_norm"] = Field(default="weight_norm", description="normalization")
     num_filters: Size = Field(default=32, description="channels of the first convolution")
     hidden_size: Size = Field(default=128, description="width of the latents")
+    pad_mode: PadMode = Field(default="reflect", description="padding of convolutions")
     num_residual_layers: Few = Field(default=1, description="residual layers of a block")
     upsampling_ratios: Ratios = Field(default=(8, 5, 4, 2), description="strides of the decoder")
     kernel_size: Few = Field(default=7, description="first kernel")

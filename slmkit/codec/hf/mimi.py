@@ -19,8 +19,10 @@ from slmkit.codec.hf.convolutions import windowed
 from slmkit.codec.hf.pretrained import (
     Few,
     NetworkFile,
+    PadMode,
     Rate,
     Ratios,
+    RotaryFile,
     Size,
     check_streams,
     checked,
@@ -46,6 +48,7 @@ class _NetworkFile(NetworkFile):
     use_causal_conv: Literal[True] = Field(default=True, description="whether convolutions look back only")
     hidden_size: Size = Field(default=512, description="width of the latents")
     num_filters: Size = Field(default=64, description="channels of the first convolution")
+    pad_mode: PadMode = Field(default="constant", description="padding of convolutions")
     num_residual_layers: Few = Field(default=1, description="residual layers of a block")
     upsampling_ratios: Ratios | None = Field(default=None, description="strides of the decoder")
     kernel_size: Few = Field(default=7, description="first kernel")
@@ -60,6 +63,7 @@ class _NetworkFile(NetworkFile):
     intermediate_size: Size = Field(default=2048, description="inner width of a transformer")
     num_attention_heads: Few = Field(default=8, description="heads")
     num_key_value_heads: Few = Field(default=8, description="heads of keys")
+    rope_parameters: RotaryFile | None = Field(default=None, description="rotary positions")
     sliding_window: Size = Field(default=250, description="positions that attention reaches back")
 
 

@@ -17,29 +17,30 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
 from annotated_types import Ge, Le, MaxLen, MinLen
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.types import Strict
 from torch import nn
 
 from slmkit.codec.added import Added, Source, identity
 from slmkit.codec.base import CodecSpec, Role, Stream
 from slmkit.codec.single import exact_float32
+from slmkit.codec.weights import check_layout
 from slmkit.config.load import Config, from_dict
-from slmkit.config.values import Takes
+from slmkit.config.values import Positive, Takes
 from slmkit.errors import UserError
 
 Size = Annotated[int, Strict(), Ge(1), Le(2**16)]
 Few = Annotated[int, Strict(), Ge(1), Le(64)]  # layers, kernels, strides
 Rate = Annotated[int, Strict(), Ge(1000), Le(10**6)]
 Ratios = Annotated[tuple[Few, ...], MinLen(1), MaxLen(8), Takes("a list of 1 to 8 whole numbers up to 64")]
+PadMode = Literal["constant", "reflect", "replicate"]
 MAX_HOP = 2**14  # samples
 MAX_PARAMETERS = 4 * 10**9
-SHOWN = 5  # problems
 # Of a codebook: what training has counted, and whether it has begun.
 TRAINING_ONLY = re.compile(r"\.(inited|initialized|cluster_size|embed_avg)$")
 BEGUN = re.compile(r"\.(inited|initialized)$")
@@ -56,6 +57,13 @@ class NetworkFile(Config):
     """The numbers of a codec's config.json that decide how much is built; transformers checks the others."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class RotaryFile(NetworkFile):
+    """Rotary positions. Others than the plain ones would depend on how much is given at once."""
+
+    rope_type: Literal["default"] = Field(default="default", description="kind of rotary positions")
+    rope_theta: Positive = Field(default=10000.0, description="slowest period, in positions")
 
 
 def read_pretrained(source: Source, model_type: str, codebook: str) -> Added | None:
@@ -94,11 +102,7 @@ def plain_weights(state: Mapping[str, Any], where: Any) -> dict[str, torch.Tenso
     for name, value in state.items():
         if BEGUN.search(name) and not bool((value == 1).all()):
             raise UserError(f"{where} holds a codebook that was never trained", got=f"{name}: {value.tolist()}")
-    return {
-        canonical(name): value.float() if value.is_floating_point() else value
-        for name, value in state.items()
-        if not TRAINING_ONLY.search(name)
-    }
+    return {canonical(name): value.float() for name, value in state.items() if not TRAINING_ONLY.search(name)}
 
 
 def canonical(name: str) -> str:
@@ -136,11 +140,12 @@ def load_network(model_class: str, config_class: str, added: Added, device: torc
     )
     try:
         config = getattr(transformers, config_class).from_dict(dict(added.config))
-        with torch.device("meta"):
-            expected = network(config).state_dict()
-        state = _fitting(added.weights, expected)
-        with _quietly():
-            model = network.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+        with torch.random.fork_rng(devices=[]):  # weights may be drawn before they are loaded
+            with torch.device("meta"):
+                expected = network(config).state_dict()
+            state = _fitting(added.weights, expected)
+            with _quietly():
+                model = network.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     except unfit as error:
         raise UserError(f"the codec's config does not describe a {model_class}: {str(error)[:500]}") from error
     model.eval().requires_grad_(False)
@@ -158,18 +163,9 @@ def _fitting(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.T
             "the codec's config describes a network that is too large", expected=f"{MAX_PARAMETERS:,} numbers"
         )
     needed = {canonical(name): name for name in expected if not TRAINING_ONLY.search(name)}
-    problems = [f"missing: {name}" for name in needed if name not in weights]
-    problems += [f"unexpected: {name}" for name in weights if name not in needed]
-    for name in needed.keys() & weights.keys():
-        shape, wanted = list(weights[name].shape), list(expected[needed[name]].shape)
-        if shape != wanted:
-            problems.append(f"shape of {name}: {shape}, not {wanted}")
-        elif not bool(weights[name].isfinite().all()):
-            problems.append(f"not finite: {name}")
-    if problems:
-        shown = [*sorted(problems)[:SHOWN], *([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])]
-        raise UserError("the codec's weights are not those that its config describes", got=", ".join(shown))
-    state = {needed[name]: value for name, value in weights.items()}
+    layout = {name: tuple(expected[own].shape) for name, own in needed.items()}
+    fitting = check_layout(weights, layout, "the codec's weights are not those that its config describes")
+    state = {needed[name]: value for name, value in fitting.items()}
     for name, value in expected.items():
         if TRAINING_ONLY.search(name):
             state[name] = torch.ones(value.shape) if BEGUN.search(name) else torch.zeros(value.shape)

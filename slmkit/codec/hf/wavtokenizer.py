@@ -23,6 +23,7 @@ from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.pretrained import (
     Few,
     NetworkFile,
+    PadMode,
     Rate,
     Ratios,
     Size,
@@ -63,6 +64,7 @@ class _NetworkFile(NetworkFile):
     norm_type: Literal["weight_norm"] = Field(default="weight_norm", description="normalization of the encoder")
     num_filters: Size = Field(default=32, description="channels of the first convolution")
     upsampling_ratios: Ratios = Field(default=(6, 5, 5, 4), description="strides of the encoder, the last first")
+    pad_mode: PadMode = Field(default="reflect", description="padding of convolutions")
     num_residual_layers: Few = Field(default=1, description="residual layers of a block")
     dilation_growth_rate: Few = Field(default=2, description="growth of the dilation")
     compress: Few = Field(default=2, description="of the width in residual layers")

@@ -28,6 +28,7 @@ from slmkit.codec.hf.pretrained import (
     Few,
     NetworkFile,
     Ratios,
+    RotaryFile,
     Size,
     check_streams,
     checked,
@@ -73,6 +74,7 @@ class _NetworkFile(NetworkFile):
     intermediate_size: Size = Field(default=4096, description="inner width")
     num_hidden_layers: Few = Field(default=12, description="layers of the decoder")
     num_attention_heads: Few = Field(default=16, description="heads")
+    rope_parameters: RotaryFile | None = Field(default=None, description="rotary positions")
     quantization_dim: Size = Field(default=2048, description="width of the latents")
     quantization_levels: Levels = Field(default=(4,) * 8, description="levels of each rounded number")
     semantic_model_config: _BertFile = Field(default=_BertFile(), description="W2V-BERT")

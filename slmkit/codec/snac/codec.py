@@ -40,11 +40,22 @@ from slmkit.codec.snac.network import (
 from slmkit.codec.stages import Stage, Windowed
 from slmkit.codec.weights import check_layout, fold
 from slmkit.config.load import Config, from_dict, to_dict
-from slmkit.config.values import Flag
+from slmkit.config.values import Flag, Takes
 from slmkit.errors import UserError
 
 Width = Annotated[int, Strict(), Ge(1), Le(2**14)]
-Rates = Annotated[tuple[Annotated[int, Strict(), Ge(2), Le(64)], ...], MinLen(1), MaxLen(8)]
+Rates = Annotated[
+    tuple[Annotated[int, Strict(), Ge(2), Le(64)], ...],
+    MinLen(1),
+    MaxLen(8),
+    Takes("a list of 1 to 8 whole numbers from 2 to 64"),
+]
+Strides = Annotated[
+    tuple[Annotated[int, Strict(), Ge(1), Le(64)], ...],
+    MinLen(1),
+    MaxLen(8),
+    Takes("a list of 1 to 8 whole numbers from 1 to 64"),
+]
 SIGNATURE = {"vq_strides", "encoder_rates", "decoder_rates", "sampling_rate"}  # keys by which config.json is known
 LICENCE = "MIT"
 
@@ -61,9 +72,7 @@ class SnacConfig(Config):
     attn_window_size: Width | None = Field(default=32, description="latents that attention looks at; null: none")
     codebook_size: Annotated[int, Strict(), Ge(2), Le(2**16)] = Field(default=4096, description="entries of a codebook")
     codebook_dim: Width = Field(default=8, description="width of an entry")
-    vq_strides: Annotated[tuple[Annotated[int, Strict(), Ge(1), Le(64)], ...], MinLen(1), MaxLen(8)] = Field(
-        default=(8, 4, 2, 1), description="latents per code of each level"
-    )
+    vq_strides: Strides = Field(default=(8, 4, 2, 1), description="latents per code of each level")
     noise: Flag = Field(default=True, description="whether the decoder adds noise")
     depthwise: Flag = Field(default=True, description="whether convolutions have a group per channel")
 

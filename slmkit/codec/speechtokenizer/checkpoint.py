@@ -12,32 +12,34 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from slmkit.codec.added import Added, Source
+from slmkit.codec.hf.pretrained import Few, Rate, Ratios, Size
 from slmkit.codec.lstm import lstm_layout
 from slmkit.codec.weights import Layout, check_layout, fold
 from slmkit.config.load import Config, from_dict, to_dict
-from slmkit.config.values import Count
 from slmkit.errors import UserError
 
 TRAINING_ONLY = re.compile(r"transform\.|quantizer\.vq\.layers\.\d+\._codebook\.(inited|cluster_size|embed_avg)$")
 KERNEL = 7  # taps of the first and the last convolutions
+RESIDUAL_KERNEL = 3
 
 
 class SpeechTokenizerConfig(Config):
     """Sizes of the network. The defaults are those of the published model."""
 
-    n_filters: Count = 64
-    strides: tuple[Count, ...] = (8, 5, 4, 2)  # of the decoder
-    dimension: Count = 1024
-    bidirectional: Literal[True] = True
-    residual_kernel_size: Count = 3
-    n_residual_layers: Literal[1] = 1
-    lstm_layers: Count = 2
-    activation: Literal["ELU"] = "ELU"
-    codebook_size: Count = 1024
-    n_q: Count = 8
-    sample_rate: Count = 16000
+    n_filters: Size = Field(default=64, description="channels of the encoder's first layer")
+    strides: Ratios = Field(default=(8, 5, 4, 2), description="strides of the decoder; the encoder's are turned round")
+    dimension: Size = Field(default=1024, description="width of the latents")
+    bidirectional: Literal[True] = Field(default=True, description="whether the encoder's LSTM goes both ways")
+    residual_kernel_size: Literal[3] = Field(default=3, description="taps of the residual units")
+    n_residual_layers: Literal[1] = Field(default=1, description="residual units of a stage")
+    lstm_layers: Few = Field(default=2, description="layers of each LSTM")
+    activation: Literal["ELU"] = Field(default="ELU", description="activation")
+    codebook_size: Size = Field(default=1024, description="entries of a codebook")
+    n_q: Few = Field(default=8, description="codebooks")
+    sample_rate: Rate = Field(default=16000, description="samples per second")
 
     @property
     def hop(self) -> int:
@@ -100,7 +102,7 @@ def layout(config: SpeechTokenizerConfig, num_codebooks: int) -> Layout:
         normed(f"{key}.conv.conv", (c_out, c_in, kernel), c_out)
 
     def residual(key: str, channels: int) -> None:
-        conv(f"{key}.block.1", channels, channels // 2, config.residual_kernel_size)
+        conv(f"{key}.block.1", channels, channels // 2, RESIDUAL_KERNEL)
         conv(f"{key}.block.3", channels // 2, channels, 1)
         conv(f"{key}.shortcut", channels, channels, 1)
 

@@ -22,7 +22,10 @@ import math
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+
+from annotated_types import Ge, Le
+from pydantic import ConfigDict
 
 from slmkit.errors import UserError
 
@@ -39,13 +42,15 @@ Need = Literal["recognizer", "wavlm", "utmos", "copy_quality", "model"]  # the f
 class Metric:
     """How a metric is named and shown."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")  # of those in reports
+
     name: str  # in report.json
     label: str  # in tables
     note: str  # a sentence or two on what it says, for the page
     order: int  # its place among the others
     unit: str = ""  # "%" for a share, which is shown as such
     better: Literal["higher", "lower", ""] = ""  # "": neither
-    digits: int = 3  # behind the point
+    digits: Annotated[int, Ge(0), Le(9)] = 3  # behind the point
     # Utterances that are decoded together share the time: only the sum over all means something, without an interval.
     is_timed: bool = False
     is_detail: bool = False  # in the table of a report alone: no histogram, no examples, not compared

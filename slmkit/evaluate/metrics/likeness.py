@@ -1,4 +1,4 @@
-"""Codes and sound against the true ones, where the sentence was spoken in its own voice."""
+"""Codes and sound against the true ones, where the sentence was spoken in its own voice, or no voice was asked for."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
-from slmkit.evaluate.selection import OWN
+from slmkit.evaluate.selection import DEFAULT, OWN
 from slmkit.evaluate.spoken import Spoken
 
 
@@ -32,7 +32,7 @@ from slmkit.evaluate.spoken import Spoken
     ),
 )
 def likeness(spoken: Spoken) -> Scores:
-    if spoken.record.voice != OWN:
+    if spoken.record.voice not in (OWN, DEFAULT):
         return {}
     truths, number = spoken.truths, spoken.record.number
     shares = frame_agreement(truths.codes(number), spoken.codes)

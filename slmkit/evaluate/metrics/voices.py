@@ -1,33 +1,29 @@
 """How alike two voices are: the cosine of their speaker vectors.
 
-Two measures give vectors: the codec's own (the timbre vector that the model is given, so it flatters a model that
-obeys it), and WavLM with an x-vector head (WavLM-SV of arXiv 2110.13900, `WavLMForXVector` of transformers), which
-knows nothing of the codec. Vectors of different measures, or of different codecs, cannot be compared.
+Two measures give vectors: the codec (its own, or those of the voice encoder beside it; the model is given the same, so
+it flatters a model that obeys it), and WavLM with an x-vector head (`slmkit.voice.wavlm`), which knows nothing of the
+codec. Vectors of different measures, or of different codecs, cannot be compared. Where no voice was asked for, there is
+nothing to compare with.
 
 Invariant: the vector of an utterance depends on its own samples only.
 
 Example:
-    voice = WavLMVoice.load("wavlm-base-plus-sv")
+    voice = open_voice("wavlm-base-plus-sv")
     cosine(voice.vector(prompt, 16000), voice.vector(spoken, 16000))    # its authors' threshold for one voice is 0.86
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
 from slmkit.audio.io import resampled
 from slmkit.codec.base import Codec
-from slmkit.errors import BadSample
-from slmkit.evaluate.local_model import load_model, load_part
 from slmkit.evaluate.metrics import Metric, Score, Scores, measures, single
 from slmkit.evaluate.selection import OWN
 from slmkit.evaluate.spoken import Spoken, Vector
-
-FEWEST_FRAMES = 2  # over which a standard deviation can be taken
+from slmkit.voice.base import too_short
 
 
 @measures(
@@ -49,6 +45,8 @@ FEWEST_FRAMES = 2  # over which a standard deviation can be taken
 )
 def codec_similarity(spoken: Spoken) -> Scores:
     record, truths = spoken.record, spoken.truths
+    if not spoken.is_voice_asked or not truths.codec.spec.speaker_dim:
+        return {}
     vector = spoken.measured(lambda wave, rate: codec_vector(truths.codec, wave, rate))
     scores = {"codec_similarity": _similarity(vector, spoken.asked_vector)}
     if record.voice != OWN:
@@ -70,6 +68,8 @@ def codec_similarity(spoken: Spoken) -> Scores:
 def wavlm_similarity(spoken: Spoken) -> Scores:
     wavlm, number = spoken.tools.wavlm, spoken.record.voice_number
     assert wavlm is not None, "the registry asks for it"
+    if not spoken.is_voice_asked:
+        return {}
     if number is None:  # a voice from outside the corpus: there is no recording of it
         return {"wavlm_similarity": None}
     known = spoken.tools.recorded_voices
@@ -103,42 +103,6 @@ def codec_vector(codec: Codec, wave: npt.NDArray[Any], sample_rate: int) -> Vect
     """
     heard = resampled(wave, sample_rate, codec.spec.sample_rate)
     if codec.num_frames(len(heard)) == 0:
-        raise _too_short(wave, sample_rate)
+        raise too_short(wave, sample_rate)
     waves, lengths = torch.from_numpy(heard)[None].to(codec.device), torch.tensor([len(heard)], device=codec.device)
     return codec.encode(waves, lengths).speaker[0].float().cpu().numpy()
-
-
-class WavLMVoice:
-    """The x-vector of a WavLM model."""
-
-    def __init__(self, model: Any, extractor: Any) -> None:
-        """Of a WavLMForXVector and its Wav2Vec2FeatureExtractor."""
-        self.model, self.extractor = model, extractor
-
-    @staticmethod
-    def load(path: str | Path, device: str | torch.device = "cpu") -> "WavLMVoice":
-        """The model in directory `path`, float32 on `device`. Raises UserError when it holds none."""
-        model = load_model(WavLMForXVector, path, "wavlm", device, what="a WavLM model with an x-vector head")
-        return WavLMVoice(model, load_part(Wav2Vec2FeatureExtractor, path))
-
-    @torch.inference_mode()
-    def vector(self, wave: npt.NDArray[Any], sample_rate: int) -> Vector:
-        """The x-vector float32 [D] of `wave`, float [samples] at `sample_rate` Hz.
-
-        Raises BadSample "too_short" when it is too short to have one.
-        """
-        rate, config = self.extractor.sampling_rate, self.model.config
-        heard = resampled(wave, sample_rate, rate)
-        frames = len(heard)  # in the end those whose statistics make the vector
-        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-            frames = (frames - kernel) // stride + 1
-        spans = zip(config.tdnn_kernel, config.tdnn_dilation, strict=True)
-        frames -= sum((kernel - 1) * dilation for kernel, dilation in spans)
-        if frames < FEWEST_FRAMES:
-            raise _too_short(wave, sample_rate)
-        values = self.extractor(heard, sampling_rate=rate, return_tensors="pt").input_values
-        return self.model(values.to(self.model.device)).embeddings[0].cpu().numpy()
-
-
-def _too_short(wave: npt.NDArray[Any], sample_rate: int) -> BadSample:
-    return BadSample("too_short", "the wave is too short for a speaker vector", got=f"{len(wave) / sample_rate:.3f} s")

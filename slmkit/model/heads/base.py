@@ -1,7 +1,6 @@
 """What a speech head of multi-token prediction is: one per token of a speech step.
 
-Head i = K * frame + stream predicts the code of one stream in one frame of the step. Its classes are the codes of the
-stream, then `<eosp>`, then, from the second frame of the step on, `<|speech_pad|>`. Module names are the published
+Head i predicts token i of the step; its classes are those of `sequence.head_classes`. Module names are the published
 ones (`speech_heads.{i}.head...`), so that published weights load by name.
 
 A head computes in three stages. `states` looks at other positions, if the kind has decoder layers of its own;
@@ -22,17 +21,8 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedConfig
 
-from slmkit.data.vocab import VocabLayout
 from slmkit.model import losses
 from slmkit.model.backbone import Packing, run_layers
-
-
-def class_token_ids(layout: VocabLayout, head: int) -> list[int]:
-    """Token id of every class of head number `head`, in order: codes, `<eosp>`, and after the first frame the pad."""
-    frame, stream = divmod(head, layout.num_streams)
-    _, first, size = layout.streams[stream]
-    ids = [*range(first, first + size), layout.id_of("<eosp>")]
-    return [*ids, layout.id_of("<|speech_pad|>")] if frame else ids
 
 
 class OutputLayer(nn.Linear):
@@ -128,10 +118,14 @@ class SpeechHead(nn.Module):
         return self.features(states)
 
     def weights_per_step(self) -> int:
-        """Weights that one predicted speech step is multiplied with: of all linear layers outside `head_layers`.
+        """Weights that one predicted speech step is multiplied with: of all linear layers outside `head_layers`."""
+        return sum(linear_weights(part) for name, part in self.named_children() if name != "head_layers")
 
-        From the sizes of the layers: ZeRO-3 keeps the weights themselves elsewhere.
-        """
-        parts = [part for name, part in self.named_children() if name != "head_layers"]
-        linear = [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
-        return sum(module.in_features * module.out_features for module in linear)
+
+def linear_weights(module: nn.Module) -> int:
+    """Weights of all linear layers in a module.
+
+    From the sizes of the layers: ZeRO-3 keeps the weights themselves elsewhere.
+    """
+    linear = (part for part in module.modules() if isinstance(part, nn.Linear))
+    return sum(part.in_features * part.out_features for part in linear)

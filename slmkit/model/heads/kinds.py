@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from slmkit.model.backbone import norm_epsilon
 from slmkit.model.heads.base import OutputLayer, RowArithmetic, SpeechHead
 
 MLP_FACTOR = 2  # inner width in hidden sizes (published code)
@@ -63,7 +64,7 @@ class TransformerHead(SpeechHead):
 
     def __init__(self, config: PreTrainedConfig, *, num_classes: int, layers: nn.ModuleList) -> None:
         super().__init__(config, num_classes=num_classes, layers=layers)
-        self.head_norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.head_norm = nn.LayerNorm(config.hidden_size, eps=norm_epsilon(config))
         self.head_proj = OutputLayer(config.hidden_size, num_classes)
 
     @property

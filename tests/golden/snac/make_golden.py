@@ -1,7 +1,7 @@
 """Makes the golden files of SNAC with the published code, snac 1.2.1 from PyPI, which needs einops.
 
     pip install --no-deps --target SITE snac==1.2.1 einops
-    PYTHONPATH=.:tests:tests/codec:SITE python tests/golden/snac/make_golden.py
+    PYTHONPATH=.:tests:SITE python tests/golden/snac/make_golden.py
 
 Each file holds, for one of the tiny models of tests/codec/tiny_snac.py: `wave_int16` [N], the codes of each level
 `codes_I` int16, `decoded` float32 [n], the wave of these codes, and the codebooks by their names; the other weights are
@@ -14,8 +14,8 @@ from unittest import mock
 
 import numpy as np
 import snac
-import tiny_snac
 import torch
+from codec import tiny_snac
 from seeded_weights import wave
 
 from slmkit.codec.snac.network import normal_noise
