@@ -8,7 +8,7 @@ Example:
     from slmkit import SpeechLM, Synthesizer
 
     model = SpeechLM.from_pretrained("MODEL")
-    synthesizer = Synthesizer.load("MODEL", "CODEC")
+    synthesizer = Synthesizer.load("MODEL")
 """
 
 import importlib

@@ -161,14 +161,14 @@ def prepare_answer(
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
     path = Path(out)
-    log.set_up()
-    find_model(args)
-    check_voice(args.speaker or "", args.model)
     if not (is_stream and out == STDOUT):
         if path.exists() and not args.overwrite:
             raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
         if not is_stream and (out == STDOUT or (path.exists() and not path.is_file())):
             raise UserError("only --stream writes to standard output, a device or a pipe", got=out)
+    log.set_up()
+    find_model(args)
+    check_voice(args.speaker or "", args.model)
     settings = settings_of(args)
     synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
     speaker = synthesizer.read_speaker(args.speaker or "")

@@ -13,6 +13,9 @@ To check a run of 8 processes without starting it:
 
   slmkit train --config RUN.yaml --dry-run --processes 8
 
+Models that the config names by hub ids are fetched by that, too, so that machines without a network find them in the
+cache. RUN/config.yaml notes their commits.
+
 Options of the config can be given here too; the last value of an option counts:
 
   slmkit train --config libritts_mtp12 run_dir=/scratch/run model.group=6 optimizer.lr=1e-4

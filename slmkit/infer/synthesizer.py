@@ -247,6 +247,11 @@ class Voices:
         self._known: dict[str, Vector | UserError] = {}
         self._corpora: dict[str, tuple[ShardReader, dict[str, int]]] = {}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the voices beside the model."""
+        return tuple(self._named)
+
     def vector(self, source: str) -> Vector:
         """Speaker vector float32 [D]. Raises UserError when the source gives none."""
         if source not in self._known:

@@ -27,26 +27,26 @@ def with_commits(config: TrainConfig, world: World) -> TrainConfig:
     names = from_first(names) if is_grouped() else names  # another machine may have a directory of this name
     if not names:
         return config
-    config = _updated(config, {**_noted(config.run_dir), **config.revisions})
     commits: dict[str, str | None] = {}
 
     def find() -> None:
-        commits.update({name: commit_of(config.place(option, name)) for option, name in names.items()})
+        known = _with(config, {**_noted(config.run_dir), **config.revisions})
+        commits.update({name: commit_of(known.place(option, name)) for option, name in names.items()})
 
     in_first(find)
     commits = from_first(commits) if is_grouped() else commits
     found = {name: commit for name, commit in commits.items() if commit is not None}
-    config = _updated(config, {**config.revisions, **found})
+    pinned = _with(config, {**config.revisions, **found})
 
     def fetch() -> None:
         for option, name in names.items():
-            config.place(option, name)
+            pinned.place(option, name)
 
     in_chosen(fetch, is_chosen=world.local_rank == 0)
-    return config
+    return pinned
 
 
-def _updated(config: TrainConfig, revisions: dict[str, str]) -> TrainConfig:
+def _with(config: TrainConfig, revisions: dict[str, str]) -> TrainConfig:
     return config.model_copy(update={"revisions": dict(sorted(revisions.items()))})
 
 

@@ -77,7 +77,7 @@ def test_a_sentence_needs_the_model_alone(place: Path, capsys: pytest.CaptureFix
 
 def test_a_synthesizer_needs_the_model_alone(place: Path) -> None:
     synthesizer = Synthesizer.load("model")
-    assert [*synthesizer.voices] == ["s", "second"]
+    assert synthesizer.voices.names == ("s", "second")
     assert np.array_equal(synthesizer.read_speaker(), synthesizer.read_speaker("corpus:u3"))
     given = Synthesizer.load("model", "codec").speak(SENTENCE, synthesizer.read_speaker("s"), max_sec=0.2)
     assert np.array_equal(synthesizer.speak(SENTENCE, synthesizer.read_speaker(), max_sec=0.2).wave, given.wave)
@@ -165,7 +165,7 @@ def test_model_and_codec_by_the_names_of_the_hub(
     with pytest.raises(UserError, match=r"the model org/model is no directory here, and the hub may not be asked"):
         Synthesizer.load("org/model")
     hub.connect(monkeypatch, place / "home", offline=True)
-    assert Synthesizer.load("org/model").voices.keys() == {"s", "second"}
+    assert Synthesizer.load("org/model").voices.names == ("s", "second")
 
 
 def test_nothing_is_asked_of_the_hub_for_directories(place: Path, hub: HubServer) -> None:

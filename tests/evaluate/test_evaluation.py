@@ -373,7 +373,7 @@ def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     for words, message in (
         ([*parts, "--out", "x"], "expected either a model or --copy"),
         ([str(chain / "model"), "--copy", *parts, "--out", "x"], "expected either a model or --copy"),
-        ([str(chain / "model"), "--out", "x"], "needs a corpus and its codec"),
+        ([str(chain / "model"), "--out", "x"], "an evaluation needs a corpus"),
         ([str(chain / "model"), *parts, "--out", "x", "--temperature", "-1"], "temperature"),
         ([str(chain / "model"), *parts, "--out", "x", "--max-sec", "0"], "max_sec"),
         (["--compare", model, "--out", str(tmp_path / "t")], "nothing to compare"),
@@ -394,7 +394,7 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(
         ([str(tmp_path / "no"), *parts, "--out", out], "the model does not exist"),
         ([str(chain / "corpus"), *parts, "--out", out], "corpus is not a model that `slmkit consolidate` wrote"),
         ([model, "--corpus", str(chain / "model"), *parts[2:], "--out", out], "model is not a tokenized corpus"),
-        ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "no does not exist"),
+        ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "the Whisper model does not exist"),
         ([model, *parts, "--out", str(tmp_path / "full")], "the output directory exists and holds something else"),
         ([*parts, "--out", out, "--only", "score"], "holds no generated outputs"),
     ):
