@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.codec.base import Codes
+from slmkit.data.sequence import phases
 from slmkit.errors import UserError
 from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
@@ -109,6 +110,7 @@ class Engine:
             # Text rows are nearly all rows: they are not copied, and the few between them that are no text are left out
             # of the logits.
             rows = [weight[: int(self._ids[TEXT].max()) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
+        self._phases = phases(model.group, model.layout.num_streams)
         self._classes = self._classes_by_phase()
         self._decoder = SlotDecoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
         self._active: dict[int, ActiveRequest] = {}  # by slot
@@ -227,8 +229,9 @@ class Engine:
             heads = [head[places] for head in self._decoder.head_logits()]
             most = max(head.shape[1] for head in heads)
             padded = torch.stack([F.pad(head, (0, most - head.shape[1])) for head in heads], dim=1)
-            phases = torch.tensor([self._active[slot].grammar.phase for slot in slots], device=self.model.device)
-            logits, ids = torch.where(self._classes[phases], padded, -math.inf).flatten(0, 1), None
+            numbers = [self._phases.index(self._active[slot].grammar.phase) for slot in slots]
+            allowed = self._classes[torch.tensor(numbers, device=self.model.device)]
+            logits, ids = torch.where(allowed, padded, -math.inf).flatten(0, 1), None
         else:
             logits, ids = self._decoder.lm_logits(state)[places], self._ids[state]
             if state == TEXT:
@@ -240,14 +243,14 @@ class Engine:
         return chosen.view(len(slots), -1)
 
     def _classes_by_phase(self) -> torch.Tensor:
-        """Bool [K, H, C]: which classes a head may choose in a step of a phase."""
-        layout, heads = self.model.layout, self.model.heads
+        """Bool [phases, H, C]: which classes a head may choose in a step, for each of `_phases`."""
+        heads = self.model.heads
         most = max((head.output.out_features for head in heads), default=0)
-        classes = torch.zeros(layout.num_streams, len(heads), most, dtype=torch.bool)
-        for head, by_phase in enumerate(head_candidates(layout, self.model.group)):
+        classes = torch.zeros(len(self._phases), len(heads), most, dtype=torch.bool)
+        for head, by_phase in enumerate(head_candidates(self.model.layout, self.model.group)):
             for phase, ranges in by_phase.items():
                 for start, stop in ranges:
-                    classes[phase, head, start:stop] = True
+                    classes[self._phases.index(phase), head, start:stop] = True
         return classes.to(self.model.device)
 
     def _grammar(self) -> Grammar:
