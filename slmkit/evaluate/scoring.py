@@ -21,6 +21,7 @@ from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, families
 from slmkit.evaluate.outputs import Finished, finished
 from slmkit.evaluate.results import ALL, REPORT, TABLE_HEAD, Json, groups, line, metrics_of, read_report, summarize
+from slmkit.evaluate.selection import DEFAULT
 from slmkit.evaluate.spoken import Spoken, Tools, Truths
 from slmkit.files import provenance, sha256_file, write_json
 from slmkit.jobs import RECORDS, ProgressBar
@@ -116,7 +117,8 @@ def _check_belongs(outputs: Finished, truths: Truths) -> None:
             expected=outputs.names.get("corpus"),
         )
     for record in outputs.records:
-        if record.voice not in voices if record.voice_number is None else record.voice_number >= len(corpus):
+        is_known = record.voice in voices or record.voice == DEFAULT
+        if not is_known if record.voice_number is None else record.voice_number >= len(corpus):
             raise UserError(
                 f"the voice of an output is not known: {excerpt(record.voice)}",
                 got=outputs.directory,
