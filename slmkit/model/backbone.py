@@ -1,7 +1,7 @@
 """The decoder layers of the text model, and the attention they use.
 
-The layers are transformers' own. Here are the loop over them for training and for reading a prompt (`run_layers`; the
-step of one position over many answers is `infer/decoder.py`), and the attention function they call: causal, never
+The layers are transformers' own. Here are the loop over them (`run_layers`; for a decoding step `infer/decoder.py`
+gives it copies that share the weights), and the attention of training and of reading a prompt: causal, never
 across an utterance border. It serves every architecture through transformers' attention interface.
 
 An architecture fits where a decoder layer is made of linear layers, norms and one full attention with rotary positions
