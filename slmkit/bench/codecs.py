@@ -27,6 +27,7 @@ from slmkit.files import read_json
 
 SUMMARY = "table of codecs: seconds of audio per second, agreement with the plain loop, streams, reach"
 STREAM_FRAMES = 25  # of one push
+NAME_CHARS = 28
 ROW = "{:<28} {:>6} {:>6} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>9} {:>9} {:>12}"
 HEAD = ("codec", "Hz", "per s", "streams", "encode", "plain", "decode", "plain", "equal %", "wave", "stream", "reach")
 
@@ -89,7 +90,7 @@ def bench_directory(
         device=codec.device,
     )
     result: dict[str, Any] = {
-        "codec": path.name,
+        "codec": str(path),
         "kind": codec.spec.name,
         "sample_rate": codec.spec.sample_rate,
         "frame_rate": codec.spec.frame_rate,
@@ -135,7 +136,7 @@ def describe(result: Mapping[str, Any]) -> str:
     speeds = [shown(f"{task}_audio_sec_per_sec", ".2f") for task in tasks]
     equal = "-" if result["equal_codes"] is None else f"{100 * result['equal_codes']:.2f}"
     return ROW.format(
-        result["codec"][:28],
+        f"{result['kind']} {Path(result['codec']).name}"[:NAME_CHARS],
         result["sample_rate"],
         f"{result['frame_rate']:.4g}",
         f"{result['streams']}",

@@ -30,11 +30,8 @@ def test_a_codec_is_its_plain_loop(name):
     assert (found["stream_difference"] is not None) == streams
     assert not streams or found["stream_difference"] <= JOINED_BOUND
     assert all(found[f"{task}_audio_sec_per_sec"] > 0 for task in ("encode", "plain_encode", "decode", "plain_decode"))
-    assert describe(found).split()[1:4] == [
-        str(found["sample_rate"]),
-        f"{found['frame_rate']:.4g}",
-        str(found["streams"]),
-    ]
+    shown = [str(found["sample_rate"]), f"{found['frame_rate']:.4g}", str(found["streams"])]
+    assert describe(found).split()[2:5] == shown
 
 
 def test_without_a_plain_loop_the_rest_is_shown(fitted, capsys):
@@ -42,7 +39,7 @@ def test_without_a_plain_loop_the_rest_is_shown(fitted, capsys):
     assert main(words) == 0
     head, row = capsys.readouterr().out.splitlines()[1:]
     assert head.split()[:2] == ["codec", "Hz"]
-    assert row.split()[5] == row.split()[7] == "-"
+    assert row.split()[6] == row.split()[8] == "-"
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)[0]
     assert found["plain_encode_audio_sec_per_sec"] is found["equal_codes"] is None

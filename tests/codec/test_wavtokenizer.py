@@ -4,12 +4,14 @@ import argparse
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
+from codec.families import audio, family_directory, open_family
 from seeded_codecs import codec_state, read_golden, read_shapes, wave_of
 
-from slmkit.codec.added import add_codec
-from slmkit.codec.hf.wavtokenizer import WHOLE_FRAMES
+from slmkit.codec.added import WEIGHTS, add_codec
+from slmkit.codec.hf.wavtokenizer import ENCODER, QUANTIZER, WHOLE_FRAMES
 from slmkit.codec.open import open_codec
 from slmkit.codec.single import exact_float32
 from slmkit.codec.stages import run_in_pieces
@@ -38,7 +40,7 @@ def settings(hop, strides, **changes):
     return {"model": {"init_args": {part: {"init_args": values} for part, values in parts.items()}}}
 
 
-@pytest.fixture(scope="module", params=["wavtokenizer_75", pytest.param("wavtokenizer_40", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=VARIANTS)
 def name(request):
     return request.param
 
@@ -57,6 +59,7 @@ def codec(published):
     return open_codec(published / "codec")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [0, 1])
 def test_codes_and_waves_of_the_published_code(codec, name, number):
     golden = read_golden(f"{name}_golden_{number}")
@@ -72,6 +75,7 @@ def test_codes_and_waves_of_the_published_code(codec, name, number):
     np.testing.assert_allclose(decoded[0].numpy(), golden["decoded"].reshape(-1).clip(-1, 1), atol=WAVE_BOUND)
 
 
+@pytest.mark.full
 def test_frames_are_hops_rounded_up(codec, name):
     wave = wave_of(read_golden(f"{name}_golden_0"))
     for count in (1, codec.spec.hop_samples, codec.spec.hop_samples + 1):
@@ -110,11 +114,41 @@ def test_settings_of_another_checkpoint_are_refused(tmp_path):
     assert add_codec(tmp_path, tmp_path / "codec").frame_rate == 75
 
 
-def test_attention_in_steps_is_that_of_the_whole():
-    from codec.families import open_family
+def published_names(weights):
+    """The weights of transformers' form under the names of a published checkpoint."""
+    renamed = {}
+    for key, value in weights.items():
+        key = key.replace("head.linear.", "head.out.")
+        if key.startswith("encoder_model.encoder."):
+            key = key.replace(".conv.", ".conv.conv.").replace("encoder_model.encoder.layers.", ENCODER)
+        renamed[key.replace("encoder_model.quantizer.codebook.", QUANTIZER)] = value
+    return renamed
 
+
+def test_both_forms_are_one_codec(tmp_path):
+    weights = published_names(safetensors.torch.load_file(family_directory("wavtokenizer") / WEIGHTS))
+    more = {f"{QUANTIZER}inited": torch.ones(1), "head.istft.window": torch.ones(4), "dac.a.weight": torch.ones(4)}
+    made = {"state_dict": weights | more, "hyper_parameters": argparse.Namespace(lr=2e-4)}
+    torch.save(made, tmp_path / "a.ckpt")
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings(320, [8, 5, 4, 2], vq_bins=256)))
+    add_codec(tmp_path / "a.ckpt", tmp_path / "codec")
+    read, known = open_codec(tmp_path / "codec"), open_family("wavtokenizer")
+    wave = audio(24000)[None, :30000]
+    codes = read.encode(wave, torch.tensor([30000])).codes
+    assert torch.equal(codes, known.encode(wave, torch.tensor([30000])).codes)
+    assert torch.equal(read.decode(codes, torch.zeros(1, 0)), known.decode(codes, torch.zeros(1, 0)))
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings(600, [6, 5, 5, 4], vq_bins=256)))
+    with pytest.raises(UserError, match=r"is not the checkpoint .*\n.*a\.yaml: feature_extractor\.dowmsamples"):
+        add_codec(tmp_path / "a.ckpt", tmp_path / "other")
+    made["state_dict"][f"{QUANTIZER}inited"] = torch.zeros(1)
+    torch.save(made, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="holds a codebook that was never trained"):
+        add_codec(tmp_path / "a.ckpt", tmp_path / "other")
+
+
+def test_attention_in_steps_is_that_of_the_whole():
     attention = next(layer for layer in open_family("wavtokenizer").network.backbone.pos_net if hasattr(layer, "whole"))
-    values = torch.randn(1, 32, WHOLE_FRAMES + 77, generator=torch.Generator().manual_seed(0))
+    values = torch.randn(1, 64, WHOLE_FRAMES + 77, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found, expected = attention(values), attention.whole(values)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

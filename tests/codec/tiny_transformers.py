@@ -235,10 +235,9 @@ def make_wavtokenizer() -> Any:
         codebook_size=256,
         codebook_dim=16,
         num_lstm_layers=1,
-        decoder_hidden_size=32,
+        decoder_hidden_size=64,  # 32 groups of its normalization
         decoder_intermediate_size=64,
         decoder_num_layers=2,
-        decoder_attention_num_groups=8,
     )
     model = WavTokenizerModel(config).eval()
     with torch.no_grad():

@@ -169,6 +169,7 @@ def _config_of(weights: Mapping[str, torch.Tensor], where: Any) -> dict[str, Any
         lstm = next(int(name.split(".")[4]) for name in weights if name.startswith(ENCODER) and ".lstm." in name)
         kernels = [weights[f"{ENCODER}{layer}.conv.conv.weight_v"].shape[2] for layer in range(STAGE, lstm, STAGE)]
         strides = [kernel // 2 for kernel in kernels]
+        lstm_layers = sum(1 for name in weights if name.startswith(f"{ENCODER}{lstm}.lstm.weight_ih_l"))
         first, final = (weights[f"{ENCODER}{layer}.conv.conv.weight_v"] for layer in (0, lstm + 2))
         entries, width = weights[f"{QUANTIZER}embed"].shape
         blocks = [name for name in weights if name.startswith("backbone.convnext.") and name.endswith(".gamma")]
@@ -178,6 +179,7 @@ def _config_of(weights: Mapping[str, torch.Tensor], where: Any) -> dict[str, Any
             "num_filters": first.shape[0],
             "kernel_size": first.shape[2],
             "last_kernel_size": final.shape[2],
+            "num_lstm_layers": lstm_layers,
             "hidden_size": final.shape[0],
             "codebook_size": entries,
             "codebook_dim": width,
