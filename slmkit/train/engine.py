@@ -41,7 +41,7 @@ from slmkit.checkpoints import checkpoint
 from slmkit.config.train import OptimizerConfig
 from slmkit.log import get_logger
 from slmkit.model.pretrained import seeded
-from slmkit.world import World, free_port
+from slmkit.world import World, agent_attempt, free_port
 
 logger = get_logger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
@@ -68,15 +68,22 @@ def process_group(world: World) -> Iterator[torch.device]:
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if world.size == 1:
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    backend, attempt = "nccl" if on_gpu else "gloo", agent_attempt()
+    if attempt is not None:
+        # torchrun serves one store for all its attempts, where torch would find the addresses of the attempt before.
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        served = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
+        store = dist.PrefixStore(f"slmkit/attempt {attempt}", served)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
     # DeepSpeed prints that its operator is built, even if it was before.
     with contextlib.redirect_stdout(io.StringIO()), _compiling_announced():
-        _deepspeed().init_distributed("nccl" if on_gpu else "gloo", auto_mpi_discovery=False, verbose=False)
+        _deepspeed().init_distributed(backend, auto_mpi_discovery=False, verbose=False)
     if not on_gpu:
         # Processes of one machine share memory, 66 MiB each, which DeepSpeed would leave behind. Once all have it open
         # its name can go; the memory itself goes with the last of them, however that ends.
         dist.barrier()
-        port = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
-        buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{port}_{world.rank}"
+        place = f"{os.environ['MASTER_ADDR']}_{os.environ['MASTER_PORT']}"
+        buffer = f"deepspeed_allreduce_buffer_{os.getuid()}_{place}_{world.rank}"
         (SHARED_MEMORY / buffer).unlink(missing_ok=True)
     yield device
     group.leave()
