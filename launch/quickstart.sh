@@ -2,21 +2,25 @@
 # The whole chain on one machine, in minutes and without a GPU: audio files -> codec -> shards -> ZeRO-2 training with
 # two processes -> safetensors -> a WAV file to listen to.
 #
-#   bash launch/quickstart.sh [--mtp NUMBER] [--out DIR]
+#   bash launch/quickstart.sh [--mtp NUMBER] [--codec DIR] [--arch NAME] [--out DIR]
 #
-# --mtp   speech tokens predicted per step; 0 is next-token prediction; default 3
-# --out   new directory for everything this makes; default runs/quickstart-mtp3 (or the --mtp given)
+# --mtp    speech tokens predicted per step; 0 is next-token prediction; default 3
+# --codec  a codec of yours, in place of one that is fitted to the recordings
+# --arch   architecture of the tiny base model: qwen2 (default), qwen3, llama, smollm3
+# --out    new directory for everything this makes; default runs/quickstart-mtp3 (or the --mtp given)
 #
 # Without an active virtual environment it makes .venv and installs slmkit there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-MTP=3 OUT=""
+MTP=3 OUT="" CODEC="" ARCH=qwen2
 while [ $# -gt 0 ]; do
     case "$1" in
         --mtp) MTP="${2:?--mtp needs a number}"; shift 2 ;;
+        --codec) CODEC="${2:?--codec needs a directory}"; shift 2 ;;
+        --arch) ARCH="${2:?--arch needs a name}"; shift 2 ;;
         --out) OUT="${2:?--out needs a directory}"; shift 2 ;;
-        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "unknown option $1; see --help" >&2; exit 2 ;;
     esac
 done
@@ -37,22 +41,27 @@ AUDIO=tokenize_jobs/sample_corpus
 KEY=11_101_000000_000000 # the sentence that is spoken at the end
 step() { echo; echo "== $*"; }
 
-step "fit the built-in codec to the sample recordings"
-slmkit codec fit "$AUDIO" "$OUT/codec"
+if [ -z "$CODEC" ]; then
+    CODEC="$OUT/codec"
+    step "fit the built-in codec to the sample recordings"
+    slmkit codec fit "$AUDIO" "$CODEC"
+fi
 step "audio to shards of codes"
-slmkit tokenize run "$AUDIO" "$OUT/codec" "$OUT/shards"
+slmkit tokenize run "$AUDIO" "$CODEC" "$OUT/shards"
+VOICE=(--speaker "$OUT/shards:$KEY") SPEAKER=true
+if grep -q '"speaker_dim": 0' "$OUT/shards/manifest.json"; then VOICE=() SPEAKER=false; fi # the codec has no voices
 step "a tiny base model with a tokenizer of the corpus text"
-slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4
+slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4 --arch "$ARCH"
 step "train with two processes"
 STEPS=150
 if [ "$MTP" = 0 ]; then STEPS=240; fi # a step of 3 072 positions holds a third of the speech
 CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh "run_dir=$OUT/run" "base=$OUT/base" \
-    "data.corpus=$OUT/shards" "codec=$OUT/codec" "model.group=$MTP" "steps=$STEPS"
+    "data.corpus=$OUT/shards" "codec=$CODEC" "model.group=$MTP" "model.speaker=$SPEAKER" "steps=$STEPS"
 step "checkpoint to safetensors"
 slmkit consolidate "$OUT/run" "$OUT/model"
 step "speak a sentence it was trained on, and score it"
 TEXT="$(cat "$AUDIO"/*/*/"$KEY.normalized.txt")"
-slmkit synthesize "$OUT/model" "$TEXT" --speaker "$OUT/shards:$KEY" --out "$OUT/speech.wav"
+slmkit synthesize "$OUT/model" "$TEXT" "${VOICE[@]}" --out "$OUT/speech.wav"
 slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --out "$OUT/scores" --limit 8
 
 echo

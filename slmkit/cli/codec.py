@@ -94,7 +94,7 @@ def _list(_: argparse.Namespace) -> int:
             rate = f"{one.sample_rate / one.hop_samples:.4g}"
             print(row.format(one.name, one.sample_rate, rate, one.streams, "yes" if one.streaming else "no"))
             licences.setdefault(one.licence, []).append(one.name)
-    print("\nper s: frames per second. Licences of the published weights, as their cards say:")
+    print("\nper s: frames per second. Licences of the published weights, as far as known:")
     for licence, names in sorted(licences.items()):
         line = f"  {licence}: {', '.join(names)}"
         print(textwrap.fill(line, 80, subsequent_indent="    ", break_on_hyphens=False))

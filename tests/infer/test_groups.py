@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import random
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ from slmkit.infer.engine import Engine
 from slmkit.infer.request import Request, from_ids
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking
+from slmkit.model.slm import SpeechLM
 
 MIXED = (16, 9, 12, 4, 4, 4, 7, 16)
 SHAPES = [
     *(((8,) * 8, 3), ((8,) * 8, 6), ((8,) * 8, 12), (MIXED, 3), (MIXED, 12)),
     *(((16,) * 3, 2), ((16, 9, 12), 2), ((16, 9, 12), 4), ((16,), 12), ((16,) * 3, 7)),
 ]
+STREAMS = ((16,), (16,) * 3, (16, 9, 12), (8,) * 4, (8,) * 5, (8,) * 7, (8,) * 8, MIXED, (4,) * 15, (4,) * 32)
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "smollm3")
 TEXTS = ("The river froze.", "Nobody had told him.")
 
 
@@ -39,7 +43,7 @@ class Spelling:
         return codes.transpose(1, 2).flatten(1).float()
 
 
-def requests(seed: int) -> list[Request]:
+def requests(seed: int, max_sec: float) -> list[Request]:
     rng = np.random.default_rng(seed)
     warm = Sampling(temperature=1.0, top_p=0.95, repetition_penalty=1.3)
     return [
@@ -47,7 +51,7 @@ def requests(seed: int) -> list[Request]:
             prompt=tuple(rng.integers(0, BASE_SIZE - 2, rng.integers(1, 16)).tolist()),
             speech_sampling=Sampling() if i == 0 else warm,
             seed=i,
-            max_sec=0.15,
+            max_sec=max_sec,
             max_text_tokens=24,
         )
         for i in range(3)
@@ -56,11 +60,29 @@ def requests(seed: int) -> list[Request]:
 
 @pytest.mark.parametrize(("sizes", "group"), SHAPES)
 def test_alone_in_a_batch_and_streamed_the_same_codes(sizes: tuple[int, ...], group: int) -> None:
-    model = talkative_model(group, sizes=sizes)
-    engine = Engine(model, num_slots=3, num_positions=96)
-    asked = requests(group)
+    assert spoken_alike(talkative_model(group, sizes=sizes), sizes, group) > 5
+
+
+@pytest.mark.full
+def test_a_random_sample_of_settings() -> None:
+    """Codecs of 1 to 32 streams, every kind of head, every architecture of a base; 100 of all their combinations."""
+    rng, num_frames = random.Random(0), 0
+    for _ in range(100):
+        sizes, group = rng.choice(STREAMS), rng.choice((0, 1, 2, 3, 4, 6, 7, 12))
+        options = {"arch": rng.choice(ARCHITECTURES), "fusion": rng.choice(("mean", "mlp"))}
+        options["head"] = rng.choice(("linear", "mlp", "transformer"))
+        if group == 0:
+            options["softmax"] = rng.choice(("full", "stream"))
+        frames = spoken_alike(talkative_model(group, sizes=sizes, **options), sizes, group, max_sec=0.05)
+        num_frames += frames
+    assert num_frames > 200
+
+
+def spoken_alike(model: SpeechLM, sizes: tuple[int, ...], group: int, max_sec: float = 0.15) -> int:
+    """Frames of three answers, whose codes are the same alone, in a batch, streamed, and by a plain loop."""
+    engine = Engine(model, num_slots=3, num_positions=256)
+    asked = requests(group, max_sec)
     together = engine.generate(asked)
-    assert sum(output.codes.shape[1] for output in together) > 5
     codec = Spelling(dataclasses.replace(codec_spec(sizes), hop_samples=len(sizes)))
     for request, output in zip(asked, together, strict=True):
         assert (sizes > output.codes.T).all()
@@ -69,9 +91,12 @@ def test_alone_in_a_batch_and_streamed_the_same_codes(sizes: tuple[int, ...], gr
             wave = np.concatenate([*Speaking(engine, codec, request, np.zeros(8, np.float32))])
             assert np.array_equal(wave.reshape(-1, len(sizes)).T, output.codes)
     for request, output in zip(asked[:1], together, strict=False):
-        limits = Limits(max_frames=12, max_text_tokens=24)
+        if not output.codes.size:
+            continue
+        limits = Limits(max_frames=output.codes.shape[1], max_text_tokens=24)
         plain = generate(model, from_ids(request.prompt, model.layout, group), limits=limits)
         assert np.array_equal(plain.codes, output.codes)
+    return sum(output.codes.shape[1] for output in together)
 
 
 @functools.cache

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Tokenizes, trains, consolidates and speaks with a tiny codec of every kind, and with a base of every architecture, for
+# next-token prediction and groups of 3 and 12; prints the share of codes that a greedy answer has right. About a minute
+# for each on a machine of two cores. Exit code 1 where any is below 100 %.
+#
+#   bash tests/chains.sh [NAME ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [ -z "${VIRTUAL_ENV:-}" ]; then . .venv/bin/activate; fi
+export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$VIRTUAL_ENV/torch_extensions}"
+export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONPATH="$PWD:$PWD/tests"
+exec python tests/codec/chain.py "$@"
