@@ -103,7 +103,7 @@ def test_batched_greedy_is_the_plain_loop(kind: int) -> None:
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 def test_batched_greedy_is_what_teacher_forcing_predicts(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All positions at once, without a cache: each step's choice is the best allowed one after those before it."""
-    model, rng, fresh = talkative(kind), np.random.default_rng(kind + 50), Engine(talkative(kind), num_slots=3)
+    model, rng, fresh = talkative(kind), np.random.default_rng(kind + 52), Engine(talkative(kind), num_slots=3)
     requests = [request(model, rng, max_steps=24) for _ in range(3)]
     seen: list[dict] = []
     advance = fresh._decoder.advance
@@ -281,7 +281,7 @@ def test_penalty_forbids_what_was_said_lately() -> None:
 
 
 def test_the_penalty_sees_the_frame_that_is_not_whole_yet() -> None:
-    layout = talkative(13).layout
+    layout = talkative(12).layout
     grammar = make_grammar(layout, 4)
     grammar.accept_text(layout.id_of("<sosp>"))
     asked = Request(prompt=(1,), speech_sampling=Sampling(repetition_penalty=2.0, repetition_window=2))
