@@ -179,6 +179,7 @@ def try_seed(place: Path, directory: Path, kind: str, seed: int) -> str:
     return said
 
 
+@pytest.mark.full
 def test_a_few_changed_files_are_used_or_refused(place: Path, tmp_path: Path) -> None:
     """Few, since each is a command; `test_mutated_files.py` tries many inside this process."""
     for kind in FEW:

@@ -94,6 +94,7 @@ def test_an_evaluation_needs_no_codec(place: Path) -> None:
     assert main(["evaluate", "model", *words, "--out", "third"]) == 0
 
 
+@pytest.mark.full
 def test_a_server_lists_the_voices_of_the_model(place: Path) -> None:
     process = Process(["-m", "slmkit", "serve", "model", "--port", "0"], stdout=PIPE, stderr=PIPE)
     try:

@@ -131,6 +131,7 @@ def test_two_devices_share_a_task_and_another_codec_is_refused(codec, tmp_path, 
     assert tokenize(SAMPLES, codec, tmp_path / "bad", "--devices", "cpu,xpu:9") == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "number",
     [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.full) for number in (signal.SIGINT, signal.SIGUSR1))],

@@ -184,6 +184,7 @@ def test_a_stream_is_the_whole_however_it_is_cut(name, data):
     assert torch.equal(joined, streamed(codec, codes, [], first_frames=first, most_frames=32))
 
 
+@pytest.mark.full
 def test_a_long_utterance_goes_in_pieces(name, codec, monkeypatch):
     wave = audio(codec.spec.sample_rate)[None]
     count = torch.tensor([wave.shape[1]])

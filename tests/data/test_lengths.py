@@ -87,6 +87,7 @@ def test_a_damaged_one_is_made_again(corpus: Corpus, wording: Wording, tmp_path:
     assert (open_table(of_corpus(corpus), wording, directory=tmp_path) == expected).all()
 
 
+@pytest.mark.full
 def test_several_processes_build_the_same(
     corpus: Corpus, wording: Wording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_record_is_small() -> None:
     assert RECORD.itemsize == 26
 
 
+@pytest.mark.full
 def test_a_process_that_dies_is_named(
     corpus: Corpus, wording: Wording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def check_spoken(synthesizer: Synthesizer, speech: Spoken, outputs: dict[tuple[s
             assert own > foreign, (text, one, other)
 
 
+@pytest.mark.full
 def test_sentences_come_out_as_they_were_learnt(synthesizer: Synthesizer, speech: Spoken) -> None:
     asked = list(itertools.product(VOICES, SENTENCES))
     requests = [synthesizer.reading(text, speech.vector(voice, text), max_sec=MAX_SEC) for voice, text in asked]

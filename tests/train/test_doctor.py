@@ -317,6 +317,7 @@ def parity(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return json.loads(file.read_text())
 
 
+@pytest.mark.full
 def test_broken_accumulation_is_found_and_named(parity: dict[str, dict[str, str]]) -> None:
     assert parity["none"]["status"] == "ok", parity["none"]
     broken = {fault: f"{result['status']} {result['got']}" for fault, result in parity.items()}

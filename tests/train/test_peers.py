@@ -92,7 +92,10 @@ except UserError as error:
 
 @pytest.mark.parametrize(
     ("launch", "what"),
-    [("b", "rank 1 was started for another launch than the one at"), ("a", "rank 1 of the launch at")],
+    [
+        ("b", "rank 1 was started for another launch than the one at"),
+        pytest.param("a", "rank 1 of the launch at", marks=pytest.mark.full),
+    ],
 )
 def test_a_stranger_at_the_same_port_is_refused_and_the_launch_goes_on(tmp_path: Path, launch: str, what: str) -> None:
     script = tmp_path / "script.py"

@@ -80,6 +80,7 @@ def test_a_process_that_hangs_is_named_with_its_stack(place: Place) -> None:
     assert time.monotonic() - begin < 60
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("rank", "message"),
     [
@@ -94,6 +95,7 @@ def test_a_process_that_stopped_running_is_named(place: Place, rank: int, messag
     assert f"[rank {1 - rank}]" in errors
 
 
+@pytest.mark.full
 def test_a_process_that_died_is_named(place: Place) -> None:
     codes, errors = start_two(place, "dead", "die", rank=1, step=2)
     assert codes == [1, -9]
