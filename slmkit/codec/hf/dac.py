@@ -8,8 +8,6 @@ Example:
     slmkit codec add descript/dac_16khz codecs/dac --streams 4
 """
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 
@@ -17,6 +15,7 @@ from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.convolutions import to_whole_frames, windowed
 from slmkit.codec.hf.pretrained import (
     Few,
+    NetworkCodec,
     NetworkFile,
     Rate,
     Ratios,
@@ -29,8 +28,6 @@ from slmkit.codec.hf.pretrained import (
     spec_of,
 )
 from slmkit.codec.open import Preset, register_codec
-from slmkit.codec.single import SingleCodec
-from slmkit.codec.stages import Stage
 
 NAME = "dac"
 CODEBOOK = r"quantizer\.quantizers\.\d+\.codebook\.weight"
@@ -50,7 +47,7 @@ class DacFile(NetworkFile):
     codebook_dim: Size = Field(default=8, description="width of an entry")
 
 
-class Dac(SingleCodec):
+class Dac(NetworkCodec):
     """See the module."""
 
     def __init__(self, added: Added, device: torch.device) -> None:
@@ -58,9 +55,9 @@ class Dac(SingleCodec):
         hop = checked_hop(file.downsampling_ratios)
         self.network = load_network("DacModel", "DacConfig", added, device)
         check_streams(added, len(self.network.quantizer.quantizers))
-        self._encoding = windowed([self.network.encoder], start=lambda wave: to_whole_frames(wave, hop))
-        self._decoding = windowed(
-            [self.network.decoder], start=lambda codes: self.network.quantizer.from_codes(codes)[0]
+        self._encoding = (windowed([self.network.encoder], start=lambda wave: to_whole_frames(wave, hop)),)
+        self._decoding = (
+            windowed([self.network.decoder], start=lambda codes: self.network.quantizer.from_codes(codes)[0]),
         )
         spec = spec_of(
             NAME,
@@ -72,14 +69,8 @@ class Dac(SingleCodec):
         )
         super().__init__(spec, device)
 
-    def encoding_stages(self) -> Sequence[Stage]:
-        return (self._encoding,)
-
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return self.network.quantizer(latents, len(self.spec.streams))[1][0]
-
-    def decoding_stages(self) -> Sequence[Stage]:
-        return (self._decoding,)
 
 
 def _read(source: Source) -> Added | None:

@@ -9,7 +9,6 @@ Example:
     slmkit codec add facebook/encodec_24khz codecs/encodec-8 --streams 8
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +18,7 @@ from pydantic import Field
 from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.pretrained import (
     Few,
+    NetworkCodec,
     NetworkFile,
     PadMode,
     Rate,
@@ -33,8 +33,6 @@ from slmkit.codec.hf.pretrained import (
 )
 from slmkit.codec.hf.seanet import seanet_stages
 from slmkit.codec.open import Preset, register_codec
-from slmkit.codec.single import SingleCodec
-from slmkit.codec.stages import Stage
 from slmkit.config.values import Positive, Takes
 
 NAME = "encodec"
@@ -67,7 +65,7 @@ class _NetworkFile(NetworkFile):
     ] = Field(default=(24.0,), description="kilobits per second; the last says how many codebooks there are")
 
 
-class Encodec(SingleCodec):
+class Encodec(NetworkCodec):
     """See the module."""
 
     def __init__(self, added: Added, device: torch.device) -> None:
@@ -91,14 +89,8 @@ class Encodec(SingleCodec):
         )
         super().__init__(spec, device)
 
-    def encoding_stages(self) -> Sequence[Stage]:
-        return self._encoding
-
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return self.network.quantizer.encode(latents)[:, 0]
-
-    def decoding_stages(self) -> Sequence[Stage]:
-        return self._decoding
 
 
 def _read(source: Source) -> Added | None:

@@ -7,7 +7,6 @@ Example:
     slmkit codec add kyutai/mimi codecs/mimi --streams 8
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from slmkit.codec.base import Role
 from slmkit.codec.hf.convolutions import windowed
 from slmkit.codec.hf.pretrained import (
     Few,
+    NetworkCodec,
     NetworkFile,
     PadMode,
     Rate,
@@ -32,8 +32,7 @@ from slmkit.codec.hf.pretrained import (
     spec_of,
 )
 from slmkit.codec.open import Preset, register_codec
-from slmkit.codec.single import SingleCodec
-from slmkit.codec.stages import Recurrent, Stage
+from slmkit.codec.stages import Recurrent
 from slmkit.errors import UserError
 
 NAME = "mimi"
@@ -67,7 +66,7 @@ class _NetworkFile(NetworkFile):
     sliding_window: Size = Field(default=250, description="positions that attention reaches back")
 
 
-class Mimi(SingleCodec):
+class Mimi(NetworkCodec):
     """See the module. Convolutions and transformers work at twice the rate of the frames."""
 
     def __init__(self, added: Added, device: torch.device) -> None:
@@ -118,14 +117,8 @@ class Mimi(SingleCodec):
 
         return Recurrent(run, steps, steps)
 
-    def encoding_stages(self) -> Sequence[Stage]:
-        return self._encoding
-
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return self.network.quantizer.encode(latents, len(self.spec.streams))[:, 0]
-
-    def decoding_stages(self) -> Sequence[Stage]:
-        return self._decoding
 
 
 def _read(source: Source) -> Added | None:

@@ -28,7 +28,8 @@ from torch import nn
 
 from slmkit.codec.added import Added, Source, identity
 from slmkit.codec.base import CodecSpec, Role, Stream
-from slmkit.codec.single import exact_float32
+from slmkit.codec.single import SingleCodec, exact_float32
+from slmkit.codec.stages import Stage
 from slmkit.codec.weights import check_layout
 from slmkit.config.load import Config, from_dict
 from slmkit.config.values import Positive, Takes
@@ -64,6 +65,19 @@ class RotaryFile(NetworkFile):
 
     rope_type: Literal["default"] = Field(default="default", description="kind of rotary positions")
     rope_theta: Positive = Field(default=10000.0, description="slowest period, in positions")
+
+
+class NetworkCodec(SingleCodec):
+    """A codec whose two chains of stages are made once, of the parts of its network."""
+
+    _encoding: Sequence[Stage]
+    _decoding: Sequence[Stage]
+
+    def encoding_stages(self) -> Sequence[Stage]:
+        return self._encoding
+
+    def decoding_stages(self) -> Sequence[Stage]:
+        return self._decoding
 
 
 def read_pretrained(source: Source, model_type: str, codebook: str) -> Added | None:

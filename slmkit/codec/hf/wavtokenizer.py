@@ -12,7 +12,7 @@ Example:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch import nn
 from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.pretrained import (
     Few,
+    NetworkCodec,
     NetworkFile,
     PadMode,
     Rate,
@@ -37,8 +38,7 @@ from slmkit.codec.hf.pretrained import (
 )
 from slmkit.codec.hf.seanet import seanet_stages
 from slmkit.codec.open import Preset, register_codec
-from slmkit.codec.single import SingleCodec
-from slmkit.codec.stages import Stage, Windowed
+from slmkit.codec.stages import Windowed
 from slmkit.config.load import read_yaml
 from slmkit.errors import UserError
 
@@ -82,7 +82,7 @@ class _NetworkFile(NetworkFile):
     decoder_attention_num_groups: Size = Field(default=32, description="groups of its normalization")
 
 
-class WavTokenizer(SingleCodec):
+class WavTokenizer(NetworkCodec):
     """See the module."""
 
     def __init__(self, added: Added, device: torch.device) -> None:
@@ -95,7 +95,7 @@ class WavTokenizer(SingleCodec):
             if hasattr(layer, "proj_out"):
                 layers[place] = _AttentionInSteps(layer)
         self._encoding = seanet_stages(self.network.encoder_model.encoder.layers)
-        self._decoding = Windowed(lambda codes: self.network.decode(codes).audio_values, None, outputs_per_frame=hop)
+        self._decoding = (Windowed(lambda codes: self.network.decode(codes).audio_values, None, outputs_per_frame=hop),)
         spec = spec_of(
             NAME,
             added,
@@ -106,14 +106,8 @@ class WavTokenizer(SingleCodec):
         )
         super().__init__(spec, device)
 
-    def encoding_stages(self) -> Sequence[Stage]:
-        return self._encoding
-
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return self.network.encoder_model.quantizer.encode(latents)
-
-    def decoding_stages(self) -> Sequence[Stage]:
-        return (self._decoding,)
 
 
 class _AttentionInSteps(nn.Module):

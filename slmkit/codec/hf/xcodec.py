@@ -8,7 +8,6 @@ Example:
     slmkit codec add hf-audio/xcodec-hubert-librispeech codecs/xcodec
 """
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from slmkit.codec.hf.convolutions import to_whole_frames, windowed
 from slmkit.codec.hf.dac import DacFile
 from slmkit.codec.hf.pretrained import (
     Few,
+    NetworkCodec,
     NetworkFile,
     Rate,
     Ratios,
@@ -33,8 +33,7 @@ from slmkit.codec.hf.pretrained import (
     spec_of,
 )
 from slmkit.codec.open import Preset, register_codec
-from slmkit.codec.single import SingleCodec
-from slmkit.codec.stages import Stage, Windowed
+from slmkit.codec.stages import Windowed
 from slmkit.config.values import Positive, Takes
 from slmkit.errors import UserError
 
@@ -90,7 +89,7 @@ class _NetworkFile(NetworkFile):
     semantic_model_config: _WaveFile = Field(default=_WaveFile(), description="HuBERT or WavLM")
 
 
-class XCodec(SingleCodec):
+class XCodec(NetworkCodec):
     """See the module."""
 
     def __init__(self, added: Added, device: torch.device) -> None:
@@ -114,25 +113,21 @@ class XCodec(SingleCodec):
         )
         super().__init__(spec, device)
         context = round(CONTEXT_SEC * spec.frame_rate)
-        self._encoding = Windowed(
-            lambda wave: self.network.encode(to_whole_frames(wave, hop)).audio_codes,
-            Reach(context, context),
-            inputs_per_frame=hop,
+        self._encoding = (
+            Windowed(
+                lambda wave: self.network.encode(to_whole_frames(wave, hop)).audio_codes,
+                Reach(context, context),
+                inputs_per_frame=hop,
+            ),
         )
-        self._decoding = windowed([self.network.acoustic_decoder], start=self._latents)
+        self._decoding = (windowed([self.network.acoustic_decoder], start=self._latents),)
 
     def _latents(self, codes: torch.Tensor) -> torch.Tensor:
         quantized = self.network.quantizer.decode(codes.transpose(0, 1))
         return self.network.fc2(quantized.transpose(1, 2)).transpose(1, 2)
 
-    def encoding_stages(self) -> Sequence[Stage]:
-        return (self._encoding,)
-
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return latents[0]  # the network has no method that ends before its quantizer
-
-    def decoding_stages(self) -> Sequence[Stage]:
-        return (self._decoding,)
 
 
 def _read(source: Source) -> Added | None:

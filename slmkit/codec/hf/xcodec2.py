@@ -12,7 +12,6 @@ Example:
 """
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ from slmkit.codec.base import Reach
 from slmkit.codec.hf.convolutions import to_whole_frames
 from slmkit.codec.hf.pretrained import (
     Few,
+    NetworkCodec,
     NetworkFile,
     Ratios,
     RotaryFile,
@@ -39,8 +39,7 @@ from slmkit.codec.hf.pretrained import (
 )
 from slmkit.codec.hf.xcodec import CONTEXT_SEC, SemanticFile
 from slmkit.codec.open import Preset, register_codec
-from slmkit.codec.single import SingleCodec
-from slmkit.codec.stages import Stage, Windowed
+from slmkit.codec.stages import Windowed
 from slmkit.config.values import Takes
 from slmkit.errors import UserError
 
@@ -80,7 +79,7 @@ class _NetworkFile(NetworkFile):
     semantic_model_config: _BertFile = Field(default=_BertFile(), description="W2V-BERT")
 
 
-class XCodec2(SingleCodec):
+class XCodec2(NetworkCodec):
     """See the module."""
 
     def __init__(self, added: Added, device: torch.device) -> None:
@@ -104,8 +103,8 @@ class XCodec2(SingleCodec):
             padding_value=PADDING,
         )
         context = round(CONTEXT_SEC * spec.frame_rate)
-        self._encoding = Windowed(self._encode, Reach(context, context), inputs_per_frame=hop)
-        self._decoding = Windowed(self._decode, None, outputs_per_frame=hop)
+        self._encoding = (Windowed(self._encode, Reach(context, context), inputs_per_frame=hop),)
+        self._decoding = (Windowed(self._decode, None, outputs_per_frame=hop),)
 
     def num_frames(self, num_samples: int) -> int:
         return num_samples // self.spec.hop_samples + 1 if num_samples > 0 else 0
@@ -121,14 +120,8 @@ class XCodec2(SingleCodec):
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.network.decode(codes).audio_values
 
-    def encoding_stages(self) -> Sequence[Stage]:
-        return (self._encoding,)
-
     def quantize(self, latents: torch.Tensor) -> torch.Tensor:
         return latents[0]  # the network has no method that ends before its quantizer
-
-    def decoding_stages(self) -> Sequence[Stage]:
-        return (self._decoding,)
 
 
 def _read(source: Source) -> Added | None:
