@@ -39,7 +39,13 @@ REQUIRED = [
     "packaging>=24,<27",
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
-EVAL = ["jiwer>=4,<5", "pystoi>=0.4,<0.5", "pesq>=0.0.4,<0.1"]  # pesq is built with a C compiler
+EVAL = [
+    "jiwer>=4,<5",
+    "pystoi>=0.4,<0.5",
+    "pesq>=0.0.4,<0.1",  # built with a C compiler
+    "speechmos>=0.0.1.1,<0.1",  # for the network of DNSMOS that is in it
+    "onnxruntime>=1.20,<2",
+]
 SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
