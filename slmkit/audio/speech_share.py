@@ -14,15 +14,14 @@ Example:
     detector.share(wave, 24000)         # 0.83
 """
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.io import resampled
-from slmkit.errors import BadSample, UserError
+from slmkit.audio.packaged import packaged_network
+from slmkit.errors import BadSample
 
 SPEECH_RATE = 16_000  # Hz
 SPEECH_WINDOW = 512  # samples
@@ -30,8 +29,7 @@ BEFORE_WINDOW = 64  # samples before a window that the network hears with it
 WINDOWS_AT_A_TIME = 512
 STATE_SHAPE = (1, 1, 128)  # of both states of the network's LSTM
 SPEECH_PROBABILITY = 0.5
-SPEECH_NETWORK = Path("data") / "silero_vad_16k_sequence.onnx"  # in the package silero_vad
-SPEECH_INSTALL = "pip install 'slmkit[measure]'"
+SPEECH_NETWORK = ("silero_vad", "data/silero_vad_16k_sequence.onnx")
 
 
 class SpeechDetector:
@@ -44,23 +42,7 @@ class SpeechDetector:
     @staticmethod
     def load() -> "SpeechDetector":
         """The network of the installed package. Raises UserError when silero-vad or onnxruntime is not installed."""
-        found = importlib.util.find_spec("silero_vad")
-        if found is None or not found.submodule_search_locations:
-            raise UserError("the share of speech needs the package silero-vad", next_step=SPEECH_INSTALL)
-        path = Path(found.submodule_search_locations[0]) / SPEECH_NETWORK
-        if not path.is_file():
-            raise UserError(
-                "the package silero-vad is too old: it lacks a network", expected=path, next_step=SPEECH_INSTALL
-            )
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError(
-                "the share of speech needs the package onnxruntime", got=error, next_step=SPEECH_INSTALL
-            ) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        return SpeechDetector(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        return SpeechDetector(packaged_network(*SPEECH_NETWORK, what="the share of speech"))
 
     def share(self, wave: npt.NDArray[Any], sample_rate: int) -> float:
         """The share of `wave`, float [samples] at `sample_rate` Hz, that is speech: 0 to 1.

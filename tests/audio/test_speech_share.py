@@ -1,17 +1,14 @@
 """The share of speech: windows, blocks and the network of the package."""
 
 import importlib.util
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from slmkit.audio import speech_share
 from slmkit.audio.io import read_audio, resampled
 from slmkit.audio.speech_share import SPEECH_RATE, SpeechDetector
-from slmkit.errors import BadSample, UserError
+from slmkit.errors import BadSample
 
 HUMAN = Path("/usr/share/sounds/alsa/Front_Center.wav")
 is_installed = all(importlib.util.find_spec(name) for name in ("silero_vad", "onnxruntime"))
@@ -51,21 +48,6 @@ def test_windows_count_by_their_samples_and_blocks_go_on_where_the_one_before_en
 def test_a_wave_of_no_samples_has_no_share() -> None:
     with pytest.raises(BadSample, match="too short to look for speech"):
         SpeechDetector(Loud()).share(np.zeros(0, np.float32), SPEECH_RATE)
-
-
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(speech_share.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs the package silero-vad\n.*slmkit\[measure\]"):
-        SpeechDetector.load()
-    package = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(speech_share.importlib.util, "find_spec", lambda name: package)
-    with pytest.raises(UserError, match="silero-vad is too old"):
-        SpeechDetector.load()
-    (tmp_path / speech_share.SPEECH_NETWORK).parent.mkdir()
-    (tmp_path / speech_share.SPEECH_NETWORK).touch()
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="needs the package onnxruntime"):
-        SpeechDetector.load()
 
 
 @pytest.mark.full
