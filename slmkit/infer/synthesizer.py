@@ -40,7 +40,7 @@ from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking, checked_wave
 from slmkit.infer.watch import Watch, silent_tail_sec
-from slmkit.model.companions import check_codec_beside, codec_beside, voices_beside
+from slmkit.model.companions import check_codec_beside, codec_beside, rates_beside, voices_beside
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import excerpt, is_blank
@@ -124,8 +124,8 @@ class Synthesizer:
             check_codec_beside(directory, codec.spec, path)
         elif isinstance(codec, str | Path):
             codec = open_codec(local_path(codec, what="the codec"), place)
-        tokenizer, voices = TextTokenizer.load(directory), voices_beside(directory)
-        return Synthesizer(loaded, tokenizer, codec, num_slots=num_slots, max_sec=max_sec, voices=voices)
+        tokenizer, voices, rates = TextTokenizer.load(directory), voices_beside(directory), rates_beside(directory)
+        return Synthesizer(loaded, tokenizer, codec, num_slots=num_slots, max_sec=max_sec, voices=voices, rates=rates)
 
     @functools.cached_property
     def engine(self) -> Engine:
