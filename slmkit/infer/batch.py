@@ -258,6 +258,7 @@ class BatchSpeaker:
             raise BadSample("not_finite", "the model gave numbers that are not finite")
         words = self._synthesizer.words_of(output).text
         columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
+        columns |= {"warning": output.warning, "attempts": output.attempts, "runaways": output.runaways}
         if self._is_scored:
             columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
         elif not output.codes.shape[1]:
@@ -407,9 +408,9 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     """The value of a setting. Raises BadSample when it is of another type."""
     if kind is str and isinstance(value, str):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+    if kind in (int, bool) and type(value) is kind:
         return value
-    if kind not in (str, int) and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind not in (str, int, bool) and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if isinstance(value, float) or abs(value) <= sys.float_info.max else math.inf
-    expected = {str: "text", int: "a whole number"}.get(kind, "a number")
+    expected = {str: "text", int: "a whole number", bool: "true or false"}.get(kind, "a number")
     raise BadSample("bad_setting", f"{name} is of the wrong type", got=printable(repr(value)[:100]), expected=expected)
