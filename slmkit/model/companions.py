@@ -1,9 +1,10 @@
-"""What lies beside the weights of an exported model so that it can speak: where its codec is, and a few voices.
+"""What lies beside the weights of an exported model: where its codec is, a few voices, and what it was trained on.
 
     codec_source.json       where the codec is, a path or a hub id with its commit, and the hashes of its weights
     codec/                  the codec itself, where it was copied (`slmkit consolidate --with-codec`)
     voices/NAME.npy         a speaker vector, float32 [D]; audio files that are put there are voices, too
     voices/voices.json      which utterances the vectors are of
+    trained_on/             what the model was trained on (see `trained_on`)
 
 A run notes them in RUN/model when it begins, since corpus and codec may be elsewhere when it is exported. `codec` as a
 source means the folder beside: the directory may be moved. These files say nothing about the model, and do not count
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from slmkit.data.sources import Source
 
 SOURCE_FILE, CODEC_DIR, VOICES_DIR, VOICES_FILE = "codec_source.json", "codec", "voices", "voices.json"
+TRAINED_ON_DIR = "trained_on"
 HASHES = ("weights_sha256", "speaker_sha256")
 NUM_VOICES = 4
 LOOKED_AT = 64  # samples of a corpus, evenly spread, among which voices are chosen
@@ -102,6 +104,8 @@ def copy_companions(source: Path, target: Path) -> None:
         _copy(Path(path), target / VOICES_DIR / f"{name}{Path(path).suffix}")
     if (source / VOICES_DIR / VOICES_FILE).is_file():
         _copy(source / VOICES_DIR / VOICES_FILE, target / VOICES_DIR / VOICES_FILE)
+    for file in (source / TRAINED_ON_DIR).glob("*"):
+        _copy(file, target / TRAINED_ON_DIR / file.name)
 
 
 def copy_codec(directory: Path, codec: Path, files: Iterable[Path], spec: "CodecSpec") -> None:
