@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # Recipes, DeepSpeed settings and Slurm scripts: an installed slmkit has copies of them below slmkit/assets/.
 ASSETS = (
-    *("launch/*.yaml", "launch/recipes/*.yaml", "launch/*.sbatch"),
+    *("launch/*.yaml", "launch/recipes/*.yaml", "launch/studies/*.yaml", "launch/*.sbatch"),
     *("ds_configs/*.json", "tokenize_jobs/*.yaml", "tokenize_jobs/*.sbatch"),
 )
 

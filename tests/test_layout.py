@@ -27,6 +27,7 @@ RANKS = [
     ("train",),
     ("cluster",),
     ("evaluate", "serve", "bench"),
+    ("study",),
     ("cli",),
 ]
 RANK_OF = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
