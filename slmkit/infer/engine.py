@@ -77,7 +77,7 @@ class ActiveRequest:
 
     def reached(self) -> Limit | None:
         """The limit of the request that the answer has come to."""
-        if len(self.grammar.frames) >= self.max_frames:
+        if len(self.grammar.frames) >= self._max_frames:
             return "seconds"
         if self.num_text_steps >= self.request.max_text_tokens:
             return "text_tokens"
@@ -118,8 +118,8 @@ class ActiveRequest:
         else:
             distance = self._lookout.distance
             best = max(attempts, key=lambda one: (one.is_success, -distance(one.codes.shape[1])))
-        runaways = sum(one.runaways for one in attempts)
-        return dataclasses.replace(best, attempts=len(attempts), runaways=runaways)
+        runaways, num_steps = sum(one.runaways for one in attempts), sum(one.num_steps for one in attempts)
+        return dataclasses.replace(best, attempts=len(attempts), runaways=runaways, num_steps=num_steps)
 
 
 def _attempt(request: Request, attempt: int) -> Request:

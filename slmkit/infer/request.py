@@ -80,7 +80,7 @@ class Output:
 
     codes: Codes  # uint16 [K, T], whole frames
     text_ids: tuple[int, ...]  # the words around the speech
-    num_steps: int  # positions decoded, in this attempt
+    num_steps: int  # positions decoded, in all attempts
     reason: Reason
     limit: Limit | Runaway | None = None  # what stopped it: a limit, or the part of the watch that saw the runaway
     warning: Warned | None = None  # what is wrong with an answer that came to its end

@@ -42,7 +42,7 @@ LOOP_LEAK = 8  # frames of a loop that one other frame outweighs
 SILENCE_SEC = 3.0
 SILENT_DB, SILENT_LEVEL = -35.0, 1e-3  # below the loudest block, or below this root mean square, there is no speech
 BLOCK_SEC = 0.05
-CHECKED_GROWTH = 1.5  # of the frames between two looks at the sound, which is decoded for it
+CHECKED_SHARE = 0.5  # of its length that speech without a pause grows by until it is decoded and looked at again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,10 @@ class Lookout:
         least = SILENCE_SEC * self._frame_rate
         if self._watch.silent_sec is None or len(frames) < max(least, self._check_at):
             return False
-        self._check_at = max(len(frames) + least, CHECKED_GROWTH * len(frames))
-        return self._watch.silent_sec(np.array(frames, dtype=np.uint16).T) >= SILENCE_SEC
+        silent_sec = self._watch.silent_sec(np.array(frames, dtype=np.uint16).T)
+        wait = (SILENCE_SEC - silent_sec) * self._frame_rate
+        self._check_at = len(frames) + (wait if silent_sec else max(wait, CHECKED_SHARE * len(frames)))
+        return silent_sec >= SILENCE_SEC
 
 
 class RepeatCounter:
@@ -118,13 +120,26 @@ class RepeatCounter:
     def __init__(self, frame_rate: float) -> None:
         self._least = LOOP_SEC * frame_rate
         self._number_of: dict[tuple[int, ...], int] = {}  # a number for each kind of frame
+        self._waiting: list[int] = []  # numbers of frames that are not counted yet
+        self._known_run = 0
         self._num_frames = 0
         self._history, self._runs, self._needed = (np.zeros(0, np.int64) for _ in range(3))
 
     def add(self, frame: Sequence[int]) -> bool:
         """Take the K codes of the next frame; whether the speech is in a loop. A run outlives single frames that
         differ: each costs it `LOOP_LEAK` frames."""
-        number = self._number_of.setdefault(tuple(frame), len(self._number_of))
+        known = len(self._number_of)
+        number = self._number_of.setdefault(tuple(frame), known)
+        self._waiting.append(number)
+        # No run is longer than that of frames that were there before. Speech has few of them, and is not looked at.
+        self._known_run = self._known_run + 1 if number < known else max(self._known_run - LOOP_LEAK, 0)
+        if self._known_run < self._least:
+            return False
+        is_loop = [self._count(number) for number in self._waiting]
+        self._waiting.clear()
+        return is_loop[-1]
+
+    def _count(self, number: int) -> bool:
         count = self._num_frames
         if count == len(self._history):
             self._history, self._runs = (np.pad(a, (0, count + 256)) for a in (self._history, self._runs))
