@@ -13,7 +13,7 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
-    ("jobs", "weights", "hub"),
+    ("jobs", "weights", "hub", "precision"),
     ("config",),
     ("audio",),
     ("voice",),

@@ -30,9 +30,10 @@ from collections.abc import Sequence
 import torch
 
 from slmkit.codec.base import Codec, Reach, check_codes
-from slmkit.codec.single import exact_float32, limited
+from slmkit.codec.single import limited
 from slmkit.codec.stages import Chain, Stage, StagedCodec, Windowed, reach_of
 from slmkit.errors import UserError
+from slmkit.precision import exact_float32
 
 FIRST_FRAMES = 8  # of the first piece
 MOST_FRAMES = 128  # of a piece
