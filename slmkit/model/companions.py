@@ -1,9 +1,10 @@
-"""What lies beside the weights of an exported model so that it can speak: where its codec is, and a few voices.
+"""What lies beside the weights of an exported model: where its codec is, a few voices, and what it was trained on.
 
     codec_source.json       where the codec is, a path or a hub id with its commit, and the hashes of its weights
     codec/                  the codec itself, where it was copied (`slmkit consolidate --with-codec`)
     voices/NAME.npy         a speaker vector, float32 [D]; audio files that are put there are voices, too
     voices/voices.json      which utterances the vectors are of
+    trained_on/             what the model was trained on (see `trained_on`)
     speech_rates.json       frames per text token of the corpus, as quantiles: what speech that will not end is told by
 
 A run notes them in RUN/model when it begins, since corpus and codec may be elsewhere when it is exported. `codec` as a
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from slmkit.data.sources import Source
 
 SOURCE_FILE, CODEC_DIR, VOICES_DIR, VOICES_FILE = "codec_source.json", "codec", "voices", "voices.json"
+TRAINED_ON_DIR = "trained_on"
 RATES_FILE = "speech_rates.json"
 HASHES = ("weights_sha256", "speaker_sha256")
 NUM_VOICES = 4
@@ -113,6 +115,8 @@ def copy_companions(source: Path, target: Path) -> None:
         _copy(Path(path), target / VOICES_DIR / f"{name}{Path(path).suffix}")
     if (source / VOICES_DIR / VOICES_FILE).is_file():
         _copy(source / VOICES_DIR / VOICES_FILE, target / VOICES_DIR / VOICES_FILE)
+    for file in (source / TRAINED_ON_DIR).glob("*"):
+        _copy(file, target / TRAINED_ON_DIR / file.name)
     if (source / RATES_FILE).is_file():
         _copy(source / RATES_FILE, target / RATES_FILE)
 
