@@ -40,7 +40,7 @@ SHORT_FACTOR = 0.5  # of the lowest quantile of the corpus, below which the spee
 LOOP_SEC, LOOP_TIMES = 3.0, 3  # a loop lasts so long beyond its first turn, and has so many turns
 LOOP_LEAK = 8  # frames of a loop that one other frame outweighs
 SILENCE_SEC = 3.0
-SILENT_DB, SILENT_LEVEL = -35.0, 1e-3  # below the loudest block, or below this root mean square, there is no speech
+SILENT_DB, SILENT_LEVEL = -30.0, 1e-3  # below the loudest block, or below this root mean square, there is no speech
 BLOCK_SEC = 0.05
 CHECKED_SHARE = 0.5  # of its length that speech without a pause grows by until it is decoded and looked at again
 
