@@ -177,6 +177,7 @@ def make_requests(address: str, temperature: float, max_sec: float) -> list[dict
             "seed": 10 * i + j,
             "temperature": temperature,
             "max_sec": max_sec,
+            "watch": False,  # a model that has learnt nothing speaks on, too
             "response_format": "pcm",
             "stream": True,
         }

@@ -89,11 +89,12 @@ class SingleCodec(ABC):
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
         """As `Codec.decode`; the speaker vector says nothing to this codec."""
         check_codes(codes, self.spec)
-        waves = torch.zeros(len(codes), self.spec.hop_samples * codes.shape[2], device=self.device)
+        hop = self.spec.hop_samples
+        waves = torch.zeros(len(codes), hop * codes.shape[2], device=self.device)
+        stages = (*self.decoding_stages(), Windowed(limited, Reach(0, 0), hop, hop))
         with exact_float32(self.device):
             for i, one in enumerate(codes.to(self.device, torch.int64) if waves.numel() else ()):
-                wave = run_in_pieces(self.decoding_stages(), one[None], piece_frames=self.piece_frames)
-                waves[i] = limited(wave[0, 0])
+                waves[i] = run_in_pieces(stages, one[None], piece_frames=self.piece_frames)[0, 0]
         return waves
 
 

@@ -172,11 +172,12 @@ def _is_group(annotation: Any) -> bool:
 
 
 def _groups(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(prefix of its keys, group) of every group of options inside `kind`; `key[].` for those of a list."""
+    """(prefix of its keys, group) of every group of options in `kind`; `key[].` in lists, `key.NAME.` in mappings."""
     for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
         group, is_list = group_of(annotation)
         if group is not None:
-            inside = f"{prefix}{name}{'[]' if is_list else ''}."
+            is_mapping = is_list and typing.get_origin(annotation) is dict
+            inside = f"{prefix}{name}{'.NAME' if is_mapping else '[]' if is_list else ''}."
             yield inside, group
             yield from _groups(group, inside)
 

@@ -55,8 +55,11 @@ class OutputRecord:
     seed: int
     frames: Annotated[int, Ge(0)]
     steps: int | None  # positions decoded; None for copy synthesis
-    reason: Literal["end", "limit", "refused"]  # "refused": there is no answer, see `why`
-    limit: str | None = None
+    reason: Literal["end", "limit", "runaway", "refused"]  # "refused": there is no answer, see `why`
+    limit: str | None = None  # what stopped it, where it did not come to its end
+    warning: str | None = None  # "short": the speech is far shorter than its text
+    attempts: int = 1  # how often it was tried
+    runaways: int = 0  # of them, stopped because they would not have ended
     why: str = ""
     answer: str = ""  # in text, to a question; else the words around the speech
     question: str = ""
@@ -66,6 +69,8 @@ class OutputRecord:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "OutputRecord":
         """The columns that scoring reads, of a record of the job. Raises KeyError, TypeError or ValueError."""
+        newer = {"warning": None, "attempts": 1, "runaways": 0}  # columns that older jobs do not have
+        values = {**newer, **values}
         own = {field.name: values[field.name] for field in dataclasses.fields(OutputRecord)}
         # Texts may hold half a surrogate pair, which pydantic takes for an error.
         _RECORD.validate_json(json.dumps({name: _whole(value) for name, value in own.items()}))

@@ -61,6 +61,9 @@ class ServeMetrics:
             self.requests.labels(outcome)  # shown as 0 from the start
         self.audio_sec = Counter("slmkit_audio_seconds", "Speech made", **of)
         self.busy_sec = Counter("slmkit_busy_seconds", "Time that model and codec have computed", **of)
+        self.runaways = Counter(
+            "slmkit_runaways", "Attempts at answers that were stopped, since they would not have ended", **of
+        )
         self.first_audio_sec = Histogram(
             "slmkit_first_audio_seconds", "From a request to its first sound", buckets=SECONDS, **of
         )
@@ -261,6 +264,7 @@ class Worker:
             output = done.get(number)
             try:
                 if output is not None:
+                    self._metrics.runaways.inc(output.runaways)
                     output.check_finite()
                     if not output.codes.shape[1]:
                         self._fail(self._leave_slot(number), no_speech(output.limit))

@@ -93,6 +93,8 @@ def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
         "max_sec": 2.0,
         "max_text_tokens": 256,
         "seed": 9,
+        "watch": True,
+        "max_retries": 2,
     }
     assert (second.speaker, second.settings) == ("voice.wav", DEFAULTS)
     assert DEFAULTS.text_sampling == DEFAULTS.sampling

@@ -12,11 +12,11 @@ from slmkit.evaluate.spoken import Spoken
         better="higher",
         digits=1,
         order=10,
-        note="The model ended its speech itself; no speech at all is no success.",
+        note="The model ended its speech itself; no speech, or far too little for the text, is no success.",
     )
 )
 def success(spoken: Spoken) -> Scores:
-    return {"success": single(spoken.record.reason == "end" and spoken.record.frames > 0)}
+    return {"success": single(spoken.record.reason == "end" and spoken.record.frames > 0 and not spoken.record.warning)}
 
 
 @measures(
