@@ -45,6 +45,7 @@ EVAL = [
     "pesq>=0.0.4,<0.1",  # built with a C compiler
     "speechmos>=0.0.1.1,<0.1",  # for the network of DNSMOS that is in it
     "onnxruntime>=1.20,<2",
+    "distillmos>=0.9,<1",
 ]
 SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]
 EXTRAS = {

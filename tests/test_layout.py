@@ -56,6 +56,7 @@ CONFINED = {
     "jiwer": ("evaluate/metrics/words.py",),
     "pystoi": ("evaluate/metrics/copy_quality.py",),
     "pesq": ("evaluate/metrics/copy_quality.py",),
+    "distillmos": ("evaluate/metrics/opinion.py",),
     "onnxruntime": ("audio/dnsmos.py",),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
