@@ -58,6 +58,7 @@ CONFINED = {
     "pystoi": ("evaluate/metrics/copy_quality.py",),
     "pesq": ("evaluate/metrics/copy_quality.py",),
     "onnxruntime": ("audio/packaged.py",),
+    "distillmos": ("evaluate/metrics/opinion.py",),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 TOP_LEVEL = {
