@@ -21,7 +21,7 @@ def fitted(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("name", ["encodec", "dac", "wavtokenizer", "speechtokenizer", "bigcodec"])
+@pytest.mark.parametrize("name", ["encodec", "dac", "wavtokenizer", "speechtokenizer", "bigcodec", "snac_44khz"])
 def test_a_codec_is_its_plain_loop(name):
     found = bench_directory(family_directory(name), "cpu", 0.4, batch=2, rounds=1)
     assert found["equal_codes"] == 1
