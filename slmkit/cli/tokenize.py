@@ -177,10 +177,11 @@ def _refuse_early(config: "TokenizeConfig") -> None:
     from slmkit.corpora.layouts import ReadOptions, check_source
     from slmkit.tokenization.corpus_job import check_job_directory
     from slmkit.tokenization.plan import TokenizationPlan
+    from slmkit.tokenization.screen import job_settings
 
     if not TokenizationPlan.exists(config.out):
         check_source(config.kind, config.source, ReadOptions(columns=config.columns))
-    check_job_directory(config.out, {"settings": config.settings()})
+    check_job_directory(config.out, {"settings": job_settings(config)})
 
 
 def _plan_corpus(config: "TokenizeConfig") -> "TokenizationPlan":
