@@ -91,7 +91,7 @@ def _result(item: Failure | _Submitted, decoding: Decoding) -> Decoded | Failure
     try:
         return item.future.result()
     except WorkerDied:
-        what = f"decoding it crashed the process or took more than {decoding.limit_sec} s"
+        what = f"decoding or measuring it crashed the process or took more than {decoding.limit_sec} s"
         return Failure.of(item.key, BadSample("crashed", what))
 
 
