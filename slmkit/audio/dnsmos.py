@@ -1,7 +1,7 @@
 """How clean speech sounds, without a reference: DNSMOS P.835 (arXiv 2110.01763), on the scale of opinion scores 1 to 5.
 
 The network and its weights come with the PyPI package speechmos, so nothing is downloaded; onnxruntime runs it. Of
-that package only the file of the network is used: its Python code needs librosa. The only file that knows both.
+that package only the file of the network is used: its Python code needs librosa.
 
 The network hears 9.01 s at 16 kHz. A shorter wave is doubled until it is as long; a longer one is heard in windows that
 start a second apart, whose scores are averaged. The polynomials that turn its three numbers into opinion scores are
@@ -16,21 +16,19 @@ Example:
     dnsmos.scores(wave, 24000).overall      # 2.9
 """
 
-import importlib.util
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from slmkit.audio.io import resampled
-from slmkit.errors import BadSample, UserError
+from slmkit.audio.packaged import packaged_network
+from slmkit.errors import BadSample
 
 DNSMOS_RATE = 16_000  # Hz
 WINDOW_SAMPLES = int(9.01 * DNSMOS_RATE)
 SHORTEST_SEC = 0.1  # less is not worth repeating ninety times
-NETWORK = Path("dnsmos_models") / "sig_bak_ovr.onnx"  # in the package speechmos
-INSTALL = 'pip install "slmkit[eval]"'
+DNSMOS_NETWORK = ("speechmos", "dnsmos_models/sig_bak_ovr.onnx")
 # Of a raw number x: a x^2 + b x + c.
 SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
 BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
@@ -55,19 +53,7 @@ class Dnsmos:
     @staticmethod
     def load(*, num_threads: int = 1) -> "Dnsmos":
         """The network of the installed package. Raises UserError when speechmos or onnxruntime is not installed."""
-        found = importlib.util.find_spec("speechmos")
-        if found is None or not found.submodule_search_locations:
-            raise UserError("DNSMOS scores need the package speechmos", next_step=INSTALL)
-        path = Path(found.submodule_search_locations[0]) / NETWORK
-        if not path.is_file():
-            raise UserError("the package speechmos has no network of DNSMOS P.835", expected=path, next_step=INSTALL)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise UserError("DNSMOS scores need the package onnxruntime", got=error, next_step=INSTALL) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = num_threads
-        return Dnsmos(onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]))
+        return Dnsmos(packaged_network(*DNSMOS_NETWORK, what="DNSMOS", num_threads=num_threads))
 
     def scores(self, wave: npt.NDArray[Any], sample_rate: int) -> DnsmosScores:
         """Of `wave`, float [samples] at `sample_rate` Hz, clipped to [-1, 1].

@@ -212,6 +212,8 @@ def _job_settings(
         "seed": settings.seed,
         "max_sec": settings.max_sec,
         "max_text_tokens": settings.max_text_tokens,
+        "watch": settings.watch,
+        "max_retries": settings.max_retries,
         "sampling": dataclasses.asdict(settings.sampling),
         "text_sampling": dataclasses.asdict(settings.text_sampling),
         "codec": codec.spec.to_dict(),

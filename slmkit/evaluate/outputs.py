@@ -58,7 +58,7 @@ class OutputRecord:
     frames: Annotated[int, Ge(0)]
     steps: int | None  # positions decoded; None for copy synthesis
     reason: Literal["end", "limit", "runaway", "refused"]  # "refused": there is no answer, see `why`
-    limit: str | None = None
+    limit: str | None = None  # what stopped it, where it did not come to its end
     why: str = ""
     answer: str = ""  # in text, to a question; else the words around the speech
     question: str = ""
@@ -68,7 +68,7 @@ class OutputRecord:
     trained_voice: bool | None = None  # the same of the speaker whose voice it is
     attempts: Annotated[int, Ge(1)] = 1  # of speaking it; this is the best one
     runaways: Annotated[int, Ge(0)] = 0  # of them, that would not have ended
-    warning: str | None = None  # what is odd about it
+    warning: str | None = None  # "short": the speech is far shorter than its text
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "OutputRecord":

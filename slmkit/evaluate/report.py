@@ -128,10 +128,10 @@ def _worst_example(
     failure = ""
     if row["reason"] == "refused":
         failure = f"Not asked of the model: {row['why']}."
-    elif row["reason"] == "runaway":
-        failure = f"It would not have ended, and was stopped: {str(row['limit']).replace('_', ' ')}."
     elif row["reason"] == "limit":
         failure = f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
+    elif row["reason"] == "runaway":
+        failure = f"Stopped, since it would not have ended: {row['limit']}."
     elif not row["frames"]:
         failure = "The model ended its answer without speech."
     values = []

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slmkit.audio import dnsmos
 from slmkit.audio.dnsmos import DNSMOS_RATE, Dnsmos
 from slmkit.audio.io import read_audio
-from slmkit.errors import BadSample, UserError
+from slmkit.errors import BadSample
 
 HUMAN = Path("/usr/share/sounds/alsa/Front_Center.wav")
 is_installed = all(importlib.util.find_spec(name) for name in ("speechmos", "onnxruntime"))
@@ -46,21 +45,6 @@ def test_windows_and_polynomials() -> None:
 def test_too_little_sound() -> None:
     with pytest.raises(BadSample, match="too short for DNSMOS"):
         Dnsmos(Counting()).score(np.zeros(1599), 16_000)
-
-
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(dnsmos.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"need the package speechmos\n.*slmkit\[eval\]"):
-        Dnsmos.load()
-    package = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(dnsmos.importlib.util, "find_spec", lambda name: package)
-    with pytest.raises(UserError, match=r"has no network of DNSMOS P\.835"):
-        Dnsmos.load()
-    (tmp_path / dnsmos.NETWORK).parent.mkdir()
-    (tmp_path / dnsmos.NETWORK).touch()
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match="need the package onnxruntime"):
-        Dnsmos.load()
 
 
 @pytest.mark.full
