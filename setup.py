@@ -30,6 +30,7 @@ REQUIRED = [
     "pydantic>=2.10,<3",
     "pyyaml>=6,<7",
     "jinja2>=3.1,<4",
+    "sentencex>=1.0.32,<2",
     "fsspec>=2024.6",
     "filelock>=3.16,<5",
     "tensorboard>=2.20,<2.22",
@@ -52,11 +53,13 @@ EVAL = [
     *MEASURE,
 ]  # pesq is built with a C compiler
 SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]
+TEXT = ["voxnorm>=0.5,<0.6", "num2words>=0.5.14,<0.6"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
     "serve": SERVE,
     "eval": EVAL,
     "measure": MEASURE,
+    "text": TEXT,  # numbers and abbreviations as English words
     "parquet": ["pyarrow>=17,<27"],  # only to read Hugging Face data sets
     "dev": [
         "pytest>=8,<10",
@@ -65,6 +68,7 @@ EXTRAS = {
         "pyarrow>=17,<27",
         *SERVE,
         *EVAL,
+        *TEXT,
         "httpx>=0.27,<1",
         "openai>=1.60,<4",
         "ruff>=0.17,<0.18",

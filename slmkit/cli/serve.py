@@ -69,9 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most requests that wait; further ones are refused (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-chars", type=positive, default=2000, help="longest text, in characters (default: %(default)s)"
+        "--max-chars", type=positive, default=20_000, help="longest text, in characters (default: %(default)s)"
     )
-    parser.add_argument("--max-sec", type=float, default=30.0, help="longest speech, in seconds (default: %(default)s)")
+    parser.add_argument(
+        "--max-sec", type=float, default=30.0, help="longest speech of a sentence, in seconds (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 

@@ -51,7 +51,7 @@ SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: ty
     "repetition_penalty": (float, 1.0, "above 1: recent tokens become less probable (default: 1, off)"),
     "repetition_window": (int, 50, "frames of speech, or tokens of text, that are recent (default: %(default)s)"),
     "seed": (int, 0, "random seed (default: %(default)s)"),
-    "max_sec": (float, 30.0, "longest speech, in seconds (default: %(default)s)"),
+    "max_sec": (float, 30.0, "longest speech, of a text that of a sentence, in seconds (default: %(default)s)"),
     "max_text_tokens": (int, 256, "longest text of an answer, in tokens (default: %(default)s)"),
     "max_retries": (int, 2, "tries after speech that would not end, or is far too short (default: %(default)s)"),
 }
@@ -209,7 +209,8 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
             from slmkit.infer.batch import read_items, speak_all
             from slmkit.model.pretrained import export_sha256  # these take seconds
 
-            listed = read_items(args.jsonl, task, settings_of(args), speaker=args.speaker or "")
+            given = {"speaker": args.speaker or "", "normalize": getattr(args, "normalize", "")}
+            listed = read_items(args.jsonl, task, settings_of(args), **given)
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
             synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
             model, share = export_sha256(args.model), args.max_failure_share

@@ -4,7 +4,8 @@ utterances of an evaluation.
     OUT/wav/ID.wav        one answer
     OUT/codes/ID.npy      its codes uint16 [K, T], where they are to be scored
     OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, warning,
-                          attempts, runaways, request (a hash of what was asked), and of questions the answer in words
+                          attempts, runaways, request (a hash of what was asked); of questions the answer in words; of a
+                          text of several sentences "sentences", a `SpokenSentence` each, in order
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
     OUT/job.json          model, codec and task; and the engines that did the work
 
@@ -14,7 +15,7 @@ was spoken is an error, since nothing is replaced unasked.
 
 A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
 digits and `._-`; default: the number of the line), "speaker" where a voice is taken, and any field of
-`SpeakingSettings`.
+`SpeakingSettings`. A text is read sentence by sentence (`passage`); "normalize": "english" has its numbers as words.
 
 Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
 else is in the job or how often it was interrupted. Another engine may round otherwise; `job.json` lists all.
@@ -46,13 +47,15 @@ import numpy as np
 import torch
 
 from slmkit.audio.encode import encoded
-from slmkit.codec.base import Codec, Codes, decode_alone
+from slmkit.codec.base import Codec, Codes
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common, printable
 from slmkit.data.lines import read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
+from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, SpokenSentence, joined, joined_wave, unspoken
 from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
-from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, Vector
+from slmkit.infer.spoken_form import check_spoken_form
+from slmkit.infer.synthesizer import MAX_PROMPT_CHARS, Synthesizer, Vector
 from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
 from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt, is_blank
@@ -60,6 +63,7 @@ from slmkit.texts import counted, excerpt, is_blank
 WAVES_DIR, CODES_DIR = "wav", "codes"
 SpeakingTask = Literal["tts", "qa"]
 TEXT_FIELD: dict[SpeakingTask, str] = {"tts": "text", "qa": "question"}
+MOST_CHARS: dict[SpeakingTask, int] = {"tts": MAX_TEXT_CHARS, "qa": MAX_PROMPT_CHARS}
 MAX_ITEM_BYTES = 2**20  # of a line, without what ends it
 ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # a safe name of a file, wherever it is copied
 log = get_logger(__name__)
@@ -73,11 +77,13 @@ class SpeechItem(NamedTuple):
     speaker: str  # names the voice
     settings: SpeakingSettings
     columns: Mapping[str, Any] = MappingProxyType({})  # more columns of its record
+    normalize: str = ""  # as of `Synthesizer.passage`
 
     @property
     def digest(self) -> str:
         """Equal for equal wishes: what is asked, and how; of the speaker its name alone."""
-        asked = json.dumps([self.text, self.speaker, dataclasses.asdict(self.settings)], sort_keys=True)
+        more = [self.normalize] if self.normalize else []
+        asked = json.dumps([self.text, self.speaker, dataclasses.asdict(self.settings), *more], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
@@ -168,11 +174,25 @@ def engine_shape(synthesizer: Synthesizer) -> dict[str, Any]:
     return {**shape, "device": device, "threads": torch.get_num_threads()}
 
 
+class _Begun:
+    """An item of which the engine has sentences, or answers."""
+
+    def __init__(self, item: SpeechItem, vector: Vector, passage: Passage) -> None:
+        self.item, self.vector, self.passage = item, vector, passage
+        self.outputs: dict[int, Output] = {}  # by place of the sentence
+        self.engine_sec = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.outputs) == len(self.passage.requests)
+
+
 class BatchSpeaker:
     """One start of a job: speaks the items that have no record yet.
 
     Whatever is wrong with an item, or with the answer to it, is that item's failure, and the others go on. Where
-    answers are to be scored, their codes are kept, and failures are records, too: "refused", and why.
+    answers are to be scored, texts are read in one piece, as in training; their codes are kept, and failures are
+    records, too: "refused", and why.
     """
 
     def __init__(
@@ -192,7 +212,8 @@ class BatchSpeaker:
         self.spoken_sec = 0.0
         self._synthesizer, self._job, self._task = synthesizer, job, task
         self._vector_of, self._is_scored = vector_of, is_scored
-        self._asked: dict[int, tuple[SpeechItem, Vector, Request]] = {}  # in the engine, by number of the request
+        self._begun: dict[str, _Begun] = {}  # by id
+        self._asked: dict[int, tuple[_Begun, int]] = {}  # item and place of the sentence, by number of the request
         self._began, self._preparing_sec = time.perf_counter(), 0.0
         for name, record in list(job.records.items()):
             wave = record.get("wav")
@@ -207,13 +228,19 @@ class BatchSpeaker:
         waiting = iter(items)
         with ProgressBar(total, "answers", log, initial=len(self._job.records)) as bar:
             while not self._run_engine(self._requests(waiting), bar):
-                # Which of them it was is not known. An answer depends on its item alone, so each is computed again
+                # Which of them it was is not known. An answer depends on its request alone, so each is computed again
                 # without company, and whoever fails then is the one.
-                for asked in list(self._asked.values()):
-                    self._asked = {0: asked}
-                    if not self._run_engine(iter([asked[2]]), bar):
-                        self._fail(asked[0], BadSample("engine_failed", "the engine failed at it; the log says how"))
-                self._asked = {}
+                for begun in list(self._begun.values()):
+                    for place, request in enumerate(begun.passage.requests):
+                        if place in begun.outputs:
+                            continue
+                        self._asked = {0: (begun, place)}
+                        if not self._run_engine(iter([request]), bar):
+                            self._fail(
+                                begun.item, BadSample("engine_failed", "the engine failed at it; the log says how")
+                            )
+                            break
+                self._asked, self._begun = {}, {}
 
     def _run_engine(self, requests: Iterator[Request], bar: ProgressBar) -> bool:
         """Keep what the engine answers. False when it fails; `_asked` then has those who were in it."""
@@ -228,18 +255,22 @@ class BatchSpeaker:
                 engine_sec = time.perf_counter() - began - self._preparing_sec
                 if output is None:
                     return True
-                item, vector, _ = self._asked.pop(number)
+                begun, place = self._asked.pop(number)
+                begun.outputs[place] = output
+                begun.engine_sec += engine_sec
+                if not begun.is_done:
+                    continue
+                del self._begun[begun.item.id]
                 try:
-                    self._keep(item, vector, output, engine_sec)
+                    self._keep(begun)
                 except BadSample as error:
-                    self._fail(item, error)
+                    self._fail(begun.item, error)
                 took_sec = time.perf_counter() - self._began
                 factor = f", real-time factor {took_sec / self.spoken_sec:.3f}" if self.spoken_sec else ""
                 bar.show(len(self._job.records) + len(self.failures), f"{self.spoken_sec:.1f} s of speech{factor}")
 
     def _requests(self, items: Iterator[SpeechItem]) -> Iterator[Request]:
         """Requests as the engine has room for them; what cannot be asked is a failure."""
-        ask = self._synthesizer.reading if self._task == "tts" else self._synthesizer.answering
         numbers = itertools.count()
         for item in items:
             if item.id in self._job.records:
@@ -249,8 +280,7 @@ class BatchSpeaker:
             try:
                 vector = self._vector_of(item)
                 reason = "refused"
-                request = ask(item.text, vector, **item.settings.options)
-                self._synthesizer.engine.check(request)
+                passage = self._passage(item, vector)
             except UserError as error:
                 self._fail(item, BadSample(reason, error.what, got=error.got, expected=error.expected))
                 continue
@@ -259,24 +289,42 @@ class BatchSpeaker:
                 continue
             finally:
                 self._preparing_sec += time.perf_counter() - began
-            self._asked[next(numbers)] = item, vector, request
-            yield request
+            begun = self._begun[item.id] = _Begun(item, vector, passage)
+            for place, request in enumerate(passage.requests):
+                self._asked[next(numbers)] = begun, place
+                yield request
 
-    def _keep(self, item: SpeechItem, vector: Vector, output: Output, engine_sec: float) -> None:
+    def _passage(self, item: SpeechItem, vector: Vector) -> Passage:
+        """Raises UserError where it cannot be asked."""
+        if self._task == "tts" and not self._is_scored:
+            return self._synthesizer.passage(item.text, vector, normalize=item.normalize, **item.settings.options)
+        ask = self._synthesizer.reading if self._task == "tts" else self._synthesizer.answering
+        passage = Passage.of(item.text, ask(item.text, vector, **item.settings.options))
+        self._synthesizer.engine.check(passage.requests[0])
+        return passage
+
+    def _keep(self, begun: _Begun) -> None:
         """Write the files of an answer, then its record. Raises BadSample where there is nothing to keep."""
-        if output.limit == "not_finite":
+        item, outputs = begun.item, [begun.outputs[place] for place in range(len(begun.outputs))]
+        if any(output.limit == "not_finite" for output in outputs):
             raise BadSample("not_finite", "the model gave numbers that are not finite")
+        output, sentences = joined(outputs), begun.passage.told(outputs)
         words = self._synthesizer.words_of(output).text
         columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
         columns |= {"warning": output.warning, "attempts": output.attempts, "runaways": output.runaways}
         if self._is_scored:
-            columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
+            columns |= {"why": "", "answer": words, "engine_sec": begun.engine_sec}
         elif not output.codes.shape[1]:
             said = f"; its words: {excerpt(words, SHOWN_WORDS_CHARS)}" if self._task == "qa" else ""
             raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
         elif self._task == "qa":
             columns["answer"] = words
-        record = store(self._job, self._synthesizer.codec, item, vector, output.codes, columns, self._is_scored)
+        elif len(sentences) > 1:
+            columns["sentences"] = [sentence._asdict() for sentence in sentences]
+            if silent := unspoken(sentences):
+                log.warning("%s: %s", item.id, silent)
+        codec = self._synthesizer.codec
+        record = store(self._job, codec, item, begun.vector, output.codes, columns, self._is_scored, sentences)
         self.spoken_sec += record["seconds"]
 
     def _fail(self, item: SpeechItem, error: BadSample) -> None:
@@ -297,9 +345,10 @@ def store(
     codes: Codes,
     columns: JobRecord,
     is_scored: bool,
+    sentences: Sequence[SpokenSentence] = (),
 ) -> JobRecord:
-    """Write the wave of codes uint16 [K, T] in the voice `vector`, float32 [D]; the codes, if they are to be scored;
-    and then the record.
+    """Write the wave of codes uint16 [K, T] in the voice `vector`, float32 [D], those of `sentences` where there are
+    several; the codes, if they are to be scored; and then the record.
 
     Raises UserError when the disk refuses, and BadSample where the codec makes no sound of the codes. To be scored,
     that is a record, too, without frames.
@@ -309,7 +358,7 @@ def store(
     if codes.shape[1]:
         rate = codec.spec.sample_rate
         try:
-            wave = decode_alone(codec, codes, vector)
+            wave = joined_wave(codec, codes, vector, sentences)
             content = encoded(wave, rate, "wav")
             record |= {"wav": f"{WAVES_DIR}/{item.id}.wav", "seconds": len(wave) / rate}
         except (RuntimeError, ValueError) as error:
@@ -344,7 +393,9 @@ def _check_failure_share(failures: Sequence[Failure], num_spoken: int, most: flo
     )
 
 
-def read_items(path: str | Path, task: SpeakingTask, defaults: SpeakingSettings, *, speaker: str) -> Listed:
+def read_items(
+    path: str | Path, task: SpeakingTask, defaults: SpeakingSettings, *, speaker: str, normalize: str = ""
+) -> Listed:
     """The items of a JSONL file, and a failure for each line that gives none; blank lines do not count.
 
     What is well formed may still be refused later: models, codecs and files of speakers are not looked at.
@@ -357,7 +408,7 @@ def read_items(path: str | Path, task: SpeakingTask, defaults: SpeakingSettings,
         try:
             values = _parse_item(line)
             name = _id_of(values, number)
-            item = _make_item(name, values, task, defaults, speaker)
+            item = _make_item(name, values, task, defaults, speaker, normalize)
             if item.id in items:
                 raise BadSample("duplicate_id", f"line {number} has the id of an earlier one", got=item.id)
             items[item.id] = item
@@ -392,26 +443,33 @@ def _id_of(values: dict[str, Any], number: int) -> str:
 
 
 def _make_item(
-    name: str, values: dict[str, Any], task: SpeakingTask, defaults: SpeakingSettings, speaker: str
+    name: str, values: dict[str, Any], task: SpeakingTask, defaults: SpeakingSettings, speaker: str, normalize: str
 ) -> SpeechItem:
     field = TEXT_FIELD[task]
     kinds = {setting.name: setting.type for setting in dataclasses.fields(SpeakingSettings)}
-    unknown = sorted(values.keys() - {*kinds, "id", "speaker", field})
+    own_fields = [field, "id", "speaker", *(["normalize"] if task == "tts" else [])]
+    unknown = sorted(values.keys() - {*kinds, *own_fields})
     if unknown:
-        known = ", ".join([field, "id", "speaker", *kinds])
+        known = ", ".join([*own_fields, *kinds])
         raise BadSample("unknown_field", f"a field is not known: {printable(unknown[0][:100])}", expected=known)
     text = values.get(field)
     if not isinstance(text, str) or is_blank(text):
         raise BadSample("empty_text", f"there is no {field}", got=printable(repr(text)[:100]), expected="text")
-    if len(text) > MAX_TEXT_CHARS:
-        raise BadSample("too_long", f"the {field} is too long", got=f"{len(text)} characters", expected=MAX_TEXT_CHARS)
+    most = MOST_CHARS[task]
+    if len(text) > most:
+        raise BadSample("too_long", f"the {field} is too long", got=f"{len(text)} characters", expected=most)
     speaker = _of_kind("speaker", str, values.get("speaker", speaker))
+    normalize = _of_kind("normalize", str, values.get("normalize", normalize))
+    try:
+        check_spoken_form(normalize)
+    except UserError as error:
+        raise BadSample("bad_setting", error.what, got=printable(normalize[:100]), expected=error.expected) from error
     own = {name: _of_kind(name, kinds[name], values[name]) for name in kinds.keys() & values.keys()}
     try:
         settings = dataclasses.replace(defaults, **own)
     except (ValueError, OverflowError) as error:
         raise BadSample("bad_setting", excerpt(error, SHOWN_WORDS_CHARS)) from error
-    return SpeechItem(name, text, speaker, settings)
+    return SpeechItem(name, text, speaker, settings, normalize=normalize)
 
 
 def _of_kind(name: str, kind: Any, value: Any) -> Any:

@@ -5,6 +5,8 @@ A voice comes from an audio file, a `.npy` file with a speaker vector, CORPUS:KE
 is one of those beside the model, by its name. Where neither the model nor the codec takes a voice (`takes_voice`),
 there is one way to speak: pass `no_voice`.
 
+A text to be read may have many sentences (`passage`); `speak` and `stream` read them in order.
+
 Example:
     synthesizer = Synthesizer.load("exports/mtp3")
     speech = synthesizer.speak("A small boat crossed the lake.", synthesizer.read_speaker("voice.wav"))
@@ -36,8 +38,11 @@ from slmkit.errors import BadSample, UserError
 from slmkit.files import read_npy
 from slmkit.hub import local_path
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
+from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, PassageSpeaking, SpokenSentence, joined, joined_wave
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
+from slmkit.infer.sentences import rewritten, split
+from slmkit.infer.spoken_form import spoken_form
 from slmkit.infer.stream import Speaking, checked_wave
 from slmkit.infer.watch import Watch, silent_tail_sec
 from slmkit.model.companions import check_codec_beside, codec_beside, rates_beside, voices_beside
@@ -45,7 +50,7 @@ from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import excerpt, is_blank
 
-MAX_TEXT_CHARS = 2000
+MAX_PROMPT_CHARS = 2000  # of a text that is not cut into sentences
 MAX_SPEAKER_SEC = 60.0
 MAX_SPEAKER_DIM = 2**16  # of a speaker vector in a file
 VOICE = "an audio file, a .npy vector, CORPUS:KEY, or the name of a voice of the model"
@@ -61,6 +66,7 @@ class Speech:
     sample_rate: int  # Hz
     output: Output
     words: Words  # what the model wrote around the speech
+    sentences: tuple[SpokenSentence, ...] = ()  # of a text that was read, in order
 
     @property
     def seconds(self) -> float:
@@ -68,7 +74,8 @@ class Speech:
 
     def line(self, took_sec: float) -> str:
         """For people."""
-        return f"{self.seconds:.2f} s of speech in {took_sec:.2f} s, {self.output.line()}"
+        several = f"{len(self.sentences)} sentences, " if len(self.sentences) > 1 else ""
+        return f"{self.seconds:.2f} s of speech in {took_sec:.2f} s, {several}{self.output.line()}"
 
 
 class Synthesizer:
@@ -154,7 +161,7 @@ class Synthesizer:
         return Voices(self.codec, self._named, is_taken=self.takes_voice)
 
     def reading(self, text: str, speaker: Vector, **options: Any) -> Request:
-        """The request to read `text` in the voice of `speaker`, float32 [D].
+        """The request to read `text` in the voice of `speaker`, float32 [D], in one piece, whatever sentences it has.
 
         Options: `sampling` of speech, and of text unless `text_sampling` is given; `max_sec` of speech;
         `max_text_tokens`; `seed`; `watch`, whether speech that will not end is stopped, and tried again up to
@@ -165,6 +172,20 @@ class Synthesizer:
         _check_text(text, "text to speak")
         segments = prompt.tts(text, speaker=self.is_speaker_aware)
         return self._request(segments, speaker, num_tokens=self._num_tokens(text), **options)
+
+    def passage(self, text: str, speaker: Vector, *, normalize: str = "", **options: Any) -> Passage:
+        """What it takes to read `text`, of up to MAX_TEXT_CHARS characters, sentence by sentence, each as `reading` has
+        it, `max_sec` and `seed` too. `normalize`: the language in which numbers and abbreviations become words
+        (`spoken_form`).
+
+        Raises UserError as `reading`, as `spoken_form`, and where a sentence leaves the engine no room for its answer.
+        """
+        _check_text(text, "text to speak", MAX_TEXT_CHARS)
+        sentences = tuple(rewritten(split(text), lambda sentence: spoken_form(sentence, normalize)))
+        requests = tuple(self.reading(sentence.text, speaker, **options) for sentence in sentences)
+        for request in requests:
+            self.engine.check(request)
+        return Passage(sentences, requests)
 
     def answering(self, question: str, speaker: Vector, **options: Any) -> Request:
         """The request to answer `question`, in text and then in the voice of `speaker`. As `reading` in all else."""
@@ -235,25 +256,34 @@ class Synthesizer:
         return self.engine.generate([self.reading(text, speaker, **options)])[0]
 
     def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
-        """Read `text` in the voice of `speaker`, float32 [D]; as `reading`. Raises UserError for no speech, too."""
-        return self._spoken(text, self.reading(text, speaker, **options), speaker)
+        """Read `text` in the voice of `speaker`, float32 [D]; as `passage`. Raises UserError for no speech at all, too;
+        `Speech.sentences` has those that gave none beside others."""
+        return self._spoken(text, self.passage(text, speaker, **options), speaker)
 
     def answer(self, question: str, speaker: Vector, **options: Any) -> Speech:
-        """Answer `question` in the voice of `speaker`, float32 [D]; as `speak` in all else."""
-        return self._spoken(question, self.answering(question, speaker, **options), speaker)
+        """Answer `question` in the voice of `speaker`, float32 [D]; as `answering`. Raises UserError for no speech."""
+        passage = Passage.of(question, self.answering(question, speaker, **options))
+        return self._spoken(question, passage, speaker)
 
-    def _spoken(self, text: str, request: Request, speaker: Vector) -> Speech:
-        (output,) = self.engine.generate([request])
-        output.check_finite()
-        words = self.words_of(output)
-        output.check_speech(text, words.text)
-        wave = self.decode(output.codes, torch.from_numpy(speaker))
-        return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output, words=words)
+    def _spoken(self, text: str, passage: Passage, speaker: Vector) -> Speech:
+        outputs = self.engine.generate(passage.requests)
+        for output in outputs:
+            output.check_finite()
+        whole, sentences = joined(outputs), passage.told(outputs)
+        words = self.words_of(whole)
+        whole.check_speech(text, words.text)
+        wave = checked_wave(joined_wave(self.codec, whole.codes, speaker, sentences))
+        rate = self.codec.spec.sample_rate
+        return Speech(wave=wave, sample_rate=rate, output=whole, words=words, sentences=tuple(sentences))
 
     def stream(self, request: Request, speaker: Vector) -> Speaking:
         """The wave that answers `request`, once, in the voice of `speaker`, float32 [D], in pieces. Raises as
         `Speaking`."""
         return Speaking(self.engine, self.codec, request, speaker)
+
+    def stream_passage(self, passage: Passage, speaker: Vector) -> PassageSpeaking:
+        """The wave of a text in pieces, as `stream`, sentence by sentence. Raises as `PassageSpeaking`."""
+        return PassageSpeaking(passage, lambda request: self.stream(request, speaker), self.codec)
 
     def words_of(self, output: Output) -> Words:
         """The words of an answer, without the marks around them."""
@@ -377,13 +407,13 @@ def _read_vector(path: str) -> Vector:
         return vector.astype(np.float32)
 
 
-def _check_text(text: str, what: str) -> None:
+def _check_text(text: str, what: str, most: int = MAX_PROMPT_CHARS) -> None:
     if is_blank(text):
         raise UserError(f"there is no {what}", got=excerpt(ascii(text)))
-    if len(text) > MAX_TEXT_CHARS:
+    if len(text) > most:
         raise UserError(
             f"the {what} is too long",
             got=f"{len(text)} characters",
-            expected=f"at most {MAX_TEXT_CHARS}",
-            next_step="split it into sentences",
+            expected=f"at most {most}",
+            next_step="split it into parts",
         )

@@ -123,7 +123,7 @@ async def _respond(body: SpokenBody, request: Request, service: Service, cleanin
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(sounds.put_nowait, event)
 
-    call = service.ask(body, deliver)
+    call = await run_in_threadpool(service.ask, body, deliver)  # a long text takes a moment to split
     cleaning_up.callback(call.give_up)
     first = await _first(request, sounds)
     if isinstance(first, ApiError):
@@ -136,7 +136,7 @@ async def _respond(body: SpokenBody, request: Request, service: Service, cleanin
         return EventSourceResponse(_events(body, service, call, first, sounds), headers=rate, sep="\n")
     assert first.output is not None, "a whole answer comes at once"
     data = await run_in_threadpool(encoded, first.wave, service.sample_rate, form)
-    facts = service.facts(body, first.output)
+    facts = service.facts(body, call, first.output)
     if isinstance(body, QuestionBody):
         whole = QuestionAnswer(
             audio=base64.b64encode(data).decode(),
@@ -197,10 +197,11 @@ async def _events(
         if piece := await _encoded_piece(encoder, event):
             yield json.dumps({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()})
         if (output := event.output) is not None:
-            prompt = call.request.prompt
-            num_in, num_out = len(getattr(prompt, "tokens", prompt)), output.num_steps
+            prompts = [request.prompt for request in call.passage.requests]
+            num_in = sum(len(getattr(prompt, "tokens", prompt)) for prompt in prompts)
+            num_out = output.num_steps
             usage = {"input_tokens": num_in, "output_tokens": num_out, "total_tokens": num_in + num_out}
-            yield json.dumps({"type": "speech.audio.done", "usage": usage, **service.facts(body, output)})
+            yield json.dumps({"type": "speech.audio.done", "usage": usage, **service.facts(body, call, output)})
             return
         event = await sounds.get()
 

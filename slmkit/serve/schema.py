@@ -154,7 +154,7 @@ class SpokenBody(BaseModel):
     repetition_penalty: float = Field(1.0, ge=LEAST_FACTOR, le=100.0, description="above 1: fewer repetitions")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="equal seeds give equal speech")
     max_sec: float | None = Field(
-        None, gt=0.0, description="longest speech in seconds (default: the limit of the server)"
+        None, gt=0.0, description="longest speech in seconds, of each sentence (default: the limit of the server)"
     )
     watch: bool = Field(True, description="stop speech that will not end, and unless it is streamed try it again")
     max_retries: int = Field(2, ge=0, le=MAX_RETRIES, description="how often it is tried again at most")
@@ -178,7 +178,10 @@ class SpeechBody(SpokenBody):
     """A text to read aloud."""
 
     text_field = "input"
-    input: str = Field(description="text to speak")
+    input: str = Field(description="text to speak, sentence by sentence")
+    normalize: Literal["", "english"] = Field(
+        "", description="say numbers, dates and abbreviations in words of this language"
+    )
 
 
 class QuestionBody(SpokenBody):

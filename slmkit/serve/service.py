@@ -13,13 +13,15 @@ from typing import Any
 
 from slmkit.audio.encode import FORMATS
 from slmkit.errors import UserError
+from slmkit.infer.passage import MAX_TEXT_CHARS, SHOWN_SENTENCES, Passage
 from slmkit.infer.request import MOST_SEC, Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
-from slmkit.infer.synthesizer import MAX_TEXT_CHARS, Synthesizer, voice_not_taken
-from slmkit.serve.schema import ApiError, QuestionBody, SpokenBody, from_user_error, refused
+from slmkit.infer.synthesizer import Synthesizer, voice_not_taken
+from slmkit.serve.schema import ApiError, QuestionBody, SpeechBody, SpokenBody, from_user_error, refused
 from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker
-from slmkit.texts import is_blank
+from slmkit.texts import excerpt, is_blank
 
+DEFAULT_CHARS = 20_000  # some 3000 words
 SHOWN_VOICES = 20  # in a message
 DEFAULT_VOICE = "default"  # of a server that takes no voice
 UNSUPPORTED = "unsupported_value"
@@ -32,8 +34,8 @@ class ServeSettings:
     model: str  # its name in requests
     aliases: tuple[str, ...] = ()  # further names of it, such as clients have built in
     format: str = "wav"  # of sounds, where a request names none
-    max_chars: int = MAX_TEXT_CHARS  # of a text
-    max_sec: float = 30.0  # of an answer
+    max_chars: int = DEFAULT_CHARS  # of a text
+    max_sec: float = 30.0  # of an answer; of a text, of each sentence
     max_waiting: int = 32  # requests beside those in the slots
 
     def __post_init__(self) -> None:
@@ -94,7 +96,7 @@ class Service:
         if is_blank(body.text):
             raise refused(field, "there is no text", code="empty_text")
         if len(body.text) > settings.max_chars:
-            what = f"the text has {len(body.text)} characters; split it into sentences"
+            what = f"the text has {len(body.text)} characters; split it into parts"
             raise refused(field, what, expected=f"at most {settings.max_chars}", code="string_above_max_length")
         if body.voice not in self.voices:
             expected = f"one of {', '.join([*self.voices][:SHOWN_VOICES])}"
@@ -118,7 +120,6 @@ class Service:
     def ask(self, body: SpokenBody, deliver: Callable[[Sound | ApiError], None]) -> Call:
         """Queue a request; its events go to `deliver`, in the worker's thread. Raises ApiError when it is refused."""
         self.check(body)
-        make = self.synthesizer.answering if isinstance(body, QuestionBody) else self.synthesizer.reading
         speaker = self.voices[body.voice]
         sampling = Sampling(
             temperature=body.temperature,
@@ -126,21 +127,28 @@ class Service:
             top_p=body.top_p,
             repetition_penalty=body.repetition_penalty,
         )
-        max_sec = body.max_sec or self.settings.max_sec
+        options: dict[str, Any] = {"sampling": sampling, "seed": body.seed}
+        options["max_sec"] = body.max_sec or self.settings.max_sec
+        options |= {"watch": body.watch, "max_retries": body.max_retries}
         try:
-            again: dict[str, Any] = {"watch": body.watch, "max_retries": body.max_retries}
-            request = make(body.text, speaker, sampling=sampling, max_sec=max_sec, seed=body.seed, **again)
-            self.synthesizer.engine.check(request)
+            if isinstance(body, SpeechBody):
+                passage = self.synthesizer.passage(body.text, speaker, normalize=body.normalize, **options)
+            else:
+                passage = Passage.of(body.text, self.synthesizer.answering(body.text, speaker, **options))
+                self.synthesizer.engine.check(passage.requests[0])
         except UserError as error:
             raise from_user_error(error) from error
-        call = Call(request, speaker, is_streamed=body.streaming is not None, deliver=deliver)
+        call = Call(passage, speaker, is_streamed=body.streaming is not None, deliver=deliver)
         self.worker.submit(call)
         return call
 
-    def facts(self, body: SpokenBody, output: Output) -> dict[str, Any]:
-        """How an answer came out; of a question its words, too."""
-        spec = self.synthesizer.codec.spec
-        seconds = round(output.codes.shape[1] * spec.hop_samples / spec.sample_rate, 4)
+    def facts(self, body: SpokenBody, call: Call, output: Output) -> dict[str, Any]:
+        """How an answer came out; of a question its words, too; of a text the first sentences without speech."""
+        spec, spoken = self.synthesizer.codec.spec, call.passage.told(call.outputs)
+        pauses_sec = sum(sentence.pause_sec for sentence in spoken)
+        seconds = round(output.codes.shape[1] * spec.hop_samples / spec.sample_rate + pauses_sec, 4)
         facts: dict[str, Any] = {"seconds": seconds, "reason": output.reason, "limit": output.limit}
         facts |= {"warning": output.warning, "attempts": output.attempts}
+        if silent := [excerpt(sentence.text) for sentence in spoken if not sentence.frames]:
+            facts["unspoken"] = silent[:SHOWN_SENTENCES]
         return facts | {"text": self.synthesizer.words_of(output).text} if isinstance(body, QuestionBody) else facts

@@ -5,7 +5,9 @@ what is new. Other threads only submit requests and give them up. A slow client 
 fetched waits in its own queue, at most the seconds of speech that a request may have.
 
 A streamed answer is decoded by `SpeechStream` as its frames come; a whole one at its end, so that it is bit for bit
-what `Synthesizer.speak` gives. Not done: decoding a long whole answer in turns with the others' steps.
+what `Synthesizer.speak` gives. A text of several sentences is a request for each, one after the other in one slot; a
+sentence without speech is passed over where another one has some. Not done: decoding a long whole answer in turns with
+the others' steps.
 
 Invariant: every call gets exactly one last event (a `Sound` with an output, or an ApiError) unless it was given up.
 An answer without speech, or with numbers or sound that are not finite, is an ApiError.
@@ -36,6 +38,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from slmkit import log
 from slmkit.errors import UserError
+from slmkit.infer.passage import Passage, joined, silence
 from slmkit.infer.playback import PlaybackClock
 from slmkit.infer.request import Output, Request
 from slmkit.infer.stream import SpeechStream
@@ -90,18 +93,52 @@ class Sound(NamedTuple):
 
 
 class Call:
-    """One client's request, from the queue to its last sound."""
+    """One client's request, from the queue to its last sound: a passage, or a request alone."""
 
     def __init__(
-        self, request: Request, speaker: Wave, *, is_streamed: bool, deliver: Callable[[Sound | ApiError], None]
+        self,
+        asked: Passage | Request,
+        speaker: Wave,
+        *,
+        is_streamed: bool,
+        deliver: Callable[[Sound | ApiError], None],
     ) -> None:
         """`speaker` float32 [D], the voice the codec gives. `deliver` is called in the worker's thread."""
-        # What was heard cannot be said again.
-        self.request = request.tried_once() if is_streamed else request
+        self.passage = asked if isinstance(asked, Passage) else Passage.of("", asked)
         self.speaker, self.is_streamed, self.deliver = speaker, is_streamed, deliver
+        self.outputs: list[Output] = []  # of the sentences that are done
+        self.waves: list[Wave] = []  # theirs, where they are not streamed
+        self.pause_sec = 0.0  # to be heard before the next sound
         self.clock = PlaybackClock(time.monotonic())  # of who plays the sound as it is delivered
         self.stream: SpeechStream | None = None
         self.is_given_up = self.is_suspect = False
+
+    @property
+    def request(self) -> Request:
+        """Of the sentence that is spoken, or the last one. A stream is tried once: nothing heard can be said again."""
+        request = self.passage.requests[min(len(self.outputs), len(self.passage.requests) - 1)]
+        return request.tried_once() if self.is_streamed else request
+
+    @property
+    def is_mute(self) -> bool:
+        """Whether no sentence had speech, and there is none left but one."""
+        has_speech = any(output.codes.shape[1] for output in self.outputs)
+        return not has_speech and len(self.outputs) + 1 >= len(self.passage.requests)
+
+    def sentence_done(self, wave: Wave, output: Output) -> tuple[Wave, Output | None]:
+        """Take the last sound of a sentence, float32 [n], and its output. Gives what is to be delivered; the output of
+        all sentences once there is none left."""
+        sentence = self.passage.sentences[len(self.outputs)]
+        self.outputs.append(output)
+        self.stream = None
+        if output.codes.shape[1]:
+            self.pause_sec = sentence.pause_sec
+        if len(self.outputs) == len(self.passage.requests):
+            return np.concatenate([*self.waves, wave]), joined(self.outputs)
+        if not self.is_streamed:
+            self.waves.append(wave)
+            wave = wave[:0]
+        return wave, None
 
     def give_up(self) -> None:
         """Nobody listens any more: the worker frees the slot with its next turn. Harmless once the answer is done."""
@@ -236,6 +273,10 @@ class Worker:
             number = self._next_number
             self._next_number += 1
             self._running[number] = call
+        self._begin(number, call)
+
+    def _begin(self, number: int, call: Call) -> None:
+        """Let the engine read the prompt of a call, or of its next sentence."""
         try:
             if call.is_streamed and call.stream is None:
                 call.stream = SpeechStream(self._synthesizer.codec, call.speaker)
@@ -268,7 +309,7 @@ class Worker:
                 if output is not None:
                     self._metrics.runaways.inc(output.runaways)
                     output.check_finite()
-                    if not output.codes.shape[1]:
+                    if not output.codes.shape[1] and call.is_mute:
                         self._fail(self._leave_slot(number), no_speech(output.limit))
                         continue
                 self._deliver(number, call, output)
@@ -280,8 +321,10 @@ class Worker:
 
     def _deliver(self, number: int, call: Call, output: Output | None) -> None:
         """Hand out what an answer has of new sound; with `output`, all that is left."""
-        wave = np.zeros(0, np.float32)
-        if call.stream is not None:
+        wave, ended = np.zeros(0, np.float32), output
+        if output is not None and not output.codes.shape[1]:
+            pass  # a sentence without speech, among others
+        elif call.stream is not None:
             first = call.stream.num_frames
             codes = self._synthesizer.engine.frames(number, first) if output is None else output.codes[:, first:]
             wave = call.stream.push(codes)
@@ -289,6 +332,11 @@ class Worker:
                 wave = np.concatenate([wave, call.stream.finish()])
         elif output is not None:
             wave = self._synthesizer.decode(output.codes, torch.from_numpy(call.speaker))
+        if len(wave) and call.pause_sec:
+            wave = np.concatenate([silence(call.pause_sec, self._synthesizer.codec.spec.sample_rate), wave])
+            call.pause_sec = 0.0
+        if output is not None:
+            wave, output = call.sentence_done(wave, output)
         now, clock, spec = time.monotonic(), call.clock, self._synthesizer.codec.spec
         is_first = clock.first_audio_sec is None
         clock.hear(now, len(wave) / spec.sample_rate)
@@ -305,6 +353,8 @@ class Worker:
                 self._metrics.gap_sec.inc(clock.gap_sec)
         if len(wave) or output is not None:
             call.deliver(Sound(wave, output))
+        if ended is not None and output is None:
+            self._begin(number, call)
 
     def _fail(self, call: Call, error: ApiError) -> None:
         self._metrics.requests.labels("failed").inc()

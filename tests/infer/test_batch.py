@@ -117,7 +117,7 @@ class Killed(BaseException):
 def counted(dies_after: int = 10**6) -> Iterator[Counter[str]]:
     """Counts waves and voices; the process dies at the wave after so many."""
     seen = Counter[str]()
-    decode, read = batch.decode_alone, synthesizer.read_audio
+    decode, read = batch.joined_wave, synthesizer.read_audio
 
     def counting_decode(*args: Any) -> Any:
         seen["waves"] += 1
@@ -130,7 +130,7 @@ def counted(dies_after: int = 10**6) -> Iterator[Counter[str]]:
         return read(source, *args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "decode_alone", counting_decode)
+        patch.setattr(batch, "joined_wave", counting_decode)
         patch.setattr(synthesizer, "read_audio", counting_read)
         yield seen
 
@@ -270,9 +270,63 @@ def test_too_many_failures_are_an_error(speak: Callable[..., Summary], tmp_path:
 
 def test_a_prompt_without_room_is_a_failure(speak: Callable[..., Summary]) -> None:
     """2000 emoji are 8000 tokens for this tokenizer, the backbone knows 4096 positions."""
-    (failure,) = speak("out", [{"id": "long", "text": "🎉" * 2000}, {"text": "A clock"}]).failures
+    lines: Lines = [{"id": "long", "question": "🎉" * 2000}, {"question": "A clock"}]
+    failure = speak("out", lines, task="qa", max_failure_share=1).failures[0]
     assert (failure.key, failure.reason) == ("long", "refused")
     assert "the prompt leaves no room for an answer" in failure.detail
+
+
+PASSAGE = "The river froze. A clock! Eleven lanterns along the wall?"
+
+
+def test_a_text_of_several_sentences_is_one_answer(
+    speak: Callable[..., Summary], loaded: dict[int, Synthesizer], tmp_path: Path
+) -> None:
+    """Among other lines; with pauses between its sentences, which have the frames that they have alone."""
+    texts = PASSAGE.replace("! ", "!|").replace(". ", ".|").split("|")
+    lines: Lines = [{"id": "all", "text": PASSAGE}, *({"text": text} for text in texts)]
+    speak("out", lines)
+    speak("one", lines, slots=1)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "out")
+    whole, *alone = read_jsonl(tmp_path / "out" / RECORDS)
+    assert [sentence["text"] for sentence in whole["sentences"]] == texts
+    assert [sentence["frames"] for sentence in whole["sentences"]] == [record["frames"] for record in alone]
+    assert (whole["frames"], whole["steps"]) == tuple(sum(r[name] for r in alone) for name in ("frames", "steps"))
+    assert all("sentences" not in record for record in alone)
+    wave, *others = (read_audio(tmp_path / "out" / record["wav"], 16_000) for record in (whole, *alone))
+    pause = np.zeros(4800, np.float32)
+    assert np.array_equal(wave, np.concatenate([others[0], pause, others[1], pause, others[2]]))
+
+
+def test_an_engine_that_fails_amid_a_text(
+    speak: Callable[..., Summary], loaded: dict[int, Synthesizer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A text goes on behind the sentences that it has; one with a sentence at which the engine fails is a failure."""
+    lines: Lines = [{"id": "good", "text": PASSAGE}, {"id": "bad", "text": f"A clock. {'x' * 200}. A clock."}]
+    lines.append({"id": "last", "text": PASSAGE})
+    speak("whole", [lines[0], lines[2]])
+    engine, admit = loaded[4].engine, loaded[4].engine.admit
+
+    def failing_admit(request: Any, number: int) -> None:
+        if len(request.prompt.tokens) > 200:
+            raise RuntimeError("no memory")
+        admit(request, number)
+
+    monkeypatch.setattr(engine, "admit", failing_admit)
+    (failure,) = speak("out", lines).failures
+    assert (failure.key, failure.reason) == ("bad", "engine_failed")
+    expected = hashes(tmp_path / "whole")
+    assert {name: value for name, value in hashes(tmp_path / "out").items() if name != FAILURES_FILE} == {
+        name: value for name, value in expected.items() if name != FAILURES_FILE
+    }
+
+
+def test_numbers_become_words_where_a_line_asks_for_it(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    lines: Lines = [{"text": "A clock at 5. Dr. A.", "normalize": "english"}, {"text": "A", "normalize": "latin"}]
+    (failure,) = speak("out", lines).failures
+    assert failure.reason == "bad_setting"
+    (record,) = read_jsonl(tmp_path / "out" / RECORDS)
+    assert [sentence["text"] for sentence in record["sentences"]] == ["A clock at five.", "Doctor A."]
 
 
 def test_what_is_wrong_with_one_answer_ends_no_other(speak: Callable[..., Summary], tmp_path: Path) -> None:

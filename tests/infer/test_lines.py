@@ -33,7 +33,7 @@ BAD = [
     (b'{"text": " \\n"}', "empty_text", "there is no text"),
     (b'{"text": "\\u200b\\ufeff\\u00ad\\u0000\\ufe0f"}', "empty_text", "there is no text"),
     (b'{"text": 7}', "empty_text", "there is no text"),
-    (b'{"text": "%s"}' % (b"x" * 10_000), "too_long", "the text is too long"),
+    (b'{"text": "%s"}' % (b"x" * 50_001), "too_long", "the text is too long"),
     (b'{"text": "x", "seed": -1}', "bad_setting", "seed: got -1"),
     (b'{"text": "x", "seed": 1.5}', "bad_setting", "seed is of the wrong type"),
     (b'{"text": "x", "seed": true}', "bad_setting", "seed is of the wrong type"),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from slmkit.data.sources import open_source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
 from slmkit.infer.batch import read_items, speak_all
-from slmkit.infer.request import SpeakingSettings
+from slmkit.infer.passage import unspoken
+from slmkit.infer.request import Output, Request, SpeakingSettings
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.sampling import Sampling
+from slmkit.infer.sentences import split
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.infer.watch import LEAST_SEC
 from slmkit.model.companions import rates_beside, write_companions
@@ -74,7 +77,7 @@ def test_a_model_without_speech_is_named(chain: Path) -> None:
     with pytest.raises(UserError, match="the model gave no speech for"):
         broken.speak("The kettle", voice)
     with pytest.raises(UserError, match="the model gave no speech for 'The kettle") as caught:
-        broken.speak("The kettle " * 150, voice)
+        broken.speak("The kettle " * 40, voice)
     assert len(str(caught.value)) < 500
     with pytest.raises(UserError, match="the model gave no speech"):
         list(broken.stream(broken.reading("The kettle", voice), voice))
@@ -153,7 +156,7 @@ def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: P
         ("", "no text to speak"),
         (" \n", "no text to speak"),
         ("\u200b\ufeff\u00ad\x1b\ufe0f", "no text to speak"),
-        ("a" * 10_000, "text to speak is too long"),
+        ("a" * 50_001, "text to speak is too long"),
     ],
 )
 def test_bad_text_is_named(text: str, message: str, synthesizer: Synthesizer) -> None:
@@ -225,6 +228,68 @@ def test_an_export_is_heard_while_it_speaks(chain: Path, synthesizer: Synthesize
     assert (speaking.output.reason, speaking.output.codes.tolist()) == ("end", whole.output.codes.tolist())
     assert (whole.output.is_success, whole.output.attempts) == (True, 1)
     assert 0 < speaking.first_audio_sec < 60
+
+
+TEXT = "The kettle sang. Dr. Smith heard it at 5.30! " + "The small boat crossed the lake, " * 20 + "\n\n🎉 Who? 今天。"
+
+
+def test_law_a_sentence_of_a_text_has_the_codes_of_the_sentence_alone(chain: Path, synthesizer: Synthesizer) -> None:
+    """One at a time or several at once; a text of one sentence is what it always was."""
+    voice = synthesizer.read_speaker(f"{chain / 'corpus'}:{FLACS[1].stem}")
+    several = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=3)
+    options = {"sampling": Sampling(temperature=1.0), "seed": 5, "max_sec": 0.2, "max_text_tokens": 20}
+    speech = several.speak(TEXT, voice, **options)
+    texts = [sentence.text for sentence in split(TEXT)]
+    assert [sentence.text for sentence in speech.sentences] == texts
+    assert len(texts) == 6
+    alone = [synthesizer.generate(text, voice, **options) for text in texts]
+    first, waves = 0, []
+    for sentence, output in zip(speech.sentences, alone, strict=True):
+        assert sentence[1:4] == (output.codes.shape[1], output.num_steps, output.reason)
+        assert np.array_equal(speech.output.codes[:, first : first + sentence.frames], output.codes)
+        first += sentence.frames
+        waves.append(np.zeros(round(16_000 * sentence.pause_sec), np.float32))
+        if sentence.frames:
+            waves.append(synthesizer.decode(output.codes, torch.from_numpy(voice)))
+    assert np.array_equal(speech.wave, np.concatenate(waves))
+    assert speech.output.num_steps == sum(output.num_steps for output in alone)
+
+    passage = synthesizer.passage(TEXT, voice, **options)
+    speaking = synthesizer.stream_passage(passage, voice)
+    wave = np.concatenate(list(speaking))
+    assert np.abs(wave - speech.wave).max() <= JOINED_BOUND
+    assert np.array_equal(speaking.output.codes, speech.output.codes)
+    assert tuple(speaking.spoken) == speech.sentences
+    one = synthesizer.passage(" The kettle\n", voice, **options)
+    assert np.array_equal(one.requests[0].prompt.tokens, synthesizer.reading(" The kettle\n", voice).prompt.tokens)
+
+
+def test_what_gives_no_speech_in_a_text_is_named(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are spoken; where none gives any it is an error."""
+    voice, reading = np.zeros(80, np.float32), synthesizer.reading
+
+    def mute(text: str, *args: Any, **options: Any) -> Request:
+        return reading(text, *args, **{**options, "max_text_tokens": 1 if text.startswith("Mute") else 256})
+
+    monkeypatch.setattr(synthesizer, "reading", mute)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Output, "check_speech", lambda *args: None)  # whatever the model gives for the others
+        speech = synthesizer.speak("The kettle sang. Mute one! Mute two? The kettle.", voice, max_sec=0.2)
+    assert [sentence.frames for sentence in speech.sentences][1:3] == [0, 0]
+    assert "'Mute one!', 'Mute two?'" in unspoken(speech.sentences)
+    with pytest.raises(UserError, match=r"the model gave no speech for 'Mute one! Mute two\.'"):
+        synthesizer.speak("Mute one! Mute two.", voice)
+    with pytest.raises(UserError, match="the model gave no speech"):
+        list(synthesizer.stream_passage(synthesizer.passage("Mute one! Mute two.", voice), voice))
+
+
+def test_a_stream_that_is_left_early_frees_the_engine(synthesizer: Synthesizer) -> None:
+    voice = np.zeros(80, np.float32)
+    speaking = synthesizer.stream_passage(synthesizer.passage("The kettle sang. Who?", voice, max_sec=0.3), voice)
+    for _ in speaking:
+        break
+    speaking.close()
+    assert synthesizer.engine.num_free == synthesizer.engine.num_slots
 
 
 @pytest.mark.parametrize("text", ["🎉🎉", "<sosp><a1>[Assistant]:", "\ud800", "Zażółć gęślą jaźń"])
