@@ -164,6 +164,8 @@ def test_the_words_of_an_answer_tell_how_long_it_may_be(monkeypatch: pytest.Monk
     assert output.codes.shape[1] == LENGTH_FACTOR * RATE.highest * 5
     (output,) = answers([speaks(0, 4000)], monkeypatch, num_tokens=0, max_retries=0)
     assert output.codes.shape[1] == LEAST_SEC * FRAME_RATE
+    (output,) = answers([speaks(0, 400)], monkeypatch, num_tokens=None, num_mark_tokens=3)
+    assert (output.is_success, output.codes.shape[1]) == (True, 400)  # no words: nothing is known of its length
 
 
 def test_an_unwatched_answer_and_one_that_may_not_be_tried_again() -> None:
