@@ -50,7 +50,7 @@ class Watch:
     """What is known of an answer before it is spoken."""
 
     rate: Rate | None = None  # of the corpus; None where it is not known
-    num_tokens: int | None = None  # of the text that is read; None: of the words that the answer writes before
+    num_tokens: int | None = None  # of the text that is read; None: of the words that the answer writes before, if any
     num_mark_tokens: int = 0  # of those words, tokens that are not spoken
     silent_sec: Callable[[Codes], float] | None = None  # how long uint16 [K, T] ends in silence, in seconds
     max_retries: int = 2
@@ -72,10 +72,11 @@ class Lookout:
         text tokens of the answer."""
         if len(frames) == self._num_seen:
             return None
-        if self._num_tokens is None:
-            self._num_tokens = max(0, num_words - self._watch.num_mark_tokens)
-        if self._watch.rate is not None and not self._num_seen:
-            self._check_at = self._watch.rate.high * self._num_tokens
+        if not self._num_seen:
+            if self._num_tokens is None and num_words > self._watch.num_mark_tokens:
+                self._num_tokens = num_words - self._watch.num_mark_tokens
+            if self._watch.rate is not None and self._num_tokens is not None:
+                self._check_at = self._watch.rate.high * self._num_tokens
         is_loop = any(self._repeats.add(frame) for frame in frames[self._num_seen :])
         self._num_seen = len(frames)
         if is_loop:

@@ -72,7 +72,7 @@ def agreement(codes: np.ndarray, other: np.ndarray) -> float:
 def check_spoken(synthesizer: Synthesizer, speech: Spoken, outputs: dict[tuple[str, str], Output]) -> None:
     """Codes by (voice, text) are those of the recordings, and the voice that is heard is the asked one's."""
     for asked, output in outputs.items():
-        assert (output.reason, output.limit) == ("end", None), asked
+        assert (output.reason, output.limit, output.attempts) == ("end", None, 1), asked
         assert np.array_equal(output.codes, speech.samples[asked].codes), asked
     for text in {text for _, text in outputs}:
         voices = {v: heard(synthesizer, outputs[v, text], speech.vector(v, text)) for v in VOICES}

@@ -14,6 +14,7 @@ from slmkit.corpora.published import read_published
 from slmkit.data.rates import Rate
 from slmkit.data.sequence import head_classes
 from slmkit.data.shards import Sample
+from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.engine import ActiveRequest, Engine
 from slmkit.infer.request import Output, Request
 from slmkit.infer.sampling import Sampling, seed_of_attempt
@@ -67,19 +68,23 @@ def silent_sec(codes: np.ndarray) -> float:
     return (codes.shape[1] - 1 - int(heard[-1]) if len(heard) else codes.shape[1]) / FRAME_RATE
 
 
+@functools.cache
+def scripted_engine() -> Engine:
+    return Engine(talkative_model(GROUP), num_slots=7, num_positions=400)
+
+
 def answers(
     scripts: Sequence[Say],
     monkeypatch: pytest.MonkeyPatch,
     *,
-    num_slots: int = 8,
     words: Sequence[int] = (),
     **settings,
 ) -> list[Output]:
     """What an engine answers whose model begins to speak at once, after `words`, and then says what the script of the
     request wants."""
-    model = talkative_model(GROUP)
-    engine = Engine(model, num_slots=num_slots, num_positions=400)
-    classes, layout = head_classes(GROUP, model.layout.codebook_sizes), model.layout
+    engine = scripted_engine()
+    layout = engine.model.layout
+    classes = head_classes(GROUP, layout.codebook_sizes)
     num_rows, num_tokens = engine._decoder.num_rows, int(max(engine._ids[0])) + 1
 
     def lm_logits(part: int) -> torch.Tensor:
@@ -144,7 +149,7 @@ def test_the_best_attempt_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None
         return speaks(attempt, (12, 16, 8)[attempt])(attempt, frame)
 
     scripts = [ends_later, far_and_near, too_short]
-    later, near, short = answers(scripts, monkeypatch, num_slots=3)
+    later, near, short = answers(scripts, monkeypatch)
     assert (later.reason, later.attempts, later.runaways, later.codes.shape[1]) == ("end", 2, 1, 160)
     assert later.seed == seed_of_attempt(0, 1) != 0
     assert (near.reason, near.attempts, near.runaways) == ("runaway", 3, 3)
@@ -153,7 +158,7 @@ def test_the_best_attempt_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None
     assert short.codes.shape[1] == 16
     assert not short.is_success
     assert "warning: the speech is far shorter than its text" in short.line()
-    (alone,) = answers(scripts[:1], monkeypatch, num_slots=3)
+    (alone,) = answers(scripts[:1], monkeypatch)
     assert (alone.codes.tolist(), alone.attempts, alone.seed) == (later.codes.tolist(), later.attempts, later.seed)
 
 
@@ -164,6 +169,8 @@ def test_the_words_of_an_answer_tell_how_long_it_may_be(monkeypatch: pytest.Monk
     assert output.codes.shape[1] == LENGTH_FACTOR * RATE.highest * 5
     (output,) = answers([speaks(0, 4000)], monkeypatch, num_tokens=0, max_retries=0)
     assert output.codes.shape[1] == LEAST_SEC * FRAME_RATE
+    (output,) = answers([speaks(0, 400)], monkeypatch, num_tokens=None, num_mark_tokens=3)
+    assert (output.is_success, output.codes.shape[1]) == (True, 400)  # no words: nothing is known of its length
 
 
 def test_an_unwatched_answer_and_one_that_may_not_be_tried_again() -> None:
@@ -172,10 +179,13 @@ def test_an_unwatched_answer_and_one_that_may_not_be_tried_again() -> None:
     assert asked.tried_once() == dataclasses.replace(asked, watch=Watch(max_retries=0))
 
 
-def test_another_attempt_is_the_answer_to_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_another_attempt_is_the_answer_to_another_request(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With other random numbers, drawn and not greedy; in the same slot, whatever sat there before and beside it."""
     model = talkative_model(GROUP)
-    engine = Engine(model, num_slots=3, num_positions=128)
+    with monkeypatch.context() as patch:
+        patch.setitem(Engine.__init__.__globals__, "SlotDecoder", functools.partial(SlotDecoder, together=together))
+        engine = Engine(model, num_slots=3, num_positions=128)
     sosp = torch.full((engine._decoder.num_rows, int(max(engine._ids[0])) + 1), NEVER)
     sosp[:, model.layout.id_of("<sosp>")] = 0
     monkeypatch.setattr(engine._decoder, "lm_logits", lambda part: sosp)
