@@ -42,7 +42,7 @@ def test_the_position_follows_from_the_steps_taken(place: Path) -> None:
     for done in range(50):
         again = prepare_run(tiny_config(place), World())
         assert [(step.epoch, step.number) for step in again.walk(done)] == positions[done:]
-    assert list(run.walk(50)) == []
+    assert list(run.walk(50)) == list(run.walk(60)) == []  # steps may have been lowered
 
 
 def test_a_cursor_leads_to_the_same_steps(place: Path) -> None:
