@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from slmkit.cli import train
+from slmkit.cli.main import main
 from slmkit.stopping import STOPPING, Signals
+from slmkit.world import LAUNCH_ID
 
 SCRIPT = """
 import os, signal, sys, threading, time
@@ -60,3 +63,38 @@ ignored = all(signal.getsignal(number) == signal.SIG_IGN for number in (signal.S
 sys.exit(75 if ignored else 1)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 75
+
+
+CHILD = """
+import os, time
+from slmkit.stopping import Signals, stop_with_parent
+with Signals.installed() as signals:
+    stop_with_parent()
+    print("ready", flush=True)
+    while signals.received is None:
+        time.sleep(0.01)
+    os.write(2, signals.received.encode())
+"""
+PARENT = """
+import os, subprocess, sys
+process = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
+print(process.stdout.readline(), end="", flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_a_process_is_told_to_stop_when_the_one_that_started_it_is_killed() -> None:
+    done = subprocess.run([sys.executable, "-c", PARENT, CHILD], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-9, "ready\n", "SIGTERM")
+
+
+@pytest.mark.parametrize("launch", [[], ["abc"]])
+def test_a_rank_of_a_launch_ends_with_its_launcher(launch: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(train, "stop_with_parent", lambda: asked.append("abc"))
+    monkeypatch.delenv(LAUNCH_ID, raising=False)
+    for name in launch:
+        monkeypatch.setenv(LAUNCH_ID, name)
+    assert main(["train", "--config", "libritts_ntp", "--print-config"]) == 0
+    assert asked == launch

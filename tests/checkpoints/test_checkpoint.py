@@ -131,6 +131,16 @@ def test_an_interrupted_removal_leaves_debris(tmp_path: Path, monkeypatch: pytes
     assert complete_steps(tmp_path) == [2]
 
 
+def test_what_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    saved(tmp_path, 6, complete=False)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(UserError, match=r"cannot write .*step-6: Read-only file system"):
+        checkpoint.clean(tmp_path)
+
+
 def test_random_states_return(tmp_path: Path) -> None:
     torch.manual_seed(3)
     np.random.seed(3)
@@ -242,6 +252,9 @@ def test_no_code_runs_whoever_loads(tmp_path: Path) -> None:
     torch.save(Evil(tmp_path / "trace"), tmp_path / "evil.pt")
     with pytest.raises(UserError, match=r"it asks for posix.system, which is no tensor(.|\n)*nothing of it was run"):
         load_as_deepspeed_does(tmp_path / "evil.pt")
+    shutil.copy(tmp_path / "evil.pt", tmp_path / checkpoint.random_file(0))
+    with pytest.raises(UserError, match=r"it asks for posix.system"):
+        checkpoint.load_random(tmp_path, 0)
     assert not (tmp_path / "trace").exists()
     with checkpoint.no_code_runs(), pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "evil.pt")

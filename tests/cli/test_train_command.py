@@ -130,9 +130,10 @@ def test_alone_and_once_more_when_it_is_complete(place: Path) -> None:
     assert (place / "run" / "checkpoints" / "step-3" / "complete.json").is_file()
     assert "saved" in alone.stderr
     lines = (place / "run" / "metrics.jsonl").read_text()
-    again = run(words, env=environment(), cwd=place)
-    assert again.returncode == 0, again.stderr[-4000:]
-    assert "the run is complete: step 3 of 3; raise steps to train longer" in again.stderr
+    for steps in (3, 2):  # and where fewer are asked for than are done
+        again = run([*words, f"steps={steps}"], env=environment(), cwd=place)
+        assert again.returncode == 0, again.stderr[-4000:]
+        assert f"the run is complete: step 3 of {steps}; raise steps to train longer" in again.stderr
     assert (place / "run" / "metrics.jsonl").read_text() == lines
 
 

@@ -60,6 +60,14 @@ def test_ranks_that_outlive_their_launcher_are_ended_and_it_is_no_success(
     wait_for(lambda: are_gone(tmp_path), 5, lambda: "ranks are left")
 
 
+def test_the_exit_code_is_one_of_those_that_are_documented() -> None:
+    """Those of the ranks, and 1 for whatever else DeepSpeed's launcher ends with."""
+    end = "import os, sys; sys.argv[1] == 'kill' and os.kill(os.getpid(), 9); sys.exit(int(sys.argv[1]))"
+    for ended, code in (("0", 0), ("2", 2), ("75", 75), ("3", 1), ("kill", 1)):
+        plan = dataclasses.replace(plan_of(), command=(sys.executable, "-c", end, ended))
+        assert launcher.start(plan, None, os.environ) == code, ended
+
+
 @pytest.mark.parametrize("kind", ["good", "deaf"])
 def test_ranks_end_when_the_launch_itself_is_killed(tmp_path: Path, kind: str) -> None:
     path = f"{Path(__file__).parent.parent}:{os.environ.get('PYTHONPATH', '')}"

@@ -198,6 +198,13 @@ def test_a_hostile_file_is_named_within_a_second(text: str, tmp_path: Path) -> N
     assert len(str(caught.value)) < 10_000
 
 
+def test_what_aliases_stand_for_is_counted(tmp_path: Path) -> None:
+    """Else a value that is wrong would be written out in the message about it."""
+    (tmp_path / "c.yaml").write_text("\n".join([*BOMB.splitlines()[:6], "name: *f"]))
+    with pytest.raises(UserError, match="it holds more than 100000 values, aliases and long texts written out"):
+        load_config(Outer, tmp_path / "c.yaml")
+
+
 def test_a_file_without_end_or_beginning_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="/dev/zero is too large"):
         load_config(Outer, "/dev/zero")

@@ -218,6 +218,15 @@ def test_a_write_that_went_wrong_leaves_nothing(
         consolidate(place / "ntp", tmp_path / "out", format=format)
     assert list(tmp_path.iterdir()) == []
 
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("save", "save_published"):
+        monkeypatch.setattr(module, name, full)
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
+        consolidate(place / "ntp", tmp_path / "out", format=format)
+    assert list(tmp_path.iterdir()) == []
+
 
 def test_a_missing_weight_is_named(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "load_file", lambda path: {})

@@ -15,8 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
+from slmkit.model.config import SpeechLMConfig
 from slmkit.model.init_base import init_base
-from slmkit.model.pretrained import extended_tokenizer, from_base, from_export, load, save, to_causal_lm
+from slmkit.model.pretrained import (
+    extended_tokenizer,
+    from_base,
+    from_export,
+    load,
+    read_base_config,
+    save,
+    to_causal_lm,
+)
 from slmkit.model.published import from_published, lookup_buffers, save_published, to_published
 from slmkit.model.slm import SpeechLM
 
@@ -205,6 +214,22 @@ def test_weights_that_are_not_finite_are_refused(value: float, base: Path, tmp_p
     save_file(state, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"the weights in .*base are not finite"):
         from_base(tmp_path / "base", codec=codec_spec(), group=3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("hidden_size", 2**40), ("vocab_size", 10**12), ("head_dim", "wide")])
+def test_absurd_sizes_are_named_before_anything_is_built(name: str, value: Any, base: Path, tmp_path: Path) -> None:
+    """Of a base, and of the backbone of a model."""
+    config = json.loads((base / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(UserError, match=rf"config\.json: 1 problem\n.*{name}: got {value!r}, expected a whole number"):
+        read_base_config(tmp_path)
+    values = tiny_model(3).config.to_dict()
+    values["backbone"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(
+        UserError, match=rf"config\.json: 1 problem\n.*backbone\.{name}: got {value!r}, expected a whole"
+    ):
+        SpeechLMConfig.from_pretrained(tmp_path)
 
 
 def test_a_base_without_a_weight_of_its_config_is_refused(base: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from twins.generate import head_logits
 
 from slmkit.errors import UserError
+from slmkit.model.backbone import Packing
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.losses import candidates
 from slmkit.model.slm import SpeechLM
@@ -156,6 +157,23 @@ def test_only_text_or_only_speech_targets() -> None:
         part.loss.backward()
         gradients(model)
     torch.testing.assert_close(parts[0].loss + parts[1].loss, total.loss)
+
+
+@pytest.mark.parametrize("name", ["ntp", "ntp_stream", "mtp6_transformer_speaker"])
+def test_a_step_asks_the_device_for_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would wait for all that is computed before. Lengths are for attention that cannot do without, as a CPU's."""
+    model = tiny_model(**KINDS[name])
+    batch = tiny_batch(model.config, FRAMES)
+    monkeypatch.setattr(Packing, "lengths", batch.cu_seqlens.diff().tolist())
+
+    def refuse(tensor: torch.Tensor, *args: Any) -> Any:
+        raise AssertionError("the device is asked for a number")
+
+    for asks in ("tolist", "item", "numpy", "nonzero", "bincount", "__bool__", "__int__", "__float__"):
+        monkeypatch.setattr(torch.Tensor, asks, refuse)
+    loss = model(batch).loss
+    monkeypatch.undo()
+    assert loss.item() > 0
 
 
 @pytest.mark.parametrize("name", ["ntp", "ntp_stream", "mtp6_transformer_speaker"])

@@ -1,6 +1,7 @@
 """The directory of a job, and importing published codes."""
 
 import json
+import os
 
 import pytest
 from tiny_codec import SPEC
@@ -20,6 +21,17 @@ def test_what_a_run_killed_at_its_very_start_leaves_does_no_harm(tmp_path):
     (tmp_path / ".job.json.7.part").write_text("{")
     CorpusJob(tmp_path, "c", SPEC, {})
     assert json.loads((tmp_path / "job.json").read_text())["codec"]["name"] == "tiny"
+
+
+def test_the_next_start_removes_what_a_killed_one_left(tmp_path):
+    CorpusJob(tmp_path, "c", SPEC, {})
+    (tmp_path / "tasks").mkdir()
+    left = [tmp_path / ".c-000000.tar.51cdeb68.part", tmp_path / "tasks" / ".0-of-1.json.51cdeb68.part"]
+    for path in left:
+        path.write_text("half")
+        os.utime(path, (0, 0))
+    CorpusJob(tmp_path, "c", SPEC, {})
+    assert [path for path in left if path.exists()] == []
 
 
 def test_a_job_is_opened_as_it_was_begun(tmp_path):

@@ -53,6 +53,21 @@ def test_a_file_much_longer_than_its_source_says_is_refused(tmp_path):
     assert isinstance(decode(part, decoding), Decoded)
 
 
+def test_a_channel_is_decoded_alone(tmp_path):
+    """Two speakers of a telephone call, each in a channel."""
+    both = np.random.default_rng(0).uniform(-0.5, 0.5, (RATE, 2))
+    soundfile.write(tmp_path / "both.wav", both, RATE)
+    waves = {}
+    for channel in (0, 1):
+        soundfile.write(tmp_path / "alone.wav", both[:, channel], RATE)
+        item = utterance("a", tmp_path / "both.wav")
+        item = item._replace(audio=item.audio._replace(channel=channel))
+        waves[channel] = decode(item, Decoding(sample_rate=RATE)).wave
+        alone = decode(utterance("a", tmp_path / "alone.wav"), Decoding(sample_rate=RATE)).wave
+        assert np.array_equal(waves[channel], alone)
+    assert not np.array_equal(waves[0], waves[1])
+
+
 class Crashing:
     """Stands for a file that kills the process that decodes it."""
 
@@ -217,5 +232,16 @@ def test_a_worker_that_is_killed_leaves_nobody_waiting(writes):
         futures = [workers.submit(_large, 2**24 if writes else 1) for _ in range(20)]
         os.kill(process, signal.SIGKILL)
         assert all(len(future.result(timeout=60)) for future in futures)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_closing_ends_what_still_runs():
+    """As a command does that is told to stop while a decoder does not come back."""
+    with contextlib.closing(Workers(1)) as workers:
+        process = workers.submit(_process).result()
+        stuck = workers.submit(time.sleep, 20)
+        while not stuck.running():
+            time.sleep(0.01)
     with pytest.raises(ProcessLookupError):
         os.kill(process, 0)

@@ -154,6 +154,7 @@ def test_the_same_source_gives_the_same_plan(tmp_path):
         ([7, 1.0, -1, 4, "0"], "is not a plan"),
         ([7, float("nan"), 0, 4, "0"], "is not a plan"),
         ([10**30, 1.0, 0, 4, "0"], "is not a plan"),
+        ([7.0, 1.0, 0, 4, "0"], "is not a plan"),
         ([7, 1.0, 0, 2, hashlib.sha256(b"[4").hexdigest()], "is not a plan: shard 0"),
         ([7, 1.0, 0, 5, hashlib.sha256(b"[[3]]").hexdigest()], "is not a plan: shard 0"),
     ],

@@ -5,18 +5,23 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from synthetic import codec_spec, write_conversations, write_corpus, write_voices
 from train.tiny_run import make_tiny, tiny_config
 
 from slmkit.data import prompt
 from slmkit.data.examples import TrainingData
 from slmkit.errors import ConfigError, UserError
+from slmkit.files import code_sha256
+from slmkit.train import evaluation, loop
 from slmkit.train import run as run_module
-from slmkit.train.run import Run, check_facts, prepare_run, run_table
+from slmkit.train.loop import Training
+from slmkit.train.run import Run, check_agreement, check_facts, prepare_run, run_table
 from slmkit.world import World
 
 
@@ -37,7 +42,7 @@ def test_the_position_follows_from_the_steps_taken(place: Path) -> None:
     for done in range(50):
         again = prepare_run(tiny_config(place), World())
         assert [(step.epoch, step.number) for step in again.walk(done)] == positions[done:]
-    assert list(run.walk(50)) == []
+    assert list(run.walk(50)) == list(run.walk(60)) == []  # steps may have been lowered
 
 
 def test_a_cursor_leads_to_the_same_steps(place: Path) -> None:
@@ -294,3 +299,31 @@ def test_the_number_of_processes_may_change_but_must_be_known(place: Path) -> No
     unknown = {name: value for name, value in facts.items() if name != "processes"}
     with pytest.raises(UserError, match=r"processes has changed\n  got:      1\n  expected: not recorded"):
         check_facts(facts, unknown, Path("step-1"))
+
+
+def test_processes_compare_the_code_and_the_versions_they_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside options and files, of which `test_owner` shows that a difference ends them."""
+    compared: dict[str, Any] = {}
+    monkeypatch.setattr(run_module, "check_equal", lambda what, values, next_step: compared.update(values))
+    check_agreement(tiny_config(place))
+    assert compared["code"] == code_sha256()
+    assert compared["versions.torch"] == torch.__version__
+
+
+def test_evaluation_reads_with_as_many_workers_as_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare_run(tiny_config(place, data={"eval_share": 0.3, "num_workers": 3}), World())
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(evaluation, "micro_batches", lambda *args, **options: given.update(options) or iter(()))
+    monkeypatch.setattr(evaluation, "sum_over_ranks", lambda values: values)
+    monkeypatch.setattr(loop, "finite", lambda record: record)
+    training = SimpleNamespace(
+        run=run,
+        engine=SimpleNamespace(module=torch.nn.Identity()),
+        device="cpu",
+        step=0,
+        log=SimpleNamespace(write=lambda step, record: None),
+        pending=[loop.EVALUATION],
+        pace=SimpleNamespace(restart=lambda: None),
+    )
+    Training.evaluate(training)  # type: ignore[arg-type]
+    assert given["num_workers"] == 3

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import forked
@@ -13,9 +16,18 @@ import torch
 import yaml
 from train.place import Place
 
+from slmkit import files
 from slmkit.config import run_dir
-from slmkit.config.run_dir import MARKER, OWN_DIGEST, marker_digest
+from slmkit.config.load import from_dict
+from slmkit.config.run_dir import MARKER, OWN_DIGEST, Checkpoint, marker_digest
+from slmkit.config.train import TrainConfig
+from slmkit.errors import UserError
 from slmkit.files import sha256_file
+from slmkit.train.changes import written_by
+from slmkit.train.metrics import MetricsLog, read_metrics
+from slmkit.train.run import Run, prepare_run
+from slmkit.train.start import record_start
+from slmkit.world import World
 
 STEPS = 4
 OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -39,7 +51,7 @@ def start(place: Place, name: str, *options: str) -> Any:
 @pytest.fixture
 def copied(place: Place, request: pytest.FixtureRequest) -> Path:
     """A copy of the run, and of where its checkpoints are."""
-    name = request.node.name.replace("/", "-")
+    name = re.sub(r"\W+", "-", request.node.name)  # DeepSpeed takes brackets in a path for a pattern
     shutil.copytree(place.directory / "whole", place.directory / name)
     return run_dir.root(place.directory / name)
 
@@ -70,6 +82,25 @@ def evil(checkpoints: Path) -> None:
     (path / MARKER).write_text(json.dumps({**marker, OWN_DIGEST: marker_digest(marker)}))
 
 
+CONVERT = """
+import sys
+from pathlib import Path
+from slmkit.checkpoints.universal import to_universal
+from slmkit.errors import UserError
+try:
+    to_universal(Path(sys.argv[1]), Path(sys.argv[2]))
+except UserError as error:
+    print(error)
+"""
+
+
+def test_nothing_of_a_checkpoint_is_run_when_it_is_converted_for_other_processes(copied: Path, tmp_path: Path) -> None:
+    evil(copied)
+    done = forked.run(["-c", CONVERT, str(copied / "step-4"), str(tmp_path / "universal")])
+    assert "it asks for posix.system" in done.stdout, done.stderr[-4000:]
+    assert not (copied.parent / "trace").exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -77,6 +108,7 @@ def evil(checkpoints: Path) -> None:
         (swap, f"damaged: {OPTIMIZER} does not hold what was written"),
         (evil, "it asks for posix.system"),
     ],
+    ids=["flip", "swap", "evil"],  # a part of the path of the run, which is printed with every error
 )
 def test_a_checkpoint_that_is_not_what_its_marker_says_stops_the_run(
     place: Place, copied: Path, spoil: Callable[[Path], None], words: str
@@ -86,21 +118,31 @@ def test_a_checkpoint_that_is_not_what_its_marker_says_stops_the_run(
     assert done.returncode == 2, done.stderr[-4000:]
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    done = forked.run(["-m", "slmkit", "consolidate", str(copied.parent), str(copied.parent / "model")])
+    done = forked.run(["-m", "slmkit", "consolidate", str(copied.parent), str(copied.parent / "export")])
     assert done.returncode == 2
     assert words in done.stderr
     assert not (copied.parent / "trace").exists()
+
+
+def process_that_ended() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 def test_the_one_before_is_used_where_that_is_wanted(place: Place, copied: Path) -> None:
     """The end is that of the run that was left alone."""
     flip(copied)
     (copied / "notes").mkdir()
+    left = copied.parent / f".config.yaml.{files._here()}-{process_that_ended():x}-0123.part"
+    left.write_text("half")
     done = start(place, copied.parent.name, "on_damaged_checkpoint=previous")
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"damaged: {OPTIMIZER} does not hold what was written" in done.stderr
     assert "the checkpoint before it is used; this one is now" in done.stderr
     assert "notes is not a checkpoint of this run; it is left alone" in done.stderr
+    assert f"removed {left}: it was never finished" in done.stderr
+    assert not left.exists()
     assert sorted(path.name for path in copied.iterdir()) == ["damaged-step-4", "notes", "step-2", "step-4"]
     assert place.metrics(copied.parent.name) == place.metrics("whole")
 
@@ -120,3 +162,50 @@ def test_a_marker_that_does_not_say_of_which_run_it_is_is_named(place: Place, co
     done = start(place, copied.parent.name)
     assert done.returncode == 2
     assert "step-4 does not say of which run it is" in done.stderr
+
+
+class FullDisk:
+    """In the place of an engine: the config of its model cannot be written."""
+
+    def __init__(self) -> None:
+        self.module = SimpleNamespace(config=self)
+
+    def save_pretrained(self, directory: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def prepared(place: Place, name: str, **change: Any) -> Run:
+    return prepare_run(from_dict(TrainConfig, place.config(name, **change)), World())
+
+
+def test_what_cannot_be_written_at_the_start_ends_the_run_by_name_or_is_told(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine: Any = FullDisk()
+    for on_error in ("stop", "continue"):
+        run = prepared(place, f"full-{on_error}", on_save_error=on_error)
+        run.directory.mkdir(exist_ok=True)
+        log = MetricsLog(run.directory, 0, is_first=True, on_error=run.config.on_save_error)
+        if on_error == "stop":
+            with pytest.raises(UserError, match=r"cannot write .*full-stop/model: No space left on device"):
+                record_start(run, engine, None, log)
+            continue
+        for name in ("config.yaml", "provenance.json"):
+            (run.directory / name).mkdir()
+        record_start(run, engine, None, log)
+        for name in ("config.yaml", "provenance.json", "model"):
+            assert f"training goes on without this: cannot write {run.directory / name}: " in caplog.text
+        assert read_metrics(run.directory / "metrics.jsonl")[0]["event"] == "start"
+
+
+def test_what_changed_since_the_checkpoint_is_told_and_noted(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    before, run = prepared(place, "changed"), prepared(place, "changed", optimizer={"lr": 1e-5})
+    found = Checkpoint(run.directory / "step-2", 2, written_by(before.config, before.total_steps))
+    (run.directory / "model").mkdir(parents=True)
+    engine: Any = FullDisk()
+    record_start(run, engine, found, MetricsLog(run.directory, 2, is_first=True))
+    noted = read_metrics(run.directory / "metrics.jsonl")[0]["changes"]
+    assert "optimizer.lr was 0.002, and is 1e-05" in noted
+    assert any(change.startswith("the learning rate jumps from ") for change in noted)
+    for change in noted:
+        assert f"changed since {found.path}: {change}" in caplog.text
