@@ -3,9 +3,9 @@ utterances of an evaluation.
 
     OUT/wav/ID.wav        one answer
     OUT/codes/ID.npy      its codes uint16 [K, T], where they are to be scored
-    OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, request (a
-                          hash of what was asked); of questions the answer in words; of a text of several sentences
-                          "sentences", a `SpokenSentence` each, in order
+    OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, warning,
+                          attempts, runaways, request (a hash of what was asked); of questions the answer in words; of a
+                          text of several sentences "sentences", a `SpokenSentence` each, in order
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
     OUT/job.json          model, codec and task; and the engines that did the work
 
@@ -54,13 +54,24 @@ from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, SpokenSentence, joined, joined_wave, unspoken
 from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
+from slmkit.infer.shares import (
+    WAVES_DIR,
+    Share,
+    Spoken,
+    check_all_spoken,
+    failures_in,
+    move_shares,
+    read_shares,
+    remove_shares,
+    spoken_elsewhere,
+)
 from slmkit.infer.spoken_form import check_spoken_form
 from slmkit.infer.synthesizer import MAX_PROMPT_CHARS, Synthesizer, Vector
-from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
+from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob, check_same, read_description
 from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt, is_blank
 
-WAVES_DIR, CODES_DIR = "wav", "codes"
+CODES_DIR = "codes"
 SpeakingTask = Literal["tts", "qa"]
 TEXT_FIELD: dict[SpeakingTask, str] = {"tts": "text", "qa": "question"}
 MOST_CHARS: dict[SpeakingTask, int] = {"tts": MAX_TEXT_CHARS, "qa": MAX_PROMPT_CHARS}
@@ -102,10 +113,16 @@ class Summary(NamedTuple):
     failures: Sequence[Failure]
     spoken_sec: float  # of speech, by this start alone
     took_sec: float
+    num_runaways: int = 0  # of the outputs, stopped by the watch in their best attempt
+    num_short: int = 0  # far shorter than their text
+    num_retried: int = 0  # tried more than once
 
     def line(self) -> str:
         """For people."""
-        words = f"{counted(self.num_outputs, 'answer')} ({self.num_limited} stopped by a limit), "
+        notes = [f"{self.num_limited} stopped by a limit", f"{counted(self.num_runaways, 'runaway')}"]
+        notes += [f"{self.num_short} far too short"] * (self.num_short > 0)
+        notes += [f"{self.num_retried} tried again"] * (self.num_retried > 0)
+        words = f"{counted(self.num_outputs, 'answer')} ({', '.join(notes)}), "
         words += f"{counted(len(self.failures), 'failure')}; "
         if not self.spoken_sec:
             return words + "nothing was left to speak"
@@ -121,40 +138,108 @@ def speak_all(
     task: SpeakingTask,
     model: str,
     max_failure_share: float = 0.05,
+    share: Share | None = None,
 ) -> Summary:
-    """Speak what is not spoken yet; `model` is the hash of the synthesizer's model.
+    """Speak what is not spoken yet; `model` is the hash of the synthesizer's model. Of a `share` its lines alone, to be
+    joined by `join_shares`, which also judges the failures; without one what tasks have spoken is joined first.
 
     Raises UserError when `out_dir` is not of this work or another process is at it, the disk refuses, or more than
     `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     voices, began = synthesizer.voices, time.perf_counter()
-    with ResumableJob.open(out_dir, settings) as job:
-        shape, engines = engine_shape(synthesizer), job.description.get("engines")
-        engines = engines if isinstance(engines, list) else []
-        if shape not in engines:
-            engines = [*engines, shape]
-            job.describe(engines=engines)
-        if len(engines) > 1:
-            log.warning("answers in %s are of several engines and may differ in roundings: %s", out_dir, engines)
-        asked = {item.id: item.digest for item in listed.items}
-        for name, record in job.records.items():
-            if asked.get(name) != record.get("request"):
-                raise UserError(
-                    f"{out_dir} holds the answer to another line: {name}",
-                    got=f"a line with another text, speaker or setting, or no line {name}",
-                    next_step=ELSEWHERE,
-                )
+    with ResumableJob.open(out_dir if share is None else share.directory(out_dir), settings) as job:
+        items, asked = listed.items, {item.id: item.digest for item in listed.items}
+        _check_same_lines(out_dir, asked, job.records)
+        if share is None:
+            _take_in(job, asked, read_shares(out_dir))
+        else:
+            others = spoken_elsewhere(out_dir, share)
+            items = [item for item in items[share.number :: share.total] if item.id not in others]
+        _note_engines(job, [engine_shape(synthesizer)])
         speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: voices.vector(item.speaker))
-        speaker.run(listed.items, len(listed.items))
-        failures = [*listed.failures, *(speaker.failures[name] for name in asked if name in speaker.failures)]
-        with atomic_write(job.directory / FAILURES_FILE, replace=True) as file:
-            file.writelines(failure.line() for failure in failures)
-        records = job.finish([*asked])
-    limited = sum(record["reason"] == "limit" for record in records)
-    summary = Summary(len(records), limited, failures, speaker.spoken_sec, time.perf_counter() - began)
+        speaker.run(items, len(items))
+        failures = [speaker.failures[item.id] for item in items if item.id in speaker.failures]
+        failures = [*(listed.failures if share is None else ()), *failures]
+        records = _finish(job, [*asked], failures)
+    if share is None:
+        remove_shares(out_dir)
+    summary = _summary(records, failures, speaker.spoken_sec, began)
+    if share is None:
+        _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
+    return summary
+
+
+def join_shares(listed: Listed, out_dir: str | Path, *, task: SpeakingTask, max_failure_share: float = 0.05) -> Summary:
+    """Make one job of what the tasks have spoken of the lines; the model is not needed.
+
+    Raises UserError when they have not tried all lines, or spoken others; a task is at work; or too many lines failed:
+    then all is joined.
+    """
+    began, spoken = time.perf_counter(), read_shares(out_dir)
+    settings = spoken.settings or read_description(out_dir)["settings"]
+    check_same(out_dir, {"task": settings.get("task")}, {"task": task})
+    with ResumableJob.open(out_dir, settings) as job:
+        asked = {item.id: item.digest for item in listed.items}
+        _check_same_lines(out_dir, asked, job.records)
+        failed = {**failures_in(job.directory), **spoken.failures}
+        known = {*job.records, *spoken.records, *failed}
+        check_all_spoken(out_dir, [name for name in asked if name not in known], len(asked))
+        _take_in(job, asked, spoken)
+        failures = [*listed.failures, *(failed[name] for name in asked if name not in job.records)]
+        records = _finish(job, [*asked], failures)
+    remove_shares(out_dir)
+    summary = _summary(records, failures, 0.0, began)
     _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
     return summary
+
+
+def _take_in(job: ResumableJob, asked: Mapping[str, str], spoken: Spoken) -> None:
+    """Make the answers of the tasks those of `job`; until it is finished, their own records stay."""
+    if spoken.settings is None:
+        return
+    check_same(job.directory, job.description["settings"], spoken.settings)
+    _check_same_lines(job.directory, asked, spoken.records)
+    move_shares(job.directory, spoken)
+    job.records.update(spoken.records)
+    _note_engines(job, spoken.engines)
+
+
+def _note_engines(job: ResumableJob, shapes: Sequence[Any]) -> None:
+    """Keep which engines were at work, and warn where there are several."""
+    engines = job.description.get("engines")
+    engines = engines if isinstance(engines, list) else []
+    new = [shape for shape in shapes if shape not in engines]
+    if new:
+        engines = [*engines, *new]
+        job.describe(engines=engines)
+    if len(engines) > 1:
+        log.warning("answers in %s are of several engines and may differ in roundings: %s", job.directory, engines)
+
+
+def _check_same_lines(out_dir: str | Path, asked: Mapping[str, str], records: Mapping[str, JobRecord]) -> None:
+    """Raise UserError where a record is not the answer to what its line asks; `asked` has digests by id."""
+    for name, record in records.items():
+        if asked.get(name) != record.get("request"):
+            raise UserError(
+                f"{out_dir} holds the answer to another line: {name}",
+                got=f"a line with another text, speaker or setting, or no line {name}",
+                next_step=ELSEWHERE,
+            )
+
+
+def _finish(job: ResumableJob, ids: Sequence[str], failures: Iterable[Failure]) -> list[JobRecord]:
+    with atomic_write(job.directory / FAILURES_FILE, replace=True) as file:
+        file.writelines(failure.line() for failure in failures)
+    return job.finish(ids)
+
+
+def _summary(records: Sequence[JobRecord], failures: Sequence[Failure], spoken_sec: float, began: float) -> Summary:
+    limited, runaways = (sum(record["reason"] == reason for record in records) for reason in ("limit", "runaway"))
+    short = sum(record.get("warning") == "short" for record in records)
+    retried = sum(record.get("attempts", 1) > 1 for record in records)
+    took_sec = time.perf_counter() - began
+    return Summary(len(records), limited, failures, spoken_sec, took_sec, runaways, short, retried)
 
 
 def engine_shape(synthesizer: Synthesizer) -> dict[str, Any]:
@@ -301,6 +386,7 @@ class BatchSpeaker:
         output, sentences = joined(outputs), begun.passage.told(outputs)
         words = self._synthesizer.words_of(output).text
         columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
+        columns |= {"warning": output.warning, "attempts": output.attempts, "runaways": output.runaways}
         if self._is_scored:
             columns |= {"why": "", "answer": words, "engine_sec": begun.engine_sec}
         elif not output.codes.shape[1]:
@@ -465,9 +551,9 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     """The value of a setting. Raises BadSample when it is of another type."""
     if kind is str and isinstance(value, str):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+    if kind in (int, bool) and type(value) is kind:
         return value
-    if kind not in (str, int) and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind not in (str, int, bool) and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if isinstance(value, float) or abs(value) <= sys.float_info.max else math.inf
-    expected = {str: "text", int: "a whole number"}.get(kind, "a number")
+    expected = {str: "text", int: "a whole number", bool: "true or false"}.get(kind, "a number")
     raise BadSample("bad_setting", f"{name} is of the wrong type", got=printable(repr(value)[:100]), expected=expected)

@@ -130,6 +130,8 @@ class Service:
         options: dict[str, Any] = {"sampling": sampling, "seed": body.seed}
         options["max_sec"] = body.max_sec or self.settings.max_sec
         try:
+            retries = 0 if body.streaming else body.max_retries  # what was heard cannot be said again
+            options |= {"watch": body.watch, "max_retries": retries}
             if isinstance(body, SpeechBody):
                 passage = self.synthesizer.passage(body.text, speaker, normalize=body.normalize, **options)
             else:
@@ -147,6 +149,7 @@ class Service:
         pauses_sec = sum(sentence.pause_sec for sentence in spoken)
         seconds = round(output.codes.shape[1] * spec.hop_samples / spec.sample_rate + pauses_sec, 4)
         facts: dict[str, Any] = {"seconds": seconds, "reason": output.reason, "limit": output.limit}
+        facts |= {"warning": output.warning, "attempts": output.attempts}
         if silent := [excerpt(sentence.text) for sentence in spoken if not sentence.frames]:
             facts["unspoken"] = silent[:SHOWN_SENTENCES]
         return facts | {"text": self.synthesizer.words_of(output).text} if isinstance(body, QuestionBody) else facts

@@ -184,6 +184,20 @@ def test_a_stream_is_the_whole_however_it_is_cut(name, data):
     assert torch.equal(joined, streamed(codec, codes, [], first_frames=first, most_frames=32))
 
 
+def test_the_shortest_answers_give_all_their_sound(name):
+    """Fewer frames than a first piece, or than a codec waits for; handed over one by one."""
+    codec = open_family(name)
+    hop, is_streaming = codec.spec.hop_samples, codec.reach_frames.after is not None
+    for num_frames in range(1, 8):
+        codes = some_codes(name, num_frames)
+        whole = codec.decode(codes, VOICE[None])[0]
+        assert whole.view(num_frames, hop).abs().amax(dim=1).min() > 0
+        if is_streaming:
+            joined = streamed(codec, codes[0], range(1, num_frames))
+            assert joined.shape == whole.shape
+            assert (joined - whole).abs().max() <= JOINED_BOUND
+
+
 @pytest.mark.full
 def test_a_long_utterance_goes_in_pieces(name, codec, monkeypatch):
     wave = audio(codec.spec.sample_rate)[None]
