@@ -43,7 +43,7 @@ from slmkit.files import atomic_write, disk_errors_named, new_directory, provena
 LINE_CHARS, NAME_CHARS = 80, 18  # of the printed table
 WAVES_DIR, LISTEN, NUM_SENTENCES = "wav", "listen", 12
 SPEAKS = 0.5  # the share of successes from which on a model counts as one that speaks
-SPEED_SETTINGS = ("device", "threads", "slots", "positions")
+SPEED_SETTINGS = ("device", "threads", "slots")
 
 
 def compare_directories(directories: Sequence[str | Path], out: str | Path, *, common: bool = False) -> dict[str, Any]:
@@ -221,8 +221,8 @@ def warnings(comparison: dict[str, Any]) -> list[str]:
         found.append(f"Of the {comparison['utterances']} utterances some were trained on: {', '.join(known)}.")
     if comparison["speeds_left_out"]:
         found.append(
-            "Speeds are not compared: machine, device, threads, slots or positions differ, or are not known. Each "
-            "evaluation has its own."
+            "Speeds are not compared: machine, device, threads or slots differ, or are not known. Each evaluation has "
+            "its own."
         )
     if len(set(comparison["codecs"].values())) > 1:
         found.append(

@@ -96,6 +96,14 @@ class _Sampling(BaseModel):
     temperature: float
 
 
+class _Source(BaseModel):
+    model_config = ConfigDict(strict=True)
+    path: str
+    task: str
+    utterances: int
+    of: int
+
+
 class _TrainedOn(BaseModel):
     """What is said of it."""
 
@@ -104,7 +112,7 @@ class _TrainedOn(BaseModel):
     is_all: bool = True
     is_same_corpus: bool = True
     held_out: str = ""
-    sources: list[dict[str, Any]] = []
+    sources: list[_Source] = []
 
 
 class _Settings(BaseModel):

@@ -128,12 +128,10 @@ def _worst_example(
     failure = ""
     if row["reason"] == "refused":
         failure = f"Not asked of the model: {row['why']}."
-    elif row["reason"] == "runaway":
-        failure = f"It would not have ended, and was stopped: {str(row['limit']).replace('_', ' ')}."
     elif row["reason"] == "limit":
         failure = f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
-    elif row["reason"] == "runaway":
-        failure = f"Stopped, since it would not have ended: {row['limit']}."
+    elif row.get("warning") == "short" and row["frames"]:
+        failure = "The speech is far shorter than its text."
     elif not row["frames"]:
         failure = "The model ended its answer without speech."
     values = []
@@ -182,8 +180,8 @@ def _facts(report: Json) -> list[tuple[str, str]]:
     facts += [(f"{label} scored", f"{count} utterances") for label, count in report.get("partial", {}).items()]
     trained_on = report.get("trained_on", {})
     for source in trained_on.get("sources", []):
-        share = f"{source.get('utterances', 0):,} of {source.get('of', 0):,} utterances, {source.get('task')}"
-        facts.append(("trained on", f"{source.get('path')}: {share}"))
+        share = f"{source['utterances']:,} of {source['of']:,} utterances, {source['task']}"
+        facts.append(("trained on", f"{source['path']}: {share}"))
     if trained_on.get("held_out"):
         facts.append(("held out in training", trained_on["held_out"]))
     return facts + [(f"measured with {name}", path) for name, path in report["measured_with"].items()]

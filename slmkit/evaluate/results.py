@@ -193,6 +193,9 @@ class _SettingsOf(_Part):
 
 
 class _Utterance(_Part):
+    place: int | None = None
+    frames: int = 0
+    trained_on: bool | None = None
     key: str
     voice: str
     voice_key: str
@@ -266,14 +269,19 @@ def training_lines(report: Json) -> list[str]:
     return lines
 
 
+class _Group(_Part):
+    metrics: dict[str, Any]
+
+
 class _ReportFile(_Part):
     names: dict[str, str]
     settings: _SettingsOf
     outputs_sha256: str
     measured_with: dict[str, str]
     metrics: list[Metric]
-    summary: dict[str, Any]
+    summary: dict[str, _Group]
     utterances: list[_Utterance]
+    machine: dict[str, str] = {}
 
 
 def metrics_of(report: Json) -> dict[str, Metric]:

@@ -78,7 +78,7 @@ def score_outputs(
             same_tools = {name for name, tool in measured_with.items() if before["measured_with"].get(name) == tool}
             same_tools.add(NO_TOOL)
         measured_with, metrics = {**before["measured_with"], **measured_with}, metrics_of(before)
-        shown = before["summary"][ALL]["metrics"]
+        shown = before["summary"].get(ALL, {"metrics": {}})["metrics"]
         partial = {name: metric for name, metric in metrics.items() if len(kept) < len(rows) or name not in shown}
     is_same_ear = {NO_TOOL, TOOL_OF["recognizer"]} <= same_tools
     outcomes = [

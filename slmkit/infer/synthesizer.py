@@ -277,9 +277,9 @@ class Synthesizer:
         return Speech(wave=wave, sample_rate=rate, output=whole, words=words, sentences=tuple(sentences))
 
     def stream(self, request: Request, speaker: Vector) -> Speaking:
-        """The wave that answers `request` in the voice of `speaker`, float32 [D], in pieces; it is tried once, since
-        what was heard cannot be said again. Raises as `Speaking`."""
-        return Speaking(self.engine, self.codec, request.tried_once(), speaker)
+        """The wave that answers `request`, once, in the voice of `speaker`, float32 [D], in pieces. Raises as
+        `Speaking`."""
+        return Speaking(self.engine, self.codec, request, speaker)
 
     def stream_passage(self, passage: Passage, speaker: Vector) -> PassageSpeaking:
         """The wave of a text in pieces, as `stream`, sentence by sentence. Raises as `PassageSpeaking`."""

@@ -130,8 +130,7 @@ class Service:
         options: dict[str, Any] = {"sampling": sampling, "seed": body.seed}
         options["max_sec"] = body.max_sec or self.settings.max_sec
         try:
-            retries = 0 if body.streaming else body.max_retries  # what was heard cannot be said again
-            options |= {"watch": body.watch, "max_retries": retries}
+            options |= {"watch": body.watch, "max_retries": body.max_retries}
             if isinstance(body, SpeechBody):
                 passage = self.synthesizer.passage(body.text, speaker, normalize=body.normalize, **options)
             else:

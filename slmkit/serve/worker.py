@@ -115,8 +115,10 @@ class Call:
 
     @property
     def request(self) -> Request:
-        """Of the sentence that is spoken, or the last one."""
-        return self.passage.requests[min(len(self.outputs), len(self.passage.requests) - 1)]
+        """Of the sentence that is spoken, or the last one. A streamed one is tried once: what was heard cannot be said
+        again."""
+        request = self.passage.requests[min(len(self.outputs), len(self.passage.requests) - 1)]
+        return request.tried_once() if self.is_streamed else request
 
     @property
     def is_mute(self) -> bool:
