@@ -13,9 +13,12 @@ import importlib
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from slmkit.assets import config_file
+
+if TYPE_CHECKING:
+    from slmkit.cluster.array import ArrayOptions
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 CONTINUED = 4  # columns by which the further lines of a long one are indented
@@ -68,6 +71,27 @@ def key_value(text: str) -> str:
     if not OVERRIDE.match(text):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected KEY=VALUE such as model.group=12")
     return text
+
+
+def add_array_arguments(parser: Any) -> None:
+    """What is asked of Slurm for an array; `array_options` reads it."""
+    parser.add_argument("--tasks", type=positive, default=64, help="tasks of the array (default: 64)")
+    parser.add_argument("--limit", type=positive, default=16, help="tasks that may run at once (default: 16)")
+    parser.add_argument("--cpus", type=positive, default=4, help="CPUs of each task (default: 4)")
+    parser.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="GPUs of each task (default: 0)")
+    parser.add_argument("--time", help="time limit of a task, as in sbatch; the task requeues itself after it")
+    parser.add_argument("--partition", help="partition of both jobs")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="for both jobs, as in --sbatch=--account=me"
+    )
+
+
+def array_options(args: argparse.Namespace) -> "ArrayOptions":
+    """Of the arguments of `add_array_arguments`."""
+    from slmkit.cluster.array import ArrayOptions
+
+    names = ("tasks", "limit", "cpus", "gpus", "time", "partition")
+    return ArrayOptions(**{name: getattr(args, name) for name in names}, more=tuple(args.sbatch))
 
 
 def parse(parser: "Parser", words: Sequence[str]) -> argparse.Namespace:

@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.redirect_stdout(output):
             try:
                 args = parse(build_parser(command), words)
+                args.words = words
                 return int(args.run(args) or 0)
             except UserError as error:
                 return _refuse(command, error)

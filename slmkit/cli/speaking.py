@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
-from slmkit.cli.arguments import positive
+from slmkit.cli.arguments import add_array_arguments, array_options, natural, positive
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory, read_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slmkit.codec.base import Codec
     from slmkit.infer.batch import SpeakingTask
     from slmkit.infer.request import SpeakingSettings
+    from slmkit.infer.shares import Share
     from slmkit.infer.synthesizer import Synthesizer, Vector
 
 UNAWARE = "the model has no speaker input: only the codec uses the voice"
@@ -93,6 +94,22 @@ def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Actio
         metavar="SHARE",
         help="with --jsonl: largest share of failed lines that is no error (default: %(default)s)",
     )
+    parser.add_argument(
+        "--devices",
+        type=lambda text: text.split(","),
+        metavar="LIST",
+        help="with --jsonl: where to speak, one process each: cuda:0,cuda:1, or cpu,cpu",
+    )
+    parser.add_argument("--task", type=natural, metavar="T", help="with --jsonl: speak the lines of task T, from 0 on")
+    parser.add_argument("--num-tasks", type=positive, metavar="N", help="of so many tasks that share the file")
+    parser.add_argument("--join", action="store_true", help="join what the tasks have spoken; needs no model in memory")
+    parser.add_argument(
+        "--submit",
+        choices=("no", "dry-run", "run"),
+        default="no",
+        help="with --jsonl: print, or submit, a Slurm array whose tasks share the file and a job that joins them",
+    )
+    add_array_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
@@ -195,7 +212,11 @@ def open_synthesizer(
 
 
 def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
-    """Speak the lines of `args.jsonl` into the directory `args.out`; 0, or 75 when told to stop."""
+    """Speak the lines of `args.jsonl` into the directory `args.out`; 0, or 75 when told to stop.
+
+    With several devices, or as a task of several, each process has a share of the lines, and then they are joined.
+    """
+    from slmkit.cli.devices import run_processes
     from slmkit.stopping import STOPPED, Stopped, stopping
 
     if not Path(args.jsonl).exists():
@@ -206,17 +227,65 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
         check_voice(args.speaker, args.model)
     try:
         with stopping():
-            from slmkit.infer.batch import read_items, speak_all
+            devices, share = args.devices or [args.device], _share_of(args)
+            if len(devices) > 1 and not args.join and args.submit == "no":
+                number, total = share or (0, 1)
+                first, total = number * len(devices), total * len(devices)
+                commands = [
+                    [*args.words, "--devices", device, "--task", str(first + i), "--num-tasks", str(total)]
+                    for i, device in enumerate(devices)
+                ]
+                if code := run_processes(commands):
+                    return code
+            from slmkit.infer.batch import join_shares, read_items, speak_all
             from slmkit.model.pretrained import export_sha256  # these take seconds
 
             given = {"speaker": args.speaker or "", "normalize": getattr(args, "normalize", "")}
             listed = read_items(args.jsonl, task, settings_of(args), **given)
+            if args.submit != "no":
+                return _submit(args, task, len(listed.items))
+            if args.join or (len(devices) > 1 and share is None):
+                summary = join_shares(listed, args.out, task=task, max_failure_share=args.max_failure_share)
+                print(f"{args.out}: {summary.line()}")
+                return 0
+            if len(devices) > 1:
+                return 0
+            args.device = devices[0]
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
             synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
-            model, share = export_sha256(args.model), args.max_failure_share
-            summary = speak_all(synthesizer, listed, args.out, task=task, model=model, max_failure_share=share)
+            options = {"max_failure_share": args.max_failure_share, "share": share}
+            summary = speak_all(synthesizer, listed, args.out, task=task, model=export_sha256(args.model), **options)
     except Stopped as signal:
         print(f"stopped by {signal}; the same command continues", file=sys.stderr)
         return STOPPED
     print(f"{args.out}: {summary.line()}")
+    return 0
+
+
+def _share_of(args: argparse.Namespace) -> "Share | None":
+    """The task of the flags. Raises UserError where they do not go together."""
+    from slmkit.infer.shares import Share
+
+    number, total = args.task, args.num_tasks
+    if (number is None) != (total is None):
+        raise UserError("--task and --num-tasks go together", got=f"task {number}, num_tasks {total}")
+    if number is not None and number >= total:
+        raise UserError("there is no such task", got=f"{number} of {total}", expected="0 <= task < num_tasks")
+    return None if number is None else Share(number, total)
+
+
+def _submit(args: argparse.Namespace, task: "SpeakingTask", num_lines: int) -> int:
+    """Print or submit the array that speaks the lines, and the job that joins what its tasks have spoken."""
+    from slmkit.cluster import slurm
+    from slmkit.cluster.array import ArrayWork, describe, plan_array, submit_both
+
+    command, *words = args.words
+    work = ArrayWork(command, "lines", "joins what they have spoken")
+    words += ["--submit", "no"]
+    jobs = plan_array(array_options(args), words, words, [0.0] * num_lines, work)
+    if args.submit == "dry-run":
+        print("\n".join(describe(jobs)))
+        return 0
+    array_id, join_id = submit_both(jobs, lambda command: slurm.submit(command, os.environ))
+    print(f"submitted array {array_id} of {len(jobs.shares)} tasks, then job {join_id} to join what they have spoken")
     return 0

@@ -28,7 +28,10 @@ of this command, which then count for this line. DIR gets
   failures.jsonl   a line for each line of FILE that gave no speech, with the reason
 
 A bad line does not stop the others: all that can be spoken is spoken before the exit code says whether too many lines
-failed. After an interruption the same command continues. With the same --slots, threads
+failed. --devices cuda:0,cuda:1 speaks on several devices. --submit run does it as a Slurm array of --tasks tasks, which
+requeue themselves, and joins what they have spoken; by hand: --task T --num-tasks N for each task, then --join.
+
+After an interruption the same command continues. With the same --slots, threads
 and device the files are the same, byte for byte, as without the interruption; otherwise they may differ by rounding.
 
 Exit codes: 0 done; 2 an error, or a larger share of failures than --max-failure-share; 75 stopped by SIGTERM, SIGINT or

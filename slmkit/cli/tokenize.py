@@ -27,16 +27,12 @@ import argparse
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from slmkit import log
-from slmkit.cli.arguments import OVERRIDE, Parser, add_config_arguments, positive
+from slmkit.cli.arguments import OVERRIDE, Parser, add_array_arguments, add_config_arguments, array_options
 from slmkit.errors import UserError
 from slmkit.hub import local_path
 
@@ -48,7 +44,6 @@ PATHS = ("source", "codec", "out")
 SHARE = ("devices", "task", "num_tasks")  # which differ for each process
 FLAGS = (*PATHS, "num_workers", *SHARE)
 logger = log.get_logger(__name__)
-POLL_SEC = 0.5  # between two looks at the processes of several devices
 SUBMIT = """\
 Tokenize as a Slurm array.
 
@@ -87,15 +82,7 @@ def add_arguments(parser: Parser) -> None:
     which = submit.add_mutually_exclusive_group(required=True)
     which.add_argument("--dry-run", action="store_true", help="plan and print; submit nothing")
     which.add_argument("--run", action="store_true", dest="really", help="plan and submit")
-    submit.add_argument("--tasks", type=positive, default=64, help="tasks of the array (default: 64)")
-    submit.add_argument("--limit", type=positive, default=16, help="tasks that may run at once (default: 16)")
-    submit.add_argument("--cpus", type=positive, default=4, help="CPUs of each task (default: 4)")
-    submit.add_argument("--gpus", type=int, choices=(0, 1), default=0, help="GPUs of each task (default: 0)")
-    submit.add_argument("--time", help="time limit of a task, as in sbatch; the task requeues itself after it")
-    submit.add_argument("--partition", help="partition of both jobs")
-    submit.add_argument(
-        "--sbatch", action="append", default=[], metavar="OPTION", help="for both jobs, as in --sbatch=--account=me"
-    )
+    add_array_arguments(submit)
     status = actions.add_parser("status", help="show the progress of a job")
     status.add_argument("out", metavar="OUT", help="directory of the job")
     status.add_argument("--json", action="store_true", help="print one JSON object, for programs")
@@ -227,79 +214,48 @@ def _run_on_devices(words: Sequence[str], config: "TokenizeConfig", *, show: boo
     Device i of n does what task `task * n + i` of `num_tasks * n` would. When one fails, the others go on: what they
     finish is not lost. Raises Stopped when this process is told to stop, after all of them have ended.
     """
+    from slmkit.cli.devices import run_processes
     from slmkit.jobs import ProgressBar
-    from slmkit.stopping import Stopped
     from slmkit.tokenization.corpus_job import CorpusJob
     from slmkit.tokenization.plan import TokenizationPlan
     from slmkit.tokenization.progress import LINE_EVERY_SEC, done_by
-
-    def pass_on(lines: IO[str]) -> None:
-        for line in lines:
-            ProgressBar.print_above(line)
 
     plan = TokenizationPlan.open(config.out)
     missing = CorpusJob.open(config.out).missing(len(plan.shards))
     num_items = sum(plan.shards[shard].items for shard in missing if shard % config.num_tasks == config.task)
     count = len(config.devices)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // count))  # else each would take all CPUs
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "slmkit", "tokenize", "run", *words, "--devices", device, "--no-progress"),
-                *("--task", str(config.task * count + i), "--num-tasks", str(config.num_tasks * count)),
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,  # so that their lines come above the bar
-            text=True,
-            errors="replace",
-        )
+    commands = [
+        [
+            *("tokenize", "run", *words, "--devices", device, "--no-progress"),
+            *("--task", str(config.task * count + i), "--num-tasks", str(config.num_tasks * count)),
+        ]
         for i, device in enumerate(config.devices)
     ]
-    try:
-        with contextlib.ExitStack() as stack:
-            bar = None
-            if show and num_items:
-                bar = stack.enter_context(ProgressBar(num_items, "utterances", logger, line_every_sec=LINE_EVERY_SEC))
-            readers = [threading.Thread(target=pass_on, args=(process.stderr,)) for process in processes]
-            for reader in readers:
-                reader.start()
-            while any(process.poll() is None for process in processes):
-                time.sleep(POLL_SEC)
-                done = done_by(config.out, {process.pid for process in processes})
-                if bar is not None and done is not None:
-                    bar.show(done.items, done.figures)
-            for reader in readers:
-                reader.join()
-    except Stopped:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            process.wait()
-        raise
-    return next((process.returncode for process in processes if process.returncode), 0)
+    with contextlib.ExitStack() as stack:
+        bar = None
+        if show and num_items:
+            bar = stack.enter_context(ProgressBar(num_items, "utterances", logger, line_every_sec=LINE_EVERY_SEC))
+
+        def look(pids: set[int]) -> None:
+            done = done_by(config.out, pids)
+            if bar is not None and done is not None:
+                bar.show(done.items, done.figures)
+
+        return run_processes(commands, look)
 
 
 def _submit(args: argparse.Namespace) -> int:
     """Plan the corpus, then print or submit the two jobs."""
     from slmkit.cluster import slurm
-    from slmkit.cluster.array import ArrayOptions, plan_array, submit_both
     from slmkit.cluster.array import describe as describe_array
+    from slmkit.cluster.array import plan_array, submit_both
 
     config, words = read_recipe(args), _words(args)
     _refuse_early(config)
     config = with_codec(config)
     if args.devices or any(_option(text) == "devices" for text in args.overrides):
         words += ["--devices", ",".join(config.devices)]
-    options = ArrayOptions(
-        tasks=args.tasks,
-        limit=args.limit,
-        cpus=args.cpus,
-        gpus=args.gpus,
-        time=args.time,
-        partition=args.partition,
-        more=tuple(args.sbatch),
-    )
+    options = array_options(args)
     shard_sec = [shard.seconds for shard in _plan_corpus(config).shards]
     finalize_words = [config.out, "--max-failure-share", str(config.max_failure_share)]
     jobs = plan_array(options, words, finalize_words, shard_sec)

@@ -40,6 +40,17 @@ class ArrayOptions:
     scripts: Path = field(default_factory=lambda: folder("tokenize_jobs"))
 
 
+class ArrayWork(NamedTuple):
+    """What the tasks of an array do. The scripts know it by its name."""
+
+    name: str
+    unit: str  # what is shared out
+    ending: str  # what the second job does
+
+
+TOKENIZING = ArrayWork("tokenize", "shards", "finalizes the corpus")
+
+
 class Share(NamedTuple):
     """A task's part of the corpus."""
 
@@ -55,6 +66,7 @@ class ArrayPlan:
     limit: int
     cpus: int
     gpus: int
+    work: ArrayWork
     array: tuple[str, ...]  # sbatch command line
     finalize: tuple[str, ...]  # sbatch command line, with UNKNOWN_ID for the array's id
     notes: tuple[str, ...]  # where it is not what was asked for
@@ -65,38 +77,50 @@ class ArrayPlan:
 
 
 def plan_array(
-    options: ArrayOptions, run_words: Sequence[str], finalize_words: Sequence[str], shard_sec: Sequence[float]
+    options: ArrayOptions,
+    run_words: Sequence[str],
+    finalize_words: Sequence[str],
+    shard_sec: Sequence[float],
+    work: ArrayWork = TOKENIZING,
 ) -> ArrayPlan:
-    """Share out the shards, whose known seconds of audio are `shard_sec`.
+    """Share out the shards, whose known seconds of audio are `shard_sec`; or what else there is, of 0 seconds each.
 
-    The words are what `slmkit tokenize run` and `slmkit tokenize finalize` are given. Raises UserError when there are
-    no shards, the scripts are not there, or a word for sbatch holds a secret.
+    The words are what `slmkit tokenize run` and `slmkit tokenize finalize` are given, or another `work`. Raises
+    UserError when there are no shards, the scripts are not there, or a word for sbatch holds a secret.
     """
     check_no_secrets(options.more)
     for script in (ARRAY, FINALIZE):
         if not (options.scripts / script).is_file():
             raise UserError("there is no sbatch script", got=options.scripts / script)
     if not shard_sec:
-        raise UserError("the plan has no shards", next_step="look at the source and the filters of the recipe")
+        raise UserError(f"the plan has no {work.unit}", next_step="look at the source and the filters of the recipe")
     tasks = min(options.tasks, len(shard_sec))
     limit = min(options.limit, tasks)
     notes = []
     if tasks < options.tasks:
-        notes.append(f"{tasks} tasks, not {options.tasks}: there are no more shards to share")
+        notes.append(f"{tasks} tasks, not {options.tasks}: there are no more {work.unit} to share")
+    array_names, finalize_names, export = [], [], ""
+    if work != TOKENIZING:  # whose names stand in the scripts
+        export = f",WORK={work.name}"
+        array_names = [f"--job-name=slmkit-{work.name}", f"--output=slmkit-{work.name}-%A_%a.log"]
+        finalize_names = [f"--export=ALL{export}", f"--job-name=slmkit-{work.name}-join"]
+        finalize_names.append(f"--output=slmkit-{work.name}-join-%j.log")
     return ArrayPlan(
         shares=tuple(Share(len(shard_sec[task::tasks]), math.fsum(shard_sec[task::tasks])) for task in range(tasks)),
         limit=limit,
         cpus=options.cpus,
         gpus=options.gpus,
+        work=work,
         array=(
-            *("sbatch", f"--array=0-{tasks - 1}%{limit}", f"--export=ALL,NUM_TASKS={tasks}"),
+            *("sbatch", f"--array=0-{tasks - 1}%{limit}", f"--export=ALL,NUM_TASKS={tasks}{export}"),
+            *array_names,
             f"--cpus-per-task={options.cpus}",
             *([f"--gpus-per-node={options.gpus}"] if options.gpus else []),
             *_asked(options),
             *(str(options.scripts / ARRAY), *run_words),
         ),
         finalize=(
-            *("sbatch", f"{AFTER}{UNKNOWN_ID}", *_asked(options)),
+            *("sbatch", f"{AFTER}{UNKNOWN_ID}", *finalize_names, *_asked(options)),
             *(str(options.scripts / FINALIZE), *finalize_words),
         ),
         notes=tuple(notes),
@@ -114,13 +138,14 @@ def describe(plan: ArrayPlan) -> list[str]:
     tasks = len(plan.shares)
     shards, hours = [share.shards for share in plan.shares], [share.seconds / SEC_PER_HOUR for share in plan.shares]
     audio = f"{min(hours):.2f} to {max(hours):.2f} h, of {math.fsum(hours):.2f} h, as far as the source says"
+    heard = f"  audio of a task: {audio if any(hours) else 'the source does not say'}"
     gpus = f"{plan.gpus} GPU" if plan.gpus else "no GPU"
     lines = [
         f"{tasks} tasks, at most {plan.limit} at once, each with {plan.cpus} CPUs and {gpus}",
-        f"  shards of a task: {min(shards)} to {max(shards)}, of {sum(shards)}; task T has T, T + {tasks}, "
+        f"  {plan.work.unit} of a task: {min(shards)} to {max(shards)}, of {sum(shards)}; task T has T, T + {tasks}, "
         f"T + {2 * tasks}, ...",
-        f"  audio of a task: {audio if any(hours) else 'the source does not say'}",
-        "a job after them, when all have succeeded, finalizes the corpus",
+        *([heard] if plan.work == TOKENIZING else []),
+        f"a job after them, when all have succeeded, {plan.work.ending}",
         *(f"note: {note}" for note in plan.notes),
         "commands:",
         f"  {shlex.join(plan.array)}",

@@ -54,13 +54,24 @@ from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, SpokenSentence, joined, joined_wave, unspoken
 from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
+from slmkit.infer.shares import (
+    WAVES_DIR,
+    Share,
+    Spoken,
+    check_all_spoken,
+    failures_in,
+    move_shares,
+    read_shares,
+    remove_shares,
+    spoken_elsewhere,
+)
 from slmkit.infer.spoken_form import check_spoken_form
 from slmkit.infer.synthesizer import MAX_PROMPT_CHARS, Synthesizer, Vector
-from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob
+from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob, check_same, read_description
 from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt, is_blank
 
-WAVES_DIR, CODES_DIR = "wav", "codes"
+CODES_DIR = "codes"
 SpeakingTask = Literal["tts", "qa"]
 TEXT_FIELD: dict[SpeakingTask, str] = {"tts": "text", "qa": "question"}
 MOST_CHARS: dict[SpeakingTask, int] = {"tts": MAX_TEXT_CHARS, "qa": MAX_PROMPT_CHARS}
@@ -128,43 +139,108 @@ def speak_all(
     task: SpeakingTask,
     model: str,
     max_failure_share: float = 0.05,
+    share: Share | None = None,
 ) -> Summary:
-    """Speak what is not spoken yet; `model` is the hash of the synthesizer's model.
+    """Speak what is not spoken yet; `model` is the hash of the synthesizer's model. Of a `share` its lines alone, to be
+    joined by `join_shares`, which also judges the failures; without one what tasks have spoken is joined first.
 
     Raises UserError when `out_dir` is not of this work or another process is at it, the disk refuses, or more than
     `max_failure_share` of the lines give no speech: at the end, when all that could be spoken is there.
     """
     settings = {"task": task, "model": model, "codec": synthesizer.codec.spec.weights_sha256}
     voices, began = synthesizer.voices, time.perf_counter()
-    with ResumableJob.open(out_dir, settings) as job:
-        shape, engines = engine_shape(synthesizer), job.description.get("engines")
-        engines = engines if isinstance(engines, list) else []
-        if shape not in engines:
-            engines = [*engines, shape]
-            job.describe(engines=engines)
-        if len(engines) > 1:
-            log.warning("answers in %s are of several engines and may differ in roundings: %s", out_dir, engines)
-        asked = {item.id: item.digest for item in listed.items}
-        for name, record in job.records.items():
-            if asked.get(name) != record.get("request"):
-                raise UserError(
-                    f"{out_dir} holds the answer to another line: {name}",
-                    got=f"a line with another text, speaker or setting, or no line {name}",
-                    next_step=ELSEWHERE,
-                )
+    with ResumableJob.open(out_dir if share is None else share.directory(out_dir), settings) as job:
+        items, asked = listed.items, {item.id: item.digest for item in listed.items}
+        _check_same_lines(out_dir, asked, job.records)
+        if share is None:
+            _take_in(job, asked, read_shares(out_dir))
+        else:
+            others = spoken_elsewhere(out_dir, share)
+            items = [item for item in items[share.number :: share.total] if item.id not in others]
+        _note_engines(job, [engine_shape(synthesizer)])
         speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: voices.vector(item.speaker))
-        speaker.run(listed.items, len(listed.items))
-        failures = [*listed.failures, *(speaker.failures[name] for name in asked if name in speaker.failures)]
-        with atomic_write(job.directory / FAILURES_FILE, replace=True) as file:
-            file.writelines(failure.line() for failure in failures)
-        records = job.finish([*asked])
+        speaker.run(items, len(items))
+        failures = [speaker.failures[item.id] for item in items if item.id in speaker.failures]
+        failures = [*(listed.failures if share is None else ()), *failures]
+        records = _finish(job, [*asked], failures)
+    if share is None:
+        remove_shares(out_dir)
+    summary = _summary(records, failures, speaker.spoken_sec, began)
+    if share is None:
+        _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
+    return summary
+
+
+def join_shares(listed: Listed, out_dir: str | Path, *, task: SpeakingTask, max_failure_share: float = 0.05) -> Summary:
+    """Make one job of what the tasks have spoken of the lines; the model is not needed.
+
+    Raises UserError when they have not tried all lines, or spoken others; a task is at work; or too many lines failed:
+    then all is joined.
+    """
+    began, spoken = time.perf_counter(), read_shares(out_dir)
+    settings = spoken.settings or read_description(out_dir)["settings"]
+    check_same(out_dir, {"task": settings.get("task")}, {"task": task})
+    with ResumableJob.open(out_dir, settings) as job:
+        asked = {item.id: item.digest for item in listed.items}
+        _check_same_lines(out_dir, asked, job.records)
+        failed = {**failures_in(job.directory), **spoken.failures}
+        known = {*job.records, *spoken.records, *failed}
+        check_all_spoken(out_dir, [name for name in asked if name not in known], len(asked))
+        _take_in(job, asked, spoken)
+        failures = [*listed.failures, *(failed[name] for name in asked if name not in job.records)]
+        records = _finish(job, [*asked], failures)
+    remove_shares(out_dir)
+    summary = _summary(records, failures, 0.0, began)
+    _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
+    return summary
+
+
+def _take_in(job: ResumableJob, asked: Mapping[str, str], spoken: Spoken) -> None:
+    """Make the answers of the tasks those of `job`; until it is finished, their own records stay."""
+    if spoken.settings is None:
+        return
+    check_same(job.directory, job.description["settings"], spoken.settings)
+    _check_same_lines(job.directory, asked, spoken.records)
+    move_shares(job.directory, spoken)
+    job.records.update(spoken.records)
+    _note_engines(job, spoken.engines)
+
+
+def _note_engines(job: ResumableJob, shapes: Sequence[Any]) -> None:
+    """Keep which engines were at work, and warn where there are several."""
+    engines = job.description.get("engines")
+    engines = engines if isinstance(engines, list) else []
+    new = [shape for shape in shapes if shape not in engines]
+    if new:
+        engines = [*engines, *new]
+        job.describe(engines=engines)
+    if len(engines) > 1:
+        log.warning("answers in %s are of several engines and may differ in roundings: %s", job.directory, engines)
+
+
+def _check_same_lines(out_dir: str | Path, asked: Mapping[str, str], records: Mapping[str, JobRecord]) -> None:
+    """Raise UserError where a record is not the answer to what its line asks; `asked` has digests by id."""
+    for name, record in records.items():
+        if asked.get(name) != record.get("request"):
+            raise UserError(
+                f"{out_dir} holds the answer to another line: {name}",
+                got=f"a line with another text, speaker or setting, or no line {name}",
+                next_step=ELSEWHERE,
+            )
+
+
+def _finish(job: ResumableJob, ids: Sequence[str], failures: Iterable[Failure]) -> list[JobRecord]:
+    with atomic_write(job.directory / FAILURES_FILE, replace=True) as file:
+        file.writelines(failure.line() for failure in failures)
+    return job.finish(ids)
+
+
+def _summary(records: Sequence[JobRecord], failures: Sequence[Failure], spoken_sec: float, began: float) -> Summary:
     limited, runaways = (sum(record["reason"] == reason for record in records) for reason in ("limit", "runaway"))
     short = sum(record.get("warning") == "short" for record in records)
     retried = sum(record.get("attempts", 1) > 1 for record in records)
     took_sec = time.perf_counter() - began
-    summary = Summary(len(records), limited, failures, speaker.spoken_sec, took_sec, runaways, short, retried)
-    _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
-    return summary
+    return Summary(len(records), limited, failures, spoken_sec, took_sec, runaways, short, retried)
 
 
 def engine_shape(synthesizer: Synthesizer) -> dict[str, Any]:

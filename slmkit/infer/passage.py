@@ -44,6 +44,8 @@ class SpokenSentence(NamedTuple):
     steps: int
     reason: str  # as of `Output`
     limit: str | None
+    warning: str | None
+    attempts: int
     pause_sec: float  # of silence before it
 
 
@@ -64,7 +66,7 @@ class Passage:
         spoken, pause_sec = [], 0.0
         for sentence, output in zip(self.sentences, outputs, strict=False):
             frames = output.codes.shape[1]
-            facts = (frames, output.num_steps, output.reason, output.limit)
+            facts = (frames, output.num_steps, output.reason, output.limit, output.warning, output.attempts)
             spoken.append(SpokenSentence(sentence.text, *facts, pause_sec if frames else 0.0))
             pause_sec = sentence.pause_sec if frames else pause_sec
         return spoken
@@ -72,16 +74,17 @@ class Passage:
 
 def joined(outputs: Sequence[Output]) -> Output:
     """One output of those of all sentences: it came to its end if all did, else to what stopped the first that did
-    not. `attempts` are the most of a sentence, and the warning is that of the first that has one."""
+    not. `attempts` are those of the sentence that was tried most often."""
     if len(outputs) == 1:
         return outputs[0]
     worst = next((output for output in outputs if output.reason != "end"), outputs[0])
+    warnings = [output.warning for output in outputs if output.warning is not None]
     return dataclasses.replace(
         worst,
         codes=np.concatenate([output.codes for output in outputs], axis=1),
         text_ids=tuple(token for output in outputs for token in output.text_ids),
         num_steps=sum(output.num_steps for output in outputs),
-        warning=next((output.warning for output in outputs if output.warning), None),
+        warning=warnings[0] if warnings else None,
         attempts=max(output.attempts for output in outputs),
         runaways=sum(output.runaways for output in outputs),
     )
@@ -111,8 +114,9 @@ def unspoken(spoken: Sequence[SpokenSentence]) -> str:
 
 
 def cut_short(spoken: Sequence[SpokenSentence]) -> str:
-    """As `unspoken`, of sentences that have speech and did not come to their end."""
-    return _named("cut short:", spoken, [sentence for sentence in spoken if sentence.frames and sentence.limit])
+    """As `unspoken`, of sentences that have speech and did not come to their end, or too soon."""
+    some = [sentence for sentence in spoken if sentence.frames and (sentence.limit or sentence.warning)]
+    return _named("perhaps not whole:", spoken, some)
 
 
 def _named(what: str, spoken: Sequence[SpokenSentence], some: Sequence[SpokenSentence]) -> str:

@@ -115,7 +115,8 @@ class Call:
 
     @property
     def request(self) -> Request:
-        """Of the sentence that is spoken, or the last one. A stream is tried once: nothing heard can be said again."""
+        """Of the sentence that is spoken, or the last one. A streamed one is tried once: what was heard cannot be said
+        again."""
         request = self.passage.requests[min(len(self.outputs), len(self.passage.requests) - 1)]
         return request.tried_once() if self.is_streamed else request
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from launch.machines import end, processes_with, wait_for
 from spoken import hashes, make_spoken
 
 from slmkit.audio.io import read_audio
@@ -22,6 +24,7 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.errors import UserError
 from slmkit.infer import batch
 from slmkit.infer.request import SpeakingSettings
+from slmkit.infer.shares import SHARES_DIR
 from slmkit.jobs import NOTES
 from slmkit.stopping import STOPPING
 
@@ -101,6 +104,60 @@ def test_a_file_of_sixty_killed_and_stopped(here: Path, tmp_path: Path, capsys: 
     assert {line["key"]: line["reason"] for line in ledger} == BAD
     outputs = [json.loads(line) for line in (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()]
     assert [output["id"] for output in outputs[26:28]] == ["000029", "party"]
+
+
+@pytest.mark.full
+def test_two_devices_of_which_one_is_killed(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one goes on; the same command continues; joined it is what one process speaks."""
+    lines = [json.dumps({"text": f"The boat number {i} froze. A clock", "max_sec": 0.2}) for i in range(24)]
+    lines[5] = "{oops"
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    flags = ["--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "2", "--max-failure-share", "0.1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ["synthesize", "model", *options(tmp_path / "out", *flags), "--devices", "cpu,cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "slmkit", *command], stderr=subprocess.PIPE, text=True)
+    try:
+        notes = tmp_path / "out" / SHARES_DIR / "0001-of-0002" / NOTES
+        wait_for(lambda: process.poll() is not None or (notes.is_file() and notes.stat().st_size > 0), 400, lambda: "")
+        mine = {*processes_with(str(tmp_path / "out"))}
+        for pid in mine.intersection(processes_with("\0".join(["--task", "1", "--num-tasks", "2"]))):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+    finally:
+        end(processes_with(str(tmp_path / "out")))
+    assert process.returncode not in (0, 2, 75)
+    assert (tmp_path / "out" / SHARES_DIR / "0000-of-0002" / "outputs.jsonl").is_file()
+    assert not (tmp_path / "out" / "outputs.jsonl").exists()
+    again = subprocess.run([sys.executable, "-m", "slmkit", *command], capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "are spoken already" in again.stderr
+    assert "23 answers (" in again.stdout
+    assert main(["synthesize", "model", *options(tmp_path / "whole", *flags)]) == 0
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
+def test_an_array_is_planned_and_tasks_that_cannot_be_are_refused(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lines.jsonl").write_text('{"text": "A clock"}\n' * 3)
+    words = ["model", *options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"))]
+    assert main(["synthesize", *words, "--submit", "dry-run", "--tasks", "9", "--gpus", "1"]) == 0
+    *_, array, join = capsys.readouterr().out.splitlines()
+    assert "--array=0-2%3 --export=ALL,NUM_TASKS=3,WORK=synthesize --job-name=slmkit-synthesize" in array
+    assert f"tokenize_jobs/array.sbatch {' '.join(words)}" in array
+    assert "--dependency=afterok:ID_OF_THE_ARRAY --export=ALL,WORK=synthesize" in join
+    assert array.endswith("--submit no")
+    assert join.endswith("--submit no")
+    for flags, message in (
+        (["--task", "3", "--num-tasks", "3"], "there is no such task"),
+        (["--task", "3"], "--task and --num-tasks go together"),
+        (["--join"], "cannot read"),
+    ):
+        assert main(["synthesize", *words, *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

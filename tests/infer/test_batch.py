@@ -19,8 +19,9 @@ from slmkit.data.ledger import FAILURES_FILE
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.infer import batch, synthesizer
-from slmkit.infer.batch import SpeakingTask, Summary, read_items, speak_all
+from slmkit.infer.batch import SpeakingTask, Summary, join_shares, read_items, speak_all
 from slmkit.infer.request import SpeakingSettings
+from slmkit.infer.shares import SHARES_DIR, Share, spoken_elsewhere
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.jobs import JOB, NOTES, RECORDS
 
@@ -167,7 +168,7 @@ def test_a_finished_job_is_done_at_once(speak: Callable[..., Summary], tmp_path:
         summary = speak("out", lines)
     assert seen["waves"] == 0
     assert hashes(tmp_path / "out") == before
-    assert summary.line() == "3 answers (0 stopped by a limit), 0 failures; nothing was left to speak"
+    assert summary.line() == "3 answers (0 stopped by a limit, 0 runaways), 0 failures; nothing was left to speak"
 
 
 def test_each_voice_is_read_once_and_each_corpus(speak: Callable[..., Summary]) -> None:
@@ -274,6 +275,57 @@ def test_a_prompt_without_room_is_a_failure(speak: Callable[..., Summary]) -> No
     failure = speak("out", lines, task="qa", max_failure_share=1).failures[0]
     assert (failure.key, failure.reason) == ("long", "refused")
     assert "the prompt leaves no room for an answer" in failure.detail
+
+
+@pytest.fixture
+def join(tmp_path: Path) -> Callable[..., Summary]:
+    """Join the shares of the lines that were spoken last."""
+
+    def join(out: str, **options: Any) -> Summary:
+        listed = read_items(tmp_path / "lines.jsonl", "tts", SpeakingSettings(max_sec=0.5), speaker=VOICE)
+        return join_shares(listed, tmp_path / out, **{"task": "tts", "max_failure_share": 0.5, **options})
+
+    return join
+
+
+def test_shares_are_joined_to_the_bytes_of_one_process(
+    speak: Callable[..., Summary], join: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """One of three tasks is killed; one more line is spoken by a task of another number of tasks."""
+    whole = speak("whole")
+    speak("out", share=Share(0, 3))
+    with counted(dies_after=1), pytest.raises(Killed):
+        speak("out", share=Share(2, 3))
+    with pytest.raises(UserError, match=r"is incomplete: \d of 10 lines are not spoken\n.*nothing of 000002"):
+        join("out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {JOB, SHARES_DIR}
+    speak("out", share=Share(1, 2))
+    before = spoken_elsewhere(tmp_path / "out", Share(0, 9))
+    with counted() as seen:
+        speak("out", share=Share(1, 3))
+        speak("out", share=Share(2, 3))
+    assert seen["waves"] == whole.num_outputs - len(before) < 3
+    joined = join("out")
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    assert joined.failures == whole.failures
+    assert (joined.num_outputs, joined.num_limited) == (whole.num_outputs, whole.num_limited)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"wav", RECORDS, FAILURES_FILE, JOB}
+    assert join("out").line() == joined.line()  # again
+    with pytest.raises(UserError, match=r"5 of 11 lines failed"):
+        join("out", max_failure_share=0.1)
+    with pytest.raises(UserError, match="holds another job: task differs"):
+        join("out", task="qa")
+
+
+def test_one_process_goes_on_where_tasks_were(speak: Callable[..., Summary], tmp_path: Path) -> None:
+    speak("whole")
+    speak("out", share=Share(0, 2))
+    with pytest.raises(UserError, match="holds the answer to another line"):
+        speak("out", [{"text": "Another"}, *LINES[1:]])
+    with counted() as seen:
+        speak("out")
+    assert seen["waves"] == 3
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
 
 
 PASSAGE = "The river froze. A clock! Eleven lanterns along the wall?"

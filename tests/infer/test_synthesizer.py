@@ -237,7 +237,7 @@ def test_law_a_sentence_of_a_text_has_the_codes_of_the_sentence_alone(chain: Pat
     """One at a time or several at once; a text of one sentence is what it always was."""
     voice = synthesizer.read_speaker(f"{chain / 'corpus'}:{FLACS[1].stem}")
     several = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=3)
-    options = {"sampling": Sampling(temperature=1.0), "seed": 5, "max_sec": 0.2, "max_text_tokens": 20}
+    options = {"sampling": Sampling(temperature=1.0), "seed": 5, "max_sec": 0.2, "max_text_tokens": 20, "watch": False}
     speech = several.speak(TEXT, voice, **options)
     texts = [sentence.text for sentence in split(TEXT)]
     assert [sentence.text for sentence in speech.sentences] == texts

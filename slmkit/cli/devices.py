@@ -1,0 +1,61 @@
+"""Work of one command on several devices: a process for each, which does its part of the work.
+
+Example:
+    code = run_processes([[*words, "--devices", device] for device in devices])
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from slmkit.jobs import ProgressBar
+from slmkit.stopping import Stopped
+
+POLL_SEC = 0.5  # between two looks at the processes
+
+
+def run_processes(commands: Sequence[Sequence[str]], look: Callable[[set[int]], None] | None = None) -> int:
+    """Run slmkit with each of the word lists; 0, or the first exit code that is not.
+
+    `look` is called all the while, with the ids of the processes. When one fails, the others go on: what they finish is
+    not lost. Raises Stopped when this process is told to stop, after all of them have ended.
+    """
+
+    def pass_on(lines: IO[str]) -> None:
+        for line in lines:
+            ProgressBar.print_above(line)
+
+    threads = str(max(1, len(os.sched_getaffinity(0)) // len(commands)))  # else each would take all CPUs
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "slmkit", *words],
+            env=environment,
+            stderr=subprocess.PIPE,  # so that their lines come above the bar
+            text=True,
+            errors="replace",
+        )
+        for words in commands
+    ]
+    try:
+        readers = [threading.Thread(target=pass_on, args=(process.stderr,)) for process in processes]
+        for reader in readers:
+            reader.start()
+        while any(process.poll() is None for process in processes):
+            time.sleep(POLL_SEC)
+            if look is not None:
+                look({process.pid for process in processes})
+        for reader in readers:
+            reader.join()
+    except Stopped:
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            process.wait()
+        raise
+    return next((process.returncode for process in processes if process.returncode), 0)
