@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 # Recipes, DeepSpeed settings and Slurm scripts: an installed slmkit has copies of them below slmkit/assets/.
 ASSETS = (
-    *("launch/*.yaml", "launch/recipes/*.yaml", "launch/*.sbatch"),
+    *("launch/*.yaml", "launch/recipes/*.yaml", "launch/studies/*.yaml", "launch/*.sbatch"),
     *("ds_configs/*.json", "tokenize_jobs/*.yaml", "tokenize_jobs/*.sbatch"),
 )
 
@@ -39,12 +39,24 @@ REQUIRED = [
     "packaging>=24,<27",
     "ninja",  # DeepSpeed compiles a small operator at its first start
 ]
-EVAL = ["jiwer>=4,<5", "pystoi>=0.4,<0.5", "pesq>=0.0.4,<0.1"]  # pesq is built with a C compiler
+MEASURE = [  # of the two packages of networks, the networks alone are used
+    "speechmos>=0.0.1.1,<0.1",
+    "silero-vad>=6.2.3,<7",
+    "onnxruntime>=1.20,<2",
+]
+EVAL = [
+    "jiwer>=4,<5",
+    "pystoi>=0.4,<0.5",
+    "pesq>=0.0.4,<0.1",
+    "distillmos>=0.9,<1",
+    *MEASURE,
+]  # pesq is built with a C compiler
 SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
     "serve": SERVE,
     "eval": EVAL,
+    "measure": MEASURE,
     "parquet": ["pyarrow>=17,<27"],  # only to read Hugging Face data sets
     "dev": [
         "pytest>=8,<10",

@@ -70,7 +70,7 @@ slmkit consolidate "$OUT/run" "$OUT/model"
 step "speak a sentence it was trained on, and score it"
 TEXT="$(cat "$AUDIO"/*/*/"$KEY.normalized.txt")"
 slmkit synthesize "$OUT/model" "$TEXT" "${VOICE[@]}" --out "$OUT/speech.wav"
-slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --out "$OUT/scores" --limit 8
+slmkit evaluate "$OUT/model" --trained --corpus "$OUT/shards" --out "$OUT/scores" --limit 8
 
 echo
 echo "The model says \"$TEXT\" in:  $OUT/speech.wav"

@@ -57,6 +57,31 @@ def curves(panels: Sequence[Panel], *, title: str, marks: Mapping[int, str], x_l
     return buffer.getvalue()
 
 
+def scatter(
+    groups: Mapping[str, Sequence[tuple[float, float, str]]], *, title: str, x_label: str, y_label: str
+) -> bytes:
+    """PNG of labelled points (x, y, label), a colour for each group; x > 0 is on a logarithmic scale."""
+    figure = _figure(PANEL_INCHES[0], 1.6 * PANEL_INCHES[1])
+    axis = figure.subplots()
+    axis.set_title(title)
+    for name, points in groups.items():
+        axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], label=name, s=36)
+        for x, y, label in points:
+            axis.annotate(label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize="x-small")
+    axis.set_xscale("log")
+    for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        each(lambda value, place: f"{value:g}")  # 0.2 and 30, not powers of ten
+    axis.margins(x=0.12, y=0.1)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.25, which="both")
+    if len(groups) <= MAX_LEGEND:
+        axis.legend(fontsize="small", frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
 def histograms(columns: Mapping[str, Sequence[float]]) -> bytes:
     """PNG of the distributions of the values of each column, four beside each other."""
     num_rows = -(-len(columns) // HISTOGRAMS_A_ROW)

@@ -21,7 +21,6 @@ WHICH=(-m "not full")
 PROCESSES=3 # one more than the cores of a small machine: tests of processes that stop or hang wait a lot
 if [ "${1:-}" = "--all" ]; then
     WHICH=(--hypothesis-profile all)
-    PROCESSES=2 # with the daemons of Slurm and ssh beside them
     shift
 fi
 # DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.

@@ -5,6 +5,7 @@ installed with --editable) uses them where they are; `setup.py` copies them into
 
 Example:
     deepspeed_file("zero2_bf16")        # .../ds_configs/zero2_bf16.json
+    config_file("quick", "study")       # .../launch/studies/quick.yaml
     config_file("libritts_mtp12")       # .../launch/recipes/libritts_mtp12.yaml
 """
 
@@ -21,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 # Where each kind is: (folder, pattern). Names are file names without .yaml and .json, and differ from one another.
 KINDS = {
     "train": (("launch", "recipes/*.yaml"), ("launch", "*.yaml")),
+    "study": (("launch", "studies/*.yaml"),),
     "tokenize": (("tokenize_jobs", "*.yaml"),),
     "deepspeed": (("ds_configs", "*.json"),),
     "slurm": (("launch", "*.sbatch"), ("tokenize_jobs", "*.sbatch")),
@@ -31,7 +33,7 @@ class Asset(NamedTuple):
     """A file that comes with slmkit."""
 
     name: str
-    kind: str  # train | tokenize | deepspeed | slurm
+    kind: str  # train | study | tokenize | deepspeed | slurm
     path: Path
 
     @property
@@ -79,15 +81,18 @@ def find(name: str, *kinds: str) -> Asset:
     )
 
 
-def config_file(given: str) -> str:
-    """The path of a YAML file, given as a path or as the name of a recipe. Raises UserError when there is none."""
+def config_file(given: str, *kinds: str) -> str:
+    """The path of a YAML file, given as a path or as the name of a recipe (or of an asset of other `kinds`).
+
+    Raises UserError when there is none.
+    """
     if _is_file(given):
         return given
     if Path(given).suffix or "/" in given:
         expected = "a YAML file, or the name of a recipe (see `slmkit recipe list`)"
         what = "a directory is no config file" if os.path.isdir(given) else "there is no such config file"
         raise UserError(what, got=given[:MAX_SHOWN], expected=expected)
-    return str(find(given, "train", "tokenize").path)
+    return str(find(given, *(kinds or ("train", "tokenize"))).path)
 
 
 def deepspeed_file(given: str) -> Path:

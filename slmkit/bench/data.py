@@ -154,7 +154,7 @@ def simulated(start: int, number: int) -> np.ndarray:
     records["text_positions"] = PROMPT_TOKENS + ANSWER_TOKENS + np.round(TEXT_RATE * seconds)
     records["text_targets"] = ANSWER_TOKENS
     records["frames"] = np.round(FRAME_RATE * seconds)
-    records["key_hash"] = rng.integers(0, 2**32, number, dtype=np.uint32)
+    records["key_hash"] = rng.integers(0, 2**64, number, dtype=np.uint64)
     records["speech"] = records["labelled"] = 1
     return records
 

@@ -37,10 +37,11 @@ def natural(text: str) -> int:
     return number
 
 
-def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False) -> None:
+def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False, with_option: bool = True) -> None:
     """`--config FILE` and overrides KEY=VALUE; the help lists the options of `kind`, as in "package.module:Class".
 
-    The class is imported only for the help. `args.config` is a path, `args.overrides` a list of "key=value".
+    The class is imported only for the help. `args.config` is a path, `args.overrides` a list of "key=value". Without
+    `with_option` there is no --config: the command takes its file otherwise.
     """
 
     def options() -> str:
@@ -52,9 +53,10 @@ def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False)
 
     parser.has_overrides = True
     parser.help_parts.append(options)
-    parser.add_argument(
-        "--config", required=required, type=config_file, metavar="FILE", help="YAML file, or the name of a recipe"
-    )
+    if with_option:
+        parser.add_argument(
+            "--config", required=required, type=config_file, metavar="FILE", help="YAML file, or the name of a recipe"
+        )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=argparse.SUPPRESS)
     parser.add_argument(
         "overrides", nargs="*", type=key_value, metavar="KEY=VALUE", help="change an option, as in model.group=12"

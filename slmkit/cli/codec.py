@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fit = actions.add_parser("fit", help="fit the built-in codec to the audio below a folder")
     fit.add_argument("audio_dir", type=Path, metavar="AUDIO_DIR", help="folder of audio files, searched at any depth")
     fit.add_argument("out", type=Path, metavar="OUT", help="directory for the codec")
+    fit.add_argument(
+        "--streams", type=int, choices=(1, 2, 3), default=3, metavar="N", help="streams, 1 to 3 (default: %(default)s)"
+    )
     fit.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     fit.add_argument(
         "--max-hours",
@@ -151,8 +154,8 @@ def _fit(args: argparse.Namespace) -> int:
                 expected=f"files ending in {', '.join(AUDIO_SUFFIXES)}",
             )
 
-    codec = MelVQ.fit(waves(), args.seed)
-    config = {"seed": args.seed, "max_sec": args.max_sec, "max_hours": args.max_hours}
+    codec = MelVQ.fit(waves(), args.seed, num_streams=args.streams)
+    config = {"streams": args.streams, "seed": args.seed, "max_sec": args.max_sec, "max_hours": args.max_hours}
     counts = {"files": len(used_sec), "seconds": round(sum(used_sec), 3), "skipped": dict(sorted(skipped.items()))}
     write_json(args.out / "provenance.json", {**provenance(config), "counts": counts}, replace=args.replace)
     codec.save(args.out, replace=args.replace)

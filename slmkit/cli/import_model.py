@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.model.companions import copy_companions, write_companions
     from slmkit.model.pretrained import extended_tokenizer, save
     from slmkit.model.published import from_published
+    from slmkit.model.trained_on import TrainedOn
 
     if is_hf:
         model = from_causal_lm(checkpoint)
@@ -73,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     save(model, args.out, tokenizer=extended_tokenizer(described, model.layout), source=source)
     if is_hf:
         copy_companions(checkpoint, Path(args.out))
+        trained_on = TrainedOn.read(args.out)
+        if trained_on is not None:  # and perhaps on more, by another program
+            dataclasses.replace(trained_on, is_all=False).write(Path(args.out))
     elif codec_dir is not None:
         write_companions(Path(args.out), model.config.codec_spec, codec_source=source_of(codec_dir))
     speaker = "with" if model.config.speaker_dim else "without"

@@ -34,6 +34,7 @@ COMMANDS = {
     "answer": ("answer", "answer questions in text and WAV files"),
     "serve": ("serve", "serve a model over HTTP, with a demo page"),
     "evaluate": ("evaluate", "score a model on a corpus; compare models"),
+    "study": ("study", "tokenize, train and evaluate many models; one table of all"),
     "bench": ("bench", "measure speed on this machine"),
 }
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # libraries report errors only
@@ -54,6 +55,7 @@ A first run, in order:
   slmkit answer OUT ...               answer a question in text and a WAV file
   slmkit serve OUT ...                the same over HTTP, with a demo page
   slmkit evaluate OUT ...             scores, and a page to listen to the speech; compare models
+  slmkit study run STUDY.yaml         all of this for many models, and one table
 
 `slmkit COMMAND --help` explains a command."""
 

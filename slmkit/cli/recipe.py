@@ -19,6 +19,7 @@ from slmkit.files import atomic_write
 
 NEXT = {
     "train": "slmkit train --config {path} --dry-run",
+    "study": "slmkit study plan {path}",
     "tokenize": "slmkit tokenize run --config {path} SOURCE CODEC OUT",
     "deepspeed": "name it in a run config: `deepspeed: {path}`",
     "slurm": "slmkit launch --slurm --script {path}, or sbatch",

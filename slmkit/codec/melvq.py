@@ -2,10 +2,11 @@
 
 It is for trying out and testing: it needs nothing downloaded and a few seconds to fit, and a recorded sentence stays
 intelligible, but it sounds like a vocoder. Streams a, b, c are the stages of the quantizer, each refining the one
-before ("coupled"). The speaker vector is the utterance's mean log-mel spectrum relative to the corpus's, so its width
-is the number of mel bands; the codes hold what is left of each frame without it. Phase is made up by Griffin-Lim.
+before ("coupled"); a codec may have the first one or two alone, which are then those of the codec with three. The
+speaker vector is the utterance's mean log-mel spectrum relative to the corpus's, so its width is the number of mel
+bands; the codes hold what is left of each frame without it. Phase is made up by Griffin-Lim.
 
-Shapes: B utterances, N samples, K = 3 streams, T frames, M = 80 mel bands (also the speaker width D), E entries.
+Shapes: B utterances, N samples, K streams (1 to 3), T frames, M = 80 mel bands (also the speaker width D), E entries.
 
 Invariants: an utterance is analysed alone, from a copy of its own samples, so its codes and speaker vector are the same
 in every batch, place and padding; equal audio and seed give a byte-identical codec.
@@ -76,14 +77,20 @@ class MelVQ:
             name=NAME,
             sample_rate=SAMPLE_RATE,
             hop_samples=GRID.hop,
-            streams=tuple(Stream(name, codebooks.shape[1], "coupled") for name in STREAM_NAMES),
+            streams=tuple(Stream(name, codebooks.shape[1], "coupled") for name in STREAM_NAMES[: len(codebooks)]),
             speaker_dim=NUM_BANDS,
             weights_sha256=hashlib.sha256(safetensors.torch.save(self._weights)).hexdigest(),
         )
 
     @staticmethod
-    def fit(waves: Iterable[np.ndarray], seed: int, *, num_entries: int = NUM_ENTRIES) -> "MelVQ":
-        """Fit a codec to `waves`, each float32 [samples] at 16 kHz. Runs on the CPU.
+    def fit(
+        waves: Iterable[np.ndarray],
+        seed: int,
+        *,
+        num_entries: int = NUM_ENTRIES,
+        num_streams: int = len(STREAM_NAMES),
+    ) -> "MelVQ":
+        """Fit a codec of 1 to 3 streams to `waves`, each float32 [samples] at 16 kHz. Runs on the CPU.
 
         Raises UserError when all waves together have fewer frames than a codebook has entries.
         """
@@ -102,7 +109,7 @@ class MelVQ:
         average = torch.cat(utterances).mean(0)
         frames = torch.cat([frames - frames.mean(0) for frames in utterances])
         frames = frames[torch.randperm(num_frames, generator=generator)[:MAX_FIT_FRAMES]]
-        return MelVQ(_fit_codebooks(frames, num_entries, generator), average)
+        return MelVQ(_fit_codebooks(frames, num_entries, num_streams, generator), average)
 
     def save(self, directory: str | Path, *, replace: bool = False) -> None:
         """Write the weights, then the spec. Raises UserError when they are there already and `replace` is not set."""
@@ -141,7 +148,7 @@ class MelVQ:
         num_frames = [self.num_frames(n) for n in lengths]
         if min(num_frames) < 1:
             raise ValueError(f"an utterance of {min(lengths)} samples is too short to give a frame")
-        codes = torch.zeros(len(lengths), len(STREAM_NAMES), max(num_frames), dtype=torch.int32, device=self.device)
+        codes = torch.zeros(len(lengths), len(self._codebooks), max(num_frames), dtype=torch.int32, device=self.device)
         speaker = torch.zeros(len(lengths), NUM_BANDS, device=self.device)
         for i, length in enumerate(lengths):
             frames = self._log_mel(waves[i, :length].to(self.device).clone())
@@ -173,10 +180,12 @@ class MelVQ:
         return self._mel.of(wave.float(), self.num_frames(len(wave)))
 
 
-def _fit_codebooks(frames: torch.Tensor, num_entries: int, generator: torch.Generator) -> torch.Tensor:
+def _fit_codebooks(
+    frames: torch.Tensor, num_entries: int, num_streams: int, generator: torch.Generator
+) -> torch.Tensor:
     """One codebook per stream, float32 [K, E, M], each fitted to what those before leave of `frames` [n, M]."""
     books = []
-    for _ in STREAM_NAMES:
+    for _ in range(num_streams):
         book = _k_means(frames, num_entries, generator)
         books.append(book)
         frames = _unseen_residual(frames, book)
@@ -261,12 +270,12 @@ def _read_weights(path: Path, spec: CodecSpec) -> dict[str, torch.Tensor]:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}", expected=f"the {WEIGHTS_FILE} of a fitted codec") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    entries = spec.streams[0].size if spec.streams else 0
-    expected = {"average": (NUM_BANDS,), "codebooks": (len(STREAM_NAMES), entries, NUM_BANDS)}
+    entries, num_streams = spec.streams[0].size if spec.streams else 0, min(len(spec.streams), len(STREAM_NAMES))
+    expected = {"average": (NUM_BANDS,), "codebooks": (num_streams, entries, NUM_BANDS)}
     if shapes != expected or not all(t.dtype == torch.float32 and t.isfinite().all() for t in weights.values()):
         raise UserError(f"{path} does not hold a {NAME} codec", got=shapes, expected=f"finite float32 {expected}")
     return weights
 
 
-PRESETS = (Preset("melvq", SAMPLE_RATE, GRID.hop, f"{len(STREAM_NAMES)} of {NUM_ENTRIES}", True, "fitted by you"),)
+PRESETS = (Preset("melvq", SAMPLE_RATE, GRID.hop, f"1 to {len(STREAM_NAMES)} of {NUM_ENTRIES}", True, "fitted by you"),)
 register_codec(NAME, (WEIGHTS_FILE, SPEC_FILE), MelVQ.load, presets=PRESETS)

@@ -172,11 +172,12 @@ def _is_group(annotation: Any) -> bool:
 
 
 def _groups(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """(prefix of its keys, group) of every group of options inside `kind`; `key[].` for those of a list."""
+    """(prefix of its keys, group) of every group of options in `kind`; `key[].` in lists, `key.NAME.` in mappings."""
     for name, annotation in typing.get_type_hints(kind, include_extras=True).items():
         group, is_list = group_of(annotation)
         if group is not None:
-            inside = f"{prefix}{name}{'[]' if is_list else ''}."
+            is_mapping = is_list and typing.get_origin(annotation) is dict
+            inside = f"{prefix}{name}{'.NAME' if is_mapping else '[]' if is_list else ''}."
             yield inside, group
             yield from _groups(group, inside)
 
@@ -254,7 +255,8 @@ def _worded(kind: type[Config], error: Any, value: Any) -> str:
     path, key = error["loc"], _dotted(error["loc"])
     if error["type"] == "invalid_key" or path[-1] == "[key]":
         bad = path[:-1] if path[-1] == "[key]" else path
-        return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected text"
+        words = expected(typing.get_args(_type_at(kind, bad[:-1]))[0]) if path[-1] == "[key]" else "text"
+        return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected {words}"
     if error["type"] == "extra_forbidden":
         return f"{excerpt(key, SHOWN_CHARS)}: unknown key; {_suggestion(kind, path)}"
     if error["type"] == "missing":

@@ -87,12 +87,18 @@ KINDS = {
 
 
 def group_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
-    """(the group of options in this type, or None; whether it is a list of them). A group may also be null."""
+    """(the group of options in this type, or None; whether it is a list or mapping of them).
+
+    A group may also be null.
+    """
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         groups = [group_of(argument) for argument in typing.get_args(annotation)]
         return next((found for found in groups if found[0] is not None), (None, False))
-    if typing.get_origin(annotation) is tuple:
-        return group_of(typing.get_args(annotation)[0])[0], True
+    if typing.get_origin(annotation) is Annotated:
+        return group_of(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (tuple, dict):
+        items = typing.get_args(annotation)
+        return group_of(items[0 if typing.get_origin(annotation) is tuple else -1])[0], True
     is_group = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     return (annotation if is_group else None), False
 

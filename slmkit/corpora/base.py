@@ -30,6 +30,7 @@ MAX_TRANSCRIPT_BYTES = 2**20
 LINE_BREAKS = re.compile(r" *[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+ *")
 # Control characters, marks of reading direction, and byte order marks inside of a text.
 UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]+")
+QUALITIES = ("dnsmos", "speech_share")  # columns of numbers that a source may bring and slmkit can measure
 RESERVED = frozenset({"text", "speaker", "language", "seconds", "source", "key", "checks"})  # in the json of a sample
 
 
@@ -78,7 +79,7 @@ class Utterance(NamedTuple):
     language: str = ""  # "" when unknown
     seconds: float | None = None  # of audio, as the source says; None when it does not
     cut: Cut | None = None  # None: the whole recording
-    extra: Mapping[str, Any] = {}  # further columns, kept beside the text; `dnsmos`
+    extra: Mapping[str, Any] = {}  # further columns, kept beside the text; those of QUALITIES are finite numbers
     # The key is no more than the file's name: where another utterance has it too, the path in `source` is the key.
     named_by_file: bool = False
 
@@ -207,6 +208,19 @@ def number_field(record: dict[str, Any], name: str) -> float | None:
     if not math.isfinite(number):
         raise BadSample("malformed", f"the column {name} does not hold a finite number", got=number)
     return number
+
+
+def quality_fields(record: dict[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+    """The columns of QUALITIES that the record has; `names` gives the source's name of each that it may have.
+
+    Raises BadSample "malformed" when one is no finite number.
+    """
+    found = {}
+    for ours in QUALITIES:
+        theirs = names.get(ours)
+        if theirs is not None and (number := number_field(record, theirs)) is not None:
+            found[ours] = number
+    return found
 
 
 def seconds_field(record: dict[str, Any], name: str) -> float | None:

@@ -4,7 +4,7 @@ A folder is searched for both at any depth. Where it holds no JSONL file at all,
 beside each other too, which is what unpacking a tar leaves. The json, and the line of a JSONL file, have `id, wav,
 text, duration, speaker, language, dnsmos, phone_count`, each of which but the text may be missing or null; `wav`, the
 path of a line's audio, is relative to the folder of the JSONL file, or to `source`. `dnsmos`, `phone_count` and further
-columns travel with the sample.
+columns travel with the sample; `dnsmos` and `speech_share` are numbers.
 
 Only the headers of a tar and its json members are read, never the audio, and nothing is extracted. The two members of
 a key need not be neighbours.
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from slmkit.corpora.base import (
+    QUALITIES,
     Audio,
     SourcePart,
     Utterance,
     checked_text,
     extra_columns,
-    number_field,
+    quality_fields,
     seconds_field,
     text_field,
 )
@@ -56,7 +57,8 @@ from slmkit.errors import BadSample, UserError
 from slmkit.log import get_logger
 
 log = get_logger(__name__)
-COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", "dnsmos"})
+COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", *QUALITIES})
+QUALITY_NAMES = {name: name for name in QUALITIES}
 COLLECTIONS = {"Emilia", "Emilia-YODAS"}  # folders of the published repository, of different licences
 MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
@@ -250,9 +252,7 @@ def _read_lines(lines: Lines, name: str, root: str, language: str) -> Iterator[U
 
 
 def _utterance(record: dict[str, Any], stem: str, audio: Audio, source: str, language: str) -> Utterance:
-    extra = extra_columns(record, COLUMNS, "emilia")
-    if (dnsmos := number_field(record, "dnsmos")) is not None:
-        extra["dnsmos"] = dnsmos
+    extra = extra_columns(record, COLUMNS, "emilia") | quality_fields(record, QUALITY_NAMES)
     key = text_field(record, "id")
     return Utterance(
         key=key or stem,

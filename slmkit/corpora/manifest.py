@@ -11,6 +11,7 @@ Columns: `path` (relative to the manifest) and `text`; optional
     key                   default: the path without its suffix, and the times where the row has some
     seconds               length of the audio, for filters and balance
     dnsmos                quality from 1 to 5, for filters
+    speech_share          share of the audio that is speech, from 0 to 1, for filters
     start, end            in seconds: the utterance is that part of the file. Without `end` it ends `seconds` behind
                           `start`; an end of -1 is the end of the file
     segments              a list of {start, end, text}, in place of `text`: time stamps of a long recording, which is
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slmkit.corpora.base import (
+    QUALITIES,
     Audio,
     Cut,
     SourcePart,
@@ -45,6 +47,7 @@ from slmkit.corpora.base import (
     checked_text,
     extra_columns,
     number_field,
+    quality_fields,
     seconds_field,
     text_field,
     with_nested,
@@ -55,7 +58,7 @@ from slmkit.data.ledger import Failure
 from slmkit.data.lines import Lines, line_blocks, parse_line, parse_record, read_json_array, read_lines
 from slmkit.errors import BadSample, UserError
 
-COLUMNS = ("path", "text", "speaker", "language", "key", "seconds", "dnsmos", "start", "end", "segments")
+COLUMNS = ("path", "text", "speaker", "language", "key", "seconds", *QUALITIES, "start", "end", "segments")
 PATH_COLUMNS = ("path", "file_name", "audio_filepath", "audio")
 NEMO = "audio_filepath", {"seconds": "duration", "start": "offset"}
 SUFFIXES = {".jsonl": "", ".json": "", ".tsv": "\t,;|", ".csv": ",;\t|"}  # what may separate the cells of a table
@@ -74,10 +77,12 @@ class _Names(NamedTuple):
     key: str
     seconds: str
     dnsmos: str
+    speech_share: str
     start: str
     end: str
     segments: str
     required: frozenset[str] = frozenset()  # which a table must have
+    qualities: Mapping[str, str] = {}  # those of QUALITIES
     extra: Mapping[str, str] = {}  # further columns of the samples
     taken: frozenset[str] = frozenset()  # all of theirs
     nested: tuple[str, ...] = ()  # those with a dot
@@ -151,6 +156,7 @@ def _forms(columns: Mapping[str, str]) -> tuple[_Names, ...]:
             _Names(
                 **{name: names[name] for name in COLUMNS},
                 required=frozenset({path, names["text"], *mapped.values()}),
+                qualities={name: names[name] for name in QUALITIES},
                 extra=extra,
                 taken=frozenset(names.values()),
                 nested=tuple(name for name in names.values() if "." in name),
@@ -306,8 +312,7 @@ def _utterance(record: dict[str, Any], names: _Names, folder: str, language: str
     extra = {} if record.keys() <= names.taken else extra_columns(record, names.taken, "manifest")
     for ours, theirs in names.extra.items():
         extra[ours] = record.get(theirs)
-    if (dnsmos := number_field(record, names.dnsmos)) is not None:
-        extra["dnsmos"] = dnsmos
+    extra |= quality_fields(record, names.qualities)
     if text is None:
         text = checked_text(text_field(record, names.text, required=True), "the line")
     return Utterance(

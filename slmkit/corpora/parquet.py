@@ -2,9 +2,9 @@
 
 The column of audio holds structs {bytes, path} (either may be absent or null: a path is used where there are no
 bytes), bytes, or paths relative to the file. `columns` maps ours to theirs: `audio` and `text`, which must be there,
-and `speaker`, `language`, `key`, `seconds`, `dnsmos` where they are; any other name (`question`) gives a column of the
-sample that name, and `json.text` is the field `text` of the structs in `json`. What is left of the columns travels with
-the sample if JSON can hold its type. The default key is the file's name and the number of the row.
+and `speaker`, `language`, `key`, `seconds`, `dnsmos`, `speech_share` where they are; any other name (`question`) gives
+a column of the sample that name, and `json.text` is the field `text` of the structs in `json`. What is left of the
+columns travels with the sample if JSON can hold its type. The default key is the file's name and the number of the row.
 
 Arrow has several types for one thing (text: string, large_string, string_view, a dictionary of them, and in files of
 old programs bytes; ClassLabel of Hugging Face: numbers of names in the file's metadata). `_cast` makes one of
@@ -32,13 +32,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slmkit.corpora.base import (
+    QUALITIES,
     Audio,
     SourcePart,
     Utterance,
     check_columns,
     checked_text,
     extra_columns,
-    number_field,
+    quality_fields,
     seconds_field,
     text_field,
     with_nested,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 REQUIRED = ("audio", "text")
-OURS = (*REQUIRED, "speaker", "language", "key", "seconds", "dnsmos")
+OURS = (*REQUIRED, "speaker", "language", "key", "seconds", *QUALITIES)
 ROWS_READ = 1024  # at a time, without audio
 MAX_GROUP_ROWS = 2**24  # more are not believed
 CELLS_READ = 8  # cells of audio at a time
@@ -347,8 +348,7 @@ def _utterance(
 
     extra = extra_columns(values, set(names.values()), "parquet")
     extra |= {ours: values.get(theirs) for ours, theirs in names.items() if ours not in OURS}
-    if "dnsmos" in names and (dnsmos := number_field(values, names["dnsmos"])) is not None:
-        extra["dnsmos"] = dnsmos
+    extra |= quality_fields(values, names)
     return Utterance(
         key=text("key") or key,
         audio=audio,

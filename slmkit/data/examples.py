@@ -82,7 +82,7 @@ class Part:
 
     def split(self, share: float) -> tuple["Part", "Part"]:
         """The samples whose hash is not, and is, within `share`; the latter to be seen once in an epoch."""
-        return self._divided("key_hash", lambda hashes: hashes < np.uint32(share * 2**32), share)
+        return self._divided("key_hash", lambda hashes: hashes >> np.uint64(32) < np.uint64(share * 2**32), share)
 
     def split_speakers(self, names: tuple[str, ...]) -> tuple["Part", "Part"]:
         """The samples of other voices, and of those named; the latter to be seen once in an epoch."""

@@ -39,10 +39,11 @@ RECORD = np.dtype(
         ("text_positions", "<i4"),  # UNREADABLE for a sample that could not be read
         ("text_targets", "<i4"),
         ("frames", "<i4"),  # of the codec
-        ("key_hash", "<u4"),  # uniform: decides what is held out
+        ("key_hash", "<u8"),  # uniform: decides what is held out, and tells utterances apart
         ("speech", "u1"),  # speech pieces
         ("labelled", "u1"),  # those that are learnt
         ("speaker_hash", "<u8"),  # of the speaker's name: tells voices apart
+        ("language_hash", "<u4"),  # of the language's name
     ]
 )
 UNREADABLE = np.iinfo(np.int32).max
@@ -169,24 +170,34 @@ def _of_shard(source: Source, wording: Wording, shard: int, skip_damaged: bool) 
         try:
             meta = source.reader.read_meta(start + i)
             pieces = wording.pieces(source, key, meta)
-            speaker = speaker_hash(str(meta.get("speaker", "")))
-            sizes = (*sequence.text_size(pieces), frames[i], key_hash(key), *sequence.speech_size(pieces), speaker)
+            names = speaker_hash(str(meta.get("speaker", ""))), language_hash(str(meta.get("language", "")))
+            sizes = (*sequence.text_size(pieces), frames[i], key_hash(key), *sequence.speech_size(pieces), *names)
         except DamagedSample:
             if not skip_damaged:
                 raise
-            sizes = (UNREADABLE, 0, 0, key_hash(key), 0, 0, 0)
+            sizes = (UNREADABLE, 0, 0, key_hash(key), 0, 0, 0, 0)
         table[i] = sizes
     return table
 
 
 def key_hash(key: str) -> int:
-    """A number of 32 bits that depends on the key alone."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
+    """A number of 64 bits that depends on the key alone."""
+    return _hash(key)
 
 
 def speaker_hash(name: str) -> int:
     """A number of 64 bits that depends on the name alone: two of a million voices share one at odds of 1 to 10^7."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return _hash(name)
+
+
+def language_hash(name: str) -> int:
+    """A number of 32 bits that depends on the name alone."""
+    return _hash(name) >> 32
+
+
+def _hash(text: str) -> int:
+    # Half a surrogate pair, which UTF-8 cannot hold, becomes an escape.
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "backslashreplace")).digest()[:8], "big")
 
 
 _worker: list[Any] = []  # what `_start_worker` was given

@@ -20,6 +20,7 @@ from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
 from slmkit.data.index import Corpus
+from slmkit.data.rates import speech_rates
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_directory, provenance, write_json
 from slmkit.group import from_all, from_first, in_first
@@ -27,6 +28,7 @@ from slmkit.hub import parse, source_of
 from slmkit.log import get_logger
 from slmkit.model.companions import choose_voices, write_companions
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
+from slmkit.model.trained_on import TrainedOn
 from slmkit.train.changes import changes_since
 from slmkit.train.engine import TrainEngine
 from slmkit.train.metrics import MetricsLog
@@ -114,6 +116,9 @@ def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: M
     log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made, changes=changes)
     model = run.directory / run_dir.MODEL
     if done_steps and model.is_dir():
+        if TrainedOn.read(model) is None:  # an earlier version began the run
+            with log.allowed(model):
+                trained_on(run).write(model)
         return
     tokenizer = extended_tokenizer(run.config.base_path, run.layout)
     with log.allowed(model):
@@ -124,10 +129,21 @@ def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: M
             write_json(directory / LAYOUT_FILE, run.layout.to_dict())
             write_json(directory / CODEC_FILE, run.codec.to_dict())
             _write_companions(run, directory)
+            trained_on(run).write(directory)
+
+
+def trained_on(run: Run) -> TrainedOn:
+    """What the model of a run is trained on, with what the export that it starts from was."""
+    data = run.config.data
+    held_out = [f"{data.eval_share:.4g} of the utterances"] if data.eval_share else []
+    if data.unseen_speakers:
+        held_out.append(f"the speakers {', '.join(data.unseen_speakers)}")
+    found = TrainedOn.of(run.data, " and ".join(held_out))
+    return found if run.config.init_from is None else found.after(TrainedOn.read(run.config.init_path))
 
 
 def _write_companions(run: Run, directory: Path) -> None:
-    """Note for exports where the codec is, and a few voices of the first source with speech."""
+    """Note for exports where the codec is, a few voices of the first source with speech, and how fast all speak."""
     spoken = [part.source for part in run.data.parts if part.source.codec is not None]
     given = [run.config.codec_path] if run.config.codec is not None and run.config.speak_every_steps else []
     places = [source.samples.codec_source for source in spoken if isinstance(source.samples, Corpus)]
@@ -135,7 +151,8 @@ def _write_companions(run: Run, directory: Path) -> None:
     known = [place for place in places if place]
     usable = [place for place in known if os.path.exists(place) or parse(place) is not None]
     voices = choose_voices(spoken[0], without=run.config.data.unseen_speakers)
-    write_companions(directory, run.codec, codec_source=next(iter([*usable, *known]), ""), voices=voices)
+    place, rates = next(iter([*usable, *known]), ""), speech_rates(run.data.parts)
+    write_companions(directory, run.codec, codec_source=place, voices=voices, rates=rates)
 
 
 def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:

@@ -297,6 +297,7 @@ def test_a_tsv_manifest_is_read_by_its_header(tmp_path):
         (b'{"path": "a.wav", "text": "a", "seconds": 1' + b"0" * 400 + b"}", "malformed"),
         (b'{"path": "a.wav", "text": "a", "dnsmos": "inf"}', "malformed"),
         (b'{"path": "a.wav", "text": "a", "dnsmos": [3]}', "malformed"),
+        (b'{"path": "a.wav", "text": "a", "speech_share": "all"}', "malformed"),
         (b'{"path": "a.wav", "text": "a", "start": 1}', "bad_times"),
         (b'{"path": "a.wav", "text": "a", "start": 2, "end": 2}', "bad_times"),
         (b'{"path": "a.wav", "text": "a", "start": -1, "end": 2}', "bad_times"),
@@ -357,8 +358,10 @@ def test_parts_of_files_lengths_and_quality(tmp_path):
     columns = {"seconds": "duration", "start": "from"}
     *_, third = read(tmp_path, "\n".join(map(json.dumps, rows[2:])), columns=columns)
     assert (third.seconds, third.extra) == (1.0, {"dnsmos": 3.5, "start": None})
-    (item,) = read(tmp_path, "path\ttext\tseconds\tdnsmos\tstart\tend\na.wav\tA.\t2.5\t3\t\t\n", "m.tsv")
-    assert (item.seconds, item.cut, item.extra) == (2.5, None, {"dnsmos": 3.0})
+    (item,) = read(
+        tmp_path, "path\ttext\tseconds\tdnsmos\tspeech_share\tstart\tend\na.wav\tA.\t2.5\t3\t.5\t\t\n", "m.tsv"
+    )
+    assert (item.seconds, item.cut, item.extra) == (2.5, None, {"dnsmos": 3.0, "speech_share": 0.5})
 
 
 def test_a_recording_with_time_stamps_becomes_pieces(tmp_path):

@@ -102,6 +102,7 @@ def test_null_and_missing_fields_are_unknown(tmp_path):
         ({"text": "a", "duration": -1}, "malformed"),
         ({"text": "a", "dnsmos": {}}, "malformed"),
         ({"text": "a", "dnsmos": True}, "malformed"),
+        ({"text": "a", "speech_share": "much"}, "malformed"),
         (b'{"text": "a", "dnsmos": 1' + b"0" * 400 + b"}", "malformed"),
         (b" " * (2**20 + 1), "malformed"),
     ],

@@ -100,6 +100,7 @@ def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
         "id": "k1",
         "length": 2.5,
         "quality": 3.75,
+        "speech": 1,
         "lang": "en",
         "text": "other",
         "tags": [{"a": 1.5, "b": None}],
@@ -110,7 +111,7 @@ def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
     }
     path = write(tmp_path / "a.parquet", [row])
     columns = {"audio": "clip", "text": "answer", "question": "asked", "speaker": "role", "key": "id"}
-    columns |= {"seconds": "length", "dnsmos": "quality", "language": "lang"}
+    columns |= {"seconds": "length", "dnsmos": "quality", "speech_share": "speech", "language": "lang"}
     (item,) = read_source("parquet", path, columns=columns)
     assert item == Utterance(
         key="k1",
@@ -127,6 +128,7 @@ def test_columns_are_mapped_and_what_json_holds_travels_along(tmp_path):
             "vague": "x",
             "question": "What is it?",
             "dnsmos": 3.75,
+            "speech_share": 1.0,
         },
     )
     assert Utterance.from_values(json.loads(json.dumps(item, default=text_file, allow_nan=False))) == item

@@ -19,10 +19,12 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.export import consolidate, merged_weights
 from slmkit.files import read_json
+from slmkit.model.companions import rates_beside
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
 from slmkit.model.published import from_published
 from slmkit.model.slm import SpeechLM
+from slmkit.model.trained_on import TrainedOn
 
 WORKER = ROOT / "tests" / "train" / "train_worker.py"
 MODELS: dict[str, dict[str, Any]] = {"ntp": {"group": 0}, "mtp": {"group": 6, "head": "mlp", "speaker": True}}
@@ -73,6 +75,9 @@ def assert_equal_states(found: dict[str, torch.Tensor], expected: dict[str, torc
 def test_the_export_holds_the_trained_weights_and_stands_alone(place: Path, tmp_path: Path, name: str) -> None:
     assert consolidate(place / name, tmp_path / "out").step == 3
     model = load(tmp_path / "out")
+    trained_on = TrainedOn.read(tmp_path / "out")
+    assert trained_on is not None
+    assert trained_on.has_keys(["utterance-0000", "utterance-0011", "utterance-0012"]).tolist() == [True, True, False]
     trained = trained_weights(place, name, 3)
     assert_equal_states(model.state_dict(), trained)
     assert model.lm_model.lm_head.weight is model.lm_model.model.embed_tokens.weight
@@ -84,6 +89,9 @@ def test_the_export_holds_the_trained_weights_and_stands_alone(place: Path, tmp_
     assert read_json(tmp_path / "out" / "codec_spec.json")["name"] == "random"
     source = read_json(tmp_path / "out" / "provenance.json")["config"]
     assert (source["step"], source["facts"]["processes"]) == (3, 2)
+    rates = rates_beside(tmp_path / "out")
+    assert rates is not None
+    assert rates == rates_beside(place / name / MODEL)
     assert not list(tmp_path.glob(".*"))
 
 

@@ -18,6 +18,7 @@ from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.model.pretrained import export_sha256, from_base, load
+from slmkit.model.trained_on import TrainedOn
 from slmkit.train import start
 from slmkit.train.run import checkpoint_bytes, parameters, prepare_run
 from slmkit.world import World
@@ -97,6 +98,12 @@ def test_the_source_is_recorded(place: Place) -> None:
     assert record["config"]["init_from"] == str(place.directory / "exported")
     later = read_json(place.directory / "later" / "provenance.json")
     assert later["config"]["facts"]["init_from"] == record["facts"]["init_from"]
+    first, second = (TrainedOn.read(place.directory / name) for name in ("exported", "whole/model"))
+    assert first is not None
+    assert second is not None
+    assert second.is_all
+    assert second.sources[:1] == first.sources
+    assert second.has_keys(["utterance-0000", "utterance-0029"]).all()
 
 
 @pytest.mark.parametrize("change", ["another", "none", "begun without"])
