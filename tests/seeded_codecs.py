@@ -26,6 +26,11 @@ GAINS = {  # by the start of the key; signals neither die out nor explode
     "wavtokenizer": {"feature_extractor.": 1.3, "head.out.": 1.5},
 }
 
+PUBLISHED_CONFIG = """{"resblock": "1", "batch_size": 6, "sampling_rate": 16000, "hop_size": 240, "n_filters": 64,
+"strides": [8, 5, 4, 2], "dimension": 1024, "semantic_dimension": 768, "bidirectional": true, "dilation_base": 2,
+"residual_kernel_size": 3, "n_residual_layers": 1, "lstm_layers": 2, "activation": "ELU", "codebook_size": 1024,
+"n_q": 8, "sample_rate": 16000}"""
+
 
 def read_golden(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
@@ -91,3 +96,18 @@ def _tensor(name: str, key: str, shape: tuple[int, ...], stored: dict[str, np.nd
         gains = GAINS[name.split("_")[0]]
         value = value * np.float32(next((gain for start, gain in gains.items() if key.startswith(start)), 1.0))
     return value
+
+
+def write_published(name: str, directory: Path) -> None:
+    """The published files of SpeechTokenizer or BigCodec, with what has to be ignored in them."""
+    state = codec_state(name)
+    if name == "speechtokenizer":
+        skipped = {key: torch.ones(shape) for key, shape in read_shapes("speechtokenizer_skipped_keys").items()}
+        torch.save({**state, **skipped}, directory / "SpeechTokenizer.pt")
+        (directory / "config.json").write_text(PUBLISHED_CONFIG)
+    else:
+        parts = {
+            part: {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+            for part in ("CodecEnc", "generator")
+        }
+        torch.save({**parts, "discriminator": {"a.weight": torch.ones(2)}}, directory / "bigcodec.pt")

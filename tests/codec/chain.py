@@ -40,7 +40,7 @@ ARCHITECTURES = ("qwen2", "qwen3", "llama", "smollm3")
 FACODEC = "facodec"  # of the real size: it has no other
 FEWER = ("mimi:8",)  # the first 8 streams of 32
 GROUPS = (0, 3, 12)
-WAIT_SEC = 300
+WAIT_SEC, COMMAND_SEC = 300, 3600
 
 
 class Learned(NamedTuple):
@@ -58,7 +58,7 @@ class Learned(NamedTuple):
 
 def command(*words: Any) -> str:
     """What `slmkit WORDS` prints."""
-    done = run(["-m", "slmkit", *map(str, words)])
+    done = run(["-m", "slmkit", *map(str, words)], timeout=COMMAND_SEC)
     assert done.returncode == 0, f"{words}: {done.stdout[-2000:]}{done.stderr[-3000:]}"
     return done.stdout
 

@@ -8,7 +8,7 @@ The golden files were computed in float32 on a CPU, from the weights of `seeded_
 import numpy as np
 import pytest
 import torch
-from seeded_codecs import codec_state, read_golden, read_shapes, wave_of
+from seeded_codecs import codec_state, read_golden, read_shapes, wave_of, write_published
 from twins.bigcodec import PlainBigCodec
 from twins.speechtokenizer import PlainSpeechTokenizer
 
@@ -26,25 +26,6 @@ EQUAL_FRAMES = 0.995
 LATENTS = 1e-4
 WAVES = 5e-5
 NAMES = ("speechtokenizer", "bigcodec")
-PUBLISHED_CONFIG = """{"resblock": "1", "batch_size": 6, "sampling_rate": 16000, "hop_size": 240, "n_filters": 64,
-"strides": [8, 5, 4, 2], "dimension": 1024, "semantic_dimension": 768, "bidirectional": true, "dilation_base": 2,
-"residual_kernel_size": 3, "n_residual_layers": 1, "lstm_layers": 2, "activation": "ELU", "codebook_size": 1024,
-"n_q": 8, "sample_rate": 16000}"""
-
-
-def write_published(name: str, directory) -> None:
-    """The published files, with what has to be ignored in them."""
-    state = codec_state(name)
-    if name == "speechtokenizer":
-        skipped = {key: torch.ones(shape) for key, shape in read_shapes("speechtokenizer_skipped_keys").items()}
-        torch.save({**state, **skipped}, directory / "SpeechTokenizer.pt")
-        (directory / "config.json").write_text(PUBLISHED_CONFIG)
-    else:
-        parts = {
-            part: {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
-            for part in ("CodecEnc", "generator")
-        }
-        torch.save({**parts, "discriminator": {"a.weight": torch.ones(2)}}, directory / "bigcodec.pt")
 
 
 @pytest.fixture(scope="module")

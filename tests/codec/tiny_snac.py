@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from codec.families import family
+from codec.families import draw, family
 from seeded_weights import seeded_tensor, wave
 
 from slmkit.codec.snac.codec import SnacConfig
@@ -47,15 +47,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def weights_wave(kind: str) -> np.ndarray:
-    """A second of voice, float32 [N]."""
-    return wave(1.0, seed=1, sample_rate=CONFIGS[kind]["sampling_rate"]).astype(np.float32) / 32768
-
-
-def published_state(kind: str) -> dict[str, torch.Tensor]:
+def published_state(values: dict[str, Any]) -> dict[str, torch.Tensor]:
     """State dict in the published form: weight norm apart. The codebooks are drawn from the latents of a voice."""
-    heard = weights_wave(kind)
-    config = from_dict(SnacConfig, CONFIGS[kind])
+    config = from_dict(SnacConfig, values)
+    heard = wave(1.0, seed=1, sample_rate=config.sampling_rate).astype(np.float32) / 32768
     network = config.network(len(config.vq_strides)).eval()
     layout = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     plain = {name: torch.from_numpy(seeded(name, shape)) for name, shape in layout.items()}
@@ -101,16 +96,17 @@ def draw_codebooks(network: Network, heard: torch.Tensor) -> None:
     for level in network.quantizer.levels:
         points = level.projected(latents)[0].T
         entries = len(level.codebook.weight)
-        assert len(points) >= entries, f"{len(points)} places are too few for {entries} entries"
-        level.codebook.weight.copy_(points[torch.linspace(0, len(points) - 1, entries).long()])
+        spread = points[torch.linspace(0, len(points) - 1, entries).long()]
+        level.codebook.weight.copy_(spread if len(points) >= entries else draw(points, entries))
         latents = latents - level.latents_of(level.nearest(latents))
 
 
-def write_published(directory: Path, kind: str) -> Path:
-    """config.json and pytorch_model.bin."""
+def write_published(directory: Path, kind: str | dict[str, Any]) -> Path:
+    """config.json and pytorch_model.bin, of a kind of `CONFIGS` or of another config."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(CONFIGS[kind]))
-    torch.save(published_state(kind), directory / "pytorch_model.bin")
+    config = CONFIGS[kind] if isinstance(kind, str) else kind
+    (directory / "config.json").write_text(json.dumps(config))
+    torch.save(published_state(config), directory / "pytorch_model.bin")
     return directory
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of transformers' codecs, for `families`."""
+"""Tiny random models of transformers' codecs, for `families`; with another config, of any size."""
 
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ def saved(model: Any, directory: Path) -> Path:
     return directory
 
 
-def make_encodec() -> Any:
+def make_encodec(config: Any = None) -> Any:
     from transformers import EncodecConfig, EncodecModel
 
-    config = EncodecConfig(
+    config = config or EncodecConfig(
         num_filters=4, hidden_size=16, codebook_size=64, codebook_dim=16, target_bandwidths=[1.8], num_lstm_layers=1
     )
     model = EncodecModel(config).eval()
@@ -59,10 +59,10 @@ def encodec(directory: Path) -> Path:
     return saved(make_encodec(), directory)
 
 
-def make_dac(rate: int = 16000, strides: tuple[int, ...] = (2, 4, 5, 8)) -> Any:
+def make_dac(rate: int = 16000, strides: tuple[int, ...] = (2, 4, 5, 8), config: Any = None) -> Any:
     from transformers import DacConfig, DacModel
 
-    config = DacConfig(
+    config = config or DacConfig(
         encoder_hidden_size=4,
         decoder_hidden_size=32,
         downsampling_ratios=list(strides),
@@ -77,7 +77,7 @@ def make_dac(rate: int = 16000, strides: tuple[int, ...] = (2, 4, 5, 8)) -> Any:
         wave = audio(rate)
         residual = model.encoder(nn.functional.pad(wave, (0, -len(wave) % config.hop_length))[None, None])
         for layer in model.quantizer.quantizers:
-            layer.codebook.weight.copy_(draw(layer.in_proj(residual)[0].T, 64))
+            layer.codebook.weight.copy_(draw(layer.in_proj(residual)[0].T, len(layer.codebook.weight)))
             residual = residual - layer(residual)[0]
         turn_down(model.decoder, model.encoder(audio(rate)[None, None]))
     return model
@@ -93,10 +93,10 @@ def dac_44khz(directory: Path) -> Path:
     return saved(make_dac(44100, (2, 4, 8, 8)), directory)
 
 
-def make_mimi() -> Any:
+def make_mimi(config: Any = None) -> Any:
     from transformers import MimiConfig, MimiModel
 
-    config = MimiConfig(
+    config = config or MimiConfig(
         num_filters=4,
         hidden_size=16,
         codebook_size=32,
@@ -137,7 +137,7 @@ def mimi(directory: Path) -> Path:
     return saved(make_mimi(), directory)
 
 
-def make_xcodec(kind: str = "hubert") -> Any:
+def make_xcodec(kind: str = "hubert", config: Any = None) -> Any:
     from transformers import XcodecConfig, XcodecModel
 
     semantic = {
@@ -158,7 +158,7 @@ def make_xcodec(kind: str = "hubert") -> Any:
         "upsampling_ratios": [8, 5, 4, 2],
         "hidden_size": 16,
     }
-    config = XcodecConfig(
+    config = config or XcodecConfig(
         codebook_size=64, target_bandwidths=[1.2], acoustic_model_config=acoustic, semantic_model_config=semantic
     )
     model = XcodecModel(config).eval()
@@ -171,7 +171,7 @@ def make_xcodec(kind: str = "hubert") -> Any:
         model.encode(nn.functional.pad(wave, (0, -len(wave) % 320))[None, None])
         hook.remove()
         fit_residual(captured[0][0], [layer.codebook.embed for layer in model.quantizer.quantizers])
-        turn_down(model.acoustic_decoder, torch.randn(1, 16, 100))
+        turn_down(model.acoustic_decoder, torch.randn(1, config.acoustic_model_config.hidden_size, 100))
     return model
 
 
@@ -180,7 +180,7 @@ def xcodec(directory: Path) -> Path:
     return saved(make_xcodec(), directory)
 
 
-def make_xcodec2() -> Any:
+def make_xcodec2(config: Any = None) -> Any:
     from transformers import SeamlessM4TFeatureExtractor, Xcodec2Config, Xcodec2Model
 
     semantic = {
@@ -191,7 +191,7 @@ def make_xcodec2() -> Any:
         "intermediate_size": 32,
         "conv_depthwise_kernel_size": 5,
     }
-    config = Xcodec2Config(
+    config = config or Xcodec2Config(
         hidden_size=64,  # 32 groups of its normalization
         intermediate_size=64,
         num_hidden_layers=2,
@@ -225,10 +225,10 @@ def xcodec2(directory: Path) -> Path:
     return saved(make_xcodec2(), directory)
 
 
-def make_wavtokenizer() -> Any:
+def make_wavtokenizer(config: Any = None) -> Any:
     from transformers import WavTokenizerConfig, WavTokenizerModel
 
-    config = WavTokenizerConfig(
+    config = config or WavTokenizerConfig(
         num_filters=4,
         upsampling_ratios=[8, 5, 4, 2],
         hidden_size=16,
@@ -243,7 +243,7 @@ def make_wavtokenizer() -> Any:
     with torch.no_grad():
         loud(model, 1.3)
         latents = model.encoder_model.encoder(audio(24000)[None, None])[0].T
-        model.encoder_model.quantizer.codebook.embed.copy_(draw(latents, 256))
+        model.encoder_model.quantizer.codebook.embed.copy_(draw(latents, config.codebook_size))
     return model
 
 

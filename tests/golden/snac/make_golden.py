@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for kind, config in tiny_snac.CONFIGS.items():
         model = snac.SNAC(**config).eval()
-        state = tiny_snac.published_state(kind)
+        state = tiny_snac.published_state(tiny_snac.CONFIGS[kind])
         model.load_state_dict(state)
         heard = wave(SECONDS[kind], seed=3, sample_rate=config["sampling_rate"])
         layers = iter(range(len(config["decoder_rates"])))
