@@ -173,18 +173,23 @@ def _status(plan: "StudyPlan", *, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
+    from slmkit.study.slurm import queued_jobs
     from slmkit.study.work import STATES, look
 
-    statuses = look(plan)
+    statuses, jobs = look(plan), dict[str, str]()
+    with contextlib.suppress(UserError):  # a machine without Slurm
+        jobs = queued_jobs(plan, os.environ)
     if as_json:
-        print(json.dumps({name: asdict(status) for name, status in statuses.items()}, indent=2))
+        told = {name: asdict(status) | {"job": jobs.get(name)} for name, status in statuses.items()}
+        print(json.dumps(told, indent=2))
         return
     width = max(map(len, statuses))
     for name, status in statuses.items():
         took = log.duration(status.seconds) if status.seconds else ""
         starts = f"{status.starts} starts" if status.starts > 1 else ""
-        told = [STATES[status.state], status.why if status.state != "done" else "", took, starts]
-        print(f"{name:{width}}  {', '.join(part for part in told if part)}")
+        job = f"job {jobs[name]}" if name in jobs else ""
+        parts = [STATES[status.state], status.why if status.state != "done" else "", took, starts, job]
+        print(f"{name:{width}}  {', '.join(part for part in parts if part)}")
     done = sum(status.state == "done" for status in statuses.values())
     print(f"{done} of {len(statuses)} steps are done")
 
