@@ -151,6 +151,9 @@ def _step(plan: "StudyPlan", name: str) -> int:
     step, world = plan.step(name), World.from_env()
     if look_at(plan, step, is_mine=True).state == "done":
         return 0
+    missing = [need for need in step.needs if look_at(plan, plan.step(need), is_mine=True).state != "done"]
+    if missing:  # where Slurm took the end of a dying node for a success
+        raise UserError(f"{name} needs {missing[0]}, which is not done", next_step=f"do {missing[0]} first")
     work = take(plan, step, is_first=world.is_first)
     if work is None:
         raise UserError(f"another process is doing {name}", next_step="wait for it")

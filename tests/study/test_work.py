@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from slmkit.cli.main import main
 from slmkit.config.load import from_dict
 from slmkit.errors import UserError
 from slmkit.study import local
 from slmkit.study.config import StudyConfig
 from slmkit.study.local import run_study
 from slmkit.study.plan import StudyPlan, plan_study
-from slmkit.study.work import look, paths, take
+from slmkit.study.work import Work, look, paths, take
 
 # Makes the directory that its words name, and writes a line for each start. What is to go wrong lies in files: exit
 # codes or signals of a step's starts, one a line, of which each start takes the first.
@@ -197,3 +198,21 @@ def test_a_directory_that_appeared_whole_counts_although_its_start_was_killed(pl
     record.write_text('{"seconds": "many"}')
     with pytest.raises(UserError, match=r"export-a-qwen-ntp-s\.json is damaged"):
         look(plan)
+
+
+def test_a_step_alone_is_done_once_what_it_needs_is_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a job of Slurm runs, as a job on a node that dies may end like one that succeeded."""
+    monkeypatch.setattr(Work.start, "__kwdefaults__", {"program": place.program})
+    monkeypatch.setenv("ROOT", str(place.root))
+    study = place.root / "study.yaml"
+    study.write_text(json.dumps(place.plan().config.model_dump()))
+    assert main(["study", "step", str(study), "shards-c-a"]) == 2
+    assert "shards-c-a needs codec-a, which is not done" in capsys.readouterr().err
+    place.goes_wrong("codecs-a", 75)
+    assert main(["study", "step", str(study), "codec-a"]) == 75
+    assert [main(["study", "step", str(study), name]) for name in ("codec-a", "codec-a", "shards-c-a")] == [0, 0, 0]
+    assert place.journal == ["codecs-a", "codecs-a", "shards-c-a"]
+    place.goes_wrong("shards-c-b", 2)
+    assert [main(["study", "step", str(study), name]) for name in ("codec-b", "shards-c-b")] == [0, 2]
