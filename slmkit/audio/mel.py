@@ -32,6 +32,7 @@ MEL_FACTOR, MEL_CORNER_HZ = 2595.0, 700.0  # O'Shaughnessy's mel scale: m = 2595
 # Slaney's mel scale: linear below 1 kHz, then logarithmic with 27 steps to a factor of 6.4
 SLANEY_HZ_PER_MEL, SLANEY_BREAK_HZ, SLANEY_LOG_STEP = 200 / 3, 1000.0, math.log(6.4) / 27
 GRIFFIN_LIM_MOMENTUM = 0.99  # Perraudin, Balazs, Soendergaard 2013, "A fast Griffin-Lim algorithm"
+PART_FRAMES = 8192  # whose spectra are made at once
 TINY = 1e-8  # keeps divisions finite; far below the smallest magnitude that is heard
 
 # Of the distance, and of pictures
@@ -90,8 +91,14 @@ class LogMel:
         return (magnitudes @ self.bank.T / self.full_scale).clamp(min=self.floor).log()
 
     def of(self, wave: torch.Tensor, num_frames: int) -> torch.Tensor:
-        """[..., T, M] of a wave float [..., N] between silences, T = num_frames."""
-        return self(_with_silence(wave, num_frames, self.grid))
+        """[..., T, M] of a wave float [..., N] between silences, T = num_frames. The spectra of a long one, which take
+        20 times its memory, are made for some frames at a time."""
+        padded, grid = _with_silence(wave, num_frames, self.grid), self.grid
+        parts = []
+        for first in range(0, max(1, num_frames), PART_FRAMES):
+            start, frames = first * grid.hop, min(PART_FRAMES, num_frames - first)
+            parts.append(self(padded[..., start : start + grid.padded(frames)]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 def mel_filterbank(

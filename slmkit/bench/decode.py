@@ -12,6 +12,9 @@ First audio: all answers are asked for at once, and heard as `infer/stream.py` d
 until the last of them has its first piece: its prompt, the steps of the frames that the piece waits for, and the codec.
 Without --codec it is FACodec with random weights. Measured once, when engine and codec are warm.
 
+Gaps: with --listen, the answers go on for so many seconds of speech, and each has a listener who plays it as it comes
+(`infer/playback.py`). What counts are the listeners who hear a gap. `slmkit bench serve` does it with a server between.
+
 The floor is what reading the weights of a step once would take, at the speed at which this machine sums a tensor.
 
 Invariant: a speed is printed with the number of answers whose codes are the plain loop's.
@@ -19,10 +22,12 @@ Invariant: a speed is printed with the number of answers whose codes are the pla
 Example:
     slmkit bench decode --batch 1 8
     slmkit bench decode --device cuda --dtype bfloat16 --batch 1 8 64
+    slmkit bench decode --quick --group 12 --batch 1 4 16 --listen 5
 """
 
 import argparse
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -33,9 +38,10 @@ from slmkit.bench.race import race, twin
 from slmkit.bench.synthetic import FRAME_RATE, NUM_STREAMS, QWEN, ModelShape, model_config
 from slmkit.codec.base import Codec
 from slmkit.codec.open import open_codec, usable_device
-from slmkit.codec.stream import FIRST_FRAMES
+from slmkit.codec.stream import first_piece_frames
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
+from slmkit.infer.playback import Continuity, PlaybackClock
 from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.stream import SpeechStream
 from slmkit.model.pretrained import seeded
@@ -71,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES), help="of the model (default: %(default)s)")
     parser.add_argument("--codec", metavar="DIR", help="that makes the first audio; default: FACodec of random weights")
+    parser.add_argument(
+        "--listen", type=float, metavar="SEC", help="of each answer, for gaps (default: 0, the first sound alone)"
+    )
     parser.add_argument("--quick", action="store_true", help="a toy shape that takes seconds; its ratios mean little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -97,7 +106,9 @@ def run(args: argparse.Namespace) -> int:
         for batch in args.batch:
             engine = Engine(model, num_slots=batch, num_positions=args.positions)
             case = bench_case(engine, result["steps"], num_plain=min(batch, args.plain), repeats=args.repeats)
-            case["first_audio_sec"] = first_audio_sec(engine, codec)
+            heard = Continuity.of(clocks := listen(engine, codec, args.listen or 0.0))
+            case["first_audio_sec"] = max(clock.first_audio_sec or 0.0 for clock in clocks)
+            case["with_gap"], case["gap_sec"] = (heard.with_gap, heard.gap_sec) if args.listen else (None, None)
             case["floor_steps_per_sec"] = batch * result["read_gb_per_sec"] * 1e9 / weight_bytes(model)
             result["cases"].append(case)
             if not args.json:
@@ -147,25 +158,34 @@ def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) 
 
 def first_audio_frames(codec: Codec) -> int:
     """Frames that the first piece of a stream waits for."""
-    return FIRST_FRAMES + (codec.reach_frames.after or 0)
+    return first_piece_frames(codec.spec) + (codec.reach_frames.after or 0)
 
 
-def first_audio_sec(engine: Engine, codec: Codec) -> float:
-    """Seconds until the last of as many answers as there are slots, asked for at once, is heard."""
-    batch = engine.num_slots
-    num_frames, voice = first_audio_frames(codec), np.zeros(codec.spec.speaker_dim, dtype=np.float32)
-    SpeechStream(codec, voice).push(np.zeros((NUM_STREAMS, num_frames), dtype=np.uint16))  # warms the codec
+def listen(engine: Engine, codec: Codec, seconds: float) -> list[PlaybackClock]:
+    """What listeners hear of as many answers as there are slots, asked for at once: `seconds` of speech, or the first
+    piece where that is longer."""
+    batch, rate = engine.num_slots, codec.spec.sample_rate
+    least, voice = first_audio_frames(codec), np.zeros(codec.spec.speaker_dim, dtype=np.float32)
+    num_frames = max(least, int(seconds * FRAME_RATE))
+    SpeechStream(codec, voice).push(np.zeros((NUM_STREAMS, least), dtype=np.uint16))  # warms the codec
     streams, outputs = [SpeechStream(codec, voice) for _ in range(batch)], dict[int, Output]()
+    clocks = [PlaybackClock(time.perf_counter()) for _ in streams]
     for number, request in enumerate(make_requests(batch, num_frames)):
         engine.admit(request, number)
     while len(outputs) < batch:
-        outputs.update(engine.step())
-        for number, stream in enumerate(streams):
-            codes = outputs[number].codes if number in outputs else engine.frames(number)
-            stream.push(codes[:, stream.num_frames :])
-    heard = [stream.first_audio_sec for stream in streams if stream.first_audio_sec is not None]
-    assert len(heard) == batch, "the benchmark's model did not speak"
-    return max(heard)
+        done = dict(engine.step())
+        for number, (stream, clock) in enumerate(zip(streams, clocks, strict=True)):
+            if number in outputs:
+                continue
+            first = stream.num_frames
+            output = done.get(number)
+            wave = stream.push(engine.frames(number, first) if output is None else output.codes[:, first:])
+            clock.hear(time.perf_counter(), len(wave) / rate)
+            if output is not None and num_frames > least:
+                clock.hear(time.perf_counter(), len(stream.finish()) / rate)
+        outputs |= done
+    assert all(clock.first_audio_sec is not None for clock in clocks), "the benchmark's model did not speak"
+    return clocks
 
 
 def make_model(shape: ModelShape, group: int, num_prompts: int) -> SpeechLM:
@@ -222,16 +242,17 @@ def heading(result: dict[str, Any]) -> str:
         f"{result['steps']} steps, {result['positions']} positions, memory read at {result['read_gb_per_sec']:.1f} GB/s"
         f"; first audio: {result['first_audio_frames']} frames, {result['codec']}\n"
         f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'rtf':>8}{'first s':>9}"
-        f"{'plain':>9}{'ratio':>7}{'floor':>9}  equal"
+        f"{'gaps':>6}{'plain':>9}{'ratio':>7}{'floor':>9}  equal"
     )
 
 
 def row(case: dict[str, Any]) -> str:
     """A case as a line of the table."""
     name = f"MTP-{case['group']}" if case["group"] else "NTP"
+    gaps = "-" if case["with_gap"] is None else case["with_gap"]
     return (
         f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
         f"{case['frames_per_sec']:10.2f}{case['real_time_factor']:8.3f}{case['first_audio_sec']:9.3f}"
-        f"{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
+        f"{gaps:>6}{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
         f"{case['equal_answers']} of {case['plain_answers']}"
     )

@@ -8,8 +8,11 @@ Example:
 import importlib.util
 import math
 import multiprocessing
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +24,9 @@ import torch
 
 from slmkit.errors import UserError
 
-TWINS = Path(__file__).resolve().parent.parent.parent / "tests" / "twins"
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+TWINS = CHECKOUT / "tests" / "twins"
+SHOWN_LINES = 6  # of a command that failed
 
 
 class Lap(NamedTuple):
@@ -62,6 +67,31 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
     """`work` in a new process, whose memory is its alone."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
+
+
+class Used(NamedTuple):
+    """What a command took."""
+
+    wall_sec: float
+    cpu_sec: float  # of all its processes
+    peak_mib: float  # resident memory, of the largest process
+
+
+def command_alone(words: Sequence[str]) -> Used:
+    """Run `slmkit WORDS` with one thread, and measure it from outside. Raises UserError when it fails."""
+    search_path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path}
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen([sys.executable, "-m", "slmkit", *words], env=environment, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        wall_sec = time.perf_counter() - start
+        said.seek(0)
+        if process.returncode:
+            last = said.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
+            raise UserError("the command to time failed", got="\n".join(last) or f"exit code {process.returncode}")
+    return Used(wall_sec, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def peak_gib() -> float:

@@ -24,8 +24,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -39,7 +37,7 @@ import slmkit
 from slmkit.audio.io import read_audio, write_wav
 from slmkit.audio.units import seconds_to_samples
 from slmkit.bench import codec as facodec
-from slmkit.bench.race import race
+from slmkit.bench.race import command_alone, race
 from slmkit.codec.base import Codec
 from slmkit.codec.melvq import NUM_BANDS, NUM_ENTRIES, SAMPLE_RATE, STREAM_NAMES, MelVQ
 from slmkit.codec.open import open_codec
@@ -60,7 +58,6 @@ TRANSCRIPT = ".normalized.txt"
 CORPUS = "bench"
 REQUIRED = {"melvq": 300.0, "processes_ratio": 1.7, "peak_ratio": 1.1}
 MELVQ_ROUNDS = 5  # for each of FACodec: they are short
-SHOWN_LINES = 6  # of a command that failed
 TIMES_MORE = 4  # utterances of the larger corpus
 
 
@@ -214,37 +211,21 @@ class StageRun(NamedTuple):
 
 def run_stage(source: Path, codec_dir: str, out: Path, sizes: StageSizes, processes: int) -> StageRun:
     """Run the command and time it from outside."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search_path()}
-    words = command(source, codec_dir, out, sizes, processes)
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        wall_sec = time.perf_counter() - start
-        said.seek(0)
-        if process.returncode:
-            last = said.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
-            raise UserError("the command to time failed", got="\n".join(last) or f"exit code {process.returncode}")
+    used = command_alone(command(source, codec_dir, out, sizes, processes))
     shards = Corpus.open(out).shards.listed
     paths = [index_path(out, tar) for tar, _, _ in shards]
     speed = sum(speed_of(paths[task::processes]) for task in range(processes))
-    return StageRun(speed, wall_sec, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    return StageRun(speed, used.wall_sec, used.cpu_sec, used.peak_mib)
 
 
 def command(source: Path, codec_dir: str, out: Path, sizes: StageSizes, processes: int) -> list[str]:
-    """The command line of the stage: no decoding processes beside those that encode."""
+    """The words of the stage after `slmkit`: no decoding processes beside those that encode."""
     settings = {"corpus": CORPUS, "kind": "libritts", "shard_samples": str(sizes.shard_samples)}
     return [
-        *(sys.executable, "-m", "slmkit", "tokenize", "run", str(source), codec_dir, str(out)),
+        *("tokenize", "run", str(source), codec_dir, str(out)),
         *("--num-workers", "0", "--devices", ",".join(["cpu"] * processes)),
         *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
     ]
-
-
-def search_path() -> str:
-    """PYTHONPATH with which a process imports this slmkit."""
-    return os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def speed_of(indexes: list[Path]) -> float:

@@ -2,9 +2,11 @@
 
   slmkit bench codec       speed of FACodec against its plain twin
   slmkit bench codecs      table of converted codecs: speed, agreement with the plain loop, streams, reach
+  slmkit bench memory      peak memory of tokenizing long recordings, for each codec
   slmkit bench tokenize    speed of the codecs, and of tokenizing audio files into shards
   slmkit bench train       speed of training
   slmkit bench decode      speed of generation
+  slmkit bench serve       what clients of the server hear: first sound, gaps
   slmkit bench data        speed of finding, planning and loading training data
   slmkit bench plan        speed of planning and finalizing a large corpus
   slmkit bench checkpoint  how long training stops for a checkpoint
@@ -18,7 +20,7 @@ import importlib
 from slmkit.cli.arguments import Parser
 
 # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
-BENCHES = ("codec", "codecs", "tokenize", "train", "decode", "data", "plan", "checkpoint")
+BENCHES = ("codec", "codecs", "memory", "tokenize", "train", "decode", "serve", "data", "plan", "checkpoint")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -53,6 +53,7 @@ SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: ty
     "seed": (int, 0, "random seed (default: %(default)s)"),
     "max_sec": (float, 30.0, "longest speech, in seconds (default: %(default)s)"),
     "max_text_tokens": (int, 256, "longest text of an answer, in tokens (default: %(default)s)"),
+    "max_retries": (int, 2, "tries after speech that would not end, or is far too short (default: %(default)s)"),
 }
 
 
@@ -60,6 +61,8 @@ def add_sampling_arguments(parser: Any) -> None:
     """How the next token is chosen, and when an answer is stopped; `settings_of` reads them."""
     for name, (kind, default, meaning) in SPEAKING_FLAGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=meaning)
+    unwatched = "do not stop speech that would not end (silence, loops, far longer than its text), nor try it again"
+    parser.add_argument("--no-watch", dest="watch", action="store_false", help=unwatched)
 
 
 def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
@@ -67,7 +70,7 @@ def settings_of(args: argparse.Namespace) -> "SpeakingSettings":
     from slmkit.infer.request import SpeakingSettings
 
     try:
-        return SpeakingSettings(**{name: getattr(args, name) for name in SPEAKING_FLAGS})
+        return SpeakingSettings(**{name: getattr(args, name) for name in (*SPEAKING_FLAGS, "watch")})
     except (ValueError, OverflowError) as error:
         raise UserError(excerpt(error, SHOWN_CHARS)) from error
 

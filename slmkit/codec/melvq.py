@@ -31,8 +31,9 @@ import torch
 
 from slmkit.audio import units
 from slmkit.audio.mel import Grid, LogMel, griffin_lim, griffin_lim_reach, invert_mel, mel_filterbank
-from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
+from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes
 from slmkit.codec.open import Preset, register_codec
+from slmkit.codec.stages import Windowed, run_in_pieces
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, read_json, write_json
 
@@ -47,6 +48,7 @@ NUM_ENTRIES = 1024
 FLOOR = 1e-3  # smallest mel magnitude told from silence; a full-scale sine has about 1
 MAX_FIT_FRAMES = 65_536  # about 14 minutes; of more, a random part is used
 FIT_ROUNDS = 12  # Lloyd iterations per stage; later ones change the error by less than 1 %
+PIECE_FRAMES = 2400  # decoded at once
 CHUNK_FRAMES = 1024  # frames compared with a codebook at a time, for the processor's cache
 INVERSION_ROUNDS = 30
 GRIFFIN_LIM_ROUNDS = 24  # more than 16 no longer help intelligibility
@@ -157,18 +159,20 @@ class MelVQ:
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
-        """As `Codec.decode`; all streams are the language model's."""
-        num_streams, num_entries, _ = self._codebooks.shape
-        if codes.ndim != 3 or codes.shape[1] != num_streams or codes.shape[2] < 1:
-            raise ValueError(f"expected codes of shape [B, {num_streams}, T >= 1], got {list(codes.shape)}")
-        if codes.min() < 0 or codes.max() >= num_entries:
-            low, high = int(codes.min()), int(codes.max())
-            raise ValueError(f"codes from {low} to {high} are outside the codebooks of {num_entries} entries")
-        stages = codes.to(self.device).long().unbind(1)
+        """As `Codec.decode`; all streams are the language model's. Long codes are decoded in pieces."""
+        check_codes(codes, self.spec)
+        if not codes.numel():
+            return torch.zeros(len(codes), 0, device=self.device)
+        stage = Windowed(lambda part: self._decode(part, speaker), self.reach_frames, outputs_per_frame=GRID.hop)
+        return run_in_pieces([stage], codes.to(self.device), piece_frames=PIECE_FRAMES)[:, 0]
+
+    def _decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        """[B, K, T] -> waves [B, 1, T * hop]."""
+        stages = codes.long().unbind(1)
         frames = torch.stack([book[stage] for book, stage in zip(self._codebooks, stages, strict=True)]).sum(0)
         log_mel = _smooth(frames) + (speaker.to(self.device, torch.float32) + self._average)[:, None]
         magnitudes = invert_mel(log_mel.exp() * self._mel.full_scale, self._mel.bank, iterations=INVERSION_ROUNDS)
-        return griffin_lim(magnitudes, GRID, iterations=GRIFFIN_LIM_ROUNDS).clamp(-1.0, 1.0)
+        return griffin_lim(magnitudes, GRID, iterations=GRIFFIN_LIM_ROUNDS).clamp(-1.0, 1.0)[:, None]
 
     @torch.no_grad()
     def _log_mel(self, wave: torch.Tensor) -> torch.Tensor:

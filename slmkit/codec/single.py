@@ -20,14 +20,13 @@ Example:
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from slmkit.codec.base import CodecSpec, Encoded, Reach, check_codes
 from slmkit.codec.stages import Stage, Windowed, reach_of, run_in_pieces
+from slmkit.precision import exact_float32
 
 PIECE_SEC = 30.0  # longer audio is taken in pieces of this length
 
@@ -89,30 +88,15 @@ class SingleCodec(ABC):
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
         """As `Codec.decode`; the speaker vector says nothing to this codec."""
         check_codes(codes, self.spec)
-        waves = torch.zeros(len(codes), self.spec.hop_samples * codes.shape[2], device=self.device)
+        hop = self.spec.hop_samples
+        waves = torch.zeros(len(codes), hop * codes.shape[2], device=self.device)
+        stages = (*self.decoding_stages(), Windowed(limited, Reach(0, 0), hop, hop))
         with exact_float32(self.device):
             for i, one in enumerate(codes.to(self.device, torch.int64) if waves.numel() else ()):
-                wave = run_in_pieces(self.decoding_stages(), one[None], piece_frames=self.piece_frames)
-                waves[i] = limited(wave[0, 0])
+                waves[i] = run_in_pieces(stages, one[None], piece_frames=self.piece_frames)[0, 0]
         return waves
 
 
 def limited(wave: torch.Tensor) -> torch.Tensor:
     """`wave` within [-1, 1]; what is not finite stays, so that it is noticed."""
     return wave.clamp(-1, 1).where(wave.isfinite(), wave)
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
-    backends: Any = torch.backends
-    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision

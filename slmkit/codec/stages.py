@@ -8,7 +8,7 @@ at its end.
 Input and output have a fixed number of vectors per frame: an encoder's first stage takes `hop` samples a frame and
 gives one vector. The input may end within a frame.
 
-Shapes: C channels, t vectors in time; B is 1 throughout.
+Shapes: C channels, t vectors in time; B is 1, or a number of inputs of one length for stages that are all windows.
 
 Invariant: where pieces begin and end does not change the result but for the order in which kernels add; equal pieces
 give equal bits.
@@ -34,6 +34,7 @@ class Windowed(NamedTuple):
     inputs_per_frame: int = 1
     outputs_per_frame: int = 1
     block_frames: int = 1  # frames that go together, counted from the first of all: input begins where a block does
+    least_blocks: int = 1  # that are given out at a time, until the end: an input of no more runs whole
     placed: bool = False  # `run` takes the number of its first frame, too: what comes out depends on the place in time
 
 
@@ -99,7 +100,7 @@ class _Window:
             return None
         before, after = (0, 0) if stage.reach is None else (stage.reach.before or 0, stage.reach.after or 0)
         stop = self._first + self._kept.shape[2] // inputs - after
-        if not is_last and stop <= self._given:
+        if not is_last and stop - self._given < stage.least_blocks:
             return None
         place = (self._first * stage.block_frames,) if stage.placed else ()
         found = stage.run(self._kept, *place)[..., (self._given - self._first) * outputs :]

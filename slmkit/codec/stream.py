@@ -2,15 +2,24 @@
 
 Each piece is decoded in a window: its frames, and on both sides the frames they depend on (`Codec.reach_frames`). What
 depends on everything before, such as an LSTM, carries a state (`stages.py`). A piece is given out as soon as the last
-frame of its window is there. The first has 8 frames; then each is twice the one
-before, up to 128, so that sound begins early and the context costs less and less. Where pieces begin and end depends on
-nothing but their number: the joined wave is the same to the bit however the codes were handed over.
+frame of its window is there. Where pieces begin and end depends on nothing but their number: the joined wave is the
+same to the bit however the codes were handed over.
 
-    codec      waits for    decodes for each frame given out
-    FACodec    36 frames    4.5 for the first piece, 1.4 in the long run
-    melvq      83 frames    10.4 for the first piece, 2.2 in the long run
+The first piece has `FIRST_SEC` of sound. Each further one is longer than it by a twelfth (`GROWTH_DIVISOR`) of all that
+was given out before, up to `MOST_SEC`: at 80 frames a second 12, 13, 14, 15, 16, ... 128 frames.
 
-A stream runs without a gap when generating and decoding together take at most half as long as the sound lasts.
+No gaps: if making each piece (steps of the model, and decoding its window) takes at most 12/13 of the time it sounds, a
+listener who plays each piece as it comes never waits. Proof: let S be the frames given out before a piece, and F those
+of the first. The piece ends at frame S + F + S / 12 at most. Since the first piece was there, S + S / 12 frames were
+made at most, which takes no longer than S frames sound; and so long the listener has sound. Larger steps lose this:
+pieces that double need twice the speed of real time, and have four gaps, 0.8 s in all, at 1.3 times.
+
+What a window costs beside its piece counts, too. How many times real time must model and codec be in the long run
+(pieces of `MOST_SEC`), for a stream without a gap, where the codec alone, on one long wave, is so many times real time?
+
+    codec      waits for    any speed  200    100    50     20       decodes for each frame given out
+    FACodec    40 frames    1.09       1.10   1.12   1.16   1.30     3.3 for the first piece, 1.4 in the long run
+    melvq      87 frames    1.09       1.13   1.17   1.26   1.68     7.3 for the first piece, 2.2 in the long run
 
 Bound: the joined wave is that of `Codec.decode` of all codes within `JOINED_BOUND`, one step of 16-bit audio. What is
 left is float32 rounding, since kernels add in another order for another length. Measured on a CPU: FACodec with seeded
@@ -25,17 +34,20 @@ Example:
     play(stream.finish())
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from slmkit.codec.base import Codec, Reach, check_codes
-from slmkit.codec.single import exact_float32, limited
+from slmkit.codec.base import Codec, CodecSpec, Reach, check_codes
+from slmkit.codec.single import limited
 from slmkit.codec.stages import Chain, Stage, StagedCodec, Windowed, reach_of
 from slmkit.errors import UserError
+from slmkit.precision import exact_float32
 
-FIRST_FRAMES = 8  # of the first piece
-MOST_FRAMES = 128  # of a piece
+FIRST_SEC = 0.15  # of the first piece: shorter ones cost more context than they save of the wait
+MOST_SEC = 1.6  # of a piece: longer ones save little context
+GROWTH_DIVISOR = 12  # a piece grows by one part in so many of what was given out
 JOINED_BOUND = 2.0**-15  # of a sample in [-1, 1]
 
 
@@ -47,15 +59,17 @@ class StreamDecoder:
         codec: Codec,
         speaker: torch.Tensor,
         *,
-        first_frames: int = FIRST_FRAMES,
-        most_frames: int = MOST_FRAMES,
+        first_frames: int | None = None,
+        most_frames: int | None = None,
     ) -> None:
-        """`speaker` float32 [D].
+        """`speaker` float32 [D]. Frames of the first piece and of the longest: by default what the module says.
 
         Raises ValueError for pieces without frames, and UserError for a codec that decodes only what is complete.
         """
-        if not 1 <= first_frames <= most_frames:
-            raise ValueError(f"got pieces of {first_frames} to {most_frames} frames, expected 1 or more, and growing")
+        first = first_piece_frames(codec.spec) if first_frames is None else first_frames
+        most = max(first, frames_of(MOST_SEC, codec.spec)) if most_frames is None else most_frames
+        if not 1 <= first <= most:
+            raise ValueError(f"got pieces of {first} to {most} frames, expected 1 or more, and growing")
         stages = decoding_stages(codec, speaker)
         after = reach_of(stages).after
         if after is None:
@@ -64,7 +78,7 @@ class StreamDecoder:
                 next_step="wait for the whole answer: leave --stream out",
             )
         self._codec, self._chain, self._after = codec, Chain(stages), after
-        self._piece, self._most = first_frames, most_frames
+        self._first, self._most = first, most
         self._waiting: torch.Tensor | None = None  # codes [1, K, t] that the chain has not taken
         self._taken = self._given = 0  # frames that the chain has taken; frames given out
         self._is_finished = False
@@ -90,10 +104,9 @@ class StreamDecoder:
         else:
             self._waiting = torch.cat([self._waiting, codes[None].to(self._waiting)], dim=2)
         waves = []
-        while self._given + self._piece + self._after <= self.num_frames:
-            self._given += self._piece
+        while self._given + (piece := self._piece_frames()) + self._after <= self.num_frames:
+            self._given += piece
             waves.append(self._decode(self._given + self._after))
-            self._piece = min(2 * self._piece, self._most)
         return torch.cat(waves) if waves else self._silence()
 
     def finish(self) -> torch.Tensor:
@@ -102,6 +115,10 @@ class StreamDecoder:
             raise ValueError("the stream is finished")
         self._is_finished = True
         return self._decode(self.num_frames, is_last=True) if self._given < self.num_frames else self._silence()
+
+    def _piece_frames(self) -> int:
+        """Of the next piece."""
+        return min(self._first + self._given // GROWTH_DIVISOR, self._most)
 
     @torch.inference_mode()
     def _decode(self, stop: int, *, is_last: bool = False) -> torch.Tensor:
@@ -116,6 +133,16 @@ class StreamDecoder:
 
     def _silence(self) -> torch.Tensor:
         return torch.zeros(0, device=self._codec.device)
+
+
+def frames_of(seconds: float, spec: CodecSpec) -> int:
+    """The fewest frames that last so long."""
+    return math.ceil(seconds * spec.frame_rate)
+
+
+def first_piece_frames(spec: CodecSpec) -> int:
+    """Frames of the first piece of a stream."""
+    return frames_of(FIRST_SEC, spec)
 
 
 def decoding_stages(codec: Codec, speaker: torch.Tensor) -> Sequence[Stage]:

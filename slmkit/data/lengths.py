@@ -43,6 +43,7 @@ RECORD = np.dtype(
         ("speech", "u1"),  # speech pieces
         ("labelled", "u1"),  # those that are learnt
         ("speaker_hash", "<u8"),  # of the speaker's name: tells voices apart
+        ("language_hash", "<u4"),  # of the language's name
     ]
 )
 UNREADABLE = np.iinfo(np.int32).max
@@ -169,12 +170,12 @@ def _of_shard(source: Source, wording: Wording, shard: int, skip_damaged: bool) 
         try:
             meta = source.reader.read_meta(start + i)
             pieces = wording.pieces(source, key, meta)
-            speaker = speaker_hash(str(meta.get("speaker", "")))
-            sizes = (*sequence.text_size(pieces), frames[i], key_hash(key), *sequence.speech_size(pieces), speaker)
+            names = speaker_hash(str(meta.get("speaker", ""))), language_hash(str(meta.get("language", "")))
+            sizes = (*sequence.text_size(pieces), frames[i], key_hash(key), *sequence.speech_size(pieces), *names)
         except DamagedSample:
             if not skip_damaged:
                 raise
-            sizes = (UNREADABLE, 0, 0, key_hash(key), 0, 0, 0)
+            sizes = (UNREADABLE, 0, 0, key_hash(key), 0, 0, 0, 0)
         table[i] = sizes
     return table
 
@@ -187,6 +188,11 @@ def key_hash(key: str) -> int:
 def speaker_hash(name: str) -> int:
     """A number of 64 bits that depends on the name alone: two of a million voices share one at odds of 1 to 10^7."""
     return _hash(name)
+
+
+def language_hash(name: str) -> int:
+    """A number of 32 bits that depends on the name alone."""
+    return _hash(name) >> 32
 
 
 def _hash(text: str) -> int:

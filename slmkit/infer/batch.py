@@ -3,8 +3,8 @@ utterances of an evaluation.
 
     OUT/wav/ID.wav        one answer
     OUT/codes/ID.npy      its codes uint16 [K, T], where they are to be scored
-    OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, request (a
-                          hash of what was asked), and of questions the answer in words
+    OUT/outputs.jsonl     a line for each of them, in order: id, wav, seconds, frames, steps, reason, limit, warning,
+                          attempts, runaways, request (a hash of what was asked), and of questions the answer in words
     OUT/failures.jsonl    a line for each line of a file that gave no speech, with its reason
     OUT/job.json          model, codec and task; and the engines that did the work
 
@@ -96,10 +96,17 @@ class Summary(NamedTuple):
     failures: Sequence[Failure]
     spoken_sec: float  # of speech, by this start alone
     took_sec: float
+    num_runaways: int = 0  # of the outputs, stopped by the watch in their best attempt
+    num_short: int = 0  # far shorter than their text
+    num_retried: int = 0  # tried more than once
 
     def line(self) -> str:
         """For people."""
-        words = f"{counted(self.num_outputs, 'answer')} ({self.num_limited} stopped by a limit), "
+        notes = [f"{self.num_limited} stopped by a limit"]
+        notes += [counted(self.num_runaways, "runaway")] * (self.num_runaways > 0)
+        notes += [f"{self.num_short} far too short"] * (self.num_short > 0)
+        notes += [f"{self.num_retried} tried again"] * (self.num_retried > 0)
+        words = f"{counted(self.num_outputs, 'answer')} ({', '.join(notes)}), "
         words += f"{counted(len(self.failures), 'failure')}; "
         if not self.spoken_sec:
             return words + "nothing was left to speak"
@@ -145,8 +152,11 @@ def speak_all(
         with atomic_write(job.directory / FAILURES_FILE, replace=True) as file:
             file.writelines(failure.line() for failure in failures)
         records = job.finish([*asked])
-    limited = sum(record["reason"] == "limit" for record in records)
-    summary = Summary(len(records), limited, failures, speaker.spoken_sec, time.perf_counter() - began)
+    limited, runaways = (sum(record["reason"] == reason for record in records) for reason in ("limit", "runaway"))
+    short = sum(record.get("warning") == "short" for record in records)
+    retried = sum(record.get("attempts", 1) > 1 for record in records)
+    took_sec = time.perf_counter() - began
+    summary = Summary(len(records), limited, failures, speaker.spoken_sec, took_sec, runaways, short, retried)
     _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
     return summary
 
@@ -258,6 +268,7 @@ class BatchSpeaker:
             raise BadSample("not_finite", "the model gave numbers that are not finite")
         words = self._synthesizer.words_of(output).text
         columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
+        columns |= {"warning": output.warning, "attempts": output.attempts, "runaways": output.runaways}
         if self._is_scored:
             columns |= {"why": "", "answer": words, "engine_sec": engine_sec}
         elif not output.codes.shape[1]:
@@ -407,9 +418,9 @@ def _of_kind(name: str, kind: Any, value: Any) -> Any:
     """The value of a setting. Raises BadSample when it is of another type."""
     if kind is str and isinstance(value, str):
         return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+    if kind in (int, bool) and type(value) is kind:
         return value
-    if kind not in (str, int) and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind not in (str, int, bool) and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value) if isinstance(value, float) or abs(value) <= sys.float_info.max else math.inf
-    expected = {str: "text", int: "a whole number"}.get(kind, "a number")
+    expected = {str: "text", int: "a whole number", bool: "true or false"}.get(kind, "a number")
     raise BadSample("bad_setting", f"{name} is of the wrong type", got=printable(repr(value)[:100]), expected=expected)

@@ -9,6 +9,9 @@ interleaved speech the rows of one stream, in grouped speech the heads. What all
 
 Shapes: N slots, G ids per position, K streams, H heads, C classes.
 
+An answer whose request is watched (`watch`) and that will not end, or is far too short, is tried again in its slot, and
+the request's one output is the best attempt.
+
 A model with damaged weights may give logits that are not finite. That ends the request which they belong to, and no
 other.
 
@@ -20,6 +23,7 @@ Example:
         ...
 """
 
+import dataclasses
 import math
 from collections.abc import Generator, Iterable, Sequence
 
@@ -32,7 +36,8 @@ from slmkit.errors import UserError
 from slmkit.infer.decoder import SlotDecoder
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
-from slmkit.infer.sampling import Choice, choose
+from slmkit.infer.sampling import Choice, choose, seed_of_attempt
+from slmkit.infer.watch import RETRY_TEMPERATURE, Lookout, Runaway
 from slmkit.model.losses import head_candidates
 from slmkit.model.slm import SpeechLM
 
@@ -41,11 +46,21 @@ TEXT_POSITIONS = 1024  # for the prompt, and the words of the answer
 
 
 class ActiveRequest:
-    """A request in a slot."""
+    """A request in a slot: one attempt at its answer, with the `Output`s of those before."""
 
-    def __init__(self, request: Request, number: int, grammar: Grammar, max_frames: int) -> None:
-        self.request, self.number, self.grammar, self.max_frames = request, number, grammar, max_frames
+    def __init__(
+        self, request: Request, number: int, grammar: Grammar, frame_rate: float, earlier: tuple[Output, ...] = ()
+    ) -> None:
+        self.asked, self.number, self.grammar, self.earlier = request, number, grammar, earlier
+        self._max_frames = max(1, int(request.max_sec * frame_rate))
+        self.request = _attempt(request, len(earlier))
         self.num_steps = self.num_text_steps = 0
+        self._lookout = None if request.watch is None else Lookout(request.watch, frame_rate)
+
+    @property
+    def max_frames(self) -> int:
+        """Frames that the output has at most."""
+        return self._max_frames if self._lookout is None else int(min(self._max_frames, self._lookout.most_frames))
 
     def rows(self, width: int, is_grouped: bool) -> list[Choice]:
         """What each choice of this step depends on; `width` choices make a step at most."""
@@ -62,20 +77,63 @@ class ActiveRequest:
 
     def reached(self) -> Limit | None:
         """The limit of the request that the answer has come to."""
-        if len(self.grammar.frames) >= self.max_frames:
+        if len(self.grammar.frames) >= self._max_frames:
             return "seconds"
         if self.num_text_steps >= self.request.max_text_tokens:
             return "text_tokens"
         return "steps" if self.num_steps == self.request.max_steps else None
 
-    def output(self, limit: Limit | None) -> Output:
+    def runaway(self) -> Runaway | None:
+        """What the watch sees in the speech so far."""
+        if self._lookout is None:
+            return None
+        return self._lookout.look(self.grammar.frames, len(self.grammar.text_ids))
+
+    def output(self, limit: Limit | None, runaway: Runaway | None = None) -> Output:
+        """Of this attempt."""
+        codes = self.grammar.codes()[:, : self.max_frames]
+        is_short = not limit and not runaway and self._lookout is not None and self._lookout.is_short(codes.shape[1])
         return Output(
-            codes=self.grammar.codes()[:, : self.max_frames],
+            codes=codes,
             text_ids=tuple(self.grammar.text_ids),
             num_steps=self.num_steps,
-            reason="limit" if limit else "end",
-            limit=limit,
+            reason="runaway" if runaway else "limit" if limit else "end",
+            limit=limit or runaway,
+            warning="short" if is_short else None,
+            seed=self.request.seed,
+            runaways=int(runaway is not None),
         )
+
+    def is_tried_again(self, output: Output) -> bool:
+        """Whether `output`, of this attempt, is to be replaced by that of another one."""
+        watch = self.asked.watch
+        is_bad = output.reason == "runaway" or output.warning is not None
+        return is_bad and watch is not None and len(self.earlier) < watch.max_retries
+
+    def best(self, output: Output) -> Output:
+        """The answer to the request; `output` is that of the last attempt."""
+        attempts = [*self.earlier, output]
+        if self._lookout is None or output.limit == "not_finite":
+            best = output
+        else:
+            distance = self._lookout.distance
+
+            def rank(one: Output) -> tuple[bool, float, bool]:
+                return one.is_success, -distance(one.codes.shape[1]), one.reason != "runaway"
+
+            best = max(attempts, key=rank)
+        runaways, num_steps = sum(one.runaways for one in attempts), sum(one.num_steps for one in attempts)
+        return dataclasses.replace(best, attempts=len(attempts), runaways=runaways, num_steps=num_steps)
+
+
+def _attempt(request: Request, attempt: int) -> Request:
+    """The request of attempt 0, 1, ...: with other random numbers, and never greedy, but in the first."""
+    if not attempt:
+        return request
+    speech = request.speech_sampling
+    if not speech.temperature:
+        speech = dataclasses.replace(speech, temperature=RETRY_TEMPERATURE)
+    return dataclasses.replace(request, seed=seed_of_attempt(request.seed, attempt), speech_sampling=speech)
 
 
 def positions_for(model: SpeechLM, max_sec: float = DEFAULT_SEC) -> int:
@@ -153,15 +211,18 @@ class Engine:
     @torch.inference_mode()
     def admit(self, request: Request, number: int) -> None:
         """Read the prompt of a request into a free slot; its output will bear `number`. Raises UserError as `check`."""
-        prompt = checked_prompt(request, self.model, self.num_positions)
         slot = next(slot for slot in range(self.num_slots) if slot not in self._active)
+        self._begin(slot, request, number)
+
+    def _begin(self, slot: int, request: Request, number: int, earlier: tuple[Output, ...] = ()) -> None:
+        prompt = checked_prompt(request, self.model, self.num_positions)
         self._decoder.prefill(slot, prompt, request.speaker)
-        max_frames = max(1, int(request.max_sec * self._frame_rate))
-        self._active[slot] = ActiveRequest(request, number, self._grammar(), max_frames)
+        self._active[slot] = ActiveRequest(request, number, self._grammar(), self._frame_rate, earlier)
 
     def frames(self, number: int, first: int = 0) -> Codes:
         """uint16 [K, T]: the whole frames of a running answer from frame `first` on, no more than its output will have.
 
+        Those of a request that may be tried again count for nothing if it is.
         Raises KeyError when no answer with that number is running.
         """
         answer = self._active[self._slot_of(number)]
@@ -180,11 +241,11 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Output]]:
         """Decode one position of every answer. Returns those that are done with it; their slots are free."""
-        done, positions = [], {}
+        done, again, positions = [], [], {}
         for slot, chosen in self._choices().items():
             answer = self._active[slot]
             if min(chosen) < 0:
-                done.append((answer.number, answer.output("not_finite")))
+                done.append((answer.number, answer.best(answer.output("not_finite"))))
                 del self._active[slot]
                 continue
             grammar, is_text = answer.grammar, answer.grammar.state == TEXT
@@ -197,13 +258,20 @@ class Engine:
                 ids = grammar.accept_speech(chosen)
             full: Limit | None = "positions" if self._decoder.length(slot) == self.num_positions else None
             limit = None if grammar.mode == "end" else answer.reached() or full
-            if limit or grammar.mode == "end":
-                done.append((answer.number, answer.output(limit)))
-                del self._active[slot]
-            else:
+            runaway = None if limit or is_text else answer.runaway()
+            if not (limit or runaway or grammar.mode == "end"):
                 positions[slot] = (ids, not is_text)
+                continue
+            output = answer.output(limit, runaway)
+            del self._active[slot]
+            if answer.is_tried_again(output):
+                again.append((slot, answer.asked, answer.number, (*answer.earlier, output)))
+            else:
+                done.append((answer.number, answer.best(output)))
         if positions:
             self._decoder.advance(positions)
+        for attempt in again:  # after the step, which overwrites what it finds in slots without a position
+            self._begin(*attempt)
         return done
 
     def _choices(self) -> dict[int, list[int]]:

@@ -3,7 +3,8 @@
 The words stand between the marks `[ta]` and `[ua]`, before the speech. The next-token vocabulary has tokens for the two
 marks, the multi-token vocabulary writes them as plain text: there, words that look like a mark cannot be told from one.
 
-Invariant: an answer that did not end by itself says which limit stopped it. Every list of ids gives words.
+Invariant: an answer that did not end by itself says which limit, or which part of the watch, stopped it. Every list of
+ids gives words.
 
 Example:
     Request(prompt=prompt_example(tokenizer, layout, "hello", group=3, speaker=False), seed=7, max_sec=10)
@@ -24,6 +25,7 @@ from slmkit.data.sequence import Example, Piece, build
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.infer.sampling import Sampling
+from slmkit.infer.watch import MAX_RETRIES, Runaway, Watch
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import counted, excerpt
 
@@ -34,6 +36,10 @@ MOST_SEC = 86400.0  # of speech that may be asked for; what a backbone has posit
 # What stopped an answer: the request's own limits; "positions": the engine has no room for more; "not_finite": the
 # model gave logits that are no numbers to choose by, as damaged weights do.
 Limit = Literal["seconds", "text_tokens", "steps", "positions", "not_finite"]
+Reason = Literal["end", "limit", "runaway"]
+Warned = Literal["short"]
+WARNINGS: dict[Warned, str] = {"short": "the speech is far shorter than its text"}
+LIMITS = ("max_sec", "max_text_tokens", "seed")  # numbers of `SpeakingSettings` that are a request's own
 _MARK = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
 
 
@@ -49,6 +55,7 @@ class Request:
     max_sec: float = 30.0  # of speech
     max_text_tokens: int = 256  # text positions of the answer, `<sosp>` included
     max_steps: int | None = None  # positions of the answer in all; None for no such limit
+    watch: Watch | None = None  # what stops an answer that will not end, and tries it again; None: nothing does
 
     def __post_init__(self) -> None:
         if not 0 < self.max_sec <= MOST_SEC:
@@ -60,16 +67,31 @@ class Request:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed: got {self.seed}, expected 0 to {MAX_SEED}")
 
+    def tried_once(self) -> "Request":
+        """The same request, which is watched as before but not tried again."""
+        if self.watch is None:
+            return self
+        return dataclasses.replace(self, watch=dataclasses.replace(self.watch, max_retries=0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """One answer. `reason`: it came to its end, or to `limit`."""
+    """One answer, the best of `attempts`. `reason`: it came to its end, to a limit, or would not have ended."""
 
     codes: Codes  # uint16 [K, T], whole frames
     text_ids: tuple[int, ...]  # the words around the speech
-    num_steps: int  # positions decoded
-    reason: Literal["end", "limit"]
-    limit: Limit | None = None
+    num_steps: int  # positions decoded, in all attempts
+    reason: Reason
+    limit: Limit | Runaway | None = None  # what stopped it: a limit, or the part of the watch that saw the runaway
+    warning: Warned | None = None  # what is wrong with an answer that came to its end
+    attempts: int = 1  # how often it was tried
+    runaways: int = 0  # attempts that the watch stopped, this one too
+    seed: int = 0  # of this attempt
+
+    @property
+    def is_success(self) -> bool:
+        """Whether it came to its end, with speech, and nothing is wrong with it."""
+        return self.reason == "end" and self.warning is None and self.codes.shape[1] > 0
 
     def check_finite(self) -> None:
         """Raise UserError where the model's logits were not finite: damaged weights may have spoiled the rest, too."""
@@ -92,7 +114,10 @@ class Output:
     def line(self) -> str:
         """For people."""
         made = f"{counted(self.num_steps, 'step')}, {counted(self.codes.shape[1], 'frame')}"
-        return f"{made}, stopped by: {self.limit or self.reason}"
+        runaway = "runaway, " if self.reason == "runaway" else ""
+        tried = f", the best of {self.attempts} attempts" if self.attempts > 1 else ""
+        warned = f"; warning: {WARNINGS[self.warning]}" if self.warning else ""
+        return f"{made}, stopped by: {runaway}{self.limit or self.reason}{tried}{warned}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +133,14 @@ class SpeakingSettings:
     top_p: float = 1.0  # keep the fewest classes that hold this share of the probability
     repetition_penalty: float = 1.0  # above 1: what was chosen recently becomes less probable
     repetition_window: int = 50  # how far back that looks, frames or text tokens
+    watch: bool = True  # stop speech that will not end, and try it again
+    max_retries: int = 2  # how often at most, each time with other random numbers
 
     def __post_init__(self) -> None:
-        names = {"sampling": "speech_sampling"}
-        Request(prompt=(), **{names.get(name, name): value for name, value in self.options.items()})
+        if not 0 <= self.max_retries <= MAX_RETRIES:
+            raise ValueError(f"max_retries: got {self.max_retries}, expected 0 to {MAX_RETRIES}")
+        limits = {name: getattr(self, name) for name in LIMITS}
+        Request(prompt=(), speech_sampling=self.sampling, text_sampling=self.text_sampling, **limits)
 
     @property
     def sampling(self) -> Sampling:
@@ -129,8 +158,8 @@ class SpeakingSettings:
     @property
     def options(self) -> dict[str, Any]:
         """For `Synthesizer.reading` and `answering`."""
-        limits = {name: getattr(self, name) for name in ("max_sec", "max_text_tokens", "seed")}
-        return {"sampling": self.sampling, "text_sampling": self.text_sampling, **limits}
+        plain = {name: getattr(self, name) for name in (*LIMITS, "watch", "max_retries")}
+        return {"sampling": self.sampling, "text_sampling": self.text_sampling, **plain}
 
 
 class Words(NamedTuple):

@@ -119,6 +119,14 @@ def random_numbers(seeds: Sequence[int], draws: Sequence[int]) -> npt.NDArray[np
     return (bits >> np.uint64(64 - FLOAT_BITS)).astype(np.float64) * 2.0**-FLOAT_BITS
 
 
+def seed_of_attempt(seed: int, attempt: int) -> int:
+    """The seed, 0 to 2^64 - 1, of attempt 0, 1, ... at a request with `seed`; that of attempt 0 is the request's."""
+    if not attempt:
+        return seed
+    with np.errstate(over="ignore"):
+        return int(_splitmix(_splitmix(np.array([seed], dtype=np.uint64)) + np.uint64(attempt))[0])
+
+
 def _splitmix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     for shift, factor in MIXES:
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)

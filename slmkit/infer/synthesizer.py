@@ -11,6 +11,7 @@ Example:
     write_wav("out.wav", speech.wave, speech.sample_rate)
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,8 @@ from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.codec.open import open_codec, usable_device
 from slmkit.data import prompt
 from slmkit.data.index import Corpus
-from slmkit.data.sequence import build, tokenize
+from slmkit.data.rates import SpeechRates, num_text_tokens
+from slmkit.data.sequence import build, text_size, tokenize
 from slmkit.data.shards import ShardReader
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample, UserError
@@ -37,7 +39,8 @@ from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking, checked_wave
-from slmkit.model.companions import check_codec_beside, codec_beside, voices_beside
+from slmkit.infer.watch import Watch, silent_tail_sec
+from slmkit.model.companions import check_codec_beside, codec_beside, rates_beside, voices_beside
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import excerpt, is_blank
@@ -80,8 +83,10 @@ class Synthesizer:
         num_slots: int = 1,
         max_sec: float = DEFAULT_SEC,
         voices: Mapping[str, str] | None = None,
+        rates: SpeechRates | None = None,
     ) -> None:
-        """`num_slots` answers at a time, with room for `max_sec` seconds of speech each; `voices` are files by name.
+        """`num_slots` answers at a time, with room for `max_sec` seconds of speech each; `voices` are files by name;
+        `rates` those of the model's corpus, where they are known.
 
         Raises UserError naming the first difference between the model's codec and `codec`, or when the model needs
         speaker vectors and the codec has none.
@@ -95,7 +100,7 @@ class Synthesizer:
                 next_step="give the codec directory that the model's corpus was tokenized with",
             )
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
-        self._num_slots, self._max_sec, self._named = num_slots, max_sec, dict(voices or {})
+        self._num_slots, self._max_sec, self._named, self._rates = num_slots, max_sec, dict(voices or {}), rates
 
     @staticmethod
     def load(
@@ -119,8 +124,8 @@ class Synthesizer:
             check_codec_beside(directory, codec.spec, path)
         elif isinstance(codec, str | Path):
             codec = open_codec(local_path(codec, what="the codec"), place)
-        tokenizer, voices = TextTokenizer.load(directory), voices_beside(directory)
-        return Synthesizer(loaded, tokenizer, codec, num_slots=num_slots, max_sec=max_sec, voices=voices)
+        tokenizer, voices, rates = TextTokenizer.load(directory), voices_beside(directory), rates_beside(directory)
+        return Synthesizer(loaded, tokenizer, codec, num_slots=num_slots, max_sec=max_sec, voices=voices, rates=rates)
 
     @functools.cached_property
     def engine(self) -> Engine:
@@ -152,12 +157,14 @@ class Synthesizer:
         """The request to read `text` in the voice of `speaker`, float32 [D].
 
         Options: `sampling` of speech, and of text unless `text_sampling` is given; `max_sec` of speech;
-        `max_text_tokens`; `seed`.
+        `max_text_tokens`; `seed`; `watch`, whether speech that will not end is stopped, and tried again up to
+        `max_retries` times (see `watch`).
 
         Raises UserError for text that is empty or too long, or a vector of another codec.
         """
         _check_text(text, "text to speak")
-        return self._request(prompt.tts(text, speaker=self.is_speaker_aware), speaker, **options)
+        segments = prompt.tts(text, speaker=self.is_speaker_aware)
+        return self._request(segments, speaker, num_tokens=self._num_tokens(text), **options)
 
     def answering(self, question: str, speaker: Vector, **options: Any) -> Request:
         """The request to answer `question`, in text and then in the voice of `speaker`. As `reading` in all else."""
@@ -174,6 +181,9 @@ class Synthesizer:
         max_sec: float = 30.0,
         max_text_tokens: int = 256,
         seed: int = 0,
+        watch: bool = True,
+        max_retries: int = 2,
+        num_tokens: int | None = None,
     ) -> Request:
         width = self.codec.spec.speaker_dim
         if speaker.shape != (width,):
@@ -188,9 +198,37 @@ class Synthesizer:
                 seed=seed,
                 max_sec=max_sec,
                 max_text_tokens=max_text_tokens,
+                watch=self._watch(speaker, num_tokens, max_retries) if watch else None,
             )
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def _watch(self, speaker: Vector, num_tokens: int | None, max_retries: int) -> Watch:
+        """`num_tokens` of the text that is read; None for an answer in words and speech."""
+
+        def silent_sec(codes: Codes) -> float:
+            with contextlib.suppress(RuntimeError, ValueError):  # whoever decodes the answer says what is wrong
+                return silent_tail_sec(decode_alone(self.codec, codes, speaker), self.codec.spec.sample_rate)
+            return 0.0
+
+        return Watch(
+            rate=None if self._rates is None else self._rates.widest,
+            num_tokens=num_tokens,
+            num_mark_tokens=self._num_mark_tokens,
+            silent_sec=silent_sec,
+            max_retries=max_retries,
+        )
+
+    def _num_tokens(self, text: str) -> int:
+        return num_text_tokens(text, self.tokenizer.encode, self.model.layout)
+
+    @functools.cached_property
+    def _num_mark_tokens(self) -> int:
+        """Text tokens of an answer without words before it speaks."""
+        segments = prompt.qa("-", "")
+        answer = segments[len(prompt.prompt_only(segments)) :]
+        speech = next(i for i, segment in enumerate(answer) if segment.value == "<sosp>")
+        return text_size(tokenize(answer[:speech], self.tokenizer.encode, self.model.layout))[0]
 
     def generate(self, text: str, speaker: Vector, **options: Any) -> Output:
         """The codes that read `text` in the voice of `speaker`; as `reading`."""
@@ -213,7 +251,8 @@ class Synthesizer:
         return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output, words=words)
 
     def stream(self, request: Request, speaker: Vector) -> Speaking:
-        """The wave that answers `request` in the voice of `speaker`, float32 [D], in pieces. Raises as `Speaking`."""
+        """The wave that answers `request`, once, in the voice of `speaker`, float32 [D], in pieces. Raises as
+        `Speaking`."""
         return Speaking(self.engine, self.codec, request, speaker)
 
     def words_of(self, output: Output) -> Words:

@@ -5,10 +5,11 @@
     voices/NAME.npy         a speaker vector, float32 [D]; audio files that are put there are voices, too
     voices/voices.json      which utterances the vectors are of
     trained_on/             what the model was trained on (see `trained_on`)
+    speech_rates.json       frames per text token of the corpus, as quantiles: what speech that will not end is told by
 
 A run notes them in RUN/model when it begins, since corpus and codec may be elsewhere when it is exported. `codec` as a
-source means the folder beside: the directory may be moved. These files say nothing about the model, and do not count
-for its hash. torch is not needed to read them.
+source means the folder beside: the directory may be moved. Codec and voices say nothing about the model, and do not
+count for its hash; the rates do, since answers depend on them. torch is not needed to read them.
 
 Example:
     write_companions(Path("runs/tts/model"), spec, codec_source="/codecs/melvq", voices=choose_voices(source))
@@ -27,16 +28,19 @@ from slmkit.audio import AUDIO_SUFFIXES
 from slmkit.errors import DamagedSample, UserError
 from slmkit.files import atomic_write, disk_errors_named, read_json, write_json
 from slmkit.hub import local_path, parse
+from slmkit.texts import excerpt
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from slmkit.codec.base import CodecSpec
+    from slmkit.data.rates import SpeechRates
     from slmkit.data.sources import Source
 
 SOURCE_FILE, CODEC_DIR, VOICES_DIR, VOICES_FILE = "codec_source.json", "codec", "voices", "voices.json"
 TRAINED_ON_DIR = "trained_on"
+RATES_FILE = "speech_rates.json"
 HASHES = ("weights_sha256", "speaker_sha256")
 NUM_VOICES = 4
 LOOKED_AT = 64  # samples of a corpus, evenly spread, among which voices are chosen
@@ -79,9 +83,14 @@ def choose_voices(source: "Source", *, num_samples: int | None = None, without: 
 
 
 def write_companions(
-    directory: Path, spec: "CodecSpec", *, codec_source: str = "", voices: Sequence[Voice] = ()
+    directory: Path,
+    spec: "CodecSpec",
+    *,
+    codec_source: str = "",
+    voices: Sequence[Voice] = (),
+    rates: "SpeechRates | None" = None,
 ) -> None:
-    """Note the codec, where its place is known, and the voices. Raises UserError when the disk refuses."""
+    """Note the codec, where its place is known, the voices and the rates. Raises UserError when the disk refuses."""
     import numpy as np
 
     if codec_source:
@@ -92,6 +101,8 @@ def write_companions(
             np.save(file, voice.vector, allow_pickle=False)
     if voices:
         write_json(directory / VOICES_DIR / VOICES_FILE, {voice.name: voice.origin for voice in voices})
+    if rates is not None:
+        write_json(directory / RATES_FILE, rates.to_dict(), replace=True)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -106,6 +117,8 @@ def copy_companions(source: Path, target: Path) -> None:
         _copy(source / VOICES_DIR / VOICES_FILE, target / VOICES_DIR / VOICES_FILE)
     for file in (source / TRAINED_ON_DIR).glob("*"):
         _copy(file, target / TRAINED_ON_DIR / file.name)
+    if (source / RATES_FILE).is_file():
+        _copy(source / RATES_FILE, target / RATES_FILE)
 
 
 def copy_codec(directory: Path, codec: Path, files: Iterable[Path], spec: "CodecSpec") -> None:
@@ -170,6 +183,21 @@ def voices_beside(directory: str | Path) -> dict[str, str]:
     files = sorted(folder.iterdir(), key=lambda file: file.stem) if folder.is_dir() else []
     usable = [file for file in files if file.suffix.lower() in (*AUDIO_SUFFIXES, ".npy") and file.name[0] != "."]
     return {file.stem: str(file) for file in usable}
+
+
+def rates_beside(directory: str | Path) -> "SpeechRates | None":
+    """The rates of an exported model's corpus; None where it notes none. Raises UserError where they are damaged."""
+    from slmkit.data.rates import SpeechRates
+
+    path = Path(directory) / RATES_FILE
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    try:
+        return SpeechRates.from_dict(values)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = f"{path} does not hold frames per text token"
+        raise UserError(what, got=excerpt(error), next_step="export the model again, or remove the file") from error
 
 
 def _noted(directory: Path) -> dict[str, Any] | None:

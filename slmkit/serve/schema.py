@@ -16,8 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from slmkit.errors import UserError
-from slmkit.infer.request import MAX_SEED
+from slmkit.infer.request import MAX_SEED, Reason
 from slmkit.infer.sampling import LEAST_FACTOR
+from slmkit.infer.watch import MAX_RETRIES
 from slmkit.texts import excerpt
 
 MAX_RETRY_SEC = 60
@@ -155,6 +156,8 @@ class SpokenBody(BaseModel):
     max_sec: float | None = Field(
         None, gt=0.0, description="longest speech in seconds (default: the limit of the server)"
     )
+    watch: bool = Field(True, description="stop speech that will not end, and unless it is streamed try it again")
+    max_retries: int = Field(2, ge=0, le=MAX_RETRIES, description="how often it is tried again at most")
 
     @model_validator(mode="before")
     @classmethod
@@ -194,5 +197,7 @@ class QuestionAnswer(BaseModel):
     response_format: str
     sample_rate: int = Field(description="Hz")
     seconds: float = Field(description="length of the speech")
-    reason: Literal["end", "limit"] = Field(description="whether the answer came to its end or to a limit")
-    limit: str | None = Field(description="which limit, if any")
+    reason: Reason = Field(description="whether the answer came to its end, to a limit, or would not have ended")
+    limit: str | None = Field(description="which limit, or what showed that it would not end")
+    warning: str | None = Field(description='"short": the speech is far shorter than its text')
+    attempts: int = Field(description="how often it was tried")

@@ -128,7 +128,8 @@ class Service:
         )
         max_sec = body.max_sec or self.settings.max_sec
         try:
-            request = make(body.text, speaker, sampling=sampling, max_sec=max_sec, seed=body.seed)
+            again: dict[str, Any] = {"watch": body.watch, "max_retries": body.max_retries}
+            request = make(body.text, speaker, sampling=sampling, max_sec=max_sec, seed=body.seed, **again)
             self.synthesizer.engine.check(request)
         except UserError as error:
             raise from_user_error(error) from error
@@ -141,4 +142,5 @@ class Service:
         spec = self.synthesizer.codec.spec
         seconds = round(output.codes.shape[1] * spec.hop_samples / spec.sample_rate, 4)
         facts: dict[str, Any] = {"seconds": seconds, "reason": output.reason, "limit": output.limit}
+        facts |= {"warning": output.warning, "attempts": output.attempts}
         return facts | {"text": self.synthesizer.words_of(output).text} if isinstance(body, QuestionBody) else facts

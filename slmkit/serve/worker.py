@@ -36,6 +36,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from slmkit import log
 from slmkit.errors import UserError
+from slmkit.infer.playback import PlaybackClock
 from slmkit.infer.request import Output, Request
 from slmkit.infer.stream import SpeechStream
 from slmkit.infer.synthesizer import Synthesizer
@@ -60,9 +61,21 @@ class ServeMetrics:
             self.requests.labels(outcome)  # shown as 0 from the start
         self.audio_sec = Counter("slmkit_audio_seconds", "Speech made", **of)
         self.busy_sec = Counter("slmkit_busy_seconds", "Time that model and codec have computed", **of)
+        self.runaways = Counter(
+            "slmkit_runaways", "Attempts at answers that were stopped, since they would not have ended", **of
+        )
         self.first_audio_sec = Histogram(
             "slmkit_first_audio_seconds", "From a request to its first sound", buckets=SECONDS, **of
         )
+        self.streams = Counter(
+            "slmkit_streams",
+            "Streamed answers: those that a listener hears without a gap, and those with one",
+            ["heard"],
+            **of,
+        )
+        for heard in ("whole", "with_gap"):
+            self.streams.labels(heard)
+        self.gap_sec = Counter("slmkit_gap_seconds", "Of all gaps in streamed answers together", **of)
         self.answer_sec = Histogram("slmkit_answer_seconds", "From a request to its last sound", buckets=SECONDS, **of)
         self.running = Gauge("slmkit_running_requests", "Requests in slots", **of)
         self.waiting = Gauge("slmkit_waiting_requests", "Requests that wait for a slot", **of)
@@ -83,10 +96,12 @@ class Call:
         self, request: Request, speaker: Wave, *, is_streamed: bool, deliver: Callable[[Sound | ApiError], None]
     ) -> None:
         """`speaker` float32 [D], the voice the codec gives. `deliver` is called in the worker's thread."""
-        self.request, self.speaker, self.is_streamed, self.deliver = request, speaker, is_streamed, deliver
-        self.began = time.monotonic()
+        # What was heard cannot be said again.
+        self.request = request.tried_once() if is_streamed else request
+        self.speaker, self.is_streamed, self.deliver = speaker, is_streamed, deliver
+        self.clock = PlaybackClock(time.monotonic())  # of who plays the sound as it is delivered
         self.stream: SpeechStream | None = None
-        self.has_sound = self.is_given_up = self.is_suspect = False
+        self.is_given_up = self.is_suspect = False
 
     def give_up(self) -> None:
         """Nobody listens any more: the worker frees the slot with its next turn. Harmless once the answer is done."""
@@ -251,6 +266,7 @@ class Worker:
             output = done.get(number)
             try:
                 if output is not None:
+                    self._metrics.runaways.inc(output.runaways)
                     output.check_finite()
                     if not output.codes.shape[1]:
                         self._fail(self._leave_slot(number), no_speech(output.limit))
@@ -273,17 +289,20 @@ class Worker:
                 wave = np.concatenate([wave, call.stream.finish()])
         elif output is not None:
             wave = self._synthesizer.decode(output.codes, torch.from_numpy(call.speaker))
-        now = time.monotonic()
-        if len(wave) and not call.has_sound:
-            call.has_sound = True
-            self._metrics.first_audio_sec.observe(now - call.began)
+        now, clock, spec = time.monotonic(), call.clock, self._synthesizer.codec.spec
+        is_first = clock.first_audio_sec is None
+        clock.hear(now, len(wave) / spec.sample_rate)
+        if is_first and clock.first_audio_sec is not None:
+            self._metrics.first_audio_sec.observe(clock.first_audio_sec)
         if output is not None:
             self._leave_slot(number)
-            spec = self._synthesizer.codec.spec
             self._metrics.requests.labels("done").inc()
-            self._metrics.answer_sec.observe(now - call.began)
+            self._metrics.answer_sec.observe(now - clock.began_sec)
             self._metrics.audio_sec.inc(output.codes.shape[1] * spec.hop_samples / spec.sample_rate)
-            self._mean_answer_sec += NEWEST_SHARE * (now - call.began - self._mean_answer_sec)
+            self._mean_answer_sec += NEWEST_SHARE * (now - clock.began_sec - self._mean_answer_sec)
+            if call.is_streamed:
+                self._metrics.streams.labels("with_gap" if clock.num_gaps else "whole").inc()
+                self._metrics.gap_sec.inc(clock.gap_sec)
         if len(wave) or output is not None:
             call.deliver(Sound(wave, output))
 

@@ -20,6 +20,7 @@ from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
 from slmkit.data.index import Corpus
+from slmkit.data.rates import speech_rates
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_directory, provenance, write_json
 from slmkit.group import from_all, from_first, in_first
@@ -142,7 +143,7 @@ def trained_on(run: Run) -> TrainedOn:
 
 
 def _write_companions(run: Run, directory: Path) -> None:
-    """Note for exports where the codec is, and a few voices of the first source with speech."""
+    """Note for exports where the codec is, a few voices of the first source with speech, and how fast all speak."""
     spoken = [part.source for part in run.data.parts if part.source.codec is not None]
     given = [run.config.codec_path] if run.config.codec is not None and run.config.speak_every_steps else []
     places = [source.samples.codec_source for source in spoken if isinstance(source.samples, Corpus)]
@@ -150,7 +151,8 @@ def _write_companions(run: Run, directory: Path) -> None:
     known = [place for place in places if place]
     usable = [place for place in known if os.path.exists(place) or parse(place) is not None]
     voices = choose_voices(spoken[0], without=run.config.data.unseen_speakers)
-    write_companions(directory, run.codec, codec_source=next(iter([*usable, *known]), ""), voices=voices)
+    place, rates = next(iter([*usable, *known]), ""), speech_rates(run.data.parts)
+    write_companions(directory, run.codec, codec_source=place, voices=voices, rates=rates)
 
 
 def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:

@@ -56,23 +56,24 @@ def audio(rate: int, seconds: float = TRAINING_SEC, seed: int = 5) -> torch.Tens
 
 
 @functools.cache
-def published_and_added(name: str) -> tuple[Path, Path]:
-    """The published form of the codec `name`, and what `codec add` makes of it. Made once per process."""
+def published(name: str) -> Path:
+    """The published form of the codec `name`. Made once per process."""
     place = tempfile.TemporaryDirectory(prefix=f"codec-{name}-")
     atexit.register(place.cleanup)
-    source, out = Path(place.name) / "published", Path(place.name) / "codec"
-    source.mkdir()
+    directory = Path(place.name) / "published"
+    directory.mkdir()
     assert name in family_names()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        source = FAMILIES[name](source)
-        add_codec(source, out)
-    return source, out
+        return FAMILIES[name](directory)
 
 
+@functools.cache
 def family_directory(name: str) -> Path:
-    """The codec `name` as `codec add` writes it."""
-    return published_and_added(name)[1]
+    """The codec `name` as `codec add` writes it. Made once per process."""
+    source = published(name)
+    add_codec(source, source.parent / "codec")
+    return source.parent / "codec"
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """Streamed decoding: pieces joined are the whole decode, for every codec and however the codes come."""
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from seeded_facodec import make_codec, make_plain
 
 from slmkit.codec.base import CodecSpec, Reach, Stream
 from slmkit.codec.melvq import NUM_BANDS, MelVQ
-from slmkit.codec.stream import FIRST_FRAMES, JOINED_BOUND, MOST_FRAMES, StreamDecoder
+from slmkit.codec.stream import JOINED_BOUND, StreamDecoder
+from slmkit.infer.playback import PlaybackClock
 
 HOP = 200
 
@@ -24,7 +26,7 @@ class WindowSum:
     def __init__(self, reach: Reach, num_streams: int) -> None:
         streams = tuple(Stream(f"stream_{i}", 1024, "coupled") for i in range(num_streams))
         self.spec = CodecSpec(
-            name="sum", sample_rate=8000, hop_samples=2, streams=streams, speaker_dim=1, weights_sha256=""
+            name="sum", sample_rate=160, hop_samples=2, streams=streams, speaker_dim=1, weights_sha256=""
         )
         self.reach_frames = reach
         self.windows: list[list] = []  # what it decoded
@@ -75,21 +77,74 @@ def test_a_context_too_short_by_one_frame_shows() -> None:
         assert not torch.equal(torch.cat(stream(codec, codes, speaker, [])), whole)
 
 
-@pytest.mark.parametrize(("reach", "first_cost", "cost"), [(28, 36 / 8, 184 / 128), (75, 83 / 8, 278 / 128)])
+@pytest.mark.parametrize(("reach", "first_cost", "cost"), [(28, 40 / 12, 184 / 128), (75, 87 / 12, 278 / 128)])
 def test_sound_begins_early_and_context_costs_less_and_less(reach: int, first_cost: float, cost: float) -> None:
     codec = WindowSum(Reach(reach, reach), 1)
     decoder = StreamDecoder(codec, torch.zeros(1))
     given, spent = [], []
-    for _ in range(1000):
+    for _ in range(3000):
         codec.windows.clear()
         wave = decoder.push(torch.zeros(1, 1, dtype=torch.int32))
         if len(wave):
             given.append(len(wave) // 2)
             spent.append(sum(len(window[0][0]) for window in codec.windows))
             assert decoder.num_frames == sum(given) + reach
-    assert given[:6] == [FIRST_FRAMES, 16, 32, 64, MOST_FRAMES, MOST_FRAMES]
+    assert given[:5] == [12, 13, 14, 15, 16]
+    assert given == sorted(given)
+    assert given[-3:] == [128] * 3
     assert spent[0] / given[0] == first_cost
     assert spent[-1] / given[-1] == cost
+
+
+def listened(pieces: list[int], reach: int, *, frame_sec: float, window_frame_sec: float) -> PlaybackClock:
+    """What is heard of pieces of so many frames at 80 a second, by a clock of our own: model and codec take turns."""
+    now, made, given, clock = 0.0, 0, 0, PlaybackClock(0.0)
+    for piece in pieces:
+        now += (min(sum(pieces), given + piece + reach) - made) * frame_sec
+        made = min(sum(pieces), given + piece + reach)
+        now += (made - max(0, given - reach)) * window_frame_sec
+        clock.hear(now, piece / 80)
+        given += piece
+    return clock
+
+
+@functools.cache
+def pieces_of(num_frames: int, reach: int) -> list[int]:
+    """As the decoder gives them out."""
+    codec = WindowSum(Reach(reach, reach), 1)
+    decoder = StreamDecoder(codec, torch.zeros(1))
+    waves = [decoder.push(torch.zeros(1, 1, dtype=torch.int32)) for _ in range(num_frames)]
+    return [len(wave) // 2 for wave in [*waves, decoder.finish()] if len(wave)]
+
+
+NEEDED = {  # the table of the module: by reach, the speed of the codec and that of everything
+    28: {math.inf: 1.09, 200: 1.10, 100: 1.12, 50: 1.16, 20: 1.30},
+    75: {math.inf: 1.09, 200: 1.13, 100: 1.17, 50: 1.26, 20: 1.68},
+}
+
+
+@pytest.mark.parametrize("reach", NEEDED)
+def test_a_stream_has_no_gap_from_the_stated_speed_on(reach: int) -> None:
+    """For answers of any length; and the statement is sharp: a little slower, some have gaps."""
+    answers = [pieces_of(number, reach) for number in (1, 7, 12, 13, 40, 90, 250, 700, 2500)]
+    for codec_speed, least in NEEDED[reach].items():
+        window_frame_sec = 1 / codec_speed / 80
+        for speed in (least - 0.03, least, least + 0.05, 1.3 * least, 2.0 * least):
+            frame_sec = 1 / speed / 80 - window_frame_sec * (1 + 2 * reach / 128)  # of the model alone
+            assert frame_sec > 0
+            costs = {"frame_sec": frame_sec, "window_frame_sec": window_frame_sec}
+            num_gaps = sum(listened(pieces, reach, **costs).num_gaps for pieces in answers)
+            assert (num_gaps > 0) == (speed < least), (codec_speed, speed)
+
+
+def test_pieces_that_double_have_gaps_below_twice_real_time() -> None:
+    """The clock, against figures worked out by hand: at 1.3, frames 240 / 1.3 are there when 120 are played."""
+    doubling = [8, 16, 32, 64, 128, 128, 128]
+    clock = listened(doubling, 28, frame_sec=1 / 1.3 / 80, window_frame_sec=0.0)
+    assert clock.num_gaps == 4
+    assert clock.gap_sec == pytest.approx((240 / 1.3 - 120) / 80)  # 0.81 s
+    assert listened(doubling, 28, frame_sec=1 / 1.95 / 80, window_frame_sec=0.0).num_gaps > 0
+    assert listened(doubling, 28, frame_sec=1 / 2.0 / 80, window_frame_sec=0.0).num_gaps == 0
 
 
 def test_what_does_not_continue_a_stream_is_refused() -> None:
@@ -154,10 +209,10 @@ def test_no_weights_of_facodec_reach_further() -> None:
 
 
 def test_streamed_facodec_is_the_whole_decode() -> None:
-    codec, codes = make_codec(detail=False), random_codes(100)
+    codec, codes = make_codec(detail=False), random_codes(62)
     speaker = torch.from_numpy(np.random.default_rng(1).standard_normal(256).astype(np.float32))
-    waves = stream(codec, codes, speaker, [35, 36, 90])
-    assert [len(wave) // HOP for wave in waves] == [0, 8, 48, 0, 44]
+    waves = stream(codec, codes, speaker, [35, 41, 55])
+    assert [len(wave) // HOP for wave in waves] == [0, 12, 13, 0, 37]
     whole = codec.decode(codes[None], speaker[None])[0]
     assert whole.std() > 0.1
     assert (torch.cat(waves) - whole).abs().max() <= JOINED_BOUND

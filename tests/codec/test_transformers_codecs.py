@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from codec.families import audio, open_family, published_and_added
+from codec.families import audio, open_family, published
 from twins.plain_codecs import PlainTransformers
 
 from slmkit.codec.added import Added, add_codec
@@ -34,12 +34,14 @@ VOICE = torch.zeros(1, 0)
 @functools.cache
 def alone(name: str) -> PlainTransformers:
     """The published form, opened by transformers alone."""
-    network = getattr(transformers, CLASSES[name]).from_pretrained(published_and_added(name)[0]).eval()
+    network = getattr(transformers, CLASSES[name]).from_pretrained(published(name)).eval()
     return PlainTransformers(open_family(name).spec.name, network, MAX_LM_STREAMS)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("seconds", [0.01, 1.7, 6.0])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.01, marks=pytest.mark.full), 1.7, pytest.param(6.0, marks=pytest.mark.full)]
+)
 def test_equal_to_transformers_alone(name, seconds):
     codec = open_family(name)
     wave = audio(codec.spec.sample_rate)[: round(seconds * codec.spec.sample_rate)]
@@ -61,7 +63,7 @@ def test_dac_has_a_frame_for_samples_that_fill_none():
 
 
 def test_fewer_streams_are_the_first(tmp_path):
-    source = published_and_added("encodec")[0]
+    source = published("encodec")
     spec = add_codec(source, tmp_path / "codec", num_streams=2)
     fewer, all_streams = open_codec(tmp_path / "codec"), open_family("encodec")
     assert len(spec.streams) == 2
@@ -115,7 +117,7 @@ def test_reach_of_published_sizes(name, expected):
     ],
 )
 def test_other_models_of_a_family_are_refused_by_name(tmp_path, changes, message):
-    source = shutil.copytree(published_and_added("encodec")[0], tmp_path / "source")
+    source = shutil.copytree(published("encodec"), tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(UserError, match=message):
@@ -124,7 +126,7 @@ def test_other_models_of_a_family_are_refused_by_name(tmp_path, changes, message
 
 
 def test_weights_without_a_codebook_are_none_of_the_family(tmp_path):
-    source = shutil.copytree(published_and_added("dac")[0], tmp_path / "source")
+    source = shutil.copytree(published("dac"), tmp_path / "source")
     safetensors.torch.save_file({"a": torch.zeros(3)}, source / "model.safetensors")
     with pytest.raises(UserError, match="holds no codebook of dac"):
         add_codec(source, tmp_path / "codec")

@@ -102,7 +102,7 @@ def make_mimi() -> Any:
         codebook_size=32,
         codebook_dim=8,
         vector_quantization_hidden_dimension=8,
-        num_quantizers=8,
+        num_quantizers=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,

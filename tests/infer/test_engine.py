@@ -286,7 +286,7 @@ def test_the_penalty_sees_the_frame_that_is_not_whole_yet() -> None:
     grammar = make_grammar(layout, 4)
     grammar.accept_text(layout.id_of("<sosp>"))
     asked = Request(prompt=(1,), speech_sampling=Sampling(repetition_penalty=2.0, repetition_window=2))
-    answer = ActiveRequest(asked, 0, grammar, max_frames=9)
+    answer = ActiveRequest(asked, 0, grammar, frame_rate=80.0)
     for step, lately in (
         ([1, 2, 3, 4], [[2], [3], [1, 4], [2]]),  # next are b1 c1 a2 b2
         ([0, 5, 6, 3], [[3, 5], [4, 6], [0, 3], [3, 5]]),  # c2 a3 b3 c3

@@ -62,7 +62,7 @@ def test_streamed_codes_are_those_of_a_batch(group: int) -> None:
         assert speaking.output is None
         assert 0 < speaking.first_audio_sec < 60
         pieces += speaking
-        assert [len(piece) // 3 for piece in pieces] == [8, 16, NUM_FRAMES - 24]
+        assert [len(piece) // 3 for piece in pieces] == [12, 13, NUM_FRAMES - 25]
         assert np.array_equal(spelt(np.concatenate(pieces)), output.codes)
         assert speaking.output.num_steps == output.num_steps
         assert (speaking.output.reason, speaking.output.limit) == ("limit", "seconds")
@@ -77,7 +77,7 @@ def test_sound_comes_as_soon_as_the_frames_are_certain(group: int, monkeypatch: 
     with_speech = Speaking(engine(group), Spelling(), requests()[0], VOICE)
     next(with_speech)
     with_speech.close()
-    assert len(steps) == 1 + (-(-11 * 3 // group) if group else 11 * 3)  # `<sosp>`, then 8 frames and 3 more
+    assert len(steps) == 1 + (-(-15 * 3 // group) if group else 15 * 3)  # `<sosp>`, then 12 frames and 3 more
 
 
 def test_streams_of_a_full_engine_are_heard_side_by_side() -> None:

@@ -2,8 +2,10 @@
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from serve.serving import ENDLESS_SEC, TEXT, WAIT_SEC, Gate, until
 from slmkit.codec.stream import JOINED_BOUND
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.serve import worker as workers
 from slmkit.serve.schema import ApiError
 from slmkit.serve.worker import Call, ServeMetrics, Sound, Worker
 
@@ -88,6 +91,36 @@ def test_a_stream_has_sound_before_its_end_and_the_same_codes(worker: Worker, sy
     assert all(len(event.wave) for event in events[:-1])
     assert np.array_equal(events[-1].output.codes, only.output.codes)
     assert events[-1].output.limit == "seconds"
+
+
+def test_a_stream_that_comes_too_slowly_is_counted(
+    worker: Worker, synthesizer: Synthesizer, metrics: ServeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of the test: a position takes no time at first, and then longer than it sounds."""
+
+    def streams() -> tuple[float, ...]:
+        names = ("slmkit_streams_total", "slmkit_streams_total", "slmkit_gap_seconds_total")
+        labels = ({"heard": "whole"}, {"heard": "with_gap"}, {})
+        return tuple(metrics.registry.get_sample_value(*wanted) for wanted in zip(names, labels, strict=True))
+
+    now, step_sec, step = 1000.0, 0.0, synthesizer.engine.step
+
+    def timed_step() -> list:
+        nonlocal now
+        now += step_sec
+        return step()
+
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now, perf_counter=time.perf_counter))
+    monkeypatch.setattr(synthesizer.engine, "step", timed_step)
+    submitted(worker, Listener(synthesizer, 1.5, is_streamed=True))[0].wait()
+    submitted(worker, Listener(synthesizer, 1.5))[0].wait()  # whole: nobody plays it as it comes
+    assert streams() == (1, 0, 0)
+    step_sec = 0.1  # a position is a frame of 12.5 ms
+    submitted(worker, Listener(synthesizer, 1.5, is_streamed=True))[0].wait()
+    whole, with_gap, gap_sec = streams()
+    assert (whole, with_gap) == (1, 1)
+    # Pieces of 12, 13, 14 and 81 frames come at frames 87, 100, 114 and 120, when codec and answer let them.
+    assert gap_sec == pytest.approx((13 - 12 / 8) / 10 + (14 - 13 / 8) / 10 + (6 - 14 / 8) / 10)
 
 
 def test_requests_beyond_the_room_are_refused(

@@ -117,7 +117,7 @@ def test_a_study_ends_with_its_table_although_a_node_dies(cluster: Slurm, tmp_pa
                 "micro_rows=1",
             }
         ],
-        "evaluations": {"said": {"corpus": "demo", "options": "--limit 1 --max-sec 1"}},
+        "evaluations": {"said": {"corpus": "demo", "options": "--trained --limit 1 --max-sec 1"}},
     }
     study = tmp_path / "study.yaml"
     study.write_text(json.dumps(values))

@@ -10,18 +10,22 @@ Invariant (law): codes and speaker vector of an utterance do not depend on the b
 its padding. Latents agree to float32 rounding (kernels may add in another order for another batch shape); a code can
 differ only where two entries are equally near to that rounding.
 
+Not done: encoding hours in bounded memory. Prosody and speaker vector come of attention over the whole utterance.
+
 Example:
     codec = FACodec.from_directory("models/facodec")
     codes, num_frames, speaker = codec.encode(waves, num_samples)
     waves = codec.decode(codes, speaker)
 """
 
+import dataclasses
+import functools
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream
+from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes
 from slmkit.codec.facodec.checkpoint import hash_files, load_weights
 from slmkit.codec.facodec.dimensions import (
     CODEBOOK_SIZE,
@@ -36,15 +40,17 @@ from slmkit.codec.facodec.dimensions import (
 from slmkit.codec.facodec.filters import log_mel_of
 from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, Transformer, decoder_reach
 from slmkit.codec.quantizers import ResidualQuantizer
-from slmkit.codec.single import exact_float32
 from slmkit.codec.snake.activation import Ends, strided_length
+from slmkit.codec.stages import Windowed, run_in_pieces
 from slmkit.codec.weights import Weights
+from slmkit.precision import exact_float32
 
 LM_STREAMS = (
     Stream("content_1", CODEBOOK_SIZE, "content"),
     Stream("content_2", CODEBOOK_SIZE, "content"),
     Stream("prosody", CODEBOOK_SIZE, "prosody"),
 )
+PIECE_FRAMES = 2400  # decoded at once
 DETAIL_STREAMS = tuple(Stream(f"detail_{i}", CODEBOOK_SIZE, "detail") for i in (1, 2, 3))
 
 
@@ -70,6 +76,8 @@ class FACodec:
             speaker_dim=LATENT,
             weights_sha256=weights_sha256,
         )
+        # Detail that was encoded is decoded by a codec that encodes none, too: its networks are the same.
+        self._whole_spec = dataclasses.replace(self._spec, streams=LM_STREAMS + DETAIL_STREAMS)
         self.items_at_once = 1 if device.type == "cpu" else None  # utterances that run as one batch; None: all
         self._encoder, self._decoder = ConvEncoder(encoder), ConvDecoder(decoder / "model")
         mel_basis, window = encoder["mel_transform.mel_basis"], encoder["mel_transform.hann_window"]
@@ -137,7 +145,9 @@ class FACodec:
 
         With three streams the detail is left out. Raises ValueError when a code is outside its stream's codebook.
         """
-        self._check_codes(codes, speaker)
+        check_codes(codes, self._whole_spec)
+        if list(speaker.shape) != [len(codes), LATENT]:
+            raise ValueError(f"speaker {list(speaker.shape)} is not [{len(codes)}, {LATENT}]")
         codes, speaker = codes.to(self.device, torch.int64), speaker.to(self.device, torch.float32)
         step = self.items_at_once or max(1, len(codes))
         waves = torch.zeros(len(codes), HOP * codes.shape[2], device=self.device)
@@ -145,7 +155,9 @@ class FACodec:
             with exact_float32(self.device):
                 for start in range(0, len(codes), step):
                     some = slice(start, start + step)
-                    waves[some] = self._decode(codes[some], speaker[some])
+                    decode = functools.partial(self._decode, speaker=speaker[some])
+                    stage = Windowed(decode, self.reach_frames, outputs_per_frame=HOP)
+                    waves[some] = run_in_pieces([stage], codes[some], piece_frames=PIECE_FRAMES)[:, 0]
         return waves
 
     def _encode(self, waves: torch.Tensor, ends: Ends) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,12 +187,13 @@ class FACodec:
         return self._log_mel(reflected)
 
     def _decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
+        """[B, K, T] -> waves [B, 1, HOP * T]."""
         books = self._content.codebooks + self._prosody.codebooks + self._detail.codebooks
         entries = [F.embedding(codes[:, k], books[k].table) for k in range(codes.shape[1])]
         latents = torch.stack(entries).sum(dim=0)
         timbre = F.linear(speaker, self._timbre_linear["weight"], self._timbre_linear["bias"])[:, None]
         scale, shift = timbre.chunk(2, dim=2)
-        return self._decoder((F.layer_norm(latents, (LATENT,)) * scale + shift).transpose(1, 2))
+        return self._decoder((F.layer_norm(latents, (LATENT,)) * scale + shift).transpose(1, 2))[:, None]
 
     def _check_counts(self, waves: torch.Tensor, counts: list[int]) -> None:
         if waves.dim() != 2 or len(counts) != len(waves):
@@ -190,20 +203,6 @@ class FACodec:
                 raise ValueError(f"utterance {i} is too short: {count} samples, {MEL_PADDING + 1} needed")
             if count > waves.shape[1]:
                 raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
-
-    def _check_codes(self, codes: torch.Tensor, speaker: torch.Tensor) -> None:
-        streams = LM_STREAMS + DETAIL_STREAMS
-        if codes.dim() != 3 or codes.shape[1] not in (len(LM_STREAMS), len(streams)):
-            raise ValueError(f"codes {list(codes.shape)} are not [B, {len(LM_STREAMS)} or {len(streams)}, T]")
-        if codes.is_floating_point() or codes.dtype == torch.bool:
-            raise ValueError(f"codes are {codes.dtype}, not integers")
-        if list(speaker.shape) != [len(codes), LATENT]:
-            raise ValueError(f"speaker {list(speaker.shape)} is not [{len(codes)}, {LATENT}]")
-        outside = ((codes < 0) | (codes >= CODEBOOK_SIZE)).any(dim=2).any(dim=0).tolist()
-        for k, wrong in enumerate(outside):
-            if wrong:
-                low, high = codes[:, k].min().item(), codes[:, k].max().item()
-                raise ValueError(f"codes of stream {streams[k].name} are {low} to {high}, not 0 to {CODEBOOK_SIZE - 1}")
 
 
 def fit_frames(mel: torch.Tensor, num_frames: int, ends: Ends) -> torch.Tensor:

@@ -3,8 +3,10 @@
 16 kHz, 50 frames per second, up to 8 residual streams of 1024 entries. The first says what is said; the others add what
 it leaves out. With fewer streams the entries of the first ones are decoded.
 
-The encoder's LSTM goes both ways, so each code depends on the whole utterance: encoding needs 1 MB of memory for each
-second of it. Decoding goes from left to right.
+The encoder's LSTM goes both ways, so each code depends on the whole utterance. One of up to 10 minutes is encoded
+whole, as published, which takes 1 MB of memory for each second. A longer one is encoded in pieces of 10 minutes, each
+with half a minute of audio on both sides; its codes may be others than those of the whole. Decoding goes from left to
+right.
 
 Shapes: N samples, K streams, T frames, D width of the latents; B is 1.
 

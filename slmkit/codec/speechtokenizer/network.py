@@ -23,6 +23,7 @@ from slmkit.codec.transposed import Transposed
 from slmkit.codec.weights import Weights
 
 PIECE = 1000  # frames that the encoder's LSTM takes at a time
+WHOLE_FRAMES, CONTEXT_FRAMES = 30_000, 1500  # which it hears at once, and around them where there are more
 
 
 class Conv:
@@ -79,7 +80,7 @@ class Encoder:
         layers = [self.first.layer, *(conv.layer for one, shrink in pairs for conv in (one.wide, shrink))]
         self.stages = (
             Windowed(self.front, reach(layers, config.hop, 1), inputs_per_frame=config.hop),
-            Windowed(self.back, None),  # the LSTM goes both ways
+            Windowed(self.back, Reach(CONTEXT_FRAMES, CONTEXT_FRAMES), least_blocks=WHOLE_FRAMES),
         )
 
     def front(self, waves: torch.Tensor) -> torch.Tensor:
