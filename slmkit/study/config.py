@@ -25,7 +25,8 @@ Label = Annotated[
     Takes("letters, digits and _"),
 ]
 PAPER_COLUMNS = (  # of the tables of arXiv 2506.12537
-    *("success", "wer", "utmos", "wavlm_similarity", "codec_similarity", "steps_per_sec", "real_time_factor"),
+    *("success", "wer", "utmos", "distillmos", "wavlm_similarity", "codec_similarity"),
+    *("steps_per_sec", "real_time_factor"),
     *("alignment_cosine", "alignment_euclidean", "alignment_riemannian"),
     *("exact_match", "f1", "speech_exact_match", "speech_f1"),
 )
