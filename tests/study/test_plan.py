@@ -131,6 +131,8 @@ def test_what_is_wrong_is_named_all_at_once() -> None:
     assert "evaluations.said.corpus: got 'none'" in told
     with pytest.raises(UserError, match="codecs: got the key 'b-c', expected letters, digits and _"):
         small(codecs={"b-c": {"path": "z"}})
+    with pytest.raises(UserError, match="resources: got the key 'trein', expected one of 'codec', 'shards'"):
+        small(resources={"trein": {"gpus": 8}})
     with pytest.raises(UserError, match=r"options: got .*expected options as on a command line"):
         small(rules=[{"options": "steps='4"}])
     with pytest.raises(UserError, match="the study has no cell"):
@@ -153,6 +155,16 @@ def test_a_command_that_would_be_refused_is_named_before_anything_starts(
         assert told in capsys.readouterr().err
     assert main(["study", "plan", "quik"]) == 2
     assert "quick?" in capsys.readouterr().err
+
+
+def test_help_explains_the_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        main(["study", "run", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    options = "codecs.NAME.fit", "stages[].sources[].corpus", "rules[].where.group", "resources.NAME.processes"
+    assert {*options} <= {line.split()[0] for line in lines if line.strip()}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
