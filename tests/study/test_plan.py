@@ -176,15 +176,10 @@ def test_every_study_that_comes_with_slmkit_is_planned(path: Path, capsys: pytes
     cells = {f"{cell.name}-{stage.name}": cell for cell in plan.cells for stage in plan.config.stages}
     for step in (step for step in plan.steps if step.kind == "train"):
         cell = cells[step.label]
-        config = load_run(main_config(step.words[2]), step.words[3:])
+        options = dict(word.split("=", 1) for word in step.words if "=" in word)
         streams, rate = RATES[cell.codec]
-        is_long_enough = LONG_SEC * rate * streams / max(1, cell.group) < config.data.row_tokens
+        is_long_enough = LONG_SEC * rate * streams / max(1, cell.group) < int(options.get("data.row_tokens", 0))
         assert is_long_enough or path.stem == "quick", step.name
-        assert config.model.speaker == cell.speaker
-
-
-def main_config(name: str) -> str:
-    return str(next(asset.path for asset in assets() if asset.name == name))
 
 
 def test_studies_that_share_a_directory_share_their_steps() -> None:

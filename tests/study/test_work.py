@@ -93,6 +93,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path, (sys.executable, "-I", "-S", str(tmp_path / "stand_in.py")))
 
 
+ALONE = {"a": {"add": "ORG/A"}}  # where one codec is enough
 CHAIN = ["codecs-a", "shards-c-a", "runs-a-qwen-ntp-s", "models-a-qwen-ntp-s", "scores-a-qwen-ntp-s-e"]
 
 
@@ -129,17 +130,17 @@ def test_a_step_that_fails_leaves_the_others_and_is_tried_again_by_the_next_star
 
 def test_a_stopped_step_goes_on_in_the_same_call(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", 75, 75)
-    assert set(place.run(place.plan()).values()) == {"done"}
+    assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
     assert place.journal.count("runs-a-qwen-ntp-s") == 3
 
 
 def test_a_signal_stops_all_and_the_next_start_goes_on(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", "hang")
-    states = place.run(place.plan(), (place.root / "hangs").exists)
+    states = place.run(place.plan(codecs=ALONE), (place.root / "hangs").exists)
     assert states["train-a-qwen-ntp-s"] == "stopped"
     assert states["scores-a-qwen-ntp-s-e"] != "done"
-    assert look(place.plan())["train-a-qwen-ntp-s"].state == "stopped"
-    assert set(place.run(place.plan()).values()) == {"done"}
+    assert look(place.plan(codecs=ALONE))["train-a-qwen-ntp-s"].state == "stopped"
+    assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
     assert place.journal.count("codecs-a") == 1
 
 
@@ -154,17 +155,17 @@ def test_a_killed_start_ends_its_commands_and_the_next_one_goes_on(place: Place)
         "run_study(plan_study(load_study(sys.argv[1])), os.environ, program=tuple(sys.argv[2:]))\n"
     )
     study = place.root / "study.yaml"
-    study.write_text(json.dumps(place.plan().config.model_dump()))
+    study.write_text(json.dumps(place.plan(codecs=ALONE).config.model_dump()))
     process = subprocess.Popen([sys.executable, "-c", code, str(study), *place.program], env=place.env)
     while not (place.root / "hangs").exists():
         assert process.poll() is None
-    assert look(place.plan())["train-a-qwen-ntp-s"].state == "running"
+    assert look(place.plan(codecs=ALONE))["train-a-qwen-ntp-s"].state == "running"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert set(place.run(place.plan()).values()) == {"done"}
+    assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
     assert place.journal.count("codecs-a") == place.journal.count("shards-c-a") == 1
     assert place.journal.count("runs-a-qwen-ntp-s") == 2
-    log = paths(place.plan(), place.plan().step("train-a-qwen-ntp-s"))[1].read_text()
+    log = paths(place.plan(codecs=ALONE), place.plan(codecs=ALONE).step("train-a-qwen-ntp-s"))[1].read_text()
     assert [line[:10] for line in log.splitlines()] == ["== start 1", "== start 2"]
 
 
@@ -190,7 +191,7 @@ def test_what_was_made_with_other_settings_is_not_replaced(place: Place) -> None
 
 
 def test_a_directory_that_appeared_whole_counts_although_its_start_was_killed(place: Place) -> None:
-    plan = place.plan()
+    plan = place.plan(codecs=ALONE)
     place.run(plan)
     record = paths(plan, plan.step("export-a-qwen-ntp-s"))[0]
     record.write_text(json.dumps({**json.loads(record.read_text()), "state": "started"}))
