@@ -66,8 +66,10 @@ def scatter(
     axis.set_title(title)
     for name, points in groups.items():
         axis.scatter([x for x, _, _ in points], [y for _, y, _ in points], label=name, s=36)
-        for x, y, label in points:
-            axis.annotate(label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize="x-small")
+    everywhere = sorted(point for points in groups.values() for point in points)
+    for number, (x, y, label) in enumerate(everywhere):  # neighbours have their labels on different sides
+        offset = (5, 4 if number % 2 else -10)
+        axis.annotate(label, (x, y), xytext=offset, textcoords="offset points", fontsize="x-small")
     axis.set_xscale("log")
     for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         each(lambda value, place: f"{value:g}")  # 0.2 and 30, not powers of ten

@@ -151,6 +151,9 @@ def _step(plan: "StudyPlan", name: str) -> int:
     step, world = plan.step(name), World.from_env()
     if look_at(plan, step, is_mine=True).state == "done":
         return 0
+    missing = [need for need in step.needs if look_at(plan, plan.step(need), is_mine=True).state != "done"]
+    if missing:  # where Slurm took the end of a dying node for a success
+        raise UserError(f"{name} needs {missing[0]}, which is not done", next_step=f"do {missing[0]} first")
     work = take(plan, step, is_first=world.is_first)
     if work is None:
         raise UserError(f"another process is doing {name}", next_step="wait for it")
@@ -173,18 +176,23 @@ def _status(plan: "StudyPlan", *, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
+    from slmkit.study.slurm import queued_jobs
     from slmkit.study.work import STATES, look
 
-    statuses = look(plan)
+    statuses, jobs = look(plan), dict[str, str]()
+    with contextlib.suppress(UserError):  # a machine without Slurm
+        jobs = queued_jobs(plan, os.environ)
     if as_json:
-        print(json.dumps({name: asdict(status) for name, status in statuses.items()}, indent=2))
+        told = {name: asdict(status) | {"job": jobs.get(name)} for name, status in statuses.items()}
+        print(json.dumps(told, indent=2))
         return
     width = max(map(len, statuses))
     for name, status in statuses.items():
         took = log.duration(status.seconds) if status.seconds else ""
         starts = f"{status.starts} starts" if status.starts > 1 else ""
-        told = [STATES[status.state], status.why if status.state != "done" else "", took, starts]
-        print(f"{name:{width}}  {', '.join(part for part in told if part)}")
+        job = f"job {jobs[name]}" if name in jobs else ""
+        parts = [STATES[status.state], status.why if status.state != "done" else "", took, starts, job]
+        print(f"{name:{width}}  {', '.join(part for part in parts if part)}")
     done = sum(status.state == "done" for status in statuses.values())
     print(f"{done} of {len(statuses)} steps are done")
 

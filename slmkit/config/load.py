@@ -150,15 +150,17 @@ def describe_options(kind: type[Config]) -> list[str]:
     """
     lines: list[str] = []
     for prefix, group in [("", kind), *_groups(kind)]:
-        if prefix:
-            lines += ["", f"{prefix.rstrip('.')}: {(group.__doc__ or '').splitlines()[0]}"]
         hints = typing.get_type_hints(group, include_extras=True)
         options = {name: field for name, field in group.model_fields.items() if not _is_group(hints[name])}
+        if not options:  # groups alone
+            continue
+        if prefix:
+            lines += ["", f"{prefix.rstrip('.')}: {(group.__doc__ or '').splitlines()[0]}"]
         width = max(len(prefix + name) for name in options)
         for name, field in options.items():
             takes, default = expected(hints[name]), "required"
             if not field.is_required():
-                as_yaml = str(yaml.safe_dump(field.default, default_flow_style=True)).split("\n")[0]
+                as_yaml = str(yaml.safe_dump(field.default, default_flow_style=True, width=10**6)).split("\n")[0]
                 default = f"default: {as_yaml}"
             if field.default is None:
                 takes = takes.removesuffix(OR_NULL)

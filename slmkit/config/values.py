@@ -117,7 +117,7 @@ def expected(annotation: Any, *, with_limit: bool = False) -> str:
         is_group = group_of(annotation)[0] is not None
         return "a list of groups of options" if is_group else f"a list, each {expected(arguments[0])}"
     if group_of(annotation)[0] is not None:
-        return "a group of options"
+        return "groups of options by name" if origin is dict else "a group of options"
     return KINDS[origin or annotation]
 
 

@@ -8,8 +8,8 @@
     table.py     the results as a table and a picture
 
 Every step is a command of slmkit that goes on where it was interrupted; a study only knows their order, and what their
-exit codes say. Why not Snakemake (9.27, with its Slurm executor 2.7): it takes exit code 75 for a failure, deletes the
-run directory then and knows only a number of retries, the same for an error that no retry mends; its executor is a
-process that must live as long as the jobs, which it asks about, for they do not depend on each other in Slurm. What it
-would have saved, an order of steps, is the smallest part, and it brings 60 packages of 300 MB.
+exit codes say. Why not Snakemake (9.27, with its Slurm executor 2.8): exit code 75 is a failure to it, at which it
+removes the step's outputs, a run with its checkpoints too, and it tries every failure equally often, also those that no
+try mends. Its executor is a process that must live as long as the jobs, which do not depend on each other in Slurm, and
+with it come some 60 packages, where an order of steps is the smallest part of the work.
 """

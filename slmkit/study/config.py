@@ -24,8 +24,10 @@ Label = Annotated[
     StringConstraints(strict=True, pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$", max_length=40),
     Takes("letters, digits and _"),
 ]
+Kind = Literal["codec", "shards", "base", "train", "export", "scores"]
 PAPER_COLUMNS = (  # of the tables of arXiv 2506.12537
-    *("success", "wer", "utmos", "wavlm_similarity", "codec_similarity", "steps_per_sec", "real_time_factor"),
+    *("success", "wer", "utmos", "distillmos", "wavlm_similarity", "codec_similarity"),
+    *("steps_per_sec", "real_time_factor"),
     *("alignment_cosine", "alignment_euclidean", "alignment_riemannian"),
     *("exact_match", "f1", "speech_exact_match", "speech_f1"),
 )
@@ -127,17 +129,6 @@ class Resources(Config):
     time: Name | None = Field(default=None, description="time limit in Slurm; the job goes on after it by itself")
 
 
-class KindResources(Config):
-    """What the steps of each kind get."""
-
-    codec: Resources = Field(default=Resources(), description="to fit or convert a codec")
-    shards: Resources = Field(default=Resources(), description="to tokenize a corpus")
-    base: Resources = Field(default=Resources(), description="to make a base model")
-    train: Resources = Field(default=Resources(), description="to train")
-    export: Resources = Field(default=Resources(), description="to consolidate a checkpoint")
-    scores: Resources = Field(default=Resources(), description="to evaluate")
-
-
 class StudyConfig(Config):
     """A study: a model of each combination of codec, base, group, head, fusion and speaker, trained and evaluated."""
 
@@ -163,7 +154,9 @@ class StudyConfig(Config):
         default=PAPER_COLUMNS, description="metrics of the table; those that nothing has are left out"
     )
     at_once: Count = Field(default=1, description="steps at the same time on one machine")
-    resources: KindResources = Field(default=KindResources(), description="what steps get")
+    resources: dict[Kind, Resources] = Field(
+        default={}, description="what the steps of a kind get: codec, shards, base, train, export, scores"
+    )
 
     def clashes(self) -> Iterable[tuple[bool, str]]:
         known = {"corpus": [*self.corpora], "codec": [*self.codecs], "base": [*self.bases]}

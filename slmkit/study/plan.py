@@ -22,15 +22,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
 from slmkit.config.load import parse_yaml
 from slmkit.errors import UserError
-from slmkit.study.config import EvaluationOptions, Resources, StageOptions, StudyConfig, Where
+from slmkit.study.config import EvaluationOptions, Kind, Resources, StageOptions, StudyConfig, Where
 
-Kind = Literal["codec", "shards", "base", "train", "export", "scores"]
 FOLDERS: dict[Kind, str] = {
     "codec": "codecs",
     "shards": "shards",
@@ -120,8 +118,7 @@ class StudyPlan:
         return set(direct).union(*(self.all_needs(need) for need in direct))
 
     def resources(self, step: Step) -> Resources:
-        found: Resources = getattr(self.config.resources, step.kind)
-        return found
+        return self.config.resources.get(step.kind, Resources())
 
     def model_label(self, row: Row) -> str:
         """What tells the model of a row from the others: the options in which the cells of the study differ."""

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from slmkit.cli.main import main
 from slmkit.config.load import from_dict
 from slmkit.errors import UserError
 from slmkit.study import local
 from slmkit.study.config import StudyConfig
 from slmkit.study.local import run_study
 from slmkit.study.plan import StudyPlan, plan_study
-from slmkit.study.work import look, paths, take
+from slmkit.study.work import Work, look, paths, take
 
 # Makes the directory that its words name, and writes a line for each start. What is to go wrong lies in files: exit
 # codes or signals of a step's starts, one a line, of which each start takes the first.
@@ -92,6 +93,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path, (sys.executable, "-I", "-S", str(tmp_path / "stand_in.py")))
 
 
+ALONE = {"a": {"add": "ORG/A"}}  # where one codec is enough
 CHAIN = ["codecs-a", "shards-c-a", "runs-a-qwen-ntp-s", "models-a-qwen-ntp-s", "scores-a-qwen-ntp-s-e"]
 
 
@@ -128,17 +130,17 @@ def test_a_step_that_fails_leaves_the_others_and_is_tried_again_by_the_next_star
 
 def test_a_stopped_step_goes_on_in_the_same_call(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", 75, 75)
-    assert set(place.run(place.plan()).values()) == {"done"}
+    assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
     assert place.journal.count("runs-a-qwen-ntp-s") == 3
 
 
 def test_a_signal_stops_all_and_the_next_start_goes_on(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", "hang")
-    states = place.run(place.plan(), (place.root / "hangs").exists)
+    states = place.run(place.plan(codecs=ALONE), (place.root / "hangs").exists)
     assert states["train-a-qwen-ntp-s"] == "stopped"
     assert states["scores-a-qwen-ntp-s-e"] != "done"
-    assert look(place.plan())["train-a-qwen-ntp-s"].state == "stopped"
-    assert set(place.run(place.plan()).values()) == {"done"}
+    assert look(place.plan(codecs=ALONE))["train-a-qwen-ntp-s"].state == "stopped"
+    assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
     assert place.journal.count("codecs-a") == 1
 
 
@@ -153,17 +155,17 @@ def test_a_killed_start_ends_its_commands_and_the_next_one_goes_on(place: Place)
         "run_study(plan_study(load_study(sys.argv[1])), os.environ, program=tuple(sys.argv[2:]))\n"
     )
     study = place.root / "study.yaml"
-    study.write_text(json.dumps(place.plan().config.model_dump()))
+    study.write_text(json.dumps(place.plan(codecs=ALONE).config.model_dump()))
     process = subprocess.Popen([sys.executable, "-c", code, str(study), *place.program], env=place.env)
     while not (place.root / "hangs").exists():
         assert process.poll() is None
-    assert look(place.plan())["train-a-qwen-ntp-s"].state == "running"
+    assert look(place.plan(codecs=ALONE))["train-a-qwen-ntp-s"].state == "running"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert set(place.run(place.plan()).values()) == {"done"}
+    assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
     assert place.journal.count("codecs-a") == place.journal.count("shards-c-a") == 1
     assert place.journal.count("runs-a-qwen-ntp-s") == 2
-    log = paths(place.plan(), place.plan().step("train-a-qwen-ntp-s"))[1].read_text()
+    log = paths(place.plan(codecs=ALONE), place.plan(codecs=ALONE).step("train-a-qwen-ntp-s"))[1].read_text()
     assert [line[:10] for line in log.splitlines()] == ["== start 1", "== start 2"]
 
 
@@ -189,7 +191,7 @@ def test_what_was_made_with_other_settings_is_not_replaced(place: Place) -> None
 
 
 def test_a_directory_that_appeared_whole_counts_although_its_start_was_killed(place: Place) -> None:
-    plan = place.plan()
+    plan = place.plan(codecs=ALONE)
     place.run(plan)
     record = paths(plan, plan.step("export-a-qwen-ntp-s"))[0]
     record.write_text(json.dumps({**json.loads(record.read_text()), "state": "started"}))
@@ -197,3 +199,21 @@ def test_a_directory_that_appeared_whole_counts_although_its_start_was_killed(pl
     record.write_text('{"seconds": "many"}')
     with pytest.raises(UserError, match=r"export-a-qwen-ntp-s\.json is damaged"):
         look(plan)
+
+
+def test_a_step_alone_is_done_once_what_it_needs_is_there(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a job of Slurm runs, as a job on a node that dies may end like one that succeeded."""
+    monkeypatch.setattr(Work.start, "__kwdefaults__", {"program": place.program})
+    monkeypatch.setenv("ROOT", str(place.root))
+    study = place.root / "study.yaml"
+    study.write_text(json.dumps(place.plan().config.model_dump()))
+    assert main(["study", "step", str(study), "shards-c-a"]) == 2
+    assert "shards-c-a needs codec-a, which is not done" in capsys.readouterr().err
+    place.goes_wrong("codecs-a", 75)
+    assert main(["study", "step", str(study), "codec-a"]) == 75
+    assert [main(["study", "step", str(study), name]) for name in ("codec-a", "codec-a", "shards-c-a")] == [0, 0, 0]
+    assert place.journal == ["codecs-a", "codecs-a", "shards-c-a"]
+    place.goes_wrong("shards-c-b", 2)
+    assert [main(["study", "step", str(study), name]) for name in ("codec-b", "shards-c-b")] == [0, 2]
