@@ -130,8 +130,8 @@ def _worst_example(
         failure = f"Not asked of the model: {row['why']}."
     elif row["reason"] == "limit":
         failure = f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
-    elif row["reason"] == "runaway":
-        failure = f"Stopped, since it would not have ended: {row['limit']}."
+    elif row.get("warning") == "short" and row["frames"]:
+        failure = "The speech is far shorter than its text."
     elif not row["frames"]:
         failure = "The model ended its answer without speech."
     values = []
