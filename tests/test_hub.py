@@ -82,6 +82,11 @@ def test_settings_and_the_best_weights_are_fetched_and_no_code(hub: HubServer) -
             "",
             ["model.safetensors", "codec/codec.json", "codec/model.safetensors", "voices/a.npy"],
         ),
+        (
+            ["model.safetensors", "trained_on/sources.json", "trained_on/keys.npy", "trained_on/x.pkl"],
+            "",
+            ["model.safetensors", "trained_on/sources.json", "trained_on/keys.npy"],
+        ),
         (["model.onnx", "model.gguf", "a.pkl", "a.py", "notes.md", "README.md"], "", ["README.md"]),
     ],
 )

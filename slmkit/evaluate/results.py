@@ -258,8 +258,8 @@ def training_lines(report: Json) -> list[str]:
         return ["not known: the model does not say what it was trained on, so it may know these utterances by heart"]
     count = sum(row.get("trained_on") is True for row in rows)
     unknown = sum(row.get("trained_on") is None for row in rows)
-    share = f"{count} of {len(rows)}" if 0 < count < len(rows) else "all" if count else "none"
-    lines = [f"the model was trained on {share} of these utterances"]
+    share = count if 0 < count < len(rows) else "all" if count else "none"
+    lines = [f"utterances that the model was trained on: {share} of {len(rows)}"]
     if unknown:
         lines.append(f"of {unknown} it is not known")
     if count and not noted.get("is_same_corpus", True):
