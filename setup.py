@@ -44,7 +44,13 @@ MEASURE = [  # of the two packages of networks, the networks alone are used
     "silero-vad>=6.2.3,<7",
     "onnxruntime>=1.20,<2",
 ]
-EVAL = ["jiwer>=4,<5", "pystoi>=0.4,<0.5", "pesq>=0.0.4,<0.1", *MEASURE]  # pesq is built with a C compiler
+EVAL = [
+    "jiwer>=4,<5",
+    "pystoi>=0.4,<0.5",
+    "pesq>=0.0.4,<0.1",
+    "distillmos>=0.9,<1",
+    *MEASURE,
+]  # pesq is built with a C compiler
 SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],

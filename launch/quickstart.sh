@@ -55,14 +55,22 @@ slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-laye
 step "train with two processes"
 STEPS=150
 if [ "$MTP" = 0 ]; then STEPS=240; fi # a step of 3 072 positions holds a third of the speech
+# A row has to hold the longest recording, of 2.2 seconds, and its text.
+ROW_TOKENS=$(python -c '
+import json, sys
+codec, group = json.load(open(sys.argv[1]))["codec"], max(1, int(sys.argv[2]))
+streams = sum(stream["role"] != "detail" for stream in codec["streams"])
+print(max(768, round(2.3 * streams * codec["sample_rate"] / codec["hop_samples"] / group) + 160))
+' "$OUT/shards/manifest.json" "$MTP")
 CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh "run_dir=$OUT/run" "base=$OUT/base" \
-    "data.corpus=$OUT/shards" "codec=$CODEC" "model.group=$MTP" "model.speaker=$SPEAKER" "steps=$STEPS"
+    "data.corpus=$OUT/shards" "codec=$CODEC" "model.group=$MTP" "model.speaker=$SPEAKER" "steps=$STEPS" \
+    "data.row_tokens=$ROW_TOKENS"
 step "checkpoint to safetensors"
 slmkit consolidate "$OUT/run" "$OUT/model"
 step "speak a sentence it was trained on, and score it"
 TEXT="$(cat "$AUDIO"/*/*/"$KEY.normalized.txt")"
 slmkit synthesize "$OUT/model" "$TEXT" "${VOICE[@]}" --out "$OUT/speech.wav"
-slmkit evaluate "$OUT/model" --corpus "$OUT/shards" --out "$OUT/scores" --limit 8
+slmkit evaluate "$OUT/model" --trained --corpus "$OUT/shards" --out "$OUT/scores" --limit 8
 
 echo
 echo "The model says \"$TEXT\" in:  $OUT/speech.wav"

@@ -51,8 +51,12 @@ class ResumableJob:
 
     @staticmethod
     @contextmanager
-    def open(directory: str | Path, settings: Mapping[str, Any], **facts: Any) -> "Iterator[ResumableJob]":
+    def open(
+        directory: str | Path, settings: Mapping[str, Any], *, growing: Sequence[str] = (), **facts: Any
+    ) -> "Iterator[ResumableJob]":
         """Begin a job, or go on with it. `facts` are kept beside the settings of a new job and never compared.
+
+        The settings in `growing`, lists or dicts, may have more at their end than before.
 
         Raises UserError when the directory belongs to a job with other settings or holds something else, another
         process is filling it, its files are damaged, or the disk refuses.
@@ -63,7 +67,12 @@ class ResumableJob:
         with _locked(directory / NOTES) as notes:
             if (directory / JOB).exists():
                 description = read_description(directory)
-                check_same(directory, description["settings"], settings)
+                before = description["settings"]
+                grown = {name: settings[name] for name in growing if _is_more(settings[name], before.get(name))}
+                check_same(directory, {**before, **grown}, settings)
+                if grown:
+                    description["settings"] |= grown
+                    write_json(directory / JOB, description, replace=True)
             else:
                 description = {"settings": settings, "made_by": provenance(), **facts}
                 write_json(directory / JOB, description)
@@ -96,6 +105,15 @@ class ResumableJob:
             part.unlink(missing_ok=True)
         (self.directory / NOTES).unlink()
         return records
+
+
+def _is_more(now: Any, before: Any) -> bool:
+    """Whether a list or dict begins as `before` and goes on."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        now, before = list(now.items()), list(before.items())
+    if not isinstance(now, list) or not isinstance(before, list):
+        return False
+    return len(now) > len(before) and now[: len(before)] == before
 
 
 def check_same(directory: str | Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -69,6 +69,9 @@ def scatter(
         for x, y, label in points:
             axis.annotate(label, (x, y), xytext=(5, 4), textcoords="offset points", fontsize="x-small")
     axis.set_xscale("log")
+    for each in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        each(lambda value, place: f"{value:g}")  # 0.2 and 30, not powers of ten
+    axis.margins(x=0.12, y=0.1)
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
     axis.grid(alpha=0.25, which="both")

@@ -134,6 +134,7 @@ def chain(audio: Path, out: Path) -> None:
         [
             "evaluate",
             str(out / "model"),
+            "--trained",
             "--corpus",
             shards,
             "--out",

@@ -46,6 +46,27 @@ def test_a_killed_job_goes_on(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {JOB, RECORDS}
 
 
+def test_a_finished_job_may_have_more_to_do(tmp_path: Path) -> None:
+    def run(**lists: Any) -> None:
+        with ResumableJob.open(tmp_path, {"model": "m", **lists}, growing=["ids", "voices"]) as job:
+            for name in lists["ids"]:
+                if name not in job.records:
+                    job.add({"id": name, "made with": len(lists["ids"])})
+            job.finish(lists["ids"])
+
+    run(ids=["a"], voices={"own": 1})
+    run(ids=["a", "b"], voices={"own": 1, "other": 2})
+    assert [record["made with"] for record in records(tmp_path)] == [1, 2]
+    assert json.loads((tmp_path / JOB).read_text())["settings"]["ids"] == ["a", "b"]
+    for lists, name in (
+        ({"ids": ["a"], "voices": {"own": 1, "other": 2}}, "ids"),
+        ({"ids": ["b", "a", "c"], "voices": {"own": 1, "other": 2}}, "ids"),
+        ({"ids": ["a", "b"], "voices": {"own": 2, "other": 2, "more": 3}}, "voices"),
+    ):
+        with pytest.raises(UserError, match=f"{name} differs"):
+            run(**lists)
+
+
 def test_other_settings_are_named(tmp_path: Path) -> None:
     with ResumableJob.open(tmp_path, SETTINGS) as job:
         job.describe(engines=[1])

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
-    ("jobs", "weights", "hub"),
+    ("jobs", "weights", "hub", "precision"),
     ("config",),
     ("audio",),
     ("voice",),
@@ -58,6 +58,7 @@ CONFINED = {
     "pystoi": ("evaluate/metrics/copy_quality.py",),
     "pesq": ("evaluate/metrics/copy_quality.py",),
     "onnxruntime": ("audio/packaged.py",),
+    "distillmos": ("evaluate/metrics/opinion.py",),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 TOP_LEVEL = {

@@ -49,7 +49,7 @@ def chain(manifest: Path, out: Path, voice: str = "") -> None:
         ["synthesize", model, TEXT, *speak, *ask, "--out", str(out / "a.wav")],
         ["synthesize", model, TEXT, *speak, *ask, "--stream", "--out", str(out / "streamed.wav")],
         ["synthesize", model, "--jsonl", str(out / "lines.jsonl"), *speak, *ask, "--out", str(out / "spoken")],
-        ["evaluate", model, "--corpus", shards, *speak, "--limit", "2", "--out", str(out / "scores")],
+        ["evaluate", model, "--trained", "--corpus", shards, *speak, "--limit", "2", "--out", str(out / "scores")],
         ["evaluate", "--copy", "--corpus", shards, "--codec", codec, "--limit", "2", "--out", str(out / "ceiling")],
     ):
         code = main(words)

@@ -51,6 +51,8 @@ class Recording(NamedTuple):
     """A decoded recording, or a cut of one, and what was seen of it at the file's own sample rate."""
 
     wave: np.ndarray  # float32 [samples], mono, at the wanted rate
+    mono: np.ndarray  # the same at the file's own rate
+    rate: int  # Hz, the file's own
     clipped: float  # share of samples at full scale in any channel
     dc: float  # mean of the samples, of full scale; removed where above quality.OFFSET_LIMIT
     silence: float  # share of 20 ms frames below quality.SILENCE_LEVEL
@@ -101,7 +103,7 @@ def read_recording(
     wave = resampled(mono, piece.rate, sample_rate)
     if len(wave) == 0:
         raise _bad("too_short", name, "is less than half a sample at the wanted rate")
-    return Recording(wave, float(clipped.mean()), offset, quality.silence_share(mono, piece.rate))
+    return Recording(wave, mono, piece.rate, float(clipped.mean()), offset, quality.silence_share(mono, piece.rate))
 
 
 def write_wav(path: str | Path, wave: np.ndarray, sample_rate: int, *, replace: bool = False) -> None:

@@ -23,9 +23,9 @@ from slmkit.codec.base import Codec
 from slmkit.codec.facodec import FILES
 from slmkit.codec.facodec.checkpoint import check_state, published_layout, read_state
 from slmkit.codec.facodec.codec import FACodec
-from slmkit.codec.single import exact_float32
 from slmkit.codec.weights import Weights, fold
 from slmkit.errors import UserError
+from slmkit.precision import exact_float32
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"
 PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes

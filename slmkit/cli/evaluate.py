@@ -1,25 +1,31 @@
 """Score a model on utterances of a corpus, in two stages: generate and store the outputs, then score them.
 
-  slmkit evaluate MODEL --corpus SHARDS --out OUT --limit 100
-  slmkit evaluate --copy --corpus SHARDS --out CEILING
+  slmkit evaluate MODEL --corpus SHARDS --out OUT
+  slmkit evaluate MODEL --copy --corpus SHARDS --out CEILING
   slmkit evaluate --only score --corpus SHARDS --out OUT --asr openai/whisper-large-v3
   slmkit evaluate --compare OUT CEILING --out TABLE
 
 Model, codec and the models that score may be directories or hub ids. The codec is the one that MODEL notes, else that
 of the corpus, unless --codec gives it.
 
+Utterances are held-out ones: the model notes what it was trained on, and the report says what is known of that.
+--trained measures memorisation instead. Of --keys those that were trained on are marked.
+
 OUT holds report.html (tables, plots, sounds), report.json, the spoken WAV files with their codes, and outputs.jsonl.
 Scores are printed as they are computed: mean and 95 % bootstrap interval over utterances. After an interruption, start
-the same command again to continue. OUT takes one model and one set of settings; scoring again adds scores. An utterance
+the same command again to continue; with a larger --limit it adds utterances. OUT takes one model and one set of
+settings; scoring again adds scores. An utterance
 without speech is a failure: every word counts as wrong, no frame as equal, and its sound as silence. It gets no scores
 of voice and quality, and the tables say how many utterances have none.
 
---copy scores the codec's decoding of the true codes, which is the best that a model could do.
+--copy scores the codec's decoding of the true codes, which is the best that a model could do; with MODEL of the same
+utterances.
 """
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from slmkit import log
 from slmkit.cli.arguments import natural, positive
@@ -30,12 +36,15 @@ if TYPE_CHECKING:
     from slmkit.codec.base import Codec
     from slmkit.data.index import Corpus
 
-DEFAULT_LIMIT = 8
+DEFAULT_LIMIT = 100
+PACKAGE_OF = {"distillmos": "distillmos", "dnsmos": "speechmos"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help=MODEL)
-    parser.add_argument("--copy", action="store_true", help="score the codec's copies of the corpus, not a model")
+    parser.add_argument(
+        "--copy", action="store_true", help="score the codec's copies of the corpus, not speech of MODEL"
+    )
     parser.add_argument("--corpus", help="tokenized corpus with the true codes")
     parser.add_argument("--codec", help="codec, a directory or a hub id (default: that of MODEL or of the corpus)")
     parser.add_argument("--out", required=True, help="directory for waves, codes and scores")
@@ -44,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     chosen = parser.add_argument_group("utterances and voices")
     chosen.add_argument(
-        "--limit", type=natural, help=f"number of utterances, 0: all (default: {DEFAULT_LIMIT}, or --keys)"
+        "--limit",
+        type=natural,
+        help=f"number of utterances, from all over the corpus, 0: all (default: {DEFAULT_LIMIT}, or --keys)",
+    )
+    chosen.add_argument(
+        "--trained", action="store_true", help="utterances that MODEL was trained on, in place of held-out ones"
     )
     chosen.add_argument("--every", type=positive, default=1, metavar="N", help="every Nth (default: %(default)s)")
     chosen.add_argument("--keys", metavar="FILE", help="keys of the utterances, one on each line")
@@ -72,6 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scores.add_argument(
         "--utmos", metavar="FILE", help="weights of UTMOS22-strong, a file or ORG/NAME:FILE: predicted naturalness"
     )
+    scores.add_argument(
+        "--mos",
+        nargs="+",
+        choices=("distillmos", "dnsmos"),
+        default=[],
+        help="predicted by networks that come with the extra eval: naturalness (distillmos), cleanness (dnsmos)",
+    )
     scores.add_argument("--copy-quality", action="store_true", help="with --copy: STOI and PESQ against the recordings")
     scores.add_argument(
         "--alignment", action="store_true", help="distance of text and speech in the hidden states of MODEL"
@@ -94,8 +115,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.corpus:
         raise UserError("an evaluation needs a corpus", next_step="give --corpus")
-    if args.only != "score" and bool(args.model) == args.copy:
-        raise UserError("expected either a model or --copy", got="both" if args.copy else "neither")
+    if args.only != "score" and not args.model and not args.copy:
+        raise UserError("expected a model or --copy", got="neither")
+    if args.trained and (args.keys or not args.model):
+        what = "--trained chooses what a model was trained on"
+        raise UserError(what, got="--keys, too" if args.keys else "no model", next_step="leave out one, or give MODEL")
     _check_paths(args)
     from slmkit.data.index import Corpus
 
@@ -171,15 +195,26 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
     from slmkit.evaluate.generation import copy_synthesis, generate
     from slmkit.evaluate.selection import NamedVoice, read_list, read_voices, select
     from slmkit.model.pretrained import export_sha256
+    from slmkit.model.trained_on import TrainedOn
 
     settings = settings_of(args)
+    trained_on = TrainedOn.read(args.model) if args.model else None
     keys = read_list(args.keys, "keys") if args.keys else None
     limit = args.limit if args.limit is not None or keys else DEFAULT_LIMIT
     synthesizer = None
     if not args.copy:
         synthesizer = open_synthesizer(args, num_slots=args.slots, longest_sec=settings.max_sec, codec=codec)
     voices = read_voices(args.voices, codec, synthesizer)
-    selected = select(corpus, voices, limit=limit or None, every=args.every, keys=keys)
+    selected = select(
+        corpus,
+        voices,
+        limit=limit or None,
+        every=args.every,
+        keys=keys,
+        trained_on=trained_on,
+        trained=args.trained,
+        spread=keys is None and args.every == 1,
+    )
     if synthesizer is None:
         copy_synthesis(codec, corpus, selected, settings, args.out, task=args.task)
         return
@@ -194,14 +229,17 @@ def _generate(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> Non
         model=model,
         voices=outside,
         name=args.names["model"],
+        trained_on=trained_on,
     )
 
 
 def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     import torch
 
+    from slmkit.audio.dnsmos import Dnsmos
     from slmkit.data.text import TextTokenizer
     from slmkit.evaluate.metrics.naturalness import Utmos
+    from slmkit.evaluate.metrics.opinion import DistillMos
     from slmkit.evaluate.outputs import finished
     from slmkit.evaluate.recognizer import Recognizer
     from slmkit.evaluate.report import write_page
@@ -212,6 +250,11 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
     from slmkit.model.pretrained import export_sha256, load
     from slmkit.voice.wavlm import WavLMVoice
 
+    judges: dict[str, Any] = {}
+    if "distillmos" in args.mos:
+        judges["distillmos"] = DistillMos.load(args.device)
+    if "dnsmos" in args.mos:
+        judges["dnsmos"] = Dnsmos.load()
     model = None
     if args.alignment:
         if not args.model or export_sha256(args.model) != finished(args.out).settings["model"]:
@@ -227,6 +270,7 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
         utmos=Utmos.load(args.utmos, args.device) if args.utmos else None,
         copy_quality=args.copy_quality,
         model=model,
+        **judges,
     )
     truths = Truths(corpus, codec)
     print(f"{args.out}, scored on {args.corpus}:", flush=True)
@@ -234,7 +278,10 @@ def _score(args: argparse.Namespace, corpus: "Corpus", codec: "Codec") -> None:
         args.out,
         truths,
         tools,
-        measured_with={name: args.names[name] for name in ("asr", "wavlm", "utmos") if name in args.names},
+        measured_with={
+            **{name: args.names[name] for name in ("asr", "wavlm", "utmos") if name in args.names},
+            **{name: f"{PACKAGE_OF[name]} {version(PACKAGE_OF[name])}" for name in judges},
+        },
         unseen=frozenset(read_list(args.unseen_speakers, "speakers")) if args.unseen_speakers else frozenset(),
         tell=lambda line: print(line, flush=True),
     )

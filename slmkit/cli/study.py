@@ -20,16 +20,18 @@ import contextlib
 import io
 import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.cli.arguments import Parser, add_config_arguments, parse
 from slmkit.errors import UserError
-from slmkit.stopping import STOPPED, Stopped, stopping
+from slmkit.stopping import STOPPED, Signals
 
 if TYPE_CHECKING:
     from slmkit.study.plan import StudyPlan
 
+POLL_SEC = 0.1
 ACTIONS = {
     "plan": "show models and steps, and check the commands; start nothing",
     "run": "do all steps on this machine, or submit them to Slurm",
@@ -93,11 +95,12 @@ def _check_commands(plan: "StudyPlan") -> None:
     from slmkit.cli.main import build_parser
     from slmkit.config.train import load_run
 
+    parsers = {command: build_parser(command) for command in {step.words[0] for step in plan.steps}}
     for step in plan.steps:
         told = io.StringIO()
         try:
             with contextlib.redirect_stderr(told):
-                parsed = parse(build_parser(step.words[0]), step.words)
+                parsed = parse(parsers[step.words[0]], step.words)
         except SystemExit as error:
             lines = told.getvalue().strip().splitlines()
             what = f"{step.name}: `slmkit {step.words[0]}` refuses its options"
@@ -114,11 +117,11 @@ def _check_commands(plan: "StudyPlan") -> None:
 def _run_here(plan: "StudyPlan") -> int:
     from slmkit.study.local import run_study
 
-    try:
-        with stopping():
-            statuses = run_study(plan, os.environ)
-    except Stopped as signal_name:
-        print(f"stopped by {signal_name}; the same command continues", file=sys.stderr)
+    with Signals.installed() as signals:
+        statuses = run_study(plan, os.environ, is_told_to_stop=lambda: signals.received is not None)
+        signals.is_obeyed = signals.received is not None
+    if signals.is_obeyed:
+        print(f"stopped by {signals.received}; the same command continues", file=sys.stderr)
         return STOPPED
     _table(plan)
     failed = {name: status for name, status in statuses.items() if status.state in ("failed", "changed")}
@@ -151,15 +154,18 @@ def _step(plan: "StudyPlan", name: str) -> int:
     work = take(plan, step, is_first=world.is_first)
     if work is None:
         raise UserError(f"another process is doing {name}", next_step="wait for it")
-    try:
-        with stopping():
-            work.start(os.environ)
-            state, why, code = work.finish()
-    except Stopped:
-        work.stop()
+    with Signals.installed() as signals:
+        work.start(os.environ)
+        while not work.has_ended():
+            if signals.received is not None and not work.is_told:
+                work.stop()
+            time.sleep(POLL_SEC)
+        signals.is_obeyed = work.is_told
         state, why, code = work.finish()
     if world.is_first:
         print(f"{name}: {state}{f'; {why}' if why else ''}", flush=True)
+    if state == "stopped":  # also where the command does not answer signals itself: it goes on all the same
+        return STOPPED
     return code if code >= 0 else 128 - code
 
 

@@ -9,6 +9,9 @@ MODEL knows its codec (another one: --codec) and holds some voices. --speaker na
 audio file, a .npy vector, or CORPUS:KEY (a sample of a tokenized corpus). A model without speaker input needs a voice
 too where the codec decodes with it; where neither takes one, leave it out.
 
+Speech that will not end is stopped (reason "runaway") and tried again, --max-retries times at most; the best attempt is
+kept. It is far longer than its text, in a loop, or silent. A stream is tried once. --no-watch leaves speech to itself.
+
 --stream writes the sound while it is generated: to a WAV file, or to standard output (--out -).
 
 Each line of FILE is an object such as {"text": "Some words."}. It may also have "id", the name of its WAV file
@@ -16,7 +19,8 @@ Each line of FILE is an object such as {"text": "Some words."}. It may also have
 which then count for this line. DIR gets
 
   wav/ID.wav       the speech of a line
-  outputs.jsonl    a line for each WAV file: its length, the steps it took, why it stopped
+  outputs.jsonl    a line for each WAV file: its length, the steps and attempts it took, why it stopped, a warning
+                   where it is far shorter than its text
   failures.jsonl   a line for each line of FILE that gave no speech, with the reason
 
 A bad line does not stop the others: all that can be spoken is spoken before the exit code says whether too many lines

@@ -12,6 +12,11 @@ does all the work on this machine. On a cluster it has three steps. Each may be 
   slmkit tokenize status OUT     progress, failed tasks, time left
   slmkit tokenize verify OUT     reads all shards again, and writes a page with audio to compare
 
+Utterances are left out by quality with filters.min_dnsmos and filters.min_speech_share: by the columns of the source, or
+by what is measured (before the codec, so that nothing is encoded for nothing) where it brings none:
+
+  slmkit tokenize run ... measure=[dnsmos] filters.min_dnsmos=3.5      needs pip install 'slmkit[measure]'
+
 Options come from a YAML recipe (--config), then from flags, then from KEY=VALUE; the last value of an option counts.
 OUT/failures.jsonl lists the files that could not be used, OUT/outliers.jsonl those that look wrong. Exit codes: 0 done;
 2 an error that you can fix; 75 stopped by SIGTERM, SIGINT or SIGUSR1: finished shards stay, and the same command
@@ -177,10 +182,11 @@ def _refuse_early(config: "TokenizeConfig") -> None:
     from slmkit.corpora.layouts import ReadOptions, check_source
     from slmkit.tokenization.corpus_job import check_job_directory
     from slmkit.tokenization.plan import TokenizationPlan
+    from slmkit.tokenization.screen import job_settings
 
     if not TokenizationPlan.exists(config.out):
         check_source(config.kind, config.source, ReadOptions(columns=config.columns))
-    check_job_directory(config.out, {"settings": config.settings()})
+    check_job_directory(config.out, {"settings": job_settings(config)})
 
 
 def _plan_corpus(config: "TokenizeConfig") -> "TokenizationPlan":

@@ -20,14 +20,13 @@ Example:
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from slmkit.codec.base import CodecSpec, Encoded, Reach, check_codes
 from slmkit.codec.stages import Stage, Windowed, reach_of, run_in_pieces
+from slmkit.precision import exact_float32
 
 PIECE_SEC = 30.0  # longer audio is taken in pieces of this length
 
@@ -101,19 +100,3 @@ class SingleCodec(ABC):
 def limited(wave: torch.Tensor) -> torch.Tensor:
     """`wave` within [-1, 1]; what is not finite stays, so that it is noticed."""
     return wave.clamp(-1, 1).where(wave.isfinite(), wave)
-
-
-@contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Full float32 inside: no autocast, no TF32. Settings are as before afterwards."""
-    backends: Any = torch.backends
-    kinds = backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
-            kind.fp32_precision = precision

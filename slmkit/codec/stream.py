@@ -40,9 +40,10 @@ from collections.abc import Sequence
 import torch
 
 from slmkit.codec.base import Codec, CodecSpec, Reach, check_codes
-from slmkit.codec.single import exact_float32, limited
+from slmkit.codec.single import limited
 from slmkit.codec.stages import Chain, Stage, StagedCodec, Windowed, reach_of
 from slmkit.errors import UserError
+from slmkit.precision import exact_float32
 
 FIRST_SEC = 0.15  # of the first piece: shorter ones cost more context than they save of the wait
 MOST_SEC = 1.6  # of a piece: longer ones save little context

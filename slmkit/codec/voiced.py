@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 
 from slmkit.codec.base import Codec, CodecSpec, Encoded, Reach
-from slmkit.codec.single import exact_float32
 from slmkit.codec.stages import Stage, StagedCodec
 from slmkit.errors import UserError
 from slmkit.voice.base import VoiceEncoder, is_long_enough
@@ -48,11 +47,10 @@ class VoicedCodec:
         if shortest := [count for count in counts if self.num_frames(count) < 1]:
             raise ValueError(f"an utterance of {min(shortest)} samples is too short for a frame and a speaker vector")
         encoded = self.codec.encode(waves, num_samples)
-        with exact_float32(self.device):
-            vectors = [
-                torch.from_numpy(self.voice.vector(wave[:count].float().cpu().numpy(), self.spec.sample_rate))
-                for wave, count in zip(waves, counts, strict=True)
-            ]
+        vectors = [
+            torch.from_numpy(self.voice.vector(wave[:count].float().cpu().numpy(), self.spec.sample_rate))
+            for wave, count in zip(waves, counts, strict=True)
+        ]
         return encoded._replace(speaker=torch.stack(vectors).to(self.device))
 
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:

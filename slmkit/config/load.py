@@ -255,7 +255,8 @@ def _worded(kind: type[Config], error: Any, value: Any) -> str:
     path, key = error["loc"], _dotted(error["loc"])
     if error["type"] == "invalid_key" or path[-1] == "[key]":
         bad = path[:-1] if path[-1] == "[key]" else path
-        return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected text"
+        words = expected(typing.get_args(_type_at(kind, bad[:-1]))[0]) if path[-1] == "[key]" else "text"
+        return f"{_dotted(bad[:-1]) or 'the file'}: got the key {_shown(bad[-1])}, expected {words}"
     if error["type"] == "extra_forbidden":
         return f"{excerpt(key, SHOWN_CHARS)}: unknown key; {_suggestion(kind, path)}"
     if error["type"] == "missing":

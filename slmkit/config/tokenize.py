@@ -6,7 +6,7 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import Field, StringConstraints
@@ -14,6 +14,7 @@ from pydantic import Field, StringConstraints
 from slmkit.config.load import Config, to_dict
 from slmkit.config.values import (
     Count,
+    Flag,
     Name,
     Natural,
     Number,
@@ -34,6 +35,7 @@ CorpusName = Annotated[
 ]
 Devices = Annotated[tuple[Name, ...], MinLen(1), Takes("a list of at least one device, such as [cpu]")]
 Dnsmos = Annotated[Number, Ge(1), Le(5)]
+Measured = tuple[Literal["dnsmos", "speech_share"], ...]
 RUNTIME = (
     "codec",
     "out",
@@ -49,10 +51,14 @@ RUNTIME = (
 
 
 class FilterConfig(Config):
-    """Which utterances are left out, by what the source says about them; each reason is counted."""
+    """Which utterances are left out, by what the source says about them or `measure` finds; each reason is counted."""
 
     min_dnsmos: Dnsmos | None = Field(
         default=None, description="utterances with a lower DNSMOS, or none, are left out; null keeps all"
+    )
+    min_speech_share: Share | None = Field(
+        default=None,
+        description="utterances of which a smaller share is speech, or none is known, are left out; null keeps all",
     )
     languages: tuple[Name, ...] = Field(
         default=(), description="utterances in other languages are left out; [] keeps all"
@@ -83,6 +89,16 @@ class TokenizeConfig(Config):
         "speaker, key, ...)",
     )
     language: Text = Field(default="", description="language of utterances for which the source gives none")
+    measure: Measured = Field(
+        default=(),
+        description="columns that are measured and kept with the sample where the source does not bring them: dnsmos "
+        "(quality from 1 to 5), speech_share (0 to 1); needs the extra slmkit[measure]",
+    )
+    remeasure: Flag = Field(
+        default=False,
+        description="measure also where the source brings the column, which is kept as source_dnsmos or "
+        "source_speech_share",
+    )
     filters: FilterConfig = Field(default=FilterConfig(), description="what is left out")
     min_sec: SecondsOrZero = Field(default=0.1, description="shorter utterances go to the ledger")
     max_sec: Seconds = Field(
@@ -104,7 +120,7 @@ class TokenizeConfig(Config):
     batch_sec: Seconds = Field(default=120.0, description="audio per codec batch, padding included")
     window: Count = Field(default=256, description="utterances decoded ahead and sorted by length into batches")
     decode_limit_sec: Seconds = Field(
-        default=120.0, description="a decoding process that takes longer for one file is ended"
+        default=120.0, description="a process that takes longer to decode and measure one file is ended"
     )
     max_failure_share: Share = Field(
         default=0.05,
@@ -125,11 +141,15 @@ class TokenizeConfig(Config):
             self.task >= self.num_tasks,
             f"task, num_tasks: got {self.task} of {self.num_tasks}, expected 0 <= task < num_tasks",
         )
+        yield (
+            self.remeasure and not self.measure,
+            "remeasure, measure: got remeasure alone, expected what to measure",
+        )
 
     def settings(self) -> dict[str, Any]:
         """The options that decide the shards' bytes, as plain values."""
         kept = {name: value for name, value in to_dict(self).items() if name not in RUNTIME}
-        return json.loads(json.dumps(kept))
+        return json.loads(json.dumps(kept | {"measure": sorted(set(self.measure))}))  # its order decides nothing
 
 
 class ImportConfig(Config):

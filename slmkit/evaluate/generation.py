@@ -5,6 +5,8 @@ Speaking them is `infer.batch`'s; here is what it is asked for, and what scoring
 Also copy synthesis: the true codes decoded by the codec, scored like the outputs of a model. It is the ceiling of what
 a model of these codes can reach.
 
+A directory takes more utterances later, in more voices: those that are there stay as they are.
+
 What cannot be asked of a model (an empty text, a prompt that fills all positions) is stored as refused, with the
 reason, and counts as a failure; nothing is left out.
 
@@ -19,27 +21,32 @@ Example:
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from slmkit.codec.base import Codec, Codes
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
 from slmkit.evaluate.outputs import utterance_id, voice_path
-from slmkit.evaluate.selection import NamedVoice, Selected
+from slmkit.evaluate.results import COPY
+from slmkit.evaluate.selection import NamedVoice, Selected, numbers_of
 from slmkit.files import atomic_write
 from slmkit.infer.batch import BatchSpeaker, SpeakingTask, SpeechItem, engine_shape, store
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer, Vector
-from slmkit.jobs import ProgressBar, ResumableJob
+from slmkit.jobs import JOB, ProgressBar, ResumableJob, read_description
 from slmkit.log import get_logger
+from slmkit.model.trained_on import TrainedOn
+from slmkit.texts import counted
 
-COPY = "copy synthesis"
 SEED_BYTES = 8
+GROWING = ("utterances", "voices")  # settings of a job that may have more than before
 log = get_logger(__name__)
 
 
@@ -54,9 +61,11 @@ def generate(
     task: SpeakingTask = "tts",
     voices: Sequence[NamedVoice] = (),
     name: str = "",
+    trained_on: TrainedOn | None = None,
 ) -> None:
     """Store the outputs of all utterances that are not in `out` yet. `model` is the hash of the model, `name` is for
-    people. SpeakingTask "tts" reads the texts; "qa" answers the questions in text and speech.
+    people, `trained_on` what it was trained on, where that is known. SpeakingTask "tts" reads the texts; "qa" answers
+    the questions in text and speech.
 
     Raises UserError when the corpus or a voice is not of the model's codec, or the corpus lacks questions for qa; or as
     `ResumableJob` does.
@@ -69,13 +78,20 @@ def generate(
                 got=voice.vector.shape,
                 expected=corpus.codec.speaker_dim,
             )
-    stored = _job_settings(task, settings, corpus, selected, voices, synthesizer.codec)
+    selected, known_voices = _with_earlier(out, corpus, selected, voices)
+    stored = _job_settings(task, settings, corpus, selected, known_voices, synthesizer.codec)
     stored = {"model": model, **engine_shape(synthesizer), **stored}
-    with ResumableJob.open(out, stored, names={"model": name, "corpus": str(corpus.directory)}) as job:
-        for number, voice in enumerate(voices):
+    names = {"model": name, "corpus": str(corpus.directory)}
+    with ResumableJob.open(out, stored, growing=GROWING, names=names) as job:
+        machine = _machine(synthesizer.model.device)
+        if job.records and job.description.get("machine") != machine:
+            machine = {"cpu": "several machines"}  # whose speeds are no one's
+        job.describe(machine=machine, trained_on=_described(trained_on, corpus))
+        for voice in voices:
+            number = list(known_voices).index(voice.name)
             with atomic_write(voice_path(job.directory, number), replace=True) as file:
                 np.save(file, voice.vector, allow_pickle=False)
-        items, vectors = _items(job, task, settings, corpus, selected, voices)
+        items, vectors = _items(job, task, settings, corpus, selected, voices, trained_on)
         speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: vectors[item.id], is_scored=True)
         speaker.run(items, len(selected))
         job.finish([utterance_id(place) for place in range(len(selected))])
@@ -95,10 +111,11 @@ def copy_synthesis(
     Raises UserError as `generate` does.
     """
     _check_codec(corpus, codec)
-    stored = {"model": COPY, **_job_settings(task, settings, corpus, selected, (), codec)}
-    reader = ShardReader(corpus)
-    with ResumableJob.open(out, stored, names={"model": COPY, "corpus": str(corpus.directory)}) as job:
-        items, vectors = _items(job, task, settings, corpus, selected, ())
+    selected, _ = _with_earlier(out, corpus, selected, ())
+    stored = {"model": COPY, **_job_settings(task, settings, corpus, selected, {}, codec)}
+    reader, names = ShardReader(corpus), {"model": COPY, "corpus": str(corpus.directory)}
+    with ResumableJob.open(out, stored, growing=GROWING, names=names) as job:
+        items, vectors = _items(job, task, settings, corpus, selected, (), None)
         with ProgressBar(len(selected), "utterances", log, initial=len(job.records)) as bar:
             for item in items:
                 answer = next(iter(item.columns["true_answers"]), "")
@@ -120,6 +137,57 @@ def seed_of(seed: int, key: str, voice: str) -> int:
     return int.from_bytes(digest[:SEED_BYTES], "little")
 
 
+def _with_earlier(
+    out: str | Path, corpus: Corpus, selected: Sequence[Selected], voices: Sequence[NamedVoice]
+) -> tuple[list[Selected], dict[str, str]]:
+    """What is in `out` already, followed by what is new; and the hashes of the voices from outside, likewise.
+
+    An utterance that is there in a voice is not new: another choice may give it another speaker's voice to swap with.
+    """
+    hashes = {voice.name: hashlib.sha256(voice.vector.tobytes()).hexdigest() for voice in voices}
+    if not (Path(out) / JOB).is_file():
+        return list(selected), hashes
+    settings = read_description(out)["settings"]
+    try:
+        listed = [(str(key), str(voice), str(voice_key)) for key, voice, voice_key in settings["utterances"]]
+        keys = dict.fromkeys([*(key for key, _, _ in listed), *(other for *_, other in listed if other)])
+        number_of = dict(zip(keys, numbers_of(corpus, list(keys)), strict=True))
+        before = [Selected(number_of[key], key, voice, number_of.get(other), other) for key, voice, other in listed]
+        hashes = {**settings["voices"], **hashes}
+    except (KeyError, TypeError, ValueError, UserError):  # another job, which opening it will tell
+        return list(selected), hashes
+    known = {(one.key, one.voice) for one in before}
+    new = [one for one in selected if (one.key, one.voice) not in known]
+    if before and new:
+        log.info("%s has %s, and gets %d more", out, counted(len(before), "utterance"), len(new))
+    return [*before, *new], hashes
+
+
+def _described(trained_on: TrainedOn | None, corpus: Corpus) -> dict[str, Any]:
+    """What a model was trained on, for people."""
+    if trained_on is None:
+        return {"is_known": False}
+    sources = [source.model_dump() for source in trained_on.sources]
+    return {
+        "is_known": True,
+        "is_all": trained_on.is_all,
+        "sources": sources,
+        "held_out": trained_on.held_out,
+        "is_same_corpus": corpus.fingerprint in {source["sha256"] for source in sources},
+    }
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    """What speeds depend on, besides the settings of a job: they are compared only where this is equal."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    found = {"cpu": next(named, platform.machine())}
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {})
+
+
 def _check_codec(corpus: Corpus, codec: Codec) -> None:
     corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="the evaluation")
     if corpus.codec.speaker_dim != codec.spec.speaker_dim:
@@ -136,7 +204,7 @@ def _job_settings(
     settings: SpeakingSettings,
     corpus: Corpus,
     selected: Sequence[Selected],
-    voices: Sequence[NamedVoice],
+    voices: Mapping[str, str],
     codec: Codec,
 ) -> dict[str, Any]:
     return {
@@ -150,7 +218,7 @@ def _job_settings(
         "text_sampling": dataclasses.asdict(settings.text_sampling),
         "codec": codec.spec.to_dict(),
         "corpus": corpus.fingerprint,
-        "voices": {voice.name: hashlib.sha256(voice.vector.tobytes()).hexdigest() for voice in voices},
+        "voices": dict(voices),
         "utterances": [[one.key, one.voice, one.voice_key] for one in selected],
     }
 
@@ -162,6 +230,7 @@ def _items(
     corpus: Corpus,
     selected: Sequence[Selected],
     voices: Sequence[NamedVoice],
+    trained_on: TrainedOn | None,
 ) -> tuple[list[SpeechItem], dict[str, Vector]]:
     """What is to be spoken and has no record yet, with all that is known of it before; and the voices by id."""
     reader, items, vectors = ShardReader(corpus), [], {}
@@ -181,7 +250,12 @@ def _items(
             vector = np.zeros(corpus.codec.speaker_dim, np.float32)
         voice = f"{one.voice} {one.voice_key}"
         seed = seed_of(settings.seed, one.key, voice)
-        known = {"speaker": speaker, "text": text, "seed": seed, "question": question, "true_answers": true_answers}
+        known: dict[str, Any] = {"trained_on": None, "trained_voice": None}
+        if trained_on is not None:
+            known["trained_on"] = bool(trained_on.has_keys([one.key])[0])
+            if one.voice_number is not None and speaker:
+                known["trained_voice"] = bool(trained_on.has_speakers([speaker])[0])
+        known |= {"speaker": speaker, "text": text, "seed": seed, "question": question, "true_answers": true_answers}
         columns = {"place": place, **one._asdict(), **known}
         wanted = dataclasses.replace(settings, seed=seed)
         items.append(SpeechItem(name, question if task == "qa" else text, voice, wanted, columns))

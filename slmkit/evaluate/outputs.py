@@ -36,6 +36,8 @@ from slmkit.texts import excerpt, visible
 AGAIN = "generate into a new directory"
 MAX_CODES = 2**28  # of an utterance
 SHOWN_ERROR = 300  # characters
+# Columns that earlier versions did not store.
+NEWER_COLUMNS = {"trained_on": None, "trained_voice": None, "attempts": 1, "runaways": 0, "warning": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +59,21 @@ class OutputRecord:
     steps: int | None  # positions decoded; None for copy synthesis
     reason: Literal["end", "limit", "runaway", "refused"]  # "refused": there is no answer, see `why`
     limit: str | None = None  # what stopped it, where it did not come to its end
-    warning: str | None = None  # "short": the speech is far shorter than its text
-    attempts: int = 1  # how often it was tried
-    runaways: int = 0  # of them, stopped because they would not have ended
     why: str = ""
     answer: str = ""  # in text, to a question; else the words around the speech
     question: str = ""
     true_answers: tuple[str, ...] = ()
     engine_sec: float | None = None  # share of the decoding time; the sum over all is the time it took
+    trained_on: bool | None = None  # whether the model was trained on the utterance; None where that is not known
+    trained_voice: bool | None = None  # the same of the speaker whose voice it is
+    attempts: Annotated[int, Ge(1)] = 1  # of speaking it; this is the best one
+    runaways: Annotated[int, Ge(0)] = 0  # of them, that would not have ended
+    warning: str | None = None  # "short": the speech is far shorter than its text
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "OutputRecord":
         """The columns that scoring reads, of a record of the job. Raises KeyError, TypeError or ValueError."""
-        newer = {"warning": None, "attempts": 1, "runaways": 0}  # columns that older jobs do not have
-        values = {**newer, **values}
+        values = {**NEWER_COLUMNS, **values}
         own = {field.name: values[field.name] for field in dataclasses.fields(OutputRecord)}
         # Texts may hold half a surrogate pair, which pydantic takes for an error.
         _RECORD.validate_json(json.dumps({name: _whole(value) for name, value in own.items()}))
@@ -91,6 +94,25 @@ class _Sampling(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
     temperature: float
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(strict=True)
+    path: str
+    task: str
+    utterances: int
+    of: int
+
+
+class _TrainedOn(BaseModel):
+    """What is said of it."""
+
+    model_config = ConfigDict(strict=True)
+    is_known: bool
+    is_all: bool = True
+    is_same_corpus: bool = True
+    held_out: str = ""
+    sources: list[_Source] = []
 
 
 class _Settings(BaseModel):
@@ -115,6 +137,8 @@ class Finished:
     settings: dict[str, Any]
     names: dict[str, str]
     records: tuple[OutputRecord, ...]
+    machine: dict[str, str]  # what speeds depend on; empty where it is not known
+    trained_on: dict[str, Any]  # what the model was trained on, see `generation`
 
 
 def finished(directory: str | Path) -> Finished:
@@ -124,11 +148,15 @@ def finished(directory: str | Path) -> Finished:
         raise UserError(f"{directory} holds no generated outputs", next_step="generate them first")
     description = read_description(directory)
     settings, names = description["settings"], description.get("names")
+    machine, trained_on = description.get("machine", {}), description.get("trained_on", {"is_known": False})
     try:
         _Settings.model_validate(settings)
         CodecSpec.from_dict(settings["codec"])
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise ValueError("names are no texts")
+        if not isinstance(machine, dict) or not all(isinstance(fact, str) for fact in machine.values()):
+            raise ValueError("facts of the machine are no texts")
+        _TrainedOn.model_validate(trained_on)
     except (ValueError, UserError) as error:
         what = f"{directory / JOB} does not say how outputs were made"
         raise UserError(what, got=excerpt(error, SHOWN_ERROR), next_step="generate again") from error
@@ -144,7 +172,7 @@ def finished(directory: str | Path) -> Finished:
             expected=expected,
             next_step="start the same command again to continue",
         )
-    return Finished(directory, settings, names, tuple(records))
+    return Finished(directory, settings, names, tuple(records), machine, trained_on)
 
 
 def utterance_id(place: int) -> str:

@@ -17,7 +17,18 @@ from slmkit.audio.io import write_wav
 from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.evaluate.metrics import Metric
 from slmkit.evaluate.outputs import read_wave, wav_path
-from slmkit.evaluate.results import ALL, NOT_AVAILABLE, REPORT_PAGE, TASK_TITLES, Json, cell, metrics_of
+from slmkit.evaluate.results import (
+    ALL,
+    COPY,
+    NOT_AVAILABLE,
+    REPORT_PAGE,
+    TASK_TITLES,
+    Json,
+    cell,
+    headline,
+    metrics_of,
+    training_lines,
+)
 from slmkit.evaluate.spoken import Truths
 from slmkit.files import atomic_write
 
@@ -46,6 +57,10 @@ def write_page(directory: str | Path, report: Json, truths: Truths) -> None:
         title=f"Evaluation of {name}",
         name=name,
         facts=_facts(report),
+        headline=headline(report),
+        training=training_lines(report),
+        trained_keys=_trained_keys(report),
+        is_doubtful=not report.get("trained_on", {}).get("is_known") and report["settings"].get("model") != COPY,
         groups=[(group, values["utterances"]) for group, values in report["summary"].items()],
         scores=[
             (metric, [cell(metric, values["metrics"].get(name)) for values in report["summary"].values()])
@@ -115,8 +130,8 @@ def _worst_example(
         failure = f"Not asked of the model: {row['why']}."
     elif row["reason"] == "limit":
         failure = f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
-    elif row["reason"] == "runaway":
-        failure = f"Stopped, since it would not have ended: {row['limit']}."
+    elif row.get("warning") == "short" and row["frames"]:
+        failure = "The speech is far shorter than its text."
     elif not row["frames"]:
         failure = "The model ended its answer without speech."
     values = []
@@ -128,6 +143,7 @@ def _worst_example(
     return {
         "text": row["text"],
         "failure": failure,
+        "is_trained_on": row.get("trained_on") is True,
         "worst_by": worst_by,
         "sounds": sounds,
         "picture": picture,
@@ -138,6 +154,12 @@ def _worst_example(
         ],
         "values": values,
     }
+
+
+def _trained_keys(report: Json) -> list[str]:
+    """Keys of the utterances that the model was trained on, where it was not on all."""
+    keys = [row["key"] for row in report["utterances"] if row.get("trained_on") is True]
+    return list(dict.fromkeys(keys)) if len(keys) < len(report["utterances"]) else []
 
 
 def _facts(report: Json) -> list[tuple[str, str]]:
@@ -155,4 +177,11 @@ def _facts(report: Json) -> list[tuple[str, str]]:
     ]
     facts += [(name, str(settings[name])) for name in ("slots", "device") if name in settings]
     facts += [("left out", note) for note in report.get("notes", [])]
+    facts += [(f"{label} scored", f"{count} utterances") for label, count in report.get("partial", {}).items()]
+    trained_on = report.get("trained_on", {})
+    for source in trained_on.get("sources", []):
+        share = f"{source['utterances']:,} of {source['of']:,} utterances, {source['task']}"
+        facts.append(("trained on", f"{source['path']}: {share}"))
+    if trained_on.get("held_out"):
+        facts.append(("held out in training", trained_on["held_out"]))
     return facts + [(f"measured with {name}", path) for name, path in report["measured_with"].items()]

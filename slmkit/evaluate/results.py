@@ -30,12 +30,28 @@ from slmkit.texts import excerpt
 
 REPORT, REPORT_PAGE = "report.json", "report.html"
 ALL, SEEN_VOICES, UNSEEN_VOICES = "all", "seen voices", "unseen voices"
+HELD_OUT, TRAINED_ON = "held out", "trained on"
 RESAMPLES, CONFIDENCE = 1000, 0.95
 BATCH_VALUES = 2**20  # drawn at a time, so that memory is bounded
 NOT_AVAILABLE = "n/a"
+COPY = "copy synthesis"  # in place of a model
 TASK_TITLES = {"tts": "reading sentences", "qa": "answering questions"}
 SHOWN_ERROR = 200  # characters
+HEADLINES = (  # name, metrics any of which it is, which side is better, and why it may be missing
+    ("WER", ("wer",), "lower", "no recognizer was given: --asr"),
+    ("CER", ("cer",), "lower", "no recognizer was given: --asr"),
+    ("similarity", ("wavlm_similarity", "codec_similarity"), "higher", "no model of voices was given: --wavlm"),
+    (
+        "naturalness",
+        ("utmos", "distillmos"),
+        "higher",
+        "no model of it was given: --mos distillmos, or --utmos",
+    ),
+    ("success", ("success",), "higher", "it was not scored"),
+)
 TABLE_HEAD = f"  {'':26}{'mean':>8}   95 % bootstrap interval"
+
+SIDES = ((HELD_OUT, False), (TRAINED_ON, True))
 
 Json = dict[str, Any]
 
@@ -122,12 +138,20 @@ def summarize(rows: Sequence[Json], metrics: Mapping[str, Metric]) -> Json:
 
 
 def groups(rows: Sequence[Json], unseen: frozenset[str]) -> dict[str, list[Json]]:
-    """Rows by name of the group, which overlap: all; each voice, where there are several; and voices that the model has
-    seen and has not, where the unseen speakers are given."""
+    """Rows by name of the group, which overlap: all; those that the model was not and was trained on, where there are
+    both; each voice, where there are several; and voices that the model has not and has seen, where there are both or
+    the `unseen` speakers are given."""
     found = {ALL: list(rows)}
+    by_training = {name: [row for row in rows if row.get("trained_on") is is_trained] for name, is_trained in SIDES}
+    if all(by_training.values()):
+        found |= by_training
     voices = list(dict.fromkeys(row["voice"] for row in rows))
     if len(voices) > 1:
         found |= {f"voice {voice}": [row for row in rows if row["voice"] == voice] for voice in voices}
+    heard = {SEEN_VOICES: True, UNSEEN_VOICES: False}
+    by_hearing = {name: [r for r in rows if r.get("trained_voice") is is_seen] for name, is_seen in heard.items()}
+    if not unseen and all(by_hearing.values()):
+        found |= by_hearing
     if unseen:
         found[SEEN_VOICES] = [row for row in rows if row["speaker"] not in unseen]
         found[UNSEEN_VOICES] = [row for row in rows if row["speaker"] in unseen]
@@ -169,6 +193,9 @@ class _SettingsOf(_Part):
 
 
 class _Utterance(_Part):
+    place: int | None = None
+    frames: int = 0
+    trained_on: bool | None = None
     key: str
     voice: str
     voice_key: str
@@ -178,14 +205,83 @@ class _Utterance(_Part):
     scores: dict[str, Annotated[list[float], Len(2, 2)] | None]
 
 
+class Headline(NamedTuple):
+    """One of the few numbers that an evaluation is about."""
+
+    name: str
+    better: str  # "higher" or "lower"
+    mean: str  # as it is shown; "" where it is not computed
+    interval: str
+    left_out: int
+    why: str  # it is not computed; "" where it is
+
+    def line(self) -> str:
+        """As a line of text."""
+        if self.why:
+            return f"  {self.name[:26]:26}not computed, because {self.why}"
+        left_out = f", {self.left_out} left out" if self.left_out else ""
+        return f"  {self.name[:26]:26}{self.mean:>8}   {self.interval:22}{self.better} is better{left_out}"
+
+
+def headline(report: Json) -> list[Headline]:
+    """The few numbers that an evaluation is about: error rates, similarity, naturalness, success."""
+    summary, metrics, found = report["summary"][ALL]["metrics"], metrics_of(report), []
+    for name, choices, better, why in HEADLINES:
+        shown = [choice for choice in choices if choice in summary]
+        for choice in shown:
+            metric, shown_cell = metrics[choice], cell(metrics[choice], summary[choice])
+            assert shown_cell is not None, "it is in the summary"
+            label = metric.title if name == metric.label else f"{name}, {metric.title}"
+            is_known = shown_cell.mean != NOT_AVAILABLE
+            found.append(
+                Headline(
+                    label,
+                    better,
+                    shown_cell.mean if is_known else "",
+                    shown_cell.interval,
+                    shown_cell.left_out,
+                    "" if is_known else "no utterance has speech to measure it of",
+                )
+            )
+        if not shown:
+            notes = [note for note in report.get("notes", []) if name == "similarity"]
+            found.append(Headline(name, better, "", "", 0, notes[0] if notes else why))
+    return found
+
+
+def training_lines(report: Json) -> list[str]:
+    """What the model was trained on of the utterances, as sentences for people."""
+    if report["settings"].get("model") == COPY:
+        return ["no model spoke: these are the codec's copies"]
+    rows, noted = report["utterances"], report.get("trained_on", {"is_known": False})
+    if not noted["is_known"]:
+        return ["not known: the model does not say what it was trained on, so it may know these utterances by heart"]
+    count = sum(row.get("trained_on") is True for row in rows)
+    unknown = sum(row.get("trained_on") is None for row in rows)
+    share = f"{count} of {len(rows)}" if 0 < count < len(rows) else "all" if count else "none"
+    lines = [f"the model was trained on {share} of these utterances"]
+    if unknown:
+        lines.append(f"of {unknown} it is not known")
+    if count and not noted.get("is_same_corpus", True):
+        lines.append("told by their keys: it was trained on another corpus that has utterances with the same keys")
+    if not noted.get("is_all", True):
+        lines.append("it started from weights that do not say what they were trained on")
+    return lines
+
+
+class _Group(_Part):
+    metrics: dict[str, Any]
+
+
 class _ReportFile(_Part):
     names: dict[str, str]
     settings: _SettingsOf
     outputs_sha256: str
     measured_with: dict[str, str]
     metrics: list[Metric]
-    summary: dict[str, Any]
+    summary: dict[str, _Group]
     utterances: list[_Utterance]
+    machine: dict[str, str] = {}
 
 
 def metrics_of(report: Json) -> dict[str, Metric]:

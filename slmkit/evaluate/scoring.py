@@ -1,8 +1,9 @@
 """The second stage of an evaluation: stored outputs to scores, one family of metrics after the other.
 
 What was generated is only read. After each family its means are told and `report.json` is written, so that a failure in
-a later family loses nothing. Scoring adds to what is there: the same outputs scored again with a recognizer keep the
-scores that need none.
+a later family loses nothing. Scoring adds to what is there: outputs scored again with a recognizer keep the scores that
+need none, and when utterances were added those from before keep theirs. A family is measured again where code or tools
+have changed. Metrics that only some of the utterances have, because others were added since, are kept but not shown.
 
 Invariant: equal outputs and tools give an equal report.
 
@@ -12,6 +13,7 @@ Example:
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,31 @@ from typing import Any
 from slmkit.data.ledger import printable
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, families
-from slmkit.evaluate.outputs import Finished, finished
-from slmkit.evaluate.results import ALL, REPORT, TABLE_HEAD, Json, groups, line, metrics_of, read_report, summarize
+from slmkit.evaluate.outputs import NEWER_COLUMNS, Finished, finished
+from slmkit.evaluate.results import (
+    ALL,
+    REPORT,
+    TABLE_HEAD,
+    Json,
+    groups,
+    headline,
+    line,
+    metrics_of,
+    read_report,
+    summarize,
+    training_lines,
+)
 from slmkit.evaluate.selection import DEFAULT
 from slmkit.evaluate.spoken import Spoken, Tools, Truths
-from slmkit.files import provenance, sha256_file, write_json
+from slmkit.files import code_sha256, provenance, sha256_file, write_json
 from slmkit.jobs import RECORDS, ProgressBar
 from slmkit.log import get_logger
 from slmkit.texts import excerpt
 
+LINE_CHARS = 80
+NO_TOOL = ""
+# What a report calls the model behind a need of metrics. A need without such a name has no model, or it is not known.
+TOOL_OF = {"recognizer": "asr", "wavlm": "wavlm", "utmos": "utmos", "distillmos": "distillmos", "dnsmos": "dnsmos"}
 logger = get_logger(__name__)
 
 
@@ -50,27 +68,58 @@ def score_outputs(
     directory = Path(directory)
     outputs = finished(directory)
     _check_belongs(outputs, truths)
-    outcomes = [Spoken(record=record, outputs=outputs, truths=truths, tools=tools) for record in outputs.records]
     rows: list[Json] = [{**dataclasses.asdict(record), "scores": {}} for record in outputs.records]
     measured_with, metrics = dict(measured_with or {}), dict[str, Metric]()
-    outputs_sha256 = sha256_file(directory / RECORDS)
     before = read_report(directory) if (directory / REPORT).exists() else None
-    if before is not None and before["outputs_sha256"] == outputs_sha256 and len(before["utterances"]) == len(rows):
+    kept = _keep_scores(rows, before)
+    same_tools, partial = set[str](), dict[str, Metric]()  # tools by which nothing need be measured again
+    if before is not None and kept:
+        if before.get("code") == code_sha256():
+            same_tools = {name for name, tool in measured_with.items() if before["measured_with"].get(name) == tool}
+            same_tools.add(NO_TOOL)
         measured_with, metrics = {**before["measured_with"], **measured_with}, metrics_of(before)
-        rows = [{**old, **row, "scores": old["scores"]} for old, row in zip(before["utterances"], rows, strict=True)]
+        shown = before["summary"].get(ALL, {"metrics": {}})["metrics"]
+        partial = {name: metric for name, metric in metrics.items() if len(kept) < len(rows) or name not in shown}
+    is_same_ear = {NO_TOOL, TOOL_OF["recognizer"]} <= same_tools
+    outcomes = [
+        Spoken(
+            record=record,
+            outputs=outputs,
+            truths=truths,
+            tools=tools,
+            heard_before=row.get("heard") if is_same_ear else None,
+        )
+        for record, row in zip(outputs.records, rows, strict=True)
+    ]
     members = groups(rows, unseen)
-    summary = {name: summarize(group, metrics) for name, group in members.items()}
-    made_by, report = provenance(), Json()
-    notes = _notes(outcomes, truths)
+    whole = {name: metric for name, metric in metrics.items() if name not in partial}
+    summary = {name: summarize(group, whole) for name, group in members.items()}
+    report: Json = {
+        "names": outputs.names,
+        "settings": {name: value for name, value in outputs.settings.items() if name != "utterances"},
+        "machine": outputs.machine,
+        "trained_on": outputs.trained_on,
+        "outputs_sha256": sha256_file(directory / RECORDS),
+        "measured_with": measured_with,
+        "notes": _notes(outcomes, truths),
+        "summary": summary,
+        "utterances": rows,
+        "made_by": provenance(),
+        "code": code_sha256(),
+    }
     tell(f"{len(rows)} utterances")
-    for note in notes:
-        tell(f"  {note}")
+    for note in [*training_lines(report), *report["notes"]]:
+        for part in textwrap.wrap(note, LINE_CHARS - 4):
+            tell(f"  {part}")
     tell(TABLE_HEAD)
     for family in families():
         if not all(getattr(tools, need) for need in family.needs):
             continue
+        is_same = all(TOOL_OF.get(need, NO_TOOL) in same_tools for need in (*family.needs, NO_TOOL))
         with ProgressBar(len(rows), "utterances", logger, leave=False) as bar:
             for number, (row, spoken) in enumerate(zip(rows, outcomes, strict=True), 1):
+                if is_same and number - 1 in kept and family.metrics[0].name in row["scores"]:
+                    continue
                 row["scores"].update(family.measure(spoken))
                 if "recognizer" in family.needs:
                     row["heard"] = spoken.heard
@@ -82,28 +131,42 @@ def score_outputs(
             label = f"{named[whole].label}, {part}"
             named[name] = dataclasses.replace(named[whole], name=name, label=label, is_detail=True)
         metrics |= named
+        partial = {name: metric for name, metric in partial.items() if name not in named}
         metrics = dict(sorted(metrics.items(), key=lambda item: (item[1].order, item[0])))
         for group, values in summary.items():
             found = {**values["metrics"], **summarize(members[group], named)["metrics"]}
             values["metrics"] = {name: found[name] for name in metrics if name in found}
-        report = _plain(
-            {
-                "names": outputs.names,
-                "settings": {name: value for name, value in outputs.settings.items() if name != "utterances"},
-                "outputs_sha256": outputs_sha256,
-                "measured_with": measured_with,
-                "notes": notes,
-                "metrics": [dataclasses.asdict(metric) for metric in metrics.values()],
-                "summary": summary,
-                "utterances": rows,
-                "made_by": made_by,
-            }
-        )
-        write_json(directory / REPORT, report, replace=True)
+        report = {**report, "metrics": [dataclasses.asdict(metric) for metric in metrics.values()]}
+        report["headline"] = [row._asdict() for row in headline(report)]
+        report["partial"] = {
+            metric.label: sum(name in row["scores"] for row in rows)
+            for name, metric in partial.items()
+            if not metric.is_detail
+        }
+        write_json(directory / REPORT, _plain(report), replace=True)
         for metric in family.metrics:
             if metric.name in summary[ALL]["metrics"]:
                 tell(line(metric, summary[ALL]["metrics"][metric.name]))
-    return report
+    for label, count in report.get("partial", {}).items():
+        tell(f"  {label}: of {count} utterances alone; give its model again for all")
+    for short in headline(report):
+        for part in textwrap.wrap(short.line(), LINE_CHARS, subsequent_indent="    "):
+            tell(part)
+    whole_report: Json = _plain(report)
+    return whole_report
+
+
+def _keep_scores(rows: Sequence[Json], before: Json | None) -> set[int]:
+    """Give rows the scores that their outputs have in the report `before`; which of them."""
+    kept = set()
+    old_rows = {old.get("place"): old for old in before["utterances"]} if before is not None else {}
+    for number, row in enumerate(rows):
+        old = {**NEWER_COLUMNS, **old_rows.get(row["place"], {})}
+        if all(old.get(name) == value for name, value in _plain(row).items() if name != "scores"):
+            row["scores"] = old["scores"]
+            row |= {"heard": old["heard"]} if "heard" in old else {}
+            kept.add(number)
+    return kept
 
 
 def _check_belongs(outputs: Finished, truths: Truths) -> None:

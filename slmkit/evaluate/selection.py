@@ -1,5 +1,8 @@
 """Which utterances of a corpus are spoken, and in which voices.
 
+A model that notes what it was trained on is asked for utterances that it was not trained on, unless memorisation is
+what is to be measured.
+
 Invariant: the same arguments give the same items in the same order.
 
 Example:
@@ -15,11 +18,13 @@ import numpy.typing as npt
 
 from slmkit.codec.base import Codec
 from slmkit.data.index import Corpus
+from slmkit.data.lengths import key_hash
 from slmkit.data.lines import parse_line, read_lines
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer, voice_not_taken
 from slmkit.log import get_logger
+from slmkit.model.trained_on import TrainedOn
 
 OWN, SWAPPED = "own", "swapped"
 DEFAULT = "default"  # the one voice of a model that takes none
@@ -50,18 +55,30 @@ def select(
     limit: int | None = None,
     every: int = 1,
     keys: Sequence[str] | None = None,
+    trained_on: TrainedOn | None = None,
+    trained: bool = False,
+    spread: bool = False,
 ) -> list[Selected]:
     """Each utterance that is chosen, in each of the voices.
 
-    Chosen are all, or those of `keys` in the order given; of them every n-th from the first, at most `limit`. Voices:
-    "own"; "swapped", that of the next chosen utterance by another speaker; "default", for a model that takes none; or a
-    `NamedVoice`.
+    Chosen are those of `keys` in the order given; or else all, where `trained_on` is known those that are not among it,
+    or with `trained` those that are. Of them every n-th from the first, at most `limit`: the first ones, or with
+    `spread` some from all over the corpus, which are also among those of a larger limit. Voices: "own"; "swapped", that
+    of the next chosen utterance by another speaker; "default", for a model that takes none; or a `NamedVoice`.
 
     Raises UserError for a key that the corpus lacks, a voice given twice, nothing chosen, or speakers that cannot be
     swapped because there is only one.
     """
-    numbers = list(range(len(corpus))) if keys is None else _numbers_of(corpus, keys)
-    numbers = numbers[::every][:limit]
+    if keys is not None:
+        numbers = numbers_of(corpus, keys)
+    elif trained_on is not None:
+        numbers = _told_apart(corpus, trained_on, trained)
+    else:
+        numbers = list(range(len(corpus)))
+    numbers = numbers[::every]
+    if spread and limit is not None and limit < len(numbers):
+        numbers = sorted(sorted(numbers, key=lambda number: key_hash(corpus.key(number)))[:limit])
+    numbers = numbers[:limit]
     if not numbers:
         raise UserError(f"no utterance of {corpus.directory} is chosen", got=f"{len(corpus)} in the corpus")
     names = [voice if isinstance(voice, str) else voice.name for voice in voices]
@@ -113,7 +130,27 @@ def read_list(path: str | Path, what: str) -> list[str]:
     return lines
 
 
-def _numbers_of(corpus: Corpus, keys: Sequence[str]) -> list[int]:
+def _told_apart(corpus: Corpus, trained_on: TrainedOn, trained: bool) -> list[int]:
+    """The utterances that were trained on, or were not."""
+    found: list[int] = []
+    for start, shard in zip(corpus.starts, corpus.shards, strict=False):
+        found += (int(start) + np.flatnonzero(trained_on.has_keys(shard.keys) == trained)).tolist()
+    if found or not len(corpus):
+        return found
+    count = f"{len(corpus)} utterances"
+    if trained:
+        what = f"the model was trained on no utterance of {corpus.directory}, so there is no memorisation to measure"
+        raise UserError(what, got=count, next_step="leave out --trained")
+    raise UserError(
+        f"the model was trained on every utterance of {corpus.directory}: scores of them would flatter it",
+        got=count,
+        expected="some that were held out",
+        next_step="give another corpus, or train with data.eval_share; --trained measures memorisation",
+    )
+
+
+def numbers_of(corpus: Corpus, keys: Sequence[str]) -> list[int]:
+    """The samples with these keys, each once. Raises UserError for one that the corpus lacks."""
     wanted = set(keys)
     number_of = {key: i for i in range(len(corpus)) if (key := corpus.key(i)) in wanted}
     missing = [key for key in dict.fromkeys(keys) if key not in number_of]

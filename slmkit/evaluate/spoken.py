@@ -14,14 +14,16 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from slmkit.audio.dnsmos import Dnsmos
 from slmkit.audio.mel import log_mel_distance
 from slmkit.codec.base import Codec, Codes, decode_alone
 from slmkit.data.index import Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
-from slmkit.evaluate.generation import COPY, true_codes
+from slmkit.evaluate.generation import true_codes
 from slmkit.evaluate.metrics import Score, single
 from slmkit.evaluate.outputs import Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
+from slmkit.evaluate.results import COPY
 from slmkit.evaluate.selection import DEFAULT
 from slmkit.tokenization.copies import planned_audio
 
@@ -59,6 +61,8 @@ class Tools:
     recognizer: Recognizes | None = None
     wavlm: TellsVoices | None = None
     utmos: Judges | None = None
+    distillmos: Judges | None = None
+    dnsmos: Dnsmos | None = None
     copy_quality: bool = False  # whether copies are compared with their recordings by STOI and PESQ
     model: tuple[Any, Any] | None = None  # the SpeechLM that spoke and its TextTokenizer
     # By the number of a sample, what `wavlm` says of its recording, since many utterances may share a voice.
@@ -102,6 +106,7 @@ class Spoken:
     outputs: Finished
     truths: Truths
     tools: Tools
+    heard_before: str | None = None  # by the same recognizer
 
     @property
     def codes(self) -> Codes:
@@ -139,6 +144,8 @@ class Spoken:
     def heard(self) -> str:
         """What the recognizer hears in the speech, "" where there is none."""
         assert self.tools.recognizer is not None, "asked for by metrics that need it"
+        if self.heard_before is not None:
+            return self.heard_before
         return self.tools.recognizer.text(self.wave, self.rate) if self.record.frames else ""
 
     @property

@@ -102,7 +102,8 @@ class Summary(NamedTuple):
 
     def line(self) -> str:
         """For people."""
-        notes = [f"{self.num_limited} stopped by a limit", f"{counted(self.num_runaways, 'runaway')}"]
+        notes = [f"{self.num_limited} stopped by a limit"]
+        notes += [counted(self.num_runaways, "runaway")] * (self.num_runaways > 0)
         notes += [f"{self.num_short} far too short"] * (self.num_short > 0)
         notes += [f"{self.num_retried} tried again"] * (self.num_retried > 0)
         words = f"{counted(self.num_outputs, 'answer')} ({', '.join(notes)}), "

@@ -117,7 +117,11 @@ class ActiveRequest:
             best = output
         else:
             distance = self._lookout.distance
-            best = max(attempts, key=lambda one: (one.is_success, -distance(one.codes.shape[1])))
+
+            def rank(one: Output) -> tuple[bool, float, bool]:
+                return one.is_success, -distance(one.codes.shape[1]), one.reason != "runaway"
+
+            best = max(attempts, key=rank)
         runaways, num_steps = sum(one.runaways for one in attempts), sum(one.num_steps for one in attempts)
         return dataclasses.replace(best, attempts=len(attempts), runaways=runaways, num_steps=num_steps)
 

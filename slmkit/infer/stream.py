@@ -3,8 +3,8 @@
 `SpeechStream` turns the frames of one answer into pieces of its wave as they come; `Speaking` runs one request through
 an engine and hands the pieces out. `codec.stream` says when pieces come, how long they are and what they cost.
 
-Invariant: the codes are those of the same request in a batch, and the joined pieces are the wave of decoding them at
-once, within `codec.stream.JOINED_BOUND`.
+Invariant: the codes are those of the first attempt at the same request in a batch, and the joined pieces are the wave
+of decoding them at once, within `codec.stream.JOINED_BOUND`.
 
 Example:
     speaking = synthesizer.stream(synthesizer.reading("Good morning.", speaker), speaker)
@@ -83,7 +83,7 @@ class Speaking(Iterator[Wave]):
         engine.check(request)
         self.output: Output | None = None  # there once the last frame is decoded
         self.first_audio_sec: float | None = None  # from the first call for a piece: prompt, steps and codec
-        self._pieces = _pieces(engine, codec, request, speaker)
+        self._pieces = _pieces(engine, codec, request.tried_once(), speaker)  # what was heard cannot be said again
 
     def __next__(self) -> Wave:
         """Raises UserError when another answer is in the engine at the first call; and at the end, where the model gave

@@ -251,9 +251,9 @@ class Synthesizer:
         return Speech(wave=wave, sample_rate=self.codec.spec.sample_rate, output=output, words=words)
 
     def stream(self, request: Request, speaker: Vector) -> Speaking:
-        """The wave that answers `request` in the voice of `speaker`, float32 [D], in pieces; it is tried once, since
-        what was heard cannot be said again. Raises as `Speaking`."""
-        return Speaking(self.engine, self.codec, request.tried_once(), speaker)
+        """The wave that answers `request`, once, in the voice of `speaker`, float32 [D], in pieces. Raises as
+        `Speaking`."""
+        return Speaking(self.engine, self.codec, request, speaker)
 
     def words_of(self, output: Output) -> Words:
         """The words of an answer, without the marks around them."""

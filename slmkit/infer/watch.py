@@ -8,10 +8,10 @@ An end that has become impossible has no watch of its own: in the middle of good
 speech that cannot end, and once the speech is too long the length stops it. A model that notes no rates of its corpus
 (`data.rates`) has no length from the text.
 
-Such an answer is a runaway. It is tried again with other random numbers, `max_retries` times at most, and the best
-attempt is kept: one that ended by itself with enough speech, else the one whose length is nearest to what the text lets
-expect. A greedy request draws its speech at `RETRY_TEMPERATURE` then, since other random numbers change nothing for it.
-So does an answer that is far too short for its text.
+Such an answer is a runaway. It is tried again with other random numbers, `max_retries` times at most, and so is one
+that is far too short for its text. The best attempt is kept: one that ended by itself with enough speech, else the one
+whose length is nearest to what the text lets expect. Another attempt at a greedy request draws its speech at
+`RETRY_TEMPERATURE`, since other random numbers change nothing for it; the words around the speech stay greedy.
 
 Invariant: what is watched depends on the request, its frames and the codec alone.
 
@@ -40,7 +40,7 @@ SHORT_FACTOR = 0.5  # of the lowest quantile of the corpus, below which the spee
 LOOP_SEC, LOOP_TIMES = 3.0, 3  # a loop lasts so long beyond its first turn, and has so many turns
 LOOP_LEAK = 8  # frames of a loop that one other frame outweighs
 SILENCE_SEC = 3.0
-SILENT_DB, SILENT_LEVEL = -35.0, 1e-3  # below the loudest block, or below this root mean square, there is no speech
+SILENT_DB, SILENT_LEVEL = -30.0, 1e-3  # below the loudest block, or below this root mean square, there is no speech
 BLOCK_SEC = 0.05
 CHECKED_SHARE = 0.5  # of its length that speech without a pause grows by until it is decoded and looked at again
 

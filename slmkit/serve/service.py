@@ -213,8 +213,7 @@ class Service:
         )
         max_sec = body.max_sec or self.settings.max_sec
         try:
-            retries = 0 if body.streaming else body.max_retries  # what was heard cannot be said again
-            again: dict[str, Any] = {"watch": body.watch, "max_retries": retries}
+            again: dict[str, Any] = {"watch": body.watch, "max_retries": body.max_retries}
             request = make(body.text, speaker, sampling=sampling, max_sec=max_sec, seed=body.seed, **again)
             self.synthesizer.engine.check(request)
         except UserError as error:

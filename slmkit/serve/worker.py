@@ -114,7 +114,9 @@ class Call:
         """`speaker` float32 [D], the voice the codec gives. `deliver` is called in the worker's thread; with
         `wants_place` it is also told each new place in the queue."""
         self.wants_place, self.place = wants_place, -1  # not told yet
-        self.request, self.speaker, self.is_streamed, self.deliver = request, speaker, is_streamed, deliver
+        # What was heard cannot be said again.
+        self.request = request.tried_once() if is_streamed else request
+        self.speaker, self.is_streamed, self.deliver = speaker, is_streamed, deliver
         self.clock = PlaybackClock(time.monotonic())  # of who plays the sound as it is delivered
         self.stream: SpeechStream | None = None
         self.is_given_up = self.is_suspect = False

@@ -142,6 +142,9 @@ class StudyConfig(Config):
     """A study: a model of each combination of codec, base, group, head, fusion and speaker, trained and evaluated."""
 
     out: PathText = Field(description="directory for everything the study makes")
+    table: Label = Field(
+        default="table", description="folder in it for the table: studies of one directory share steps of equal names"
+    )
     title: Text = Field(default="", description="title of the table")
     corpora: dict[Label, CorpusOptions] = Field(description="corpora by name")
     codecs: dict[Label, CodecOptions] = Field(description="codecs by name")

@@ -27,7 +27,6 @@ from slmkit.files import atomic_write
 from slmkit.study.plan import Row, StudyPlan
 from slmkit.study.work import STATES, Status
 
-TABLE = "table"
 SPOKEN = 3  # sentences to listen to
 ERRORS = ("wer", "log_mel_distance_db")  # of the picture, the first that two models have
 SPEED = "real_time_factor"
@@ -47,6 +46,7 @@ class Line:
     """A row of a table: values, or why there are none."""
 
     label: str
+    codec: str
     is_copy: bool
     why: str
     values: tuple[Value | None, ...]
@@ -91,6 +91,7 @@ def _table(plan: StudyPlan, name: str, statuses: Mapping[str, Status]) -> Table:
         lines.append(
             Line(
                 label=plan.model_label(row),
+                codec=row.codec,
                 is_copy=row.cell is None,
                 why="" if report is not None else _why(plan, row, statuses),
                 values=tuple(values),
@@ -113,15 +114,16 @@ def _why(plan: StudyPlan, row: Row, statuses: Mapping[str, Status]) -> str:
             return f"{STATES[statuses[name].state]}: {name}, {statuses[name].why}"
     being_done = [name for name in chain if statuses[name].state == "running"]
     left = sum(statuses[name].state != "done" for name in chain)
-    return f"not done: {f'{being_done[0]} is being done' if being_done else f'{left} steps are left'}"
+    left_words = f"{left} steps are left" if left != 1 else "1 step is left"
+    return f"not done: {f'{being_done[0]} is being done' if being_done else left_words}"
 
 
 def write_table(plan: StudyPlan, statuses: Mapping[str, Status]) -> Path:
-    """Write the tables into OUT/table; gives the page. What an earlier table left is replaced.
+    """Write the tables into OUT/TABLE; gives the page. What an earlier table left is replaced.
 
     Raises UserError when a report is damaged or the disk refuses.
     """
-    out = Path(plan.config.out) / TABLE
+    out = Path(plan.config.out) / plan.config.table
     tables = tables_of(plan, statuses)
     title = plan.config.title or Path(plan.config.out).name
     pictures, sections = {}, []
@@ -198,8 +200,8 @@ def speed_picture(table: Table) -> bytes | None:
             found = line.report["summary"][ALL]["metrics"]
             slow, wrong = (found.get(name, {}).get("mean") for name in (SPEED, error))
             if slow and wrong is not None:
-                codec, _, kind = line.label.partition(" ")
-                points.setdefault(codec, []).append((1 / slow, wrong, kind))
+                kind = line.label.removeprefix(line.codec).strip()
+                points.setdefault(line.codec, []).append((1 / slow, wrong, kind))
         if sum(map(len, points.values())) > 1:
             metric = next(found[error] for found in map(metrics_of, reports) if error in found)
             scale = 100 if metric.unit == "%" else 1

@@ -78,7 +78,8 @@ def look(plan: StudyPlan) -> dict[str, Status]:
         needs = {need: found[need].state for need in step.needs}
         if status.state in ("ready", "stopped", "failed") and any(state != "done" for state in needs.values()):
             bad = [need for need, state in needs.items() if state in ("failed", "changed", "blocked")]
-            status = Status("blocked", bad[0]) if bad else Status("waiting")
+            first = found[bad[0]].why if bad and found[bad[0]].state == "blocked" else "".join(bad[:1])
+            status = Status("blocked", first) if bad else Status("waiting")
         found[step.name] = status
     return found
 

@@ -264,6 +264,10 @@ def check_share(
     total = failed + samples
     if samples and failed <= max_failure_share * total:
         return
+    if not total and reasons:
+        got = "; ".join(filter(None, (most_common(reasons), example)))
+        instead = f"see {FAILURES_FILE}; change the filters, and tokenize into another directory"
+        raise UserError("the filters leave nothing of the source", got=got, next_step=instead)
     raise UserError(
         f"{failed} of {total} items of the source failed",
         got="; ".join(filter(None, (most_common(reasons) or "an empty source", example))),

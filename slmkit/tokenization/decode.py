@@ -1,4 +1,4 @@
-"""Audio files to waves in parallel processes, in the order of the source.
+"""Audio files to waves in parallel processes, in the order of the source, and what is measured of them (see screen).
 
 Files are hostile: a worker that a file crashes, or that takes too long, is replaced, and the file becomes a ledger
 line. torch is not imported here, to keep the start of workers quick.
@@ -15,7 +15,7 @@ import contextlib
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from slmkit.corpora.base import Utterance, read_transcript
 from slmkit.corpora.content import open_audio
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample
+from slmkit.tokenization.screen import Screen
 from slmkit.tokenization.workers import WorkerDied, Workers
 
 T = TypeVar("T")
@@ -41,6 +42,7 @@ class Decoding:
     min_sec: float = 0.0
     max_sec: float | None = None
     limit_sec: float = 120.0  # a worker is ended when one file takes longer
+    screen: Screen = field(default_factory=Screen)
 
 
 class Decoded(NamedTuple):
@@ -89,12 +91,12 @@ def _result(item: Failure | _Submitted, decoding: Decoding) -> Decoded | Failure
     try:
         return item.future.result()
     except WorkerDied:
-        what = f"decoding it crashed the process or took more than {decoding.limit_sec} s"
+        what = f"decoding or measuring it crashed the process or took more than {decoding.limit_sec} s"
         return Failure.of(item.key, BadSample("crashed", what))
 
 
 def decode(utterance: Utterance, decoding: Decoding) -> Decoded | Failure:
-    """Read the transcript and the audio of one utterance."""
+    """Read the transcript and the audio of one utterance, and measure what is to be measured."""
     try:
         text = read_transcript(utterance.text) if isinstance(utterance.text, Path) else utterance.text
         recording = read_recording(
@@ -106,7 +108,9 @@ def decode(utterance: Utterance, decoding: Decoding) -> Decoded | Failure:
             channel=utterance.audio.channel,
         )
         _check_length(utterance, len(recording.wave) / decoding.sample_rate)
-        return Decoded(utterance, text, recording.wave, checks_of(utterance, text, recording, decoding.sample_rate))
+        checks = checks_of(utterance, text, recording, decoding.sample_rate)
+        screened = decoding.screen.screened(utterance, recording.mono, recording.rate)
+        return screened if isinstance(screened, Failure) else Decoded(screened, text, recording.wave, checks)
     except BadSample as error:
         if error.reason == "too_long" and utterance.cut is None:
             what = f"{error.what}, and its source gives no time stamps to cut it by"

@@ -3,8 +3,9 @@
 `plan_corpus` fixes what goes where, `encode_share` writes a task's shards, `finalize_corpus` makes a corpus of them,
 and `tokenize` does all three; `import_codes` is the other job.
 
-Decoding runs ahead in processes of its own, the codec runs in the main thread, and a shard is written by another thread
-while the next one is encoded.
+Decoding runs ahead in processes of its own, which also measure what filters go by (see screen), so that what is refused
+is not encoded. The codec runs in the main thread, and a shard is written by another thread while the next one is
+encoded.
 
 Invariant (law): the same input gives byte-identical tars, whatever the number of workers or batches or interruptions.
 
@@ -45,6 +46,7 @@ from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
 from slmkit.tokenization.plan import INTENDED, Rules, ShardPlan, Sifted, TokenizationPlan, make_plan, sift_parts
 from slmkit.tokenization.progress import LINE_EVERY_SEC, Progress
+from slmkit.tokenization.screen import Screen, job_settings
 
 log = get_logger(__name__)
 
@@ -74,7 +76,7 @@ def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
     rules = Rules(
         min_sec=config.min_sec,
         max_sec=config.max_sec,
-        min_dnsmos=config.filters.min_dnsmos,
+        screen=Screen.of(config),
         languages=frozenset(config.filters.languages),
         sources=config.filters.sources,
     )
@@ -96,7 +98,7 @@ def plan_corpus(codec: CodecSpec, config: TokenizeConfig) -> TokenizationPlan:
 
 
 def _job(config: TokenizeConfig, codec: CodecSpec) -> CorpusJob:
-    return CorpusJob(config.out, config.corpus, codec, config.settings(), codec_source=source_of(config.codec))
+    return CorpusJob(config.out, config.corpus, codec, job_settings(config), codec_source=source_of(config.codec))
 
 
 def _check_refused(
@@ -108,7 +110,8 @@ def _check_refused(
     failed = num_failed(reasons)
     if plan.num_items and failed <= config.max_failure_share * (failed + plan.num_items):
         return
-    usual = max((reason for reason in reasons if reason not in INTENDED), key=reasons.__getitem__, default="")
+    counted = [reason for reason in reasons if reason not in INTENDED] or list(reasons)
+    usual = max(counted, key=reasons.__getitem__, default="")
     with open(plan.refused_lines(), "rb") as lines:
         example = next((line["detail"] for line in map(json.loads, lines) if line["reason"] == usual), "")
     ledger = job.directory / FAILURES_FILE
@@ -147,6 +150,7 @@ def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> 
         min_sec=config.min_sec,
         max_sec=config.max_sec,
         limit_sec=config.decode_limit_sec,
+        screen=Screen.of(config),
     )
     batch_samples = seconds_to_samples(config.batch_sec, codec.spec.sample_rate)
     with contextlib.ExitStack() as stack:

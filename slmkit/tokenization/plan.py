@@ -37,11 +37,12 @@ from slmkit.corpora.base import SourcePart, Utterance, key_refusal, path_key, te
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, read_json, write_json
+from slmkit.tokenization.screen import SCREENED, Screen
 from slmkit.tokenization.workers import WorkerDied, Workers
 
 DIRECTORY, PLAN, ITEMS, REFUSED = "plan", "plan.json", "items.jsonl", "refused.jsonl"
 # Reasons of filters, which no one calls failures.
-INTENDED = frozenset({"low_dnsmos", "no_dnsmos", "other_language", "other_source"})
+INTENDED = SCREENED | {"other_language", "other_source"}
 AGAIN = "plan the corpus again, into a new directory"
 CHUNK_ITEMS = 1000  # read and judged together
 OBJECTS_PER_COLLECTION = 200_000
@@ -124,7 +125,7 @@ class Rules:
 
     min_sec: float = 0.0
     max_sec: float = float("inf")
-    min_dnsmos: float | None = None
+    screen: Screen = field(default_factory=Screen)
     languages: frozenset[str] = field(default_factory=frozenset)  # none: all
     sources: tuple[str, ...] = ()  # patterns of paths in the source; none: all
 
@@ -142,13 +143,7 @@ class Rules:
         if self.sources and not any(fnmatch.fnmatchcase(utterance.source, pattern) for pattern in self.sources):
             what = f"it is from {utterance.source}, wanted are {', '.join(self.sources)}"
             return Failure(utterance.key, "other_source", what)
-        if self.min_dnsmos is not None:
-            dnsmos = utterance.extra.get("dnsmos")
-            if not isinstance(dnsmos, int | float):
-                return Failure(utterance.key, "no_dnsmos", "the source gives no DNSMOS")
-            if not dnsmos >= self.min_dnsmos:
-                return Failure(utterance.key, "low_dnsmos", f"DNSMOS {dnsmos}, at least {self.min_dnsmos} is wanted")
-        return None
+        return self.screen.refusal_by_source(utterance)
 
 
 class Sifted(NamedTuple):

@@ -54,7 +54,8 @@ class VoiceEncoder(Protocol):
     def vector(self, wave: npt.NDArray[Any], sample_rate: int) -> Vector:
         """The vector float32 [D], finite, of `wave`, float [N] in [-1, 1] at `sample_rate` Hz.
 
-        Takes bounded memory beside the wave. Raises BadSample "too_short" when there are fewer than `min_samples`.
+        In full float32, and in bounded memory beside the wave. Raises BadSample "too_short" when there are fewer than
+        `min_samples`.
         """
         ...
 

@@ -33,6 +33,7 @@ from torch import nn
 from slmkit.audio.mel import mel_filterbank
 from slmkit.errors import UserError
 from slmkit.files import write_json
+from slmkit.precision import exact_float32
 from slmkit.voice.base import Vector, heard, weights_sha256
 from slmkit.weights import read_weights
 
@@ -117,9 +118,10 @@ class GE2EVoice:
         samples = heard(self, wave, sample_rate)
         num_windows = 1 + max(0, len(samples) - LEAST_HEARD) // (WINDOW_HOP * HOP_SAMPLES)
         gain, total = _gain(samples), torch.zeros(WIDTH, dtype=torch.float64)
-        for first in range(0, num_windows, BATCH_WINDOWS):
-            mels = self._mels(samples, gain, first, min(BATCH_WINDOWS, num_windows - first))
-            total += self._network(mels).double().sum(0).cpu()
+        with exact_float32(self.device):
+            for first in range(0, num_windows, BATCH_WINDOWS):
+                mels = self._mels(samples, gain, first, min(BATCH_WINDOWS, num_windows - first))
+                total += self._network(mels).double().sum(0).cpu()
         return F.normalize(total, dim=0, eps=TINY).float().numpy()
 
     def _mels(self, samples: npt.NDArray[np.float32], gain: float, first: int, count: int) -> torch.Tensor:

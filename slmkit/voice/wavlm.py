@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from transformers import Wav2Vec2FeatureExtractor, WavLMForXVector
 
+from slmkit.precision import exact_float32
 from slmkit.voice.base import Vector, heard, weights_sha256
 from slmkit.weights import load_model, load_part
 
@@ -62,7 +63,9 @@ class WavLMVoice:
         """As `VoiceEncoder.vector`."""
         samples = heard(self, wave, sample_rate)
         num_parts = -(-len(samples) // (PART_SEC * self.sample_rate))
-        return np.mean([self._x_vector(part) for part in np.array_split(samples, num_parts)], axis=0, dtype=np.float32)
+        with exact_float32(self.model.device):
+            vectors = [self._x_vector(part) for part in np.array_split(samples, num_parts)]
+        return np.mean(vectors, axis=0, dtype=np.float32)
 
     def _x_vector(self, samples: npt.NDArray[np.float32]) -> Vector:
         """float32 [D] of a wave float32 [N] at the model's rate."""

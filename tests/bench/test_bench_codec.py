@@ -20,6 +20,7 @@ def states():
     return random_states()
 
 
+@pytest.mark.full
 def test_the_twins_agree_with_random_weights_on_a_mixed_batch(states):
     result = bench_codec(states, CPU, 0.2, batch=2, rounds=1)
     assert result["equal_codes"] > 0.995

@@ -13,6 +13,8 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.codec.stream import JOINED_BOUND
 from slmkit.errors import UserError
 
+OTHERS = ("encodec", "wavtokenizer", "speechtokenizer", "bigcodec", "snac_44khz")
+
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
@@ -21,7 +23,7 @@ def fitted(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("name", ["encodec", "dac", "wavtokenizer", "speechtokenizer", "bigcodec"])
+@pytest.mark.parametrize("name", ["dac", *(pytest.param(name, marks=pytest.mark.full) for name in OTHERS)])
 def test_a_codec_is_its_plain_loop(name):
     found = bench_directory(family_directory(name), "cpu", 0.4, batch=2, rounds=1)
     assert found["equal_codes"] == 1

@@ -22,6 +22,7 @@ def run(words: list[str]) -> None:
     assert decode.run(parser.parse_args(["--quick", "--steps", "6", "--repeats", "1", *words])) == 0
 
 
+@pytest.mark.full
 def test_both_sides_give_equal_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     random_melvq().save(tmp_path / "codec")
     run(["--batch", "1", "2", "--plain", "1", "--json", "--codec", str(tmp_path / "codec")])
@@ -40,6 +41,7 @@ def test_both_sides_give_equal_answers(capsys: pytest.CaptureFixture[str], tmp_p
         assert case["with_gap"] is case["gap_sec"] is None
 
 
+@pytest.mark.full
 def test_the_table_tells_what_was_timed(capsys: pytest.CaptureFixture[str]) -> None:
     run(["--group", "4", "--batch", "2", "--dtype", "bfloat16"])
     head, columns, row = capsys.readouterr().out.splitlines()
@@ -89,6 +91,7 @@ def test_a_codec_slower_than_its_sound_is_heard_with_gaps(
     assert [clock.num_gaps for clock in decode.listen(engine, codec, 1.5)] == [0, 0]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_64_answers_begin_at_once_and_do_not_end(dtype: torch.dtype) -> None:
     model = torch.nn.Module.to(decode.make_model(decode.QUICK, 6, 64), dtype)

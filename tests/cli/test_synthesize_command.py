@@ -17,8 +17,9 @@ from spoken import hashes, make_spoken
 
 from slmkit.audio.io import read_audio
 from slmkit.cli.main import main
-from slmkit.cli.speaking import SPEAKING_FLAGS, open_synthesizer, settings_of
+from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
 from slmkit.codec.melvq import MelVQ
+from slmkit.errors import UserError
 from slmkit.infer import batch
 from slmkit.infer.request import SpeakingSettings
 from slmkit.jobs import NOTES
@@ -138,9 +139,12 @@ def test_an_interrupt_is_a_stop(
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_settings() -> None:
-    assert settings_of(argparse.Namespace(**{name: flag[1] for name, flag in SPEAKING_FLAGS.items()})) == (
-        SpeakingSettings()
-    )
+    parser = argparse.ArgumentParser()
+    add_sampling_arguments(parser)
+    assert settings_of(parser.parse_args([])) == SpeakingSettings()
+    assert not settings_of(parser.parse_args(["--no-watch"])).watch
+    with pytest.raises(UserError, match="max_retries: got 21, expected 0 to 20"):
+        settings_of(parser.parse_args(["--max-retries", "21"]))
 
 
 def test_the_engine_has_room_for_the_longest_speech(here: Path) -> None:

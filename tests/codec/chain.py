@@ -117,7 +117,9 @@ def learn(out: Path, group: int) -> Learned:
     (place / "run.yaml").write_text(yaml.safe_dump(config))
     command("train", "--config", place / "run.yaml")
     command("consolidate", place / "run", place / "model")
-    command("evaluate", place / "model", "--corpus", out / "shards", "--out", place / "scores", "--max-sec", 2)
+    command(
+        "evaluate", place / "model", "--trained", "--corpus", out / "shards", "--out", place / "scores", "--max-sec", 2
+    )
     metrics = json.loads((place / "scores" / "report.json").read_text())["summary"]["all"]["metrics"]
     codes = min(value["mean"] for name, value in metrics.items() if name.startswith("frame_agreement:"))
     sample, codec = first_sentence(out / "shards"), open_codec(out / "codec")

@@ -9,9 +9,9 @@ from seeded_weights import wave
 
 from slmkit.codec.base import CodecSpec
 from slmkit.codec.facodec.dimensions import ENCODER_STRIDES
-from slmkit.codec.single import exact_float32
 from slmkit.codec.snake import padding_of
 from slmkit.codec.snake.activation import Ends
+from slmkit.precision import exact_float32
 
 SHORTEST = 413
 

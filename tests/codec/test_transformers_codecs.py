@@ -39,7 +39,9 @@ def alone(name: str) -> PlainTransformers:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@pytest.mark.parametrize("seconds", [0.01, 1.7, 6.0])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.01, marks=pytest.mark.full), 1.7, pytest.param(6.0, marks=pytest.mark.full)]
+)
 def test_equal_to_transformers_alone(name, seconds):
     codec = open_family(name)
     wave = audio(codec.spec.sample_rate)[: round(seconds * codec.spec.sample_rate)]

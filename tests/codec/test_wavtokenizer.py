@@ -13,9 +13,9 @@ from seeded_codecs import codec_state, read_golden, read_shapes, wave_of
 from slmkit.codec.added import WEIGHTS, add_codec
 from slmkit.codec.hf.wavtokenizer import ENCODER, QUANTIZER, WHOLE_FRAMES
 from slmkit.codec.open import open_codec
-from slmkit.codec.single import exact_float32
 from slmkit.codec.stages import run_in_pieces
 from slmkit.errors import UserError
+from slmkit.precision import exact_float32
 
 EQUAL_FRAMES, WAVE_BOUND, LATENT_BOUND = 0.995, 5e-5, 1e-4
 VARIANTS = {"wavtokenizer_75": (320, [8, 5, 4, 2]), "wavtokenizer_40": (600, [6, 5, 5, 4])}

@@ -65,6 +65,77 @@ def test_the_best_is_marked_and_differences_are_of_pairs() -> None:
     assert "<td>+0.0 <small>+0.0 to +0.0</small></td>" in html
 
 
+RTF = Metric(name="rtf", label="RTF", better="lower", digits=2, order=3, note="", is_timed=True)
+ENGINE = {"device": "cpu", "threads": 1, "slots": 2}
+
+
+def timed(seconds: float, *, cpu: str | None = "one", **changes: Any) -> dict[str, Any]:
+    """A report with the time that one utterance took, on a machine."""
+    found = report({"x": 1}, **{**ENGINE, **changes})
+    found["utterances"][0]["scores"]["rtf"] = [seconds, 1]
+    machine = {} if cpu is None else {"machine": {"cpu": cpu}}
+    return {**found, "metrics": [*found["metrics"], asdict(RTF)], **machine}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"cpu": "another"}, {"cpu": None}, {"slots": 1}, {"threads": 2}, {"device": "cuda"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_speeds_are_compared_only_where_they_mean_the_same(other: dict[str, Any]) -> None:
+    same = compare_reports({"a": timed(2.0), "b": timed(1.0)})
+    assert best(RTF, same["models"]) == {"b"}
+    assert text_table(same)[-1].split() == ["RTF", "2.00", "1.00*"]
+    found = compare_reports({"a": timed(2.0), "b": timed(1.0, **other)})
+    assert not any("rtf" in means for means in found["models"].values())
+    assert text_table(found)[-1].startswith("Speeds are not compared: machine, device, threads or slots differ")
+    assert "RTF" not in page(found)
+    copies = compare_reports({"a": timed(2.0), "b": report({"x": 1}, model="copy synthesis")})
+    assert copies["models"]["a"]["rtf"]["mean"] == 2.0  # copies have no speed that could differ
+
+
+def test_the_best_is_one_that_speaks() -> None:
+    """The model with the fewest errors fails at three sentences of four; copies of the true codes have none at all."""
+    errors = {"a": 3, "b": 3, "c": 3, "d": 3}
+    silent = report(dict.fromkeys(errors, 1))
+    for row in silent["utterances"][:3]:
+        row["scores"]["success"] = [0, 1]
+    reports = {"silent": silent, "good": report(errors), "bad": report(dict.fromkeys(errors, 5))}
+    reports["copies"] = report(dict.fromkeys(errors, 0), model="copy synthesis")
+    found = compare_reports(reports)
+    assert found["copies"] == ["copies"]
+    wer = next(line.split() for line in text_table(found) if line.startswith("WER"))
+    assert wer[-4:] == ["10.0", "30.0*", "50.0", "0.0"]
+    assert "Never the best, because they fail at most sentences: silent." in text_table(found)
+    silent["utterances"][0]["scores"]["success"] = [1, 1]  # now half of them
+    assert best(WER, compare_reports(reports)["models"], ["copies"]) == {"silent"}
+
+
+def test_the_same_sentence_is_heard_by_all_models(tmp_path: Path) -> None:
+    """Sounds are copied beside the page; what was trained on is marked, and no speech said."""
+    for name, count in (("one", 30), ("two", 20)):
+        found = report({f"k{i:02d}": 1 for i in range(count)})
+        for place, row in enumerate(found["utterances"]):
+            row |= {"place": place, "frames": int(name == "one" or place > 0), "heard": f"{name} heard {place}"}
+            row["trained_on"] = name == "two"
+        write_json(tmp_path / name / "report.json", found)
+        (tmp_path / name / "wav").mkdir()
+        for place in range(count):
+            (tmp_path / name / "wav" / f"{place:05d}.wav").write_bytes(f"{name} {place}".encode())
+    compare_directories([tmp_path / "one", tmp_path / "two"], tmp_path / "table", common=True)
+    html = (tmp_path / "table" / "report.html").read_text()
+    assert html.count("<article") == 12
+    assert html.count("<audio") == 23
+    assert html.count("no speech") == 1
+    assert html.count("<b>trained on</b>") == 12
+    assert "Of the 20 utterances some were trained on: 20 by two." in html
+    last = html[html.rindex("<article") :]
+    assert "one heard 18" in last
+    assert "two heard 18" in last
+    assert (tmp_path / "table" / "listen" / "11-0.wav").read_text() == "one 18"
+    assert (tmp_path / "table" / "listen" / "11-1.wav").read_text() == "two 18"
+
+
 def test_a_score_that_one_model_lacks_makes_no_pair() -> None:
     found = compare_reports({"a": report({"x": 4, "y": 2}), "b": report({"x": None, "y": 3})})
     assert found["models"]["b"]["wer"] | {"low": 0, "high": 0} == {

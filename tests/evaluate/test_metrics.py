@@ -50,7 +50,7 @@ def test_a_metric_of_another_file_is_scored_shown_and_compared(corpus: Corpus, c
     peaks = [float(np.abs(truths.copy(number)).max()) for number in (0, 1)]
     mean = report["summary"]["all"]["metrics"]["peak"]["mean"]
     assert mean == pytest.approx(np.mean(peaks), abs=1e-4)
-    assert told[-1].split() == ["peak", "level", "%", f"{100 * mean:.1f}", *told[-1].split()[-3:]]
+    assert any(line.split()[:4] == ["peak", "level", "%", f"{100 * mean:.1f}"] for line in told)
     page = (tmp_path / "one" / "report.html").read_text()
     assert "<bdi>peak level %</bdi>" in page
     assert "The largest sample" in page

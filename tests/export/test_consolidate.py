@@ -19,6 +19,7 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.export import consolidate, merged_weights
 from slmkit.files import read_json
+from slmkit.model.companions import rates_beside
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import load
 from slmkit.model.published import from_published
@@ -88,6 +89,9 @@ def test_the_export_holds_the_trained_weights_and_stands_alone(place: Path, tmp_
     assert read_json(tmp_path / "out" / "codec_spec.json")["name"] == "random"
     source = read_json(tmp_path / "out" / "provenance.json")["config"]
     assert (source["step"], source["facts"]["processes"]) == (3, 2)
+    rates = rates_beside(tmp_path / "out")
+    assert rates is not None
+    assert rates == rates_beside(place / name / MODEL)
     assert not list(tmp_path.glob(".*"))
 
 

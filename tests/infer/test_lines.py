@@ -82,7 +82,7 @@ def test_a_bad_line_is_a_failure_and_the_next_line_an_item(
 def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     own = {"id": 7, "question": "Who? 🎉 \ud800", "speaker": "C:k", "seed": 9, "max_sec": 2, "top_k": 4}
-    own["text_temperature"] = 0
+    own |= {"text_temperature": 0, "watch": False}
     lines = [own, {"question": "Where?"}, {"question": "x", "id": "7"}, {"question": "x", "id": "000002"}]
     path.write_text("\ufeff" + "\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     (first, second), failures = read_items(path, "qa")
@@ -93,7 +93,7 @@ def test_a_line_says_what_it_wants_otherwise(tmp_path: Path) -> None:
         "max_sec": 2.0,
         "max_text_tokens": 256,
         "seed": 9,
-        "watch": True,
+        "watch": False,
         "max_retries": 2,
     }
     assert (second.speaker, second.settings) == ("voice.wav", DEFAULTS)

@@ -1,6 +1,7 @@
 """An exported model and its codec speak; everything that does not fit together is named."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,20 @@ from slmkit.audio.io import read_audio, write_wav
 from slmkit.codec.base import CodecSpec, to_codes
 from slmkit.codec.melvq import MelVQ
 from slmkit.codec.stream import JOINED_BOUND
+from slmkit.data.examples import ExampleFormat, TrainingData
 from slmkit.data.index import Corpus
+from slmkit.data.rates import speech_rates
 from slmkit.data.shards import Sample
 from slmkit.data.sources import open_source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
+from slmkit.infer.batch import read_items, speak_all
+from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.synthesizer import Synthesizer
+from slmkit.infer.watch import LEAST_SEC
+from slmkit.model.companions import rates_beside, write_companions
 from slmkit.model.pretrained import extended_tokenizer, save
 
 AUDIO = Path(__file__).resolve().parents[2] / "tokenize_jobs" / "sample_corpus"
@@ -46,6 +53,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small_model(tokenizer, codec.spec, 3, speaker_dim=codec.spec.speaker_dim)
     memorise(model, one_batch(model, tokenizer, samples))
     save(model, root / "model", tokenizer=extended_tokenizer(BASE, model.layout))
+    form = ExampleFormat(task="tts", group=3, speaker=True)
+    source = open_source(root / "corpus", "tts")
+    data = TrainingData.open(source, tokenizer, model.layout, form, cache_dir=None)
+    write_companions(root / "model", codec.spec, rates=speech_rates(data.parts))
     return root
 
 
@@ -168,6 +179,42 @@ def test_a_question_is_answered_in_text_and_speech(synthesizer: Synthesizer) -> 
         synthesizer.answering("Who?", voice, max_sec=-1)
 
 
+def test_an_answer_is_watched_by_what_the_corpus_and_its_text_let_expect(chain: Path, synthesizer: Synthesizer) -> None:
+    voice, rates = np.ones(80, dtype=np.float32), rates_beside(chain / "model")
+    watch = synthesizer.reading("Nine boats.", voice, max_retries=5).watch
+    assert (watch.rate, watch.num_mark_tokens > 0, watch.max_retries) == (rates.widest, True, 5)
+    assert 0 < watch.num_tokens <= len("Nine boats.")
+    assert synthesizer.reading("Nine boats.", voice, watch=False).watch is None
+    assert synthesizer.answering("Who?", voice).watch.num_tokens is None
+    wave = torch.from_numpy(read_audio(FLACS[0], 16_000)[4000:20_000])
+    still = torch.cat([wave, 1e-3 * torch.randn(32_000, generator=torch.Generator().manual_seed(0))])
+    for sound, least, most in ((wave, 0, 0.5), (still, 1.5, 2.5)):
+        encoded = synthesizer.codec.encode(sound[None], torch.tensor([len(sound)]))
+        watch = synthesizer.reading("Nine boats.", encoded.speaker[0].numpy()).watch
+        assert least <= watch.silent_sec(to_codes(encoded.codes[0])) <= most
+    assert watch.silent_sec(to_codes(np.full((3, 9), 2**16 - 1))) == 0  # no codes of this codec: decoding them says so
+
+
+def test_a_model_that_cannot_end_is_stopped_and_counted(chain: Path, tmp_path: Path) -> None:
+    endless = Synthesizer.load(chain / "model", chain / "codec", num_slots=2)
+    with torch.no_grad():
+        for head, size in zip(endless.model.heads, endless.model.layout.codebook_sizes, strict=True):
+            head.output.bias[size:] = -1e9
+    voice, texts = np.ones(80, dtype=np.float32), [{"text": "Nine boats."}, {"text": "A clock."}]
+    speaking = endless.stream(endless.reading("Nine boats.", voice), voice)
+    heard = np.concatenate(list(speaking))
+    assert (speaking.output.reason, speaking.output.attempts) == ("runaway", 1)
+    assert len(heard) == 200 * speaking.output.codes.shape[1] <= 16_000 * LEAST_SEC
+    np.save(tmp_path / "voice.npy", voice)
+    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps({**text, "max_retries": 1}) for text in texts))
+    listed = read_items(tmp_path / "lines.jsonl", "tts", SpeakingSettings(), speaker=str(tmp_path / "voice.npy"))
+    summary = speak_all(endless, listed, tmp_path / "out", task="tts", model="m")
+    assert "2 answers (0 stopped by a limit, 2 runaways, 2 tried again), 0 failures" in summary.line()
+    records = [json.loads(line) for line in (tmp_path / "out" / "outputs.jsonl").read_text().splitlines()]
+    assert {(r["reason"], r["attempts"], r["runaways"], r["warning"]) for r in records} == {("runaway", 2, 2, None)}
+    assert "1 far too short" in summary._replace(num_short=1).line()
+
+
 def test_an_export_is_heard_while_it_speaks(chain: Path, synthesizer: Synthesizer) -> None:
     text = FLACS[1].with_suffix(".normalized.txt").read_text().strip()
     speaker = synthesizer.read_speaker(f"{chain / 'corpus'}:{FLACS[1].stem}")
@@ -176,6 +223,7 @@ def test_an_export_is_heard_while_it_speaks(chain: Path, synthesizer: Synthesize
     whole = synthesizer.speak(text, speaker)
     assert np.abs(wave - whole.wave).max() <= JOINED_BOUND
     assert (speaking.output.reason, speaking.output.codes.tolist()) == ("end", whole.output.codes.tolist())
+    assert (whole.output.is_success, whole.output.attempts) == (True, 1)
     assert 0 < speaking.first_audio_sec < 60
 
 
@@ -183,7 +231,7 @@ def test_an_export_is_heard_while_it_speaks(chain: Path, synthesizer: Synthesize
 def test_odd_text_ends_one_way_or_the_other(text: str, synthesizer: Synthesizer) -> None:
     settings = {"sampling": Sampling(temperature=1.0), "max_sec": 0.5}
     out = synthesizer.generate(text, np.zeros(80, dtype=np.float32), **settings)
-    assert out.reason in ("end", "limit")
+    assert out.reason in ("end", "limit", "runaway")
     assert out.codes.shape[1] <= 40
 
 

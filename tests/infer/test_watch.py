@@ -14,7 +14,7 @@ from slmkit.corpora.published import read_published
 from slmkit.data.rates import Rate
 from slmkit.data.sequence import head_classes
 from slmkit.data.shards import Sample
-from slmkit.infer.engine import Engine
+from slmkit.infer.engine import ActiveRequest, Engine
 from slmkit.infer.request import Output, Request
 from slmkit.infer.sampling import Sampling, seed_of_attempt
 from slmkit.infer.watch import (
@@ -172,40 +172,34 @@ def test_an_unwatched_answer_and_one_that_may_not_be_tried_again() -> None:
     assert asked.tried_once() == dataclasses.replace(asked, watch=Watch(max_retries=0))
 
 
-def test_attempts_draw_otherwise_and_are_not_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose speech is drawn gives another answer in each attempt; the first is what it is unwatched."""
-    model, warm = talkative_model(GROUP), Sampling(temperature=1.0)
-    engine = Engine(model, num_slots=2, num_positions=128)
-    seen: list[tuple[int, float]] = []
-    monkeypatch.setattr(Lookout, "look", lambda self, frames, num_words: "loop" if len(frames) > 8 else None)
-    begin = Engine._begin
-
-    def watched(self: Engine, slot: int, *rest) -> None:
-        begin(self, slot, *rest)
-        asked = self._active[slot].request
-        seen.append((asked.seed, asked.speech_sampling.temperature))
-
-    monkeypatch.setattr(Engine, "_begin", watched)
+def test_another_attempt_is_the_answer_to_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other random numbers, drawn and not greedy; in the same slot, whatever sat there before and beside it."""
+    model = talkative_model(GROUP)
+    engine = Engine(model, num_slots=3, num_positions=128)
+    sosp = torch.full((engine._decoder.num_rows, int(max(engine._ids[0])) + 1), NEVER)
+    sosp[:, model.layout.id_of("<sosp>")] = 0
+    monkeypatch.setattr(engine._decoder, "lm_logits", lambda part: sosp)
     with torch.no_grad():
         for head, classes in zip(model.heads, head_classes(GROUP, model.layout.codebook_sizes), strict=True):
-            head.output.weight.zero_()
             head.output.bias[classes.num_codes :] = NEVER
-        model.lm_model.lm_head.weight[model.layout.id_of("<sosp>")] *= 100
-    sosp = [i for i in range(38) if speaks_at_once(engine, i)]
-    seen.clear()
-    asked = Request(prompt=(sosp[0],), watch=Watch(), seed=7, max_sec=1)
-    greedy, drawn = engine.generate([asked, dataclasses.replace(asked, speech_sampling=warm)])
-    seeds = [seed_of_attempt(7, attempt) for attempt in range(3)]
-    assert seeds[0] == 7
-    assert len(set(seeds)) == 3
-    assert sorted(seen) == sorted(
-        [(seeds[0], 0.0), *((s, RETRY_TEMPERATURE) for s in seeds[1:]), *((s, 1.0) for s in seeds)]
-    )
-    assert (greedy.attempts, drawn.attempts) == (3, 3)
 
+    def in_the_first(self: ActiveRequest) -> str | None:
+        return "loop" if not self.earlier and len(self.grammar.frames) > self.number + 4 else None
 
-def speaks_at_once(engine: Engine, token: int) -> bool:
-    return engine.generate([Request(prompt=(token,), max_steps=2)])[0].codes.shape[1] > 0
+    monkeypatch.setattr(ActiveRequest, "runaway", in_the_first)
+    warm = Sampling(temperature=1.0, top_k=5)
+    asked = [Request(prompt=(1, 2, i), seed=i, max_sec=0.3, speech_sampling=warm) for i in range(5)]
+    asked[1] = dataclasses.replace(asked[1], speech_sampling=Sampling())
+    outputs = engine.generate([dataclasses.replace(request, watch=Watch()) for request in asked])
+    asked[1] = dataclasses.replace(asked[1], speech_sampling=Sampling(temperature=RETRY_TEMPERATURE))
+    others = [dataclasses.replace(request, seed=seed_of_attempt(request.seed, 1)) for request in asked]
+    assert {request.seed for request in others}.isdisjoint(range(5))
+    monkeypatch.undo()
+    monkeypatch.setattr(engine._decoder, "lm_logits", lambda part: sosp)
+    for output, other in zip(outputs, engine.generate(others), strict=True):
+        assert (output.attempts, output.runaways, output.limit) == (2, 1, "seconds")
+        assert output.codes.tolist() == other.codes.tolist()
+    assert len({output.codes.tobytes() for output in outputs}) == 5
 
 
 def watched(codes: np.ndarray) -> str | None:

@@ -13,6 +13,7 @@ from slmkit.corpora.base import Audio, Cut, Utterance
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.tokenization.plan import Rules, TokenizationPlan, make_plan, sift_parts
+from slmkit.tokenization.screen import Screen
 
 
 def utterance(key, **changes):
@@ -109,7 +110,7 @@ def test_rules_choose_by_where_an_utterance_comes_from(tmp_path):
 
 
 def test_rules_refuse_by_what_the_source_says(tmp_path):
-    rules = Rules(min_sec=1.0, max_sec=10.0, min_dnsmos=3.5, languages=frozenset({"en", "de"}))
+    rules = Rules(min_sec=1.0, max_sec=10.0, screen=Screen(least={"dnsmos": 3.5}), languages=frozenset({"en", "de"}))
     good = {"language": "en", "seconds": 2.0, "extra": {"dnsmos": 3.5}}
     cases = {
         "good": {},

@@ -1,6 +1,6 @@
 """One rank of `slmkit train` to which something happens: python faulty_train.py FAULT RANK STEP [train options].
 
-FAULT names a function below; it happens once, in rank RANK, at step STEP.
+FAULT names a function below; it happens once, in rank RANK, at step STEP, and not again when torchrun restarts it.
 """
 
 import dataclasses
@@ -173,6 +173,6 @@ def host_memory(step: int) -> None:
 
 if __name__ == "__main__":
     fault, rank, step, *options = sys.argv[1:]
-    if os.environ["RANK"] == rank:
+    if os.environ["RANK"] == rank and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         globals()[fault](int(step))
     sys.exit(main(["train", *options, *OTHER_OPTIONS]))

@@ -95,5 +95,6 @@ class PlainTransformers:
 PLAIN: dict[str, Callable[..., Plain]] = {
     **dict.fromkeys(CLASSES, PlainTransformers.from_directory),
     "bigcodec": twin("bigcodec").PlainBigCodec.from_directory,
+    "snac": twin("snac").PlainSnac.from_directory,
     "speechtokenizer": twin("speechtokenizer").PlainSpeechTokenizer.from_directory,
 }

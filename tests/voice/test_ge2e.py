@@ -93,6 +93,13 @@ def test_a_vector_has_length_one_and_is_the_same_again(voice: GE2EVoice) -> None
     assert np.array_equal(seeded_voice().vector(samples, RATE), first)
 
 
+def test_surrounding_autocast_changes_nothing(voice: GE2EVoice) -> None:
+    wave = np.random.default_rng(1).normal(0, 0.1, 30_000).astype(np.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = voice.vector(wave, 16_000)
+    np.testing.assert_array_equal(found, voice.vector(wave, 16_000))
+
+
 def test_other_rates_are_resampled(voice: GE2EVoice) -> None:
     seconds = np.arange(48_000) / 24_000
     fast = (0.2 * np.sin(2 * np.pi * 300 * seconds)).astype(np.float32)

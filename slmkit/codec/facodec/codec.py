@@ -40,10 +40,10 @@ from slmkit.codec.facodec.dimensions import (
 from slmkit.codec.facodec.filters import log_mel_of
 from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, Transformer, decoder_reach
 from slmkit.codec.quantizers import ResidualQuantizer
-from slmkit.codec.single import exact_float32
 from slmkit.codec.snake.activation import Ends, strided_length
 from slmkit.codec.stages import Windowed, run_in_pieces
 from slmkit.codec.weights import Weights
+from slmkit.precision import exact_float32
 
 LM_STREAMS = (
     Stream("content_1", CODEBOOK_SIZE, "content"),

@@ -8,10 +8,12 @@ Example:
     slmkit codec add descript/dac_16khz codecs/dac --streams 4
 """
 
+import functools
+
 import torch
 from pydantic import Field
 
-from slmkit.codec.added import Added, Source
+from slmkit.codec.added import Added
 from slmkit.codec.hf.convolutions import to_whole_frames, windowed
 from slmkit.codec.hf.pretrained import (
     Few,
@@ -65,7 +67,6 @@ class Dac(NetworkCodec):
             sample_rate=file.sampling_rate,
             hop_samples=hop,
             size=file.codebook_size,
-            roles=("coupled",),
         )
         super().__init__(spec, device)
 
@@ -73,13 +74,9 @@ class Dac(NetworkCodec):
         return self.network.quantizer(latents, len(self.spec.streams))[1][0]
 
 
-def _read(source: Source) -> Added | None:
-    return read_pretrained(source, "dac", CODEBOOK)
-
-
 register_codec(
     NAME,
-    read=_read,
+    read=functools.partial(read_pretrained, model_type=NAME, codebook=CODEBOOK),
     build=Dac,
     presets=[
         Preset("descript/dac_16khz", 16000, 320, "1 to 12 of 1024", True, "MIT"),

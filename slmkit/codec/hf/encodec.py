@@ -9,19 +9,16 @@ Example:
     slmkit codec add facebook/encodec_24khz codecs/encodec-8 --streams 8
 """
 
+import functools
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import MaxLen, MinLen
 from pydantic import Field
 
-from slmkit.codec.added import Added, Source
+from slmkit.codec.added import Added
 from slmkit.codec.hf.pretrained import (
-    Few,
     NetworkCodec,
-    NetworkFile,
-    PadMode,
-    Rate,
     Ratios,
     Size,
     check_streams,
@@ -31,7 +28,7 @@ from slmkit.codec.hf.pretrained import (
     read_pretrained,
     spec_of,
 )
-from slmkit.codec.hf.seanet import seanet_stages
+from slmkit.codec.hf.seanet import SeanetFile, seanet_stages
 from slmkit.codec.open import Preset, register_codec
 from slmkit.config.values import Positive, Takes
 
@@ -39,25 +36,13 @@ NAME = "encodec"
 CODEBOOK = r"quantizer\.layers\.\d+\.codebook\.embed"
 
 
-class _NetworkFile(NetworkFile):
+class _NetworkFile(SeanetFile):
     """EnCodec's config.json; defaults are those of transformers, which leaves them out."""
 
-    sampling_rate: Rate = Field(default=24000, description="samples per second")
-    audio_channels: Literal[1] = Field(default=1, description="channels of the audio")
     normalize: Literal[False] = Field(default=False, description="whether loudness is a part of the codes")
     chunk_length_s: Annotated[None, Takes("null")] = Field(default=None, description="seconds coded by themselves")
-    norm_type: Literal["weight_norm"] = Field(default="weight_norm", description="normalization")
-    num_filters: Size = Field(default=32, description="channels of the first convolution")
     hidden_size: Size = Field(default=128, description="width of the latents")
-    pad_mode: PadMode = Field(default="reflect", description="padding of convolutions")
-    num_residual_layers: Few = Field(default=1, description="residual layers of a block")
     upsampling_ratios: Ratios = Field(default=(8, 5, 4, 2), description="strides of the decoder")
-    kernel_size: Few = Field(default=7, description="first kernel")
-    last_kernel_size: Few = Field(default=7, description="last kernel")
-    residual_kernel_size: Few = Field(default=3, description="kernel of a residual layer")
-    dilation_growth_rate: Few = Field(default=2, description="growth of the dilation")
-    compress: Few = Field(default=2, description="of the width in residual layers")
-    num_lstm_layers: Few = Field(default=2, description="layers of the LSTM")
     codebook_size: Size = Field(default=1024, description="entries of a codebook")
     codebook_dim: Size | None = Field(default=None, description="width of an entry")
     target_bandwidths: Annotated[
@@ -85,7 +70,6 @@ class Encodec(NetworkCodec):
             sample_rate=file.sampling_rate,
             hop_samples=hop,
             size=file.codebook_size,
-            roles=("coupled",),
         )
         super().__init__(spec, device)
 
@@ -93,13 +77,9 @@ class Encodec(NetworkCodec):
         return self.network.quantizer.encode(latents)[:, 0]
 
 
-def _read(source: Source) -> Added | None:
-    return read_pretrained(source, "encodec", CODEBOOK)
-
-
 register_codec(
     NAME,
-    read=_read,
+    read=functools.partial(read_pretrained, model_type=NAME, codebook=CODEBOOK),
     build=Encodec,
     presets=[Preset("facebook/encodec_24khz", 24000, 320, "1 to 32 of 1024", True, "MIT")],
 )

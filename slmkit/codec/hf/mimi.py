@@ -7,12 +7,13 @@ Example:
     slmkit codec add kyutai/mimi codecs/mimi --streams 8
 """
 
+import functools
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
-from slmkit.codec.added import Added, Source
+from slmkit.codec.added import Added
 from slmkit.codec.base import Role
 from slmkit.codec.hf.convolutions import windowed
 from slmkit.codec.hf.pretrained import (
@@ -121,13 +122,9 @@ class Mimi(NetworkCodec):
         return self.network.quantizer.encode(latents, len(self.spec.streams))[:, 0]
 
 
-def _read(source: Source) -> Added | None:
-    return read_pretrained(source, "mimi", CODEBOOK)
-
-
 register_codec(
     NAME,
-    read=_read,
+    read=functools.partial(read_pretrained, model_type=NAME, codebook=CODEBOOK),
     build=Mimi,
     presets=[Preset("kyutai/mimi", 24000, 1920, "1 to 32 of 2048", True, "CC-BY-4.0")],
 )

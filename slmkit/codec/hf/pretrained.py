@@ -28,12 +28,13 @@ from torch import nn
 
 from slmkit.codec.added import Added, Source, identity
 from slmkit.codec.base import CodecSpec, Role, Stream
-from slmkit.codec.single import SingleCodec, exact_float32
+from slmkit.codec.single import SingleCodec
 from slmkit.codec.stages import Stage
 from slmkit.codec.weights import check_layout
 from slmkit.config.load import Config, from_dict
 from slmkit.config.values import Positive, Takes
 from slmkit.errors import UserError
+from slmkit.precision import exact_float32
 
 Size = Annotated[int, Strict(), Ge(1), Le(2**16)]
 Few = Annotated[int, Strict(), Ge(1), Le(64)]  # layers, kernels, strides
@@ -217,7 +218,7 @@ def checked_hop(strides: Sequence[int]) -> int:
 
 
 def spec_of(
-    name: str, added: Added, *, sample_rate: int, hop_samples: int, size: int, roles: Sequence[Role]
+    name: str, added: Added, *, sample_rate: int, hop_samples: int, size: int, roles: Sequence[Role] = ("coupled",)
 ) -> CodecSpec:
     """The spec of a codec of `added.streams` codebooks of one size; the last of `roles` is that of all further ones."""
     streams = [Stream(f"codebook_{k + 1}", size, roles[min(k, len(roles) - 1)]) for k in range(added.streams)]

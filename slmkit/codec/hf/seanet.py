@@ -4,14 +4,33 @@ Shapes: C channels, t vectors in time.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from slmkit.codec.hf.convolutions import windowed
+from slmkit.codec.hf.pretrained import Few, NetworkFile, PadMode, Rate, Size
 from slmkit.codec.stages import Recurrent, Stage
 from slmkit.errors import UserError
+
+
+class SeanetFile(NetworkFile):
+    """The settings that EnCodec and WavTokenizer share; defaults are those of transformers."""
+
+    sampling_rate: Rate = Field(default=24000, description="samples per second")
+    audio_channels: Literal[1] = Field(default=1, description="channels of the audio")
+    norm_type: Literal["weight_norm"] = Field(default="weight_norm", description="normalization")
+    num_filters: Size = Field(default=32, description="channels of the first convolution")
+    pad_mode: PadMode = Field(default="reflect", description="padding of convolutions")
+    num_residual_layers: Few = Field(default=1, description="residual layers of a block")
+    dilation_growth_rate: Few = Field(default=2, description="growth of the dilation")
+    compress: Few = Field(default=2, description="of the width in residual layers")
+    kernel_size: Few = Field(default=7, description="first kernel")
+    last_kernel_size: Few = Field(default=7, description="last kernel")
+    residual_kernel_size: Few = Field(default=3, description="kernel of a residual layer")
+    num_lstm_layers: Few = Field(default=2, description="layers of the LSTM")
 
 
 def seanet_stages(

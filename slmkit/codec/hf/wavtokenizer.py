@@ -13,7 +13,7 @@ Example:
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -23,9 +23,6 @@ from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.pretrained import (
     Few,
     NetworkCodec,
-    NetworkFile,
-    PadMode,
-    Rate,
     Ratios,
     Size,
     check_streams,
@@ -36,7 +33,7 @@ from slmkit.codec.hf.pretrained import (
     read_pretrained,
     spec_of,
 )
-from slmkit.codec.hf.seanet import seanet_stages
+from slmkit.codec.hf.seanet import SeanetFile, seanet_stages
 from slmkit.codec.open import Preset, register_codec
 from slmkit.codec.stages import Windowed
 from slmkit.config.load import read_yaml
@@ -56,22 +53,10 @@ STAGE = 3  # layers of the encoder from one stride to the next: residual, activa
 N_FFT_HOPS = 4  # length of the spectrum's window, in hops
 
 
-class _NetworkFile(NetworkFile):
+class _NetworkFile(SeanetFile):
     """The config.json of transformers, which leaves out its defaults."""
 
-    sampling_rate: Rate = Field(default=24000, description="samples per second")
-    audio_channels: Literal[1] = Field(default=1, description="channels of the audio")
-    norm_type: Literal["weight_norm"] = Field(default="weight_norm", description="normalization of the encoder")
-    num_filters: Size = Field(default=32, description="channels of the first convolution")
     upsampling_ratios: Ratios = Field(default=(6, 5, 5, 4), description="strides of the encoder, the last first")
-    pad_mode: PadMode = Field(default="reflect", description="padding of convolutions")
-    num_residual_layers: Few = Field(default=1, description="residual layers of a block")
-    dilation_growth_rate: Few = Field(default=2, description="growth of the dilation")
-    compress: Few = Field(default=2, description="of the width in residual layers")
-    kernel_size: Few = Field(default=7, description="first kernel")
-    last_kernel_size: Few = Field(default=7, description="last kernel")
-    residual_kernel_size: Few = Field(default=3, description="kernel of a residual layer")
-    num_lstm_layers: Few = Field(default=2, description="layers of the LSTM")
     hidden_size: Size = Field(default=512, description="width of the latents")
     codebook_size: Size = Field(default=4096, description="entries of the codebook")
     codebook_dim: Size = Field(default=512, description="width of an entry")
@@ -102,7 +87,6 @@ class WavTokenizer(NetworkCodec):
             sample_rate=file.sampling_rate,
             hop_samples=hop,
             size=file.codebook_size,
-            roles=("coupled",),
         )
         super().__init__(spec, device)
 
@@ -133,7 +117,7 @@ class _AttentionInSteps(nn.Module):
 
 def _read(source: Source) -> Added | None:
     if source.config:
-        return read_pretrained(source, "wavtokenizer", CODEBOOK)
+        return read_pretrained(source, NAME, CODEBOOK)
     if not source.weight_files or source.weight_files[0].suffix == ".safetensors":
         return None
     state = source.weights.get("state_dict")

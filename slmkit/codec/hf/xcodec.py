@@ -8,13 +8,14 @@ Example:
     slmkit codec add hf-audio/xcodec-hubert-librispeech codecs/xcodec
 """
 
+import functools
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import MaxLen, MinLen
 from pydantic import Field
 
-from slmkit.codec.added import Added, Source
+from slmkit.codec.added import Added
 from slmkit.codec.base import Reach
 from slmkit.codec.hf.convolutions import to_whole_frames, windowed
 from slmkit.codec.hf.dac import DacFile
@@ -109,7 +110,6 @@ class XCodec(NetworkCodec):
             sample_rate=file.sample_rate,
             hop_samples=hop,
             size=file.codebook_size,
-            roles=("coupled",),
         )
         super().__init__(spec, device)
         context = round(CONTEXT_SEC * spec.frame_rate)
@@ -130,13 +130,9 @@ class XCodec(NetworkCodec):
         return latents[0]  # the network has no method that ends before its quantizer
 
 
-def _read(source: Source) -> Added | None:
-    return read_pretrained(source, "xcodec", CODEBOOK)
-
-
 register_codec(
     NAME,
-    read=_read,
+    read=functools.partial(read_pretrained, model_type=NAME, codebook=CODEBOOK),
     build=XCodec,
     presets=[
         Preset("hf-audio/xcodec-hubert-librispeech", 16000, 320, "1 to 8 of 1024", True, "MIT"),

@@ -11,6 +11,7 @@ Example:
     slmkit codec add HKUSTAudio/xcodec2-hf codecs/xcodec2
 """
 
+import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from pydantic import Field
 from pydantic.types import Strict
 from torch import nn
 
-from slmkit.codec.added import Added, Source
+from slmkit.codec.added import Added
 from slmkit.codec.base import Reach
 from slmkit.codec.hf.convolutions import to_whole_frames
 from slmkit.codec.hf.pretrained import (
@@ -91,7 +92,7 @@ class XCodec2(NetworkCodec):
             raise UserError("the codec's two encoders have frames of different lengths", got=hop, expected=HOP)
         check_streams(added, 1)
         self.network: Any = load_network("Xcodec2Model", "Xcodec2Config", added, device)
-        spec = spec_of(NAME, added, sample_rate=file.sampling_rate, hop_samples=hop, size=size, roles=("coupled",))
+        spec = spec_of(NAME, added, sample_rate=file.sampling_rate, hop_samples=hop, size=size)
         super().__init__(spec, device)
         from transformers import SeamlessM4TFeatureExtractor
 
@@ -124,13 +125,9 @@ class XCodec2(NetworkCodec):
         return latents[0]  # the network has no method that ends before its quantizer
 
 
-def _read(source: Source) -> Added | None:
-    return read_pretrained(source, "xcodec2", CODEBOOK)
-
-
 register_codec(
     NAME,
-    read=_read,
+    read=functools.partial(read_pretrained, model_type=NAME, codebook=CODEBOOK),
     build=XCodec2,
     presets=[Preset("HKUSTAudio/xcodec2-hf", 16000, 320, "1 of 65536", False, "CC-BY-NC-4.0")],
 )

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 Score = tuple[float, float]  # amount, weight
 Scores = dict[str, Score | None]
 Measure = Callable[["Spoken"], Scores]
-Need = Literal["recognizer", "wavlm", "utmos", "copy_quality", "model"]  # the fields of `spoken.Tools`
+Need = Literal[
+    "recognizer", "wavlm", "utmos", "distillmos", "dnsmos", "copy_quality", "model"
+]  # the fields of `spoken.Tools`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,12 @@
-"""Whether the model ended its speech itself, and how fast it was decoded."""
+"""Whether the model ended its speech itself, and how fast it was decoded.
+
+A reading that lasts less than a quarter of what the corpus takes for the sentence is no success: it cannot hold it.
+"""
 
 from slmkit.evaluate.metrics import Metric, Scores, measures, single
 from slmkit.evaluate.spoken import Spoken
+
+SHORTEST_SHARE = 0.25  # of the corpus's own frames for the sentence
 
 
 @measures(
@@ -12,11 +17,15 @@ from slmkit.evaluate.spoken import Spoken
         better="higher",
         digits=1,
         order=10,
-        note="The model ended its speech itself; no speech, or far too little for the text, is no success.",
+        note="The model ended its speech itself, and it is long enough for the sentence.",
     )
 )
 def success(spoken: Spoken) -> Scores:
-    return {"success": single(spoken.record.reason == "end" and spoken.record.frames > 0 and not spoken.record.warning)}
+    record = spoken.record
+    is_long = record.frames > 0 and not record.warning
+    if is_long and not record.question:
+        is_long = record.frames >= SHORTEST_SHARE * spoken.truths.codes(record.number).shape[1]
+    return {"success": single(record.reason == "end" and is_long)}
 
 
 @measures(

@@ -5,6 +5,9 @@ it flatters a model that obeys it), and WavLM with an x-vector head (`slmkit.voi
 codec. Vectors of different measures, or of different codecs, cannot be compared. Where no voice was asked for, there is
 nothing to compare with.
 
+The thirds of an utterance are also compared, each by itself, where they are a second or longer: a voice that drifts
+away is less like the one that was asked for at the end than at the start.
+
 Invariant: the vector of an utterance depends on its own samples only.
 
 Example:
@@ -12,6 +15,7 @@ Example:
     cosine(voice.vector(prompt, 16000), voice.vector(spoken, 16000))    # its authors' threshold for one voice is 0.86
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,9 @@ from slmkit.evaluate.metrics import Metric, Score, Scores, measures, single
 from slmkit.evaluate.selection import OWN
 from slmkit.evaluate.spoken import Spoken, Vector
 from slmkit.voice.base import too_short
+
+THIRDS = ("1st third", "2nd third", "3rd third")
+SHORTEST_THIRD_SEC = 1.0
 
 
 @measures(
@@ -42,16 +49,28 @@ from slmkit.voice.base import too_short
         order=41,
         note="The same to the voice in which the corpus says the sentence, where another was asked for.",
     ),
+    Metric(
+        name="codec_drift",
+        label="SIM codec drift",
+        better="higher",
+        order=43,
+        note="SIM codec of the last third less that of the first: below 0 the voice drifts away. Short speech: left "
+        "out.",
+    ),
 )
 def codec_similarity(spoken: Spoken) -> Scores:
     record, truths = spoken.record, spoken.truths
     if not spoken.is_voice_asked or not truths.codec.spec.speaker_dim:
         return {}
-    vector = spoken.measured(lambda wave, rate: codec_vector(truths.codec, wave, rate))
+
+    def vector_of(wave: npt.NDArray[Any], rate: int) -> Vector:
+        return codec_vector(truths.codec, wave, rate)
+
+    vector = spoken.measured(vector_of)
     scores = {"codec_similarity": _similarity(vector, spoken.asked_vector)}
     if record.voice != OWN:
         scores["other_voice_similarity"] = _similarity(vector, truths.vector(record.number))
-    return scores
+    return scores | _by_third("codec", spoken, vector_of, spoken.asked_vector)
 
 
 @measures(
@@ -62,6 +81,13 @@ def codec_similarity(spoken: Spoken) -> Scores:
         order=42,
         note="Cosine of WavLM speaker vectors of the speech and of a recording of the voice (or the codec's copy where "
         "there is none); no speech: left out.",
+    ),
+    Metric(
+        name="wavlm_drift",
+        label="SIM WavLM drift",
+        better="higher",
+        order=44,
+        note="SIM WavLM of the last third less that of the first. Short speech: left out.",
     ),
     needs=["wavlm"],
 )
@@ -76,7 +102,24 @@ def wavlm_similarity(spoken: Spoken) -> Scores:
     if number not in known:
         source = spoken.truths.source(number)
         known[number] = spoken.measured(wavlm.vector, spoken.truths.copy(number) if source is None else source)
-    return {"wavlm_similarity": _similarity(spoken.measured(wavlm.vector), known[number])}
+    whole = {"wavlm_similarity": _similarity(spoken.measured(wavlm.vector), known[number])}
+    return whole | _by_third("wavlm", spoken, wavlm.vector, known[number])
+
+
+def _by_third(
+    kind: str, spoken: Spoken, vector_of: Callable[[npt.NDArray[Any], int], Vector], asked: Vector | None
+) -> Scores:
+    """Similarity of each third, and how much it changes from the first to the last."""
+    wave = spoken.wave
+    if asked is None or spoken.seconds < len(THIRDS) * SHORTEST_THIRD_SEC:
+        return {f"{kind}_drift": None}
+    parts = np.array_split(wave, len(THIRDS))
+    found = [_similarity(spoken.measured(vector_of, part), asked) for part in parts]
+    first, last = found[0], found[-1]
+    drift = None if first is None or last is None else single(last[0] - first[0])
+    return {f"{kind}_drift": drift} | {
+        f"{kind}_similarity:{name}": score for name, score in zip(THIRDS, found, strict=True)
+    }
 
 
 def _similarity(a: Vector | None, b: Vector | None) -> Score | None:

@@ -63,7 +63,8 @@ def word_errors(spoken: Spoken) -> Scores:
         said = record.answer or next(iter(record.true_answers), "")
     pair = normalized(said, recognizer.spellings), normalized(spoken.heard, recognizer.spellings)
     words, chars = error_counts(*pair, "word"), error_counts(*pair, "char")
-    return {"wer": (sum(words[:3]), words.reference), "cer": (sum(chars[:3]), chars.reference)}
+    kinds = {f"wer:{kind}": (getattr(words, kind), words.reference) for kind in Errors._fields[:3]}
+    return {"wer": (sum(words[:3]), words.reference), "cer": (sum(chars[:3]), chars.reference), **kinds}
 
 
 def normalized(text: str, spellings: Mapping[str, str] | None = None) -> str:
