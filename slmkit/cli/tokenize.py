@@ -12,8 +12,8 @@ does all the work on this machine. On a cluster it has three steps. Each may be 
   slmkit tokenize status OUT     progress, failed tasks, time left
   slmkit tokenize verify OUT     reads all shards again, and writes a page with audio to compare
 
-Utterances are left out by quality with filters.min_dnsmos and filters.min_speech_share: by the columns of the source, or
-by what is measured (before the codec, so that nothing is encoded for nothing) where it brings none:
+Utterances are left out by quality with filters.min_dnsmos and filters.min_speech_share: by the columns of the source,
+or by what is measured (before the codec, so that nothing is encoded for nothing) where it brings none:
 
   slmkit tokenize run ... measure=[dnsmos] filters.min_dnsmos=3.5      needs pip install 'slmkit[measure]'
 
