@@ -85,7 +85,8 @@ class Browser:
         return value
 
     def click(self, selector: str) -> None:
-        """Press the mouse on the first element that `selector` names."""
+        """Press the mouse on the first element that `selector` names, scrolled to where it can be seen."""
+        self.value(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
         box = self.value(
             f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])"
             f"(document.querySelector({selector!r}).getBoundingClientRect())"

@@ -10,6 +10,8 @@ Where neither model nor codec takes a voice, the only one is "default". Addresse
   POST /v1/audio/speech   as OpenAI's: input, voice, response_format (wav, pcm, flac, mp3, opus, aac), stream or
                           stream_format (audio, sse); also temperature, top_k, top_p, repetition_penalty, seed, max_sec
   POST /v1/answer         the same with `question` in place of `input`; gives text, and speech in base64
+  POST /v1/audio/speaker  a sound file of 1 to 20 s gives its speaker vector, which requests may send as their voice;
+                          the server keeps neither
   GET  /v1/models, /v1/audio/voices, /health, /metrics (Prometheus), /docs, and the page at /
 
 Clients of OpenAI's that name no format expect mp3, and this server sends them wav: --format mp3 does as OpenAI. Clients

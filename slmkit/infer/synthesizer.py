@@ -358,7 +358,7 @@ class Voices:
 
     def _heard(self, source: str) -> Vector:
         """The voice of an audio file."""
-        rate, device = self._codec.spec.sample_rate, self._codec.device
+        rate = self._codec.spec.sample_rate
         if not os.path.isfile(source):
             raise UserError(f"cannot use {excerpt(source, 200)} as a voice: there is no such file", expected=VOICE)
         try:
@@ -370,8 +370,7 @@ class Voices:
             ) from error
         if self._codec.num_frames(len(wave)) == 0:
             raise UserError(f"cannot use {source} as a voice: it is too short", got=f"{len(wave)} samples")
-        encoded = self._codec.encode(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
-        return encoded.speaker[0].float().cpu().numpy()
+        return voice_of(self._codec, wave)
 
     def _corpus_vector(self, directory: str, key: str) -> Vector:
         if directory not in self._corpora:
@@ -386,6 +385,13 @@ class Voices:
         if vector is None:
             raise UserError("the corpus has no speaker vectors", got=directory)
         return vector
+
+
+def voice_of(codec: Codec, wave: npt.NDArray[np.float32]) -> Vector:
+    """Speaker vector float32 [D] of a wave float32 [samples] at the rate of the codec, long enough for a frame."""
+    device = codec.device
+    encoded = codec.encode(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
+    return encoded.speaker[0].float().cpu().numpy()
 
 
 def voice_not_taken(codec: Codec, source: str) -> UserError:

@@ -3,7 +3,8 @@
 Everything here runs in the event loop and computes nothing: requests go to the worker, whose sounds come back through
 a queue per request. Sound is sent as it comes when the request asks for a stream.
 
-Invariant: whatever happens to a connection, its request is answered or given up.
+Invariant: whatever happens to a connection, its request is answered or given up. What a client sends is kept no longer
+than its request takes.
 
 Not done: passwords, TLS, limits on the number and speed of connections (a proxy in front has them).
 
@@ -16,7 +17,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
@@ -40,6 +41,7 @@ from slmkit.serve.schema import (
     ApiError,
     QuestionAnswer,
     QuestionBody,
+    Speaker,
     SpeechBody,
     SpokenBody,
     from_pydantic,
@@ -48,13 +50,15 @@ from slmkit.serve.schema import (
     shortened,
     shutting_down,
 )
-from slmkit.serve.service import Service
-from slmkit.serve.worker import Call, Sound
+from slmkit.serve.service import RECORDING_BYTES, Service
+from slmkit.serve.worker import Call, Queued, Sound
 
 STATIC = Path(__file__).with_name("static")
 BODY_SEC = 10.0  # for a client to send the body of a request
 ESCAPED_BYTES = 12  # of one character in JSON at most: two \uXXXX
 OTHER_FIELDS_BYTES = 4096
+VECTOR_BYTES = 12  # of a number of a speaker vector in base64, its slashes escaped
+RECORDING_BODY_SEC = 30.0  # as BODY_SEC, for a recording
 CLIENT_GONE = 499  # nginx's number for it; nobody sees it but the log
 CODES = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 408: "timeout", 413: "body_too_large"}
 SECURITY_HEADERS = {
@@ -92,10 +96,14 @@ async def _cleaning_up() -> AsyncIterator[contextlib.ExitStack]:
         yield stack
 
 
+Event = Sound | Queued | ApiError
+Events = asyncio.Queue[Event]
 Asked = Annotated[Service, Depends(_service)]
 CleaningUp = Annotated[contextlib.ExitStack, Depends(_cleaning_up)]
 SOUND = {form.content_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS.values()}
 EVENTS: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+SPEAKER_PATH = "/v1/audio/speaker"
+RECORDING = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"description": "An error, in the form of OpenAI's"}}
 router = APIRouter()
 speaking = APIRouter(dependencies=[Depends(_from_own_page)])
@@ -115,20 +123,33 @@ async def answer(body: QuestionBody, request: Request, service: Asked, cleaning_
     return await _respond(body, request, service, cleaning_up)
 
 
+@speaking.post(SPEAKER_PATH, responses=ERRORS, openapi_extra={"requestBody": {"required": True, "content": RECORDING}})
+async def speaker(request: Request, service: Asked) -> Speaker:
+    """Measure the voice of a recording: the body is a sound file of any usual kind, its length in /v1/models. The
+    answer may be sent as the voice of requests. The server keeps neither."""
+    service.check_recordings_taken("recording")
+    with service.room_for_recording():
+        wave = await run_in_threadpool(service.read_recording, await request.body())
+        return await asyncio.wrap_future(service.measure(wave))
+
+
 async def _respond(body: SpokenBody, request: Request, service: Service, cleaning_up: contextlib.ExitStack) -> Response:
-    sounds: asyncio.Queue[Sound | ApiError] = asyncio.Queue()
+    sounds: Events = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
-    def deliver(event: Sound | ApiError) -> None:
+    def deliver(event: Event) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(sounds.put_nowait, event)
 
     call = await run_in_threadpool(service.ask, body, deliver)  # a long text takes a moment to split
     cleaning_up.callback(call.give_up)
+    form, rate = service.format_of(body), {"X-Slmkit-Sample-Rate": str(service.sample_rate)}
+    if body.progress:  # events from now on; an error is one of them
+        return EventSourceResponse(_events(body, service, call, await sounds.get(), sounds), headers=rate, sep="\n")
     first = await _first(request, sounds)
     if isinstance(first, ApiError):
         raise first
-    form, rate = service.format_of(body), {"X-Slmkit-Sample-Rate": str(service.sample_rate)}
+    assert isinstance(first, Sound), "others do not ask for their place"
     if body.streaming == "audio":
         pieces = _sound_pieces(PieceEncoder(service.sample_rate, form), first, sounds)
         return StreamingResponse(pieces, headers=rate, media_type=FORMATS[form].content_type)
@@ -149,7 +170,7 @@ async def _respond(body: SpokenBody, request: Request, service: Service, cleanin
     return Response(data, headers=rate | told, media_type=FORMATS[form].content_type)
 
 
-async def _first(request: Request, sounds: "asyncio.Queue[Sound | ApiError]") -> Sound | ApiError:
+async def _first(request: Request, sounds: Events) -> Event:
     """The first event, for which a client may wait long. Raises ApiError when it has left."""
 
     async def client_leaves() -> None:
@@ -166,12 +187,10 @@ async def _first(request: Request, sounds: "asyncio.Queue[Sound | ApiError]") ->
         event.cancel(), leaving.cancel()
 
 
-async def _sound_pieces(
-    encoder: PieceEncoder, event: Sound | ApiError, sounds: "asyncio.Queue[Sound | ApiError]"
-) -> AsyncIterator[bytes]:
+async def _sound_pieces(encoder: PieceEncoder, event: Event, sounds: Events) -> AsyncIterator[bytes]:
     """The file, piece by piece."""
     while True:
-        if isinstance(event, ApiError):
+        if not isinstance(event, Sound):
             raise CutShort
         if piece := await _encoded_piece(encoder, event):
             yield piece
@@ -185,15 +204,17 @@ async def _encoded_piece(encoder: PieceEncoder, sound: Sound) -> bytes:
     return piece if sound.output is None else piece + await run_in_threadpool(encoder.finish)
 
 
-async def _events(
-    body: SpokenBody, service: Service, call: Call, event: Sound | ApiError, sounds: "asyncio.Queue[Sound | ApiError]"
-) -> AsyncIterator[str]:
+async def _events(body: SpokenBody, service: Service, call: Call, event: Event, sounds: Events) -> AsyncIterator[str]:
     """Server-sent events as OpenAI's; the last has what is known at the end."""
     encoder = PieceEncoder(service.sample_rate, service.format_of(body))
     while True:
         if isinstance(event, ApiError):
             yield json.dumps({"type": "error", **event.body()})
             return
+        if isinstance(event, Queued):
+            yield json.dumps({"type": "speech.queue", "place": event.place})
+            event = await sounds.get()
+            continue
         if piece := await _encoded_piece(encoder, event):
             yield json.dumps({"type": "speech.audio.delta", "audio": base64.b64encode(piece).decode()})
         if (output := event.output) is not None:
@@ -254,8 +275,9 @@ async def docs() -> FileResponse:
 class Guard:
     """The outermost layer: limits on bodies, headers of security, one line of log per request without its texts."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self.app, self.max_body_bytes = app, max_body_bytes
+    def __init__(self, app: ASGIApp, limits: Mapping[str, tuple[int, float]], default: tuple[int, float]) -> None:
+        """Bytes of a body and seconds to send it in, by path, and of all other paths."""
+        self.app, self._limits, self._default = app, limits, default
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -263,18 +285,19 @@ class Guard:
             return
         began, status, note = time.monotonic(), 500, ""  # 500: what a defect gives
         num_bytes, is_read = 0, False
+        max_body_bytes, body_sec = self._limits.get(scope["path"], self._default)
 
         async def receive_within_limits() -> Message:
             nonlocal num_bytes, is_read
             try:
-                async with asyncio.timeout_at(None if is_read else began_in_loop + BODY_SEC):
+                async with asyncio.timeout_at(None if is_read else began_in_loop + body_sec):
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408, "the body came too slowly") from error
             num_bytes += len(message.get("body", b""))
             is_read = is_read or not message.get("more_body", False)
-            if num_bytes > self.max_body_bytes:
-                raise HTTPException(413, f"the body is larger than {self.max_body_bytes} bytes")
+            if num_bytes > max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {max_body_bytes} bytes")
             return message
 
         async def send_with_headers(message: Message) -> None:
@@ -319,5 +342,8 @@ def make_app(service: Service, hosts: Sequence[str]) -> FastAPI:
     for kind in (StarletteHTTPException, RequestValidationError, ApiError, Exception):
         app.add_exception_handler(kind, _on_error)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Guard, max_body_bytes=ESCAPED_BYTES * service.settings.max_chars + OTHER_FIELDS_BYTES)
+    vector_bytes = VECTOR_BYTES * service.synthesizer.codec.spec.speaker_dim
+    text_bytes = ESCAPED_BYTES * service.settings.max_chars + vector_bytes + OTHER_FIELDS_BYTES
+    limits = {SPEAKER_PATH: (RECORDING_BYTES, RECORDING_BODY_SEC)}
+    app.add_middleware(Guard, limits=limits, default=(text_bytes, BODY_SEC))
     return app

@@ -120,8 +120,16 @@ def _voice_name(value: Any) -> Any:
     return value["id"] if isinstance(value, dict) and set(value) == {"id"} else value
 
 
+class OwnVoice(BaseModel):
+    """The voice of a recording, which the client keeps and the server does not."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    speaker: str
+
+
 VoiceName = Annotated[
-    str,
+    str | OwnVoice,
     BeforeValidator(_voice_name),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object", "properties": {"id": {"type": "string"}}}]}),
 ]
@@ -133,7 +141,10 @@ class SpokenBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     text_field: ClassVar[str]
 
-    voice: VoiceName = Field(description='name of a voice, or {"id": name}; /v1/audio/voices lists them')
+    voice: VoiceName = Field(
+        description='name of a voice, or {"id": name}; /v1/audio/voices lists them. Or {"speaker": vector}, the voice '
+        "of a recording, as /v1/audio/speaker gives it"
+    )
     model: str | None = Field(None, description="name of the model or an alias, as /v1/models gives them")
     response_format: Literal["wav", "pcm", "flac", "mp3", "opus", "aac"] | None = Field(
         None, description="wav, flac and pcm have 16 bits; pcm has no header (default: that of the server, --format)"
@@ -141,6 +152,9 @@ class SpokenBody(BaseModel):
     stream: bool | None = Field(None, description='true: as "stream_format": "audio"')
     stream_format: Literal["audio", "sse"] | None = Field(
         None, description="send sound while it is made, as the file itself or as events"
+    )
+    progress: bool | None = Field(
+        None, description='with "sse": events speech.queue tell the place in the queue; 0 when it is answered'
     )
     speed: float = Field(1.0, ge=0.25, le=4.0, description="only 1.0 is served")
     instructions: str = Field("", description="must be empty: the model follows none")
@@ -189,6 +203,14 @@ class QuestionBody(SpokenBody):
 
     text_field = "question"
     question: str = Field(description="question to answer")
+
+
+class Speaker(BaseModel):
+    """The voice of a recording."""
+
+    object: Literal["speaker"] = "speaker"
+    speaker: str = Field(description="the speaker vector: float32 numbers, little-endian, in base64")
+    seconds: float = Field(description="length of the recording")
 
 
 class QuestionAnswer(BaseModel):

@@ -6,25 +6,45 @@ Example:
     call = service.ask(SpeechBody(input="Hello.", voice="anna"), sounds.put)
 """
 
+import base64
+import contextlib
+import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from slmkit.audio.encode import FORMATS
-from slmkit.errors import UserError
+from slmkit.audio.io import read_audio
+from slmkit.errors import BadSample, UserError
 from slmkit.infer.passage import MAX_TEXT_CHARS, SHOWN_SENTENCES, Passage
 from slmkit.infer.request import MOST_SEC, Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
-from slmkit.infer.synthesizer import Synthesizer, voice_not_taken
-from slmkit.serve.schema import ApiError, QuestionBody, SpeechBody, SpokenBody, from_user_error, refused
-from slmkit.serve.worker import Call, ServeMetrics, Sound, Wave, Worker
+from slmkit.infer.synthesizer import Synthesizer, voice_not_taken, voice_of
+from slmkit.serve.schema import (
+    ApiError,
+    OwnVoice,
+    QuestionBody,
+    Speaker,
+    SpeechBody,
+    SpokenBody,
+    from_user_error,
+    overloaded,
+    refused,
+)
+from slmkit.serve.worker import Call, Queued, ServeMetrics, Sound, Wave, Worker
 from slmkit.texts import excerpt, is_blank
 
 DEFAULT_CHARS = 20_000  # some 3000 words
 SHOWN_VOICES = 20  # in a message
 DEFAULT_VOICE = "default"  # of a server that takes no voice
 UNSUPPORTED = "unsupported_value"
+RECORDING_BYTES = 8 * 2**20  # of a file; 20 s of two channels of 32 bits at 48 kHz are 7.3 MiB
+MAX_RECORDINGS = 4  # at a time
+RECORDING_SEC = (1.0, 20.0)  # at least and at most; the answers of others wait while it is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +101,16 @@ class Service:
                 )
         self.synthesizer, self.voices, self.settings = synthesizer, dict(voices), settings
         self.sample_rate = spec.sample_rate
+        self._num_recordings = 0
         self.metrics = ServeMetrics()
         self.worker = Worker(synthesizer, self.metrics, max_waiting=settings.max_waiting)
         about = {"object": "model", "created": int(time.time()), "owned_by": "slmkit"}
-        limits = {"max_chars": settings.max_chars, "max_sec": settings.max_sec}
+        recording = {"max_bytes": RECORDING_BYTES, "min_sec": RECORDING_SEC[0], "max_sec": RECORDING_SEC[1]}
+        limits = {
+            "max_chars": settings.max_chars,
+            "max_sec": settings.max_sec,
+            "recording": recording if synthesizer.takes_voice else None,
+        }
         self.models = {name: {"id": name, **about, **limits} for name in settings.names}
 
     def check(self, body: SpokenBody) -> None:
@@ -98,12 +124,14 @@ class Service:
         if len(body.text) > settings.max_chars:
             what = f"the text has {len(body.text)} characters; split it into parts"
             raise refused(field, what, expected=f"at most {settings.max_chars}", code="string_above_max_length")
-        if body.voice not in self.voices:
+        if isinstance(body.voice, str) and body.voice not in self.voices:
             expected = f"one of {', '.join([*self.voices][:SHOWN_VOICES])}"
             expected += f" and {len(self.voices) - SHOWN_VOICES} more" if len(self.voices) > SHOWN_VOICES else ""
             raise refused("voice", "no such voice", got=body.voice, expected=expected, code="voice_not_found")
         if body.stream is False and body.stream_format is not None:
             raise refused("stream_format", '"stream": false contradicts it')
+        if body.progress and body.streaming != "sse":
+            raise refused("progress", 'only events tell it: ask for "stream_format": "sse"', code=UNSUPPORTED)
         if body.speed != 1.0:
             raise refused("speed", "only 1.0 is served", got=body.speed, code=UNSUPPORTED)
         if body.instructions.strip():
@@ -117,10 +145,68 @@ class Service:
         """Of the sound that answers a request, one of `FORMATS`."""
         return body.response_format or self.settings.format
 
-    def ask(self, body: SpokenBody, deliver: Callable[[Sound | ApiError], None]) -> Call:
+    def speaker_of(self, voice: str | OwnVoice) -> Wave:
+        """Speaker vector float32 [D] of a voice of this server, by its name, or of a client. Raises ApiError for what
+        is no vector."""
+        if isinstance(voice, str):
+            return self.voices[voice]
+        self.check_recordings_taken("voice")
+        width = self.synthesizer.codec.spec.speaker_dim
+        try:
+            vector = np.frombuffer(base64.b64decode(voice.speaker, validate=True), "<f4").astype(np.float32)
+        except ValueError:  # no base64, or no whole numbers; also for characters beyond ASCII
+            vector = np.zeros(0, np.float32)
+        if vector.shape != (width,) or not np.isfinite(vector).all():
+            expected = f"{width} finite float32 numbers in base64, as /v1/audio/speaker gives them"
+            raise refused("voice", "not a speaker vector of this server", expected=expected)
+        return vector
+
+    def check_recordings_taken(self, field: str) -> None:
+        """Raise ApiError where a voice would change nothing."""
+        if not self.synthesizer.takes_voice:
+            what = "this server takes no voice: neither the model nor the codec would heed it"
+            raise refused(field, what, code=UNSUPPORTED)
+
+    @contextlib.contextmanager
+    def room_for_recording(self) -> Iterator[None]:
+        """While one is received and read, which takes memory. To be used in one thread, the event loop's. Raises
+        ApiError 503 when there are too many."""
+        if self._num_recordings >= MAX_RECORDINGS:
+            raise overloaded(1.0)
+        self._num_recordings += 1
+        try:
+            yield
+        finally:
+            self._num_recordings -= 1
+
+    def read_recording(self, data: bytes) -> Wave:
+        """The sound file as a wave float32 [samples] at the codec's rate; takes long. Raises ApiError."""
+        least_sec, most_sec = RECORDING_SEC
+        try:
+            wave = read_audio(io.BytesIO(data), self.sample_rate, min_sec=least_sec, max_sec=most_sec)
+        except BadSample as error:
+            expected = f"a sound file of {least_sec:g} to {most_sec:g} s"
+            raise refused("recording", f"{error.reason}: {error.what}", expected=expected) from error
+        if self.synthesizer.codec.num_frames(len(wave)) == 0:
+            raise refused("recording", "too short for this codec")
+        return wave
+
+    def measure(self, wave: Wave) -> "Future[Speaker]":
+        """The voice of a wave float32 [samples], from the worker. Raises ApiError as `Worker.between_turns`."""
+
+        def work() -> Speaker:
+            vector = voice_of(self.synthesizer.codec, wave)
+            if not np.isfinite(vector).all():
+                raise UserError("the recording gives no voice: its speaker vector is not finite")
+            data = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+            return Speaker(speaker=data, seconds=round(len(wave) / self.sample_rate, 2))
+
+        return self.worker.between_turns(work)
+
+    def ask(self, body: SpokenBody, deliver: Callable[[Sound | Queued | ApiError], None]) -> Call:
         """Queue a request; its events go to `deliver`, in the worker's thread. Raises ApiError when it is refused."""
         self.check(body)
-        speaker = self.voices[body.voice]
+        speaker = self.speaker_of(body.voice)
         sampling = Sampling(
             temperature=body.temperature,
             top_k=body.top_k,
@@ -138,7 +224,13 @@ class Service:
                 self.synthesizer.engine.check(passage.requests[0])
         except UserError as error:
             raise from_user_error(error) from error
-        call = Call(passage, speaker, is_streamed=body.streaming is not None, deliver=deliver)
+        call = Call(
+            passage,
+            speaker,
+            is_streamed=body.streaming is not None,
+            deliver=deliver,
+            wants_place=bool(body.progress),
+        )
         self.worker.submit(call)
         return call
 

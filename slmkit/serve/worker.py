@@ -9,6 +9,9 @@ what `Synthesizer.speak` gives. A text of several sentences is a request for eac
 sentence without speech is passed over where another one has some. Not done: decoding a long whole answer in turns with
 the others' steps.
 
+Other work with model or codec, such as measuring the voice of a recording, is done between two turns (`between_turns`),
+one piece of it at a time; it holds the answers up for as long as it takes.
+
 Invariant: every call gets exactly one last event (a `Sound` with an output, or an ApiError) unless it was given up.
 An answer without speech, or with numbers or sound that are not finite, is an ApiError.
 Whatever happens to a request, its slot is free afterwards, and the other requests get the answers that they would
@@ -46,6 +49,7 @@ from slmkit.infer.synthesizer import Synthesizer
 from slmkit.serve.schema import ApiError, from_user_error, internal, no_speech, overloaded, shutting_down
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # upper bounds of the histograms' buckets
+MAX_BETWEEN = 4  # pieces of other work that wait
 NEWEST_SHARE = 0.2  # of the newest answer in the mean time of an answer
 
 Wave = npt.NDArray[np.float32]
@@ -92,6 +96,12 @@ class Sound(NamedTuple):
     output: Output | None = None
 
 
+class Queued(NamedTuple):
+    """A new place in the queue, from 1 on; 0: it is answered now."""
+
+    place: int
+
+
 class Call:
     """One client's request, from the queue to its last sound: a passage, or a request alone."""
 
@@ -101,9 +111,12 @@ class Call:
         speaker: Wave,
         *,
         is_streamed: bool,
-        deliver: Callable[[Sound | ApiError], None],
+        deliver: Callable[[Sound | Queued | ApiError], None],
+        wants_place: bool = False,
     ) -> None:
-        """`speaker` float32 [D], the voice the codec gives. `deliver` is called in the worker's thread."""
+        """`speaker` float32 [D], the voice the codec gives. `deliver` is called in the worker's thread; with
+        `wants_place` it is also told each new place in the queue."""
+        self.wants_place, self.place = wants_place, -1  # not told yet
         self.passage = asked if isinstance(asked, Passage) else Passage.of("", asked)
         self.speaker, self.is_streamed, self.deliver = speaker, is_streamed, deliver
         self.outputs: list[Output] = []  # of the sentences that are done
@@ -158,6 +171,7 @@ class Worker:
         # Changed under the lock of `_changed`:
         self._waiting: deque[Call] = deque()
         self._running: dict[int, Call] = {}
+        self._between: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._is_open = False
         self._stop_at: float | None = None
         # The thread's own:
@@ -199,6 +213,19 @@ class Worker:
             self._waiting.append(call)
             self._changed.notify()
 
+    def between_turns(self, work: Callable[[], Any]) -> "Future[Any]":
+        """Have `work` done in the worker's thread, unless the future is cancelled before.
+
+        The future raises ApiError, also for what `work` raises. Raises ApiError 503 as `submit`.
+        """
+        future: Future[Any] = Future()
+        with self._changed:
+            if len(self._between) >= MAX_BETWEEN or not self._is_open:
+                raise overloaded(self._mean_answer_sec) if self._is_open else shutting_down()
+            self._between.append((future, work))
+            self._changed.notify()
+        return future
+
     def close(self, grace_sec: float, turn_sec: float = 2.0) -> None:
         """Refuse what waits, let running answers end for `grace_sec` seconds, fail the others and end the thread.
 
@@ -217,7 +244,9 @@ class Worker:
             while self._wait_for_work():
                 began = time.perf_counter()
                 self._drop_given_up()
+                self._work_between()
                 self._admit_one()
+                self._tell_places()
                 if self._running:
                     self._step()
                 self._metrics.busy_sec.inc(time.perf_counter() - began)
@@ -225,11 +254,17 @@ class Worker:
             with self._changed:
                 self._is_open = False
                 left = [*self._waiting, *self._suspects, *self._running.values()]
+                undone = [future for future, _ in self._between]
                 self._waiting.clear()
+                self._between.clear()
             for number in list(self._running):
                 self._leave_slot(number)
+            why = internal() if self._stop_at is None else shutting_down()
             for call in left:
-                self._fail(call, internal() if self._stop_at is None else shutting_down())
+                self._fail(call, why)
+            for future in undone:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(why)
 
     def _wait_for_work(self) -> bool:
         """Wait until there is something to do; False when it is time to end."""
@@ -240,7 +275,7 @@ class Worker:
                     while self._waiting:
                         self._fail(self._waiting.popleft(), shutting_down())
                     return is_busy and time.monotonic() < self._stop_at
-                if is_busy or self._waiting:
+                if is_busy or self._waiting or self._between:
                     return True
                 self._changed.wait()
 
@@ -254,6 +289,31 @@ class Worker:
                 for call in [call for call in calls if call.is_given_up]:
                     calls.remove(call)
                     self._metrics.requests.labels("given_up").inc()
+
+    def _work_between(self) -> None:
+        """One piece of other work."""
+        with self._changed:
+            if not self._between:
+                return
+            future, work = self._between.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except UserError as error:
+            future.set_exception(from_user_error(error))
+        except (RuntimeError, ValueError):
+            log.get_logger(__name__).exception("work between two turns failed")
+            future.set_exception(internal())
+
+    def _tell_places(self) -> None:
+        """Each call that wants to know, when its place in the queue has changed."""
+        with self._changed:
+            places = [*enumerate(self._waiting, start=1), *((0, call) for call in self._running.values())]
+        for place, call in places:
+            if call.wants_place and call.place != place:
+                call.place = place
+                call.deliver(Queued(place))
 
     def _admit_one(self) -> None:
         """Begin one request; one per turn, so that those who run are not kept waiting for many prompts.

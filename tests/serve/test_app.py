@@ -414,7 +414,8 @@ def test_a_defect_is_500_without_a_word_of_it(
 def test_the_addresses_are_described(client: Client) -> None:
     api = client.get("/openapi.json").json()
     assert set(api["paths"]) == {
-        "/v1/audio/speech", "/v1/answer", "/v1/models", "/v1/models/{name}", "/v1/audio/voices", "/health", "/metrics"
+        "/v1/audio/speech", "/v1/answer", "/v1/audio/speaker", "/v1/models", "/v1/models/{name}", "/v1/audio/voices",
+        "/health", "/metrics",
     }  # fmt: skip
     fields = api["components"]["schemas"]["SpeechBody"]["properties"]
     assert all(field["description"] for field in fields.values())

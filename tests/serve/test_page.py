@@ -6,12 +6,15 @@ Set SLMKIT_SCREENSHOTS to a directory to keep the screenshots.
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser as browsers
+import numpy as np
 import pytest
 from browser import Browser
-from serve.serving import TEXT, Client, serving, until
+from serve.serving import TEXT, Client, Gate, serving, until
 
 from slmkit.infer.synthesizer import Synthesizer
 
@@ -149,17 +152,110 @@ def test_an_answer_given_up_and_one_cut_by_the_server(browser: Browser, synthesi
         browser.complaints.clear()
         write(browser, TEXT)
         browser.click("#speak")
-        browser.wait_for(f"{STATUS} === 'Speaking'")
+        browser.wait_for(f"{STATUS}.startsWith('Speaking')")
         browser.click("#stop")
         until(lambda: client.figure("running_requests") == 0)
         browser.wait_for("document.getElementById('stop').disabled")
         assert client.figure('requests_total{outcome="given_up"}') == 1
         assert browser.value(ERROR) is False
         browser.click("#speak")
-        browser.wait_for(f"{STATUS} === 'Speaking'")
+        browser.wait_for(f"{STATUS}.startsWith('Speaking')")
         server.close()
         assert browser.wait_for(ERROR) == "the server is shutting down"
         assert browser.complaints == []
+
+
+SPOKEN = "[...document.querySelectorAll('audio')].every((audio) => audio.closest('[hidden]') || audio.duration > 0)"
+OPTIONS = "[...document.querySelectorAll('#voice option')].map((option) => option.textContent)"
+
+
+def choose_file(page: Browser, data: bytes) -> None:
+    """As a sound file of one's own."""
+    page.value(
+        "{ document.getElementById('own').open = true; const files = new DataTransfer();"
+        f"files.items.add(new File([Uint8Array.from({list(data)})], 'mine.wav'));"
+        "document.getElementById('recording').files = files.files;"
+        "document.getElementById('recording').dispatchEvent(new Event('change')); }"
+    )
+
+
+def test_a_voice_of_ones_own_speaks_and_is_forgotten(page: Browser, client: Client, chain: Path) -> None:
+    page.value("make = URL.createObjectURL; URL.createObjectURL = (blob) => make(window.made = blob); 0")
+    choose_file(page, (chain / "voices" / "bert.wav").read_bytes())
+    page.wait_for("document.getElementById('own-status').textContent.startsWith('Measured 1.0 s')")
+    assert page.value(OPTIONS) == ["Your recording", "anna", "bert"]
+    assert page.value("document.getElementById('voice').selectedOptions[0].textContent") == "Your recording"
+    write(page, TEXT)
+    page.click("#speak")
+    page.wait_for(IS_DONE)
+    made = bytes(page.value("window.made.arrayBuffer().then((b) => [...new Uint8Array(b)])"))
+    bert = client.speech(voice="bert", max_sec=1.5).content
+    assert abs(np.frombuffer(made[44:], "<i2").astype(int) - np.frombuffer(bert[44:], "<i2")).max() <= 1
+    page.click("#forget")
+    assert page.value(OPTIONS) == ["anna", "bert"]
+    choose_file(page, b"no sound at all")
+    assert "recording: unreadable: " in page.wait_for(ERROR)
+    assert page.value(OPTIONS) == ["anna", "bert"]
+    assert page.value("Object.keys(localStorage).length + Object.keys(sessionStorage).length") == 0
+
+
+def test_questions_and_two_answers_side_by_side(
+    page: Browser, client: Client, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the model writes is text, whatever it looks like."""
+    evil = "<img src=x onerror='window.owned = 1'>\u202e <script>window.owned = 1</script>"
+    monkeypatch.setattr(synthesizer, "words_of", lambda output: SimpleNamespace(text=evil))
+    done = client.figure(DONE)
+    page.click("label[for=ask]")
+    page.value("document.getElementById('settings').open = true")
+    page.click("#compare")
+    page.value("document.getElementById('temperature').value = document.getElementById('second-temperature').value = 1")
+    page.click("#examples button")
+    assert page.value("document.getElementById('text').value") == "Who are you, and what do you do all day?"
+    page.click("#speak")
+    page.wait_for(f"{IS_DONE} && !document.getElementById('second-result').hidden && {SPOKEN}")
+    assert client.figure(DONE) == done + 2
+    for name in ("words", "second-words"):
+        assert page.value(f"document.getElementById('{name}').textContent") == evil
+    assert page.value("window.owned === undefined && document.querySelectorAll('article img').length === 0")
+    sizes = "['audio', 'second-audio'].map((id) => document.getElementById(id).src)"
+    first, second = page.value(sizes)
+    assert first != second
+    keep(page, "two", tmp_path)
+    page.value("document.getElementById('second-top_p').value = '7'")
+    page.click("#speak")
+    assert page.wait_for(ERROR).lower().startswith("top p: ")
+    page.click("#compare")
+    assert page.value("document.getElementById('second-answer').hidden")
+    page.click("#speak")  # what is hidden is not asked for
+    page.wait_for(f"{IS_DONE} && !document.getElementById('speak').disabled")
+    assert client.figure(DONE) == done + 3
+    assert page.complaints == []
+
+
+def test_who_waits_sees_the_place_in_the_queue(
+    page: Browser, client: Client, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(3) as others:
+        gate = Gate(synthesizer, monkeypatch, 20)
+        for number in (1, 2, 3):
+            others.submit(client.speech, max_sec=0.2)
+            until(lambda: client.figure("running_requests") + client.figure("waiting_requests") >= number)  # noqa: B023
+        write(page, TEXT)
+        page.value(
+            "seen = []; new MutationObserver(() => seen.push(document.getElementById('status').textContent))"
+            ".observe(document.getElementById('status'), {childList: true}); 0"
+        )
+        page.click("#speak")
+        until(lambda: client.figure("waiting_requests") >= 1)
+        assert page.value("!document.getElementById('progress').hidden")
+        gate.open()
+        page.wait_for(IS_DONE)
+    seen = page.value("seen")
+    assert seen[0] == "Waiting"
+    assert any(text.startswith("Waiting, number ") for text in seen)
+    assert "Beginning" in seen
+    assert any(text.startswith("Speaking, ") for text in seen)
 
 
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
@@ -171,7 +267,9 @@ def test_the_pages_fit_phones_and_follow_the_dark_preference(
     name: str, width: int, dark: bool, page: Browser, client: Client, tmp_path: Path
 ) -> None:
     try:
-        page.emulate(width=width, height=760, dark=dark)
+        page.emulate(width=width, height=1700 if name == "phone" else 1100, dark=dark)
+        page.value("for (const part of document.querySelectorAll('details')) part.open = true")
+        page.click("#compare")
         write(page, TEXT)
         page.click("#speak")
         page.wait_for(IS_DONE)

@@ -45,7 +45,7 @@ async function start() {
       const section = element('section', '', document.getElementById('addresses'));
       element('h2', `${method.toUpperCase()} ${path}`, section);
       element('p', call.description ?? '', section);
-      const reference = call.requestBody?.content['application/json'].schema.$ref;
+      const reference = call.requestBody?.content['application/json']?.schema.$ref;
       if (reference) showFields(api.components.schemas[reference.split('/').pop()], section);
     }
   }
