@@ -24,7 +24,7 @@ BENCHES = ("codec", "codecs", "memory", "tokenize", "train", "decode", "serve", 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bench", choices=BENCHES, help="what to measure")
+    parser.add_argument("bench", choices=BENCHES, metavar="BENCH", help="what to measure, as above")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of that benchmark")
 
 

@@ -14,7 +14,7 @@ from fuzzed_audio import HARMS, KINDS, fuzzed, good
 
 from slmkit.audio.io import REASONS, read_audio
 
-COUNT = 300
+COUNT = 150
 PLACES = (Path(__file__).parents[1], Path(__file__).parents[2])  # of fuzzed_audio, of slmkit
 LIMIT_SEC = 300  # for all of them; a file takes a hundredth of a second
 READER = """
@@ -29,7 +29,8 @@ def outcome(content, cut):
         found = read_recording(io.BytesIO(content), 16000, max_sec=60, cut=cut)
     except BadSample as error:
         return error.reason
-    assert found.wave.dtype == np.float32 and len(found.wave) and np.isfinite([*found.wave, *found[1:]]).all()
+    assert found.wave.dtype == np.float32 and len(found.wave)
+    assert np.isfinite([*found.wave, *found.mono, *found[2:]]).all()
     return "wave"
 
 for name, content, surely_bad in fuzzed({seed}, {count}):

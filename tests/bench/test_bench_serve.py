@@ -39,6 +39,7 @@ def run(chain: Path, *words: str) -> None:
     assert serve.run(parser.parse_args([str(chain / "model"), *SECONDS, *words])) == 0
 
 
+@pytest.mark.full
 def test_every_answer_is_counted_with_what_was_wrong(
     server: Server, chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

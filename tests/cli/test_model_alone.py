@@ -83,6 +83,7 @@ def test_a_synthesizer_needs_the_model_alone(place: Path) -> None:
     assert np.array_equal(synthesizer.speak(SENTENCE, synthesizer.read_speaker(), max_sec=0.2).wave, given.wave)
 
 
+@pytest.mark.full
 def test_an_evaluation_needs_no_codec(place: Path) -> None:
     words = ["--corpus", "corpus", "--limit", "1", *SHORT]
     assert main(["evaluate", "model", *words, "--voices", "own", "second", "--out", "scores"]) == 0
@@ -144,6 +145,7 @@ def test_an_export_with_its_codec_can_be_moved(place: Path, capsys: pytest.Captu
     assert "the codec does not exist" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_model_and_codec_by_the_names_of_the_hub(
     place: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,7 +114,7 @@ def test_what_a_user_can_mend_is_named(
     np.save(tmp_path / "other.npy", np.zeros(3, np.float32))
     bad = {
         ("--voices", str(tmp_path / "other.npy")): "the voice other is not of this codec",
-        ("--max-chars", "5000"): "max_chars is out of range",
+        ("--max-chars", "500000"): "max_chars is out of range",
         ("--max-sec", "nan"): "max_sec is out of range",
         ("--max-sec", "1e308"): "max_sec is out of range",
         ("--alias", ""): "a name of the model is empty",

@@ -178,7 +178,7 @@ def test_an_interrupt_is_a_stop(
 ) -> None:
     (tmp_path / "lines.jsonl").write_text('{"text": "A clock"}\n' * 3)
     words = options(tmp_path / "out", "--jsonl", str(tmp_path / "lines.jsonl"), "--slots", "1")
-    decode = batch.decode_alone
+    decode = batch.joined_wave
 
     def interrupted(*args: Any) -> Any:
         if (tmp_path / "out" / "wav" / "000001.wav").exists():
@@ -186,7 +186,7 @@ def test_an_interrupt_is_a_stop(
         return decode(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "decode_alone", interrupted)
+        patch.setattr(batch, "joined_wave", interrupted)
         assert main(["synthesize", "model", *words]) == 75
     assert "stopped by SIGINT; the same command continues" in capsys.readouterr().err
     assert main(["synthesize", "model", *words]) == 0

@@ -320,6 +320,7 @@ def test_reach_is_that_of_the_stages(codec):
     assert codec.reach_frames == reach_of(codec.decoding_stages())
 
 
+@pytest.mark.full
 def test_every_family_that_adds_codecs_is_tested():
     from slmkit.codec.open import codec_families
 

@@ -191,6 +191,7 @@ def test_codes_of_melvq_matter_as_far_as_it_says() -> None:
     assert 55 <= after <= 75
 
 
+@pytest.mark.full
 def test_codes_of_facodec_matter_as_far_as_it_says() -> None:
     codec = make_codec(detail=False)
     assert codec.reach_frames == (28, 28)
@@ -199,6 +200,7 @@ def test_codes_of_facodec_matter_as_far_as_it_says() -> None:
     assert 15 <= after <= 28
 
 
+@pytest.mark.full
 def test_no_weights_of_facodec_reach_further() -> None:
     """What is not a number spreads as far as there is an arrow, in the network as published."""
     latents = torch.randn(1, 256, 58, generator=torch.Generator().manual_seed(0))

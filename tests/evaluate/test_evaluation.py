@@ -356,6 +356,7 @@ def test_what_does_not_fit_together_is_refused(
         SpeakingSettings(max_sec=math.nan)
 
 
+@pytest.mark.full
 def test_the_command(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both stages, then one more, then two evaluations side by side."""
     parts = ["--corpus", str(chain / "corpus"), "--codec", str(chain / "codec")]

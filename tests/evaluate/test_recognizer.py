@@ -35,6 +35,7 @@ def damaged(untrained, tmp_path):
     return shutil.copytree(untrained, tmp_path / "damaged")
 
 
+@pytest.mark.full
 def test_it_hears_what_was_said(trained):
     recognizer = Recognizer.load(trained)
     for rate in (RATE, 44100):

@@ -168,7 +168,7 @@ def test_a_finished_job_is_done_at_once(speak: Callable[..., Summary], tmp_path:
         summary = speak("out", lines)
     assert seen["waves"] == 0
     assert hashes(tmp_path / "out") == before
-    assert summary.line() == "3 answers (0 stopped by a limit, 0 runaways), 0 failures; nothing was left to speak"
+    assert summary.line() == "3 answers (0 stopped by a limit), 0 failures; nothing was left to speak"
 
 
 def test_each_voice_is_read_once_and_each_corpus(speak: Callable[..., Summary]) -> None:

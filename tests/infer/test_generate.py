@@ -95,7 +95,7 @@ def test_the_cache_changes_nothing(kind: int, monkeypatch: pytest.MonkeyPatch) -
     assert (cached.stop, cached.num_steps, cached.text_ids) == (plain.stop, plain.num_steps, plain.text_ids)
 
 
-@pytest.mark.parametrize("kind", [0, 2, 4])
+@pytest.mark.parametrize("kind", [0, 2, pytest.param(4, marks=pytest.mark.full)])
 def test_limits_stop_and_say_so(kind: int) -> None:
     model = trained(kind)
     start = start_of(model, samples()[1])

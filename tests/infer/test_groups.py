@@ -26,6 +26,7 @@ SHAPES = [
     *(((8,) * 8, 3), ((8,) * 8, 6), ((8,) * 8, 12), (MIXED, 3), (MIXED, 12)),
     *(((16,) * 3, 2), ((16, 9, 12), 2), ((16, 9, 12), 4), ((16,), 12), ((16,) * 3, 7)),
 ]
+OTHERS = [shape for shape in SHAPES if shape not in SHAPES[2:8:2]]
 STREAMS = ((16,), (16,) * 3, (16, 9, 12), (8,) * 4, (8,) * 5, (8,) * 7, (8,) * 8, MIXED, (4,) * 15, (4,) * 32)
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "smollm3")
 TEXTS = ("The river froze.", "Nobody had told him.")
@@ -58,7 +59,9 @@ def requests(seed: int, max_sec: float) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize(("sizes", "group"), SHAPES)
+@pytest.mark.parametrize(
+    ("sizes", "group"), [*SHAPES[2:8:2], *(pytest.param(*shape, marks=pytest.mark.full) for shape in OTHERS)]
+)
 def test_alone_in_a_batch_and_streamed_the_same_codes(sizes: tuple[int, ...], group: int) -> None:
     assert spoken_alike(talkative_model(group, sizes=sizes), sizes, group) > 5
 

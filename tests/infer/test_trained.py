@@ -89,6 +89,7 @@ def test_sentences_come_out_as_they_were_learnt(synthesizer: Synthesizer, speech
     check_spoken(synthesizer, speech, outputs)
 
 
+@pytest.mark.full
 def test_the_voice_follows_a_vector_that_was_never_learnt(synthesizer: Synthesizer, speech: Spoken) -> None:
     """The mean vector of each voice. The codec gives the timbre of any codes, so that what the model does is seen in
     the codes: they are those of the asked voice's own recording rather than of another's. By chance 3 of 12 would be;

@@ -109,6 +109,7 @@ def test_all_steps_are_done_once_and_in_order(place: Place) -> None:
     assert len(place.journal) == 16, "a kind of model more: three steps of each codec"
 
 
+@pytest.mark.full
 def test_a_step_that_fails_leaves_the_others_and_is_tried_again_by_the_next_start(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", 2)
     place.goes_wrong("codecs-b", 1, "kill", 1)
@@ -128,6 +129,7 @@ def test_a_step_that_fails_leaves_the_others_and_is_tried_again_by_the_next_star
     assert look(place.plan())["codec-b"].starts == 3
 
 
+@pytest.mark.full
 def test_a_stopped_step_goes_on_in_the_same_call(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", 75, 75)
     assert set(place.run(place.plan(codecs=ALONE)).values()) == {"done"}
@@ -180,6 +182,7 @@ def test_a_step_is_held_by_one_process(place: Place) -> None:
     assert look(plan)["codec-a"].state == "ready"
 
 
+@pytest.mark.full
 def test_what_was_made_with_other_settings_is_not_replaced(place: Place) -> None:
     place.run(place.plan())
     changed = place.plan(codecs={"a": {"add": "ORG/OTHER"}, "b": {"fit": "audio"}})
@@ -201,6 +204,7 @@ def test_a_directory_that_appeared_whole_counts_although_its_start_was_killed(pl
         look(plan)
 
 
+@pytest.mark.full
 def test_a_step_alone_is_done_once_what_it_needs_is_there(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,6 +120,7 @@ def test_naive_twin_and_any_cut_into_shards(corpus, cuts):
     assert found == list(naive(utterances))
 
 
+@pytest.mark.full
 def test_a_thousand_shards_are_quick_and_small():
     """Per utterance: less than 20 microseconds (2 to 6 here, under tracemalloc) and 30 bytes, of hexadecimal keys."""
     draw = np.random.default_rng(0)

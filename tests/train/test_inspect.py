@@ -147,6 +147,7 @@ def test_lines_of_others_are_no_numbers_of_ours(run: Path) -> None:
     assert "training     no step logged yet" in summary(RunView.read(run), now=0)
 
 
+@pytest.mark.full
 def test_the_picture_has_panels_and_marks(run: Path) -> None:
     """The same without the restart differs in a dotted line over the height of all panels."""
     view = RunView.read(run)

@@ -34,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("run"))
 
 
+@pytest.mark.full
 def test_the_position_follows_from_the_steps_taken(place: Path) -> None:
     run = prepare_run(tiny_config(place), World())
     lengths = [steps_of_epoch(run, epoch) for epoch in range(50)]

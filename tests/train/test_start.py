@@ -94,6 +94,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.full
 def test_nothing_of_a_checkpoint_is_run_when_it_is_converted_for_other_processes(copied: Path, tmp_path: Path) -> None:
     evil(copied)
     done = forked.run(["-c", CONVERT, str(copied / "step-4"), str(tmp_path / "universal")])
