@@ -109,7 +109,6 @@ def test_all_steps_are_done_once_and_in_order(place: Place) -> None:
     assert len(place.journal) == 16, "a kind of model more: three steps of each codec"
 
 
-@pytest.mark.full
 def test_a_step_that_fails_leaves_the_others_and_is_tried_again_by_the_next_start(place: Place) -> None:
     place.goes_wrong("runs-a-qwen-ntp-s", 2)
     place.goes_wrong("codecs-b", 1, "kill", 1)
