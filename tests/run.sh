@@ -18,9 +18,10 @@ assert all(map(find_spec, "deepspeed fastapi hypothesis jiwer mypy openai pesq p
 ' 2>/dev/null || pip install --quiet --editable ".[dev]"
 
 WHICH=(-m "not full")
-PROCESSES=3 # one more than the cores of a small machine: tests of processes that stop or hang wait a lot
+PROCESSES=4 # more than the cores of a small machine: tests of processes that stop or hang wait a lot
 if [ "${1:-}" = "--all" ]; then
     WHICH=(--hypothesis-profile all)
+    PROCESSES=3 # with the daemons of Slurm and ssh beside them
     shift
 fi
 # DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.

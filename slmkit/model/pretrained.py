@@ -138,14 +138,15 @@ def config_on_base(
         raise UserError("the codec gives no speaker vector", got=codec.name, next_step="set model.speaker to false")
     layout = base_layout(TextTokenizer.load(base_dir), codec, group)
     base = read_base_config(base_dir)
-    return SpeechLMConfig(
-        backbone=backbone_values(base.to_dict(), layout, max(base.vocab_size, layout.size)),
-        layout=layout.to_dict(),
-        codec=codec.to_dict(),
-        group=group,
-        speaker_dim=codec.speaker_dim if speaker else 0,
-        **options,
-    )
+    with _naming_the_base(base_dir):
+        return SpeechLMConfig(
+            backbone=backbone_values(base.to_dict(), layout, max(base.vocab_size, layout.size)),
+            layout=layout.to_dict(),
+            codec=codec.to_dict(),
+            group=group,
+            speaker_dim=codec.speaker_dim if speaker else 0,
+            **options,
+        )
 
 
 def base_layout(tokenizer: TextTokenizer, codec: CodecSpec, group: int) -> VocabLayout:

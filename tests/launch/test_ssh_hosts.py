@@ -85,7 +85,9 @@ def test_a_host_lost_while_starting_ends_everything_within_a_minute(
     assert launcher.start(plan, None, env) == launcher.CRASH
     assert time.monotonic() - began < 60
     assert f"lost {hosts.down}: ssh: connect to host 127.0.0.3" in caplog.text
-    assert processes_with(str(place.directory / "lost")) == []
+    while processes_with(str(place.directory / "lost")):  # ended by signals, which take a moment
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
 
 
 def test_a_signal_to_the_launcher_becomes_a_checkpoint(hosts: SshHosts, place: Place) -> None:

@@ -126,7 +126,7 @@ def test_what_the_server_refuses_is_named_on_the_page(page: Browser) -> None:
     write(page, "Hello.")
     page.value("document.getElementById('text').value = 'x'.repeat(201)")
     page.click("#speak")
-    assert "has 201 characters; split it into sentences; expected at most 200" in page.wait_for(ERROR)
+    assert "has 201 characters; split it into parts; expected at most 200" in page.wait_for(ERROR)
     assert page.value("document.getElementById('speak').disabled") is False
 
 
@@ -237,7 +237,7 @@ def test_who_waits_sees_the_place_in_the_queue(
     page: Browser, client: Client, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ThreadPoolExecutor(3) as others:
-        gate = Gate(synthesizer, monkeypatch, 20)
+        gate = Gate(synthesizer, monkeypatch)
         for number in (1, 2, 3):
             others.submit(client.speech, max_sec=0.2)
             until(lambda: client.figure("running_requests") + client.figure("waiting_requests") >= number)  # noqa: B023
