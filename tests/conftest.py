@@ -14,7 +14,7 @@ import pytest
 # A shell without job control starts background jobs with SIGINT ignored, which their children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=15, deadline=None)
 hypothesis.settings.register_profile("all", max_examples=100, deadline=None)
 hypothesis.settings.load_profile("quick")
 

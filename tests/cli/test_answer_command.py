@@ -25,6 +25,9 @@ QUESTION, ANSWER = "What did he eat?", "Two pies."
 Ask = Callable[..., int]
 
 
+pytestmark = pytest.mark.full  # a model that has learned its answers takes a while
+
+
 @pytest.fixture(scope="module")
 def speech() -> Spoken:
     return spoken([], FACTS)

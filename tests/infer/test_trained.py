@@ -107,6 +107,7 @@ def test_the_voice_follows_a_vector_that_was_never_learnt(synthesizer: Synthesiz
     assert followed >= 9
 
 
+@pytest.mark.full
 def test_questions_are_answered_in_text_and_in_the_voice_that_was_asked_for(
     synthesizer: Synthesizer, speech: Spoken
 ) -> None:
