@@ -1,5 +1,6 @@
 """Which checkpoint a start continues from, when the newest is not what its marker says."""
 
+import functools
 import json
 import os
 import re
@@ -30,7 +31,7 @@ from slmkit.train.start import record_start
 from slmkit.world import World
 
 STEPS = 4
-OPTIMIZER = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+OPTIMIZER, WEIGHTS = "zero_pp_rank_0_mp_rank_00_optim_states.pt", "mp_rank_00_model_states.pt"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def swap(checkpoints: Path) -> None:
     shutil.copy(checkpoints / "step-2" / OPTIMIZER, checkpoints / "step-4")
 
 
-def evil(checkpoints: Path) -> None:
+def evil(checkpoints: Path, file: str = OPTIMIZER) -> None:
     """A pickle that would run a command, under a marker that says it belongs there."""
 
     class Evil:
@@ -75,10 +76,10 @@ def evil(checkpoints: Path) -> None:
             return os.system, (f"touch {checkpoints.parent / 'trace'}",)
 
     path = checkpoints / "step-4"
-    torch.save({"optimizer_state_dict": Evil()}, path / OPTIMIZER)
+    torch.save({"optimizer_state_dict": Evil()}, path / file)
     marker = json.loads((path / MARKER).read_text())
-    marker["files"][OPTIMIZER] = (path / OPTIMIZER).stat().st_size
-    marker["sha256"][OPTIMIZER] = sha256_file(path / OPTIMIZER)
+    marker["files"][file] = (path / file).stat().st_size
+    marker["sha256"][file] = sha256_file(path / file)
     (path / MARKER).write_text(json.dumps({**marker, OWN_DIGEST: marker_digest(marker)}))
 
 
@@ -108,8 +109,9 @@ def test_nothing_of_a_checkpoint_is_run_when_it_is_converted_for_other_processes
         (flip, f"damaged: {OPTIMIZER} does not hold what was written"),
         (swap, f"damaged: {OPTIMIZER} does not hold what was written"),
         (evil, "it asks for posix.system"),
+        (functools.partial(evil, file=WEIGHTS), "it asks for posix.system"),
     ],
-    ids=["flip", "swap", "evil"],  # a part of the path of the run, which is printed with every error
+    ids=["flip", "swap", "evil", "evil_weights"],  # a part of the path of the run, which is printed with every error
 )
 def test_a_checkpoint_that_is_not_what_its_marker_says_stops_the_run(
     place: Place, copied: Path, spoil: Callable[[Path], None], words: str
