@@ -146,6 +146,8 @@ with files.atomic_write("{tmp_path}/a") as file, files.new_directory("{tmp_path}
     forked.run(["-c", script])
     left = sorted(tmp_path.iterdir())
     assert [path.name.split(".")[1] for path in left] == ["a", "b"]
+    with files.new_directory(tmp_path / "b"):  # the same again
+        assert not left.pop().exists()
     with files.atomic_write(tmp_path / "c") as file:
         file.write(b"x")
         elsewhere = [tmp_path / f".d.{age}.part" for age in ("0123-1f-0000", "51cdeb68")]
@@ -153,5 +155,5 @@ with files.atomic_write("{tmp_path}/a") as file, files.new_directory("{tmp_path}
             path.write_text("x")
         os.utime(elsewhere[1], (0, 0))
         assert sorted(files.clean_parts(tmp_path)) == sorted([*left, elsewhere[1]])
-    assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere[0].name, "c"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere[0].name, "b", "c"]
     assert files.clean_parts(tmp_path / "none") == []
