@@ -236,9 +236,9 @@ def _finish(job: ResumableJob, ids: Sequence[str], failures: Iterable[Failure]) 
 
 
 def _summary(records: Sequence[JobRecord], failures: Sequence[Failure], spoken_sec: float, began: float) -> Summary:
-    limited, runaways = (sum(record["reason"] == reason for record in records) for reason in ("limit", "runaway"))
+    limited, runaways = (sum(record.get("reason") == reason for record in records) for reason in ("limit", "runaway"))
     short = sum(record.get("warning") == "short" for record in records)
-    retried = sum(record.get("attempts", 1) > 1 for record in records)
+    retried = sum(record.get("attempts", 1) != 1 for record in records)
     took_sec = time.perf_counter() - began
     return Summary(len(records), limited, failures, spoken_sec, took_sec, runaways, short, retried)
 
