@@ -49,7 +49,6 @@ EVAL = [
     "jiwer>=4,<5",
     "pystoi>=0.4,<0.5",
     "pesq>=0.0.4,<0.1",  # built with a C compiler
-    "distillmos>=0.9,<1",
     *MEASURE,
 ]
 SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "prometheus-client>=0.22,<1"]

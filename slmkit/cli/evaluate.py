@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=("distillmos", "dnsmos"),
         default=[],
-        help="predicted by networks that come with the extra eval: naturalness (distillmos), cleanness (dnsmos)",
+        help="predicted by networks inside of Python packages: naturalness (distillmos), cleanness (dnsmos)",
     )
     scores.add_argument("--copy-quality", action="store_true", help="with --copy: STOI and PESQ against the recordings")
     scores.add_argument(

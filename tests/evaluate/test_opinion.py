@@ -44,7 +44,7 @@ def test_long_waves_are_heard_in_windows() -> None:
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distillmos", None)
-    with pytest.raises(UserError, match=r"(?s)DistillMOS scores need the package distillmos.*slmkit\[eval\]"):
+    with pytest.raises(UserError, match=r"(?s)DistillMOS scores need the package distillmos.*--no-deps distillmos"):
         DistillMos.load()
 
 

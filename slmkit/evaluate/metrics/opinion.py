@@ -1,11 +1,12 @@
-"""Opinion scores by networks whose weights come with Python packages: nothing is fetched. Extra `eval`.
+"""Opinion scores by networks whose weights come with Python packages: nothing is fetched. DNSMOS comes with the
+extra `eval`; DistillMOS is installed by itself (`INSTALL`).
 
  - DistillMOS (Stahl and Gamper 2025, package distillmos) predicts how natural speech sounds, 1 to 5. The network was
    distilled from one on XLS-R. It tells a person from a synthesizer, and both from noise.
  - DNSMOS P.835 (`slmkit.audio.dnsmos`) predicts how clean it is. It does not tell a clean synthesizer from a person.
 
-The package distillmos imports torchaudio for its own command line alone; an empty module stands in for it here, so that
-it need not fit the installed torch.
+The package distillmos wants torchaudio, for its own command line alone. A torchaudio that does not fit the installed
+torch keeps transformers from loading, so the package is installed without it, and an empty module stands in for it.
 
 Invariant: the score of an utterance depends on its own samples only.
 
@@ -24,10 +25,11 @@ import numpy as np
 import torch
 
 from slmkit.audio.io import resampled
-from slmkit.errors import BadSample
-from slmkit.evaluate.metrics import Metric, Scores, measures, missing, single
+from slmkit.errors import BadSample, UserError
+from slmkit.evaluate.metrics import Metric, Scores, measures, single
 from slmkit.evaluate.spoken import Spoken
 
+INSTALL = "pip install --no-deps distillmos xls-r-sqa"
 DISTILLMOS_RATE = 16_000  # Hz
 WINDOW_SAMPLES, HOP_SAMPLES = 122_880, 16_000  # what the network hears at once, and the most between two windows
 SHORTEST_SAMPLES = 1600
@@ -83,7 +85,8 @@ class DistillMos:
             try:
                 import distillmos
             except ImportError as error:
-                raise missing("DistillMOS scores", "distillmos", error) from error
+                what = "DistillMOS scores need the package distillmos"
+                raise UserError(what, got=error, next_step=INSTALL) from error
             return DistillMos(distillmos.ConvTransformerSQAModel(), device)
 
     @torch.inference_mode()
