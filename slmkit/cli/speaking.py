@@ -23,7 +23,7 @@ from slmkit.texts import excerpt
 
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec
-    from slmkit.infer.batch import SpeakingTask
+    from slmkit.infer.items import SpeakingTask
     from slmkit.infer.request import SpeakingSettings
     from slmkit.infer.shares import Share
     from slmkit.infer.synthesizer import Synthesizer, Vector
@@ -237,7 +237,8 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
                 ]
                 if code := run_processes(commands):
                     return code
-            from slmkit.infer.batch import join_shares, read_items, speak_all
+            from slmkit.infer.batch import join_shares, speak_all
+            from slmkit.infer.items import read_items
             from slmkit.model.pretrained import export_sha256  # these take seconds
 
             given = {"speaker": args.speaker or "", "normalize": getattr(args, "normalize", "")}

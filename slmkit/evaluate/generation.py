@@ -37,7 +37,8 @@ from slmkit.evaluate.outputs import utterance_id, voice_path
 from slmkit.evaluate.results import COPY
 from slmkit.evaluate.selection import NamedVoice, Selected, numbers_of
 from slmkit.files import atomic_write
-from slmkit.infer.batch import BatchSpeaker, SpeakingTask, SpeechItem, engine_shape, store
+from slmkit.infer.batch import BatchSpeaker, engine_shape, store
+from slmkit.infer.items import SpeakingTask, SpeechItem
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer, Vector
 from slmkit.jobs import JOB, ProgressBar, ResumableJob, read_description

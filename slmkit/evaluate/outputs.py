@@ -29,15 +29,14 @@ from slmkit.audio.encode import PCM16_SCALE
 from slmkit.codec.base import CodecSpec, Codes, to_codes
 from slmkit.errors import UserError
 from slmkit.files import read_npy
-from slmkit.infer.batch import CODES_DIR, WAVES_DIR
+from slmkit.infer.batch import CODES_DIR
+from slmkit.infer.shares import WAVES_DIR
 from slmkit.jobs import JOB, RECORDS, read_description, read_job_records
 from slmkit.texts import excerpt, visible
 
 AGAIN = "generate into a new directory"
 MAX_CODES = 2**28  # of an utterance
 SHOWN_ERROR = 300  # characters
-# Columns that earlier versions did not store.
-NEWER_COLUMNS = {"trained_on": None, "trained_voice": None, "attempts": 1, "runaways": 0, "warning": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +77,14 @@ class OutputRecord:
         # Texts may hold half a surrogate pair, which pydantic takes for an error.
         _RECORD.validate_json(json.dumps({name: _whole(value) for name, value in own.items()}))
         return OutputRecord(**{**own, "true_answers": tuple(values["true_answers"])})
+
+
+# Columns that earlier versions did not store, with what they mean there.
+NEWER_COLUMNS = {
+    field.name: field.default
+    for field in dataclasses.fields(OutputRecord)
+    if field.name in ("trained_on", "trained_voice", "attempts", "runaways", "warning")
+}
 
 
 _RECORD = TypeAdapter(OutputRecord)

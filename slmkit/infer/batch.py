@@ -13,10 +13,6 @@ utterances of an evaluation.
 other; the next start tries it again. Lines may be added to a file, and failed ones corrected; a change to a line that
 was spoken is an error, since nothing is replaced unasked.
 
-A line of a file is a JSON object with "text" (to be read) or "question" (to be answered). It may have an "id" (letters,
-digits and `._-`; default: the number of the line), "speaker" where a voice is taken, and any field of
-`SpeakingSettings`. A text is read sentence by sentence (`passage`); "normalize": "english" has its numbers as words.
-
 Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
 else is in the job or how often it was interrupted. Another engine may round otherwise; `job.json` lists all.
 
@@ -28,32 +24,25 @@ Example:
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import itertools
-import json
-import math
 import os
-import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from slmkit.audio.encode import encoded
 from slmkit.codec.base import Codec, Codes
-from slmkit.data.ledger import FAILURES_FILE, Failure, most_common, printable
-from slmkit.data.lines import read_lines
+from slmkit.data.ledger import FAILURES_FILE, Failure, most_common
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
-from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, SpokenSentence, joined, joined_wave, unspoken
-from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request, SpeakingSettings
+from slmkit.infer.items import Listed, SpeakingTask, SpeechItem
+from slmkit.infer.passage import Passage, SpokenSentence, joined, joined_wave, unspoken
+from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request
 from slmkit.infer.shares import (
     WAVES_DIR,
     Share,
@@ -65,44 +54,13 @@ from slmkit.infer.shares import (
     remove_shares,
     spoken_elsewhere,
 )
-from slmkit.infer.spoken_form import check_spoken_form
-from slmkit.infer.synthesizer import MAX_PROMPT_CHARS, Synthesizer, Vector
+from slmkit.infer.synthesizer import Synthesizer, Vector
 from slmkit.jobs import ELSEWHERE, JobRecord, ProgressBar, ResumableJob, check_same, read_description
 from slmkit.log import get_logger
-from slmkit.texts import counted, excerpt, is_blank
+from slmkit.texts import counted, excerpt
 
 CODES_DIR = "codes"
-SpeakingTask = Literal["tts", "qa"]
-TEXT_FIELD: dict[SpeakingTask, str] = {"tts": "text", "qa": "question"}
-MOST_CHARS: dict[SpeakingTask, int] = {"tts": MAX_TEXT_CHARS, "qa": MAX_PROMPT_CHARS}
-MAX_ITEM_BYTES = 2**20  # of a line, without what ends it
-ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # a safe name of a file, wherever it is copied
 log = get_logger(__name__)
-
-
-class SpeechItem(NamedTuple):
-    """A text to read or a question to answer, and how."""
-
-    id: str  # names its files
-    text: str
-    speaker: str  # names the voice
-    settings: SpeakingSettings
-    columns: Mapping[str, Any] = MappingProxyType({})  # more columns of its record
-    normalize: str = ""  # as of `Synthesizer.passage`
-
-    @property
-    def digest(self) -> str:
-        """Equal for equal wishes: what is asked, and how; of the speaker its name alone."""
-        more = [self.normalize] if self.normalize else []
-        asked = json.dumps([self.text, self.speaker, dataclasses.asdict(self.settings), *more], sort_keys=True)
-        return hashlib.sha256(asked.encode()).hexdigest()[:16]
-
-
-class Listed(NamedTuple):
-    """A whole file, in its order."""
-
-    items: list[SpeechItem]
-    failures: list[Failure]
 
 
 class Summary(NamedTuple):
@@ -467,94 +425,3 @@ def _check_failure_share(failures: Sequence[Failure], num_spoken: int, most: flo
         expected=f"a share of at most {most}",
         next_step=f"fix them, or allow more with --max-failure-share; see {out_dir / FAILURES_FILE}; {spoken}",
     )
-
-
-def read_items(
-    path: str | Path, task: SpeakingTask, defaults: SpeakingSettings, *, speaker: str, normalize: str = ""
-) -> Listed:
-    """The items of a JSONL file, and a failure for each line that gives none; blank lines do not count.
-
-    What is well formed may still be refused later: models, codecs and files of speakers are not looked at.
-    Raises UserError when the file cannot be read, or holds no line.
-    """
-    items: dict[str, SpeechItem] = {}
-    failures = []
-    for number, line in read_lines(path, max_line_bytes=MAX_ITEM_BYTES + 1):
-        name = f"line {number}"
-        try:
-            values = _parse_item(line)
-            name = _id_of(values, number)
-            item = _make_item(name, values, task, defaults, speaker, normalize)
-            if item.id in items:
-                raise BadSample("duplicate_id", f"line {number} has the id of an earlier one", got=item.id)
-            items[item.id] = item
-        except BadSample as error:
-            failures.append(Failure.of(name, error))
-    if not items and not failures:
-        raise UserError(f"{path} holds no line", expected=f'lines such as {{"{TEXT_FIELD[task]}": "Some words."}}')
-    return Listed(list(items.values()), failures)
-
-
-def _parse_item(line: bytes | None) -> dict[str, Any]:
-    if line is None:
-        raise BadSample("too_long", "the line is too long", expected=f"at most {MAX_ITEM_BYTES} bytes")
-    try:
-        values = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadSample("not_json", f"the line is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise BadSample("not_json", "the line is not an object", got=type(values).__name__, expected="an object")
-    return values
-
-
-def _id_of(values: dict[str, Any], number: int) -> str:
-    given = values.get("id", f"{number:06d}")
-    name = str(given) if isinstance(given, int) and not isinstance(given, bool) else given
-    if not isinstance(name, str) or not ID.fullmatch(name):
-        got = printable(repr(given)[:120])
-        raise BadSample(
-            "bad_id", f"line {number} has an id that cannot name a file", got=got, expected="A-Z a-z 0-9 . _ -"
-        )
-    return name
-
-
-def _make_item(
-    name: str, values: dict[str, Any], task: SpeakingTask, defaults: SpeakingSettings, speaker: str, normalize: str
-) -> SpeechItem:
-    field = TEXT_FIELD[task]
-    kinds = {setting.name: setting.type for setting in dataclasses.fields(SpeakingSettings)}
-    own_fields = [field, "id", "speaker", *(["normalize"] if task == "tts" else [])]
-    unknown = sorted(values.keys() - {*kinds, *own_fields})
-    if unknown:
-        known = ", ".join([*own_fields, *kinds])
-        raise BadSample("unknown_field", f"a field is not known: {printable(unknown[0][:100])}", expected=known)
-    text = values.get(field)
-    if not isinstance(text, str) or is_blank(text):
-        raise BadSample("empty_text", f"there is no {field}", got=printable(repr(text)[:100]), expected="text")
-    most = MOST_CHARS[task]
-    if len(text) > most:
-        raise BadSample("too_long", f"the {field} is too long", got=f"{len(text)} characters", expected=most)
-    speaker = _of_kind("speaker", str, values.get("speaker", speaker))
-    normalize = _of_kind("normalize", str, values.get("normalize", normalize))
-    try:
-        check_spoken_form(normalize)
-    except UserError as error:
-        raise BadSample("bad_setting", error.what, got=printable(normalize[:100]), expected=error.expected) from error
-    own = {name: _of_kind(name, kinds[name], values[name]) for name in kinds.keys() & values.keys()}
-    try:
-        settings = dataclasses.replace(defaults, **own)
-    except (ValueError, OverflowError) as error:
-        raise BadSample("bad_setting", excerpt(error, SHOWN_WORDS_CHARS)) from error
-    return SpeechItem(name, text, speaker, settings, normalize=normalize)
-
-
-def _of_kind(name: str, kind: Any, value: Any) -> Any:
-    """The value of a setting. Raises BadSample when it is of another type."""
-    if kind is str and isinstance(value, str):
-        return value
-    if kind in (int, bool) and type(value) is kind:
-        return value
-    if kind not in (str, int, bool) and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if isinstance(value, float) or abs(value) <= sys.float_info.max else math.inf
-    expected = {str: "text", int: "a whole number", bool: "true or false"}.get(kind, "a number")
-    raise BadSample("bad_setting", f"{name} is of the wrong type", got=printable(repr(value)[:100]), expected=expected)

@@ -30,8 +30,8 @@ from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import NamedVoice, read_voices, select
 from slmkit.evaluate.spoken import Tools, Truths
-from slmkit.infer.batch import SpeakingTask
 from slmkit.infer.engine import Engine
+from slmkit.infer.items import SpeakingTask
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.model.pretrained import export_sha256

@@ -19,7 +19,8 @@ from slmkit.data.ledger import FAILURES_FILE
 from slmkit.errors import UserError
 from slmkit.files import read_json
 from slmkit.infer import batch, synthesizer
-from slmkit.infer.batch import SpeakingTask, Summary, join_shares, read_items, speak_all
+from slmkit.infer.batch import Summary, join_shares, speak_all
+from slmkit.infer.items import SpeakingTask, read_items
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.shares import SHARES_DIR, Share, spoken_elsewhere
 from slmkit.infer.synthesizer import Synthesizer

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.errors import UserError
-from slmkit.infer import batch
-from slmkit.infer.batch import MAX_ITEM_BYTES, Listed, SpeakingTask, SpeechItem
+from slmkit.infer import items as item_lines
+from slmkit.infer.items import MAX_ITEM_BYTES, Listed, SpeakingTask, SpeechItem
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.sampling import Sampling
 
@@ -61,7 +61,7 @@ BAD = [
 
 
 def read_items(path: Path, task: SpeakingTask) -> Listed:
-    return batch.read_items(path, task, DEFAULTS, speaker="voice.wav")
+    return item_lines.read_items(path, task, DEFAULTS, speaker="voice.wav")
 
 
 @pytest.mark.parametrize(("line", "reason", "detail"), BAD, ids=[str(i) for i in range(len(BAD))])
@@ -138,7 +138,7 @@ def test_a_line_at_the_limit_takes_no_other_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int
 ) -> None:
     long = json.dumps({"text": "x" * 20})
-    monkeypatch.setattr(batch, "MAX_ITEM_BYTES", len(long))
+    monkeypatch.setattr(item_lines, "MAX_ITEM_BYTES", len(long))
     path = tmp_path / "lines.jsonl"
     path.write_text("\n".join([long + " " * extra, '{"text": "a"}', long]))
     listed = read_items(path, "tts")

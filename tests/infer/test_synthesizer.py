@@ -22,7 +22,8 @@ from slmkit.data.shards import Sample
 from slmkit.data.sources import open_source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
-from slmkit.infer.batch import read_items, speak_all
+from slmkit.infer.batch import speak_all
+from slmkit.infer.items import read_items
 from slmkit.infer.passage import unspoken
 from slmkit.infer.request import Output, Request, SpeakingSettings
 from slmkit.infer.samples import SpeechSamples

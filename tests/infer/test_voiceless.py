@@ -24,7 +24,8 @@ from slmkit.evaluate.generation import copy_synthesis, generate
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import read_voices, select
 from slmkit.evaluate.spoken import Tools, Truths
-from slmkit.infer.batch import read_items, speak_all
+from slmkit.infer.batch import speak_all
+from slmkit.infer.items import read_items
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.synthesizer import Synthesizer
