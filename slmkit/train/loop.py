@@ -311,14 +311,18 @@ def finite(record: Record) -> Record:
     return {name: None if value is None or not math.isfinite(value) else value for name, value in record.items()}
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator complains: for a CPU, torch has no error of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def out_of_memory_named(config: TrainConfig, batch: Batch, step: int) -> Iterator[None]:
     """Turns an allocator's complaint into a UserError that names the batch."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one; for the CPU there is none
-        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not is_full:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
             f"out of memory at step {step}: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",

@@ -172,20 +172,24 @@ class Pace:
 
 
 def pace_of(run: Run, model: Any, device: torch.device) -> Pace:
-    """What measures the steps of a run. The peaks we know are those of bf16, so float32 has only one that is given."""
-    peak = run.config.peak_tflops
-    if peak is None and device.type == "cuda" and precision(run.settings) == "bf16":
-        peak = peak_tflops(torch.cuda.get_device_name(device))
+    """What measures the steps of a run."""
     pace = Pace(
         run.world,
         device,
         accumulation=run.split.accumulation,
         frame_rate=run.codec.frame_rate,
         costs=Flops(model),
-        peak_tflops=peak,
+        peak_tflops=peak_of(run, device),
     )
     pace.watch(model)
     return pace
+
+
+def peak_of(run: Run, device: torch.device) -> float | None:
+    """TFLOP/s of a device, dense, if known. The peaks we know are those of bf16: float32 has only one that is given."""
+    if run.config.peak_tflops is None and device.type == "cuda" and precision(run.settings) == "bf16":
+        return peak_tflops(torch.cuda.get_device_name(device))
+    return run.config.peak_tflops
 
 
 def slowest(own_sec: list[float]) -> Record:
