@@ -17,7 +17,7 @@ Invariant: nothing here waits for a device but in a logged step.
 Example:
     pace = pace_of(run, model, device)
     for batch in pace.timed(batches):
-        pace.add(batch)                     # before batch.to(device)
+        pace.add(batch)
     record |= pace.result()
 """
 
@@ -103,7 +103,7 @@ class Pace:
             yield item
 
     def add(self, batch: Any) -> None:
-        """Count a micro-batch in, while it is in host memory. One without utterances is there only to keep step."""
+        """Count a micro-batch in. One without utterances is there only to keep step."""
         counts = self._counts
         counts.micro_batches += 1
         counts.room += batch.row_tokens
