@@ -5,7 +5,10 @@
   slmkit bench memory      peak memory of tokenizing long recordings, for each codec
   slmkit bench tokenize    speed of the codecs, and of tokenizing audio files into shards
   slmkit bench train       speed of training
-  slmkit bench roofline    what bounds training and decoding on a GPU, from arithmetic
+BENCHES = (
+    *("codec", "codecs", "memory", "tokenize", "train", "steps", "roofline"),
+    *("decode", "serve", "data", "plan", "checkpoint"),
+)
   slmkit bench decode      speed of generation
   slmkit bench serve       what clients of the server hear: first sound, gaps
   slmkit bench data        speed of finding, planning and loading training data
@@ -22,7 +25,7 @@ from slmkit.cli.arguments import Parser
 
 # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
 BENCHES = (
-    *("codec", "codecs", "memory", "tokenize", "train", "roofline"),
+    *("codec", "codecs", "memory", "tokenize", "train", "steps", "roofline"),
     *("decode", "serve", "data", "plan", "checkpoint"),
 )
 
