@@ -8,8 +8,9 @@ import torch
 from tiny_models import tiny_batch, tiny_model
 from transformers import DynamicCache
 
-from slmkit.model import backbone, losses
+from slmkit.model import losses
 from slmkit.model.backbone import Packing, packed_attention
+from slmkit.model.kernels import packed_kernel
 from slmkit.model.losses import TargetSpan, cross_entropy
 from slmkit.model.slm import SpeechLM
 
@@ -67,7 +68,7 @@ def test_a_batch_without_targets(options: dict) -> None:
 
 @pytest.mark.parametrize("shared", [1, 2, 4])
 def test_the_packed_kernel_equals_one_utterance_at_a_time(shared: int) -> None:
-    assert backbone._varlen_kernel() is not None, "neither flash-attn nor torch's kernel is there"
+    assert packed_kernel(64) is not None, "neither flash-attn nor torch's kernel is there"
     torch.manual_seed(0)
     borders = torch.tensor([0, *LENGTHS]).cumsum(0).int().cuda()
     packing = Packing(borders, int(borders[-1]))
