@@ -91,6 +91,15 @@ def test_activation_equals_its_plain_twin_at_every_utterance_end(length):
         torch.testing.assert_close(out[row, :, : count + 2 * margin], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_ends_are_computed_on_the_device_as_on_the_host():
+    for stride in (1, 2, 3, 4, 5, 8):
+        ends = Ends([1, 2, 9, 16, 17, 1000], torch.device("cpu"))
+        for _ in range(3):
+            ends = ends.strided(stride)
+            assert ends.on_device() is None or ends.on_device().tolist() == ends.counts
+        assert max(ends.counts) > 0
+
+
 def test_transformer_gives_every_place_the_first_positional_term(codec):
     transformer: Transformer = codec._mel_encoder
     x = torch.randn(1, 7, 256)
