@@ -54,7 +54,7 @@ from slmkit.world import BatchSplit, World
 SUMMARY = "training steps through DeepSpeed at the size of a real run: tokens/s, MFU, kernels"
 GPUS = 8  # that the recipes are written for
 STEPS = 4  # of different lengths; a lap takes each of them once
-QUICK = ("data.row_tokens=1024", "micro_rows=1")
+QUICK = ("data.row_tokens=1024", "micro_rows=1", f"global_rows={GPUS}")
 UNUSED = ("speaker",)  # options of the recipe's model that the benchmark's has not
 SHOWN_KERNELS, KEPT_KERNELS = 5, 40
 NAME_COLUMNS, NAME_CHARS = 60, 300
