@@ -34,8 +34,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 from transformers import AttentionInterface
 
+from slmkit.bench.batches import make_batch
 from slmkit.bench.synthetic import ANSWER_TOKENS, FRAME_RATE, NUM_STREAMS, PROMPT_TOKENS, QWEN, TEXT_RATE, model_config
-from slmkit.bench.train import batch_seconds, make_batch
+from slmkit.bench.train import batch_seconds
 from slmkit.data.batch import Batch
 from slmkit.model.backbone import head_width, num_key_value_heads
 from slmkit.model.config import SpeechLMConfig
