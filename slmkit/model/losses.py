@@ -170,11 +170,9 @@ class _SlicedCrossEntropy(torch.autograd.Function):
                 nll[rows], correct[rows] = (total.log() + ahead)[:, 0], (ahead == 0)[:, 0]
                 if not with_gradients:
                     continue
-                # Exponentials become the gradient of the logits: scale * (probability - 1 at the target). Written as
-                # the type of the weights at once: each pass over the logits takes as long as a good part of a product.
-                of_target = (logits.gather(1, column) / total - 1) * relative[rows, None]
-                torch.mul(logits, relative[rows, None] / total, out=narrow)
-                narrow.scatter_(1, column, of_target.to(narrow.dtype))
+                # Exponentials become the gradient of the logits: scale * (probability - 1 at the target).
+                logits.scatter_add_(1, column, -total)
+                _multiply_rows(logits, relative[rows, None] / total, out=narrow)
                 of_hidden, of_weight, of_bias = grads
                 for (start, stop), part in zip(ranges, narrow.split(sizes, dim=1), strict=True):
                     _add_product(of_hidden[rows], part, weight[start:stop])
@@ -233,6 +231,14 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)
+
+
+def _multiply_rows(values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+    """out = values * factors; may change `values`. A GPU does it in one pass over memory, whatever type `out` has."""
+    if values.is_cuda or values.dtype == out.dtype:
+        torch.mul(values, factors, out=out)
+    else:
+        out.copy_(values.mul_(factors))
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

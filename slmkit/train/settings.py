@@ -95,8 +95,14 @@ def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[st
         if not _agree(settings.get(name, AUTO), value)
     ]
     clashes += _optimizer_clashes(settings.pop("optimizer", None), config.optimizer)
+    if not problems:
+        clashes += _speed_clashes(config, settings)
     if problems or clashes:
         raise ConfigError(f"{config.deepspeed}, with the run config", [*problems, *clashes])
+    if config.compile:
+        # Gradients of compiled layers that were summed while others were computed became NaN with several versions of
+        # DeepSpeed: they come from other streams than it waits for.
+        settings["zero_optimization"] = {**settings["zero_optimization"], "overlap_comm": False}
     return {**settings, **{name: value for name, (_, value) in ours.items()}}
 
 
@@ -114,6 +120,19 @@ def precision(settings: dict[str, Any]) -> str:
 def zero_stage(settings: dict[str, Any]) -> int:
     """Stage of ZeRO."""
     return int(settings["zero_optimization"]["stage"])
+
+
+def _speed_clashes(config: TrainConfig, settings: dict[str, Any]) -> list[str]:
+    """Options of the run that its ZeRO stage or float type rules out."""
+    clashes = []
+    if config.compile and zero_stage(settings) == 3:
+        clashes.append(
+            "zero_optimization.stage is 3, but compile is true: ZeRO-3 puts weights together in hooks that compiled "
+            "layers do not call; choose stage 1 or 2"
+        )
+    if config.tf32 and precision(settings) == "bf16":
+        clashes.append("bf16.enabled is true, but tf32 is true, which is for training in float32")
+    return clashes
 
 
 def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:

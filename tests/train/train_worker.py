@@ -47,6 +47,21 @@ def run_train(config: TrainConfig, task: dict[str, Any]) -> Any:
     train(config)
 
 
+def run_train_compiled(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """With a backend of torch.compile; how many graphs it made."""
+    from torch._dynamo.utils import counters
+
+    from slmkit.model import compiled
+
+    compiled.BACKEND = task["backend"]
+    compiled._compiled_layer.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    train(config)
+    assert not counters["graph_break"], counters["graph_break"]
+    return {"graphs": counters["stats"]["unique_graphs"]}
+
+
 def run_train_killed_between_checkpoints(config: TrainConfig, task: dict[str, Any]) -> Any:
     """Killed when the save that was begun before has ended."""
 
