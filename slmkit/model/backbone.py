@@ -67,12 +67,14 @@ class Packing:
 
     cu_seqlens: torch.Tensor  # int32 [U + 1], first 0, last N
     num_positions: int  # N; no utterance is longer
+    known_lengths: tuple[int, ...] | None = None  # positions of each utterance, where the host knows them
     execution: Execution = Execution()
 
     @functools.cached_property
     def lengths(self) -> list[int]:
-        """Positions of each utterance, on the host."""
-        return torch.diff(self.cu_seqlens).tolist()
+        """Positions of each utterance, on the host; unless they are known, the device is waited for."""
+        known = self.known_lengths
+        return torch.diff(self.cu_seqlens).tolist() if known is None else list(known)
 
 
 def backbone_config(values: dict[str, Any]) -> Any:

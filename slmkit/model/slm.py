@@ -107,7 +107,7 @@ class SpeechLM(PreTrainedModel):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one micro-batch, scaled by the target counts of its whole global batch."""
-        packing = Packing(batch.cu_seqlens, batch.num_tokens, execution=self.execution)
+        packing = Packing(batch.cu_seqlens, batch.num_tokens, known_lengths=batch.lengths, execution=self.execution)
         embedded = self.embed(batch.tokens, batch.speech_mask, batch.speaker, batch.speaker_positions)
         position_ids = batch.position_ids[None]
         hidden = self.hidden(embedded[None], position_ids, packing=packing)

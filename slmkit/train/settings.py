@@ -12,6 +12,7 @@ Example:
     settings = deepspeed_settings(config, BatchSplit(global_rows=8, micro_rows=2, world_size=2))
 """
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -54,6 +55,9 @@ def check_files(config: TrainConfig, world: World) -> None:
     tried = Attempts()
     split = tried(BatchSplit, global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
     tried(deepspeed_settings, config, split)
+    if glob.has_magic(config.run_dir):  # DeepSpeed looks for the files of a checkpoint by such a pattern
+        got, expected = config.run_dir, "a path without * ? ["
+        tried.errors.append(UserError("run_dir: a run in it could not be continued", got=got, expected=expected))
     data = config.data
     sources = [source.path for source in data.all_sources]
     codec = config.codec if config.speak_every_steps else None

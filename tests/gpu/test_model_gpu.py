@@ -110,9 +110,10 @@ def test_cross_entropy_adds_up_in_float32() -> None:
     torch.testing.assert_close(whole[2], sliced[2], atol=1e-6, rtol=0.01)
 
 
-def test_no_sync_within_a_full_softmax_step() -> None:
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_no_sync_within_a_step(options: dict) -> None:
     """Nothing in forward or backward waits for the device, so that launches run ahead of it."""
-    model = tiny_model(6, head="transformer", speaker_dim=8).cuda().bfloat16()
+    model = tiny_model(**options).cuda().bfloat16()
     batch = tiny_batch(model.config, FRAMES).to("cuda")
     model(batch).loss.backward()
     torch.cuda.set_sync_debug_mode("error")  # waiting for the device raises an error from here on

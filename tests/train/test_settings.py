@@ -11,8 +11,8 @@ from slmkit.config.deepspeed import Bf16File, OffloadFile, ZeroFile, read_deepsp
 from slmkit.config.load import from_dict
 from slmkit.config.train import TrainConfig
 from slmkit.errors import ConfigError, UserError
-from slmkit.train.settings import deepspeed_settings, precision
-from slmkit.world import BatchSplit
+from slmkit.train.settings import check_files, deepspeed_settings, precision
+from slmkit.world import BatchSplit, World
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPLIT = BatchSplit(global_rows=8, micro_rows=2, world_size=2)
@@ -144,6 +144,12 @@ def test_equal_and_auto_values_are_no_clash(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, agreeing)
     assert settings["train_micro_batch_size_per_gpu"] == 2
     assert "optimizer" not in settings
+
+
+def test_a_run_directory_that_deepspeed_would_take_for_a_pattern_is_refused() -> None:
+    values = {"run_dir": "runs/[a]", "base": "b", "deepspeed": "zero2_fp32", "data": {"corpus": "c"}, "steps": 1}
+    with pytest.raises(ConfigError, match=r"could not be continued\n +got: +runs/\[a\]"):
+        check_files(from_dict(TrainConfig, values), World())
 
 
 def test_options_for_speed_are_held_against_the_file(tmp_path: Path) -> None:
