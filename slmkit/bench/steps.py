@@ -49,6 +49,7 @@ from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.settings import deepspeed_settings, precision
+from slmkit.train.start import choose_execution
 from slmkit.world import BatchSplit, World
 
 SUMMARY = "training steps through DeepSpeed at the size of a real run: tokens/s, MFU, kernels"
@@ -111,6 +112,7 @@ def bench_steps(
     settings = deepspeed_settings(config, split)
     before = allocated(device)
     model = make_model(TOY if quick else QWEN, config, device)
+    choose_execution(model, config, settings)
     steps = [
         full_batches(
             model,
