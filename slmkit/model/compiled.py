@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import maybe_mark_dynamic
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from slmkit.errors import UserError
 from slmkit.model.backbone import HALF_TYPES, attend_by_utterance, attention_of, cache_argument, head_width
@@ -65,7 +65,7 @@ def compiled_run(
         kind: Any = type(layer)
         try:
             return call(layer, hidden, position_ids, *rotation, borders, attend, cache_argument(kind))
-        except TorchDynamoException as error:
+        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             raise UserError(
                 "torch.compile cannot make one graph of a decoder layer",
                 got=f"{type(error).__name__}: {str(error)[:1000]}",

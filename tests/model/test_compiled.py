@@ -103,14 +103,17 @@ def test_gradients_come_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_compiled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not a step on other ways."""
+    """And not a step on other ways: what torch.compile cannot trace, and a kind of call more than its limit."""
+    model = tiny_model()
+    model.execution = Execution(compiled=True)
+    with torch._dynamo.config.patch(recompile_limit=1), pytest.raises(UserError, match=r"torch\.compile cannot"):
+        gradients(model, (3,))
+        model.eval()(tiny_batch(model.config, (3,)))
 
     def look(query: Any, key: Any, value: Any, borders: Any, longest: int, scaling: float) -> Any:
         torch._dynamo.graph_break()
 
     monkeypatch.setattr(compiled, "_attend_on", lambda layer, hidden: look)
-    model = tiny_model()
-    model.execution = Execution(compiled=True)
     with pytest.raises(UserError, match=r"torch\.compile cannot make one graph"):
         model(tiny_batch(model.config, (3,)))
 
