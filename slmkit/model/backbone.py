@@ -76,6 +76,13 @@ class Packing:
         known = self.known_lengths
         return torch.diff(self.cu_seqlens).tolist() if known is None else list(known)
 
+    @property
+    def longest(self) -> int:
+        """No utterance is longer. A kernel starts work for so many positions of every utterance, there or not; so where
+        lengths are known this is less than twice the longest, a power of two, for few different values."""
+        known = self.known_lengths
+        return self.num_positions if known is None else min(self.num_positions, 1 << (max(known) - 1).bit_length())
+
 
 def backbone_config(values: dict[str, Any]) -> Any:
     """The transformers config of plain values, set to packed attention."""
@@ -263,7 +270,7 @@ def packed_attention(
     if kernel is None:
         return attend_by_utterance(query, key, value, packing.lengths, scaling, dropout), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return kernel.attend(q, k, v, packing.cu_seqlens, packing.num_positions, scaling)[None], None
+    return kernel.attend(q, k, v, packing.cu_seqlens, packing.longest, scaling)[None], None
 
 
 def attend_by_utterance(
