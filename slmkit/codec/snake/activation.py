@@ -2,8 +2,9 @@
 
 The activation doubles the rate, adds sin^2 per channel and halves the rate again (arXiv 2206.04658, section 3.2). Both
 filters act on blocks of positions, as one matrix product each: a block of inputs with its neighbours times a banded
-matrix. No signal is spread with zeros and no product with a dropped sample is computed. On a GPU with triton the kernel
-in `fused.py` does the same in one pass over memory; what is here is its plain twin.
+matrix. No signal is spread with zeros and no product with a dropped sample is computed. One pass over memory does the
+same: on a GPU with triton the kernel in `fused.py`, on a CPU with a C compiler that in `fused_cpu.py`. What is here is
+their plain twin.
 
 The network pads: activations repeat the last value of an utterance, convolutions see zeros after it. In a padded batch
 every layer writes those few border values anew at each utterance's own end. What lies further out is finite and is
@@ -26,7 +27,7 @@ from types import ModuleType
 
 import torch
 
-from slmkit.codec.snake import FILTER_CUTOFF, FILTER_HALF_WIDTH, FILTER_TAPS, SNAKE_EPSILON, padding_of
+from slmkit.codec.snake import FILTER_CUTOFF, FILTER_HALF_WIDTH, FILTER_TAPS, SNAKE_EPSILON, fused_cpu, padding_of
 from slmkit.codec.weights import Weights
 
 REACH = FILTER_TAPS // 4  # positions the doubling filter sees to each side
@@ -111,7 +112,7 @@ class Activation:
         return self.plain(x, ends, margin) if kernel is None else self.fused(kernel, x, ends, margin)
 
     def fused(self, kernel: ModuleType, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
-        """By `kernel`, the module `fused`."""
+        """By `kernel`, the module `fused` or `fused_cpu`."""
         return kernel.activate(x, self.alpha[:, 0], self.height[:, 0], *self.taps, ends.on_device(), margin)
 
     def plain(self, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
@@ -150,7 +151,9 @@ class Activation:
 
 @functools.cache
 def fused_on(device: torch.device) -> ModuleType | None:
-    """The module `fused` where its kernel runs: on a GPU, with triton installed. None elsewhere."""
+    """The module whose kernel runs there: `fused` on a GPU with triton, `fused_cpu` on a CPU with a C compiler."""
+    if device.type == "cpu":
+        return fused_cpu if fused_cpu.works() else None
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return None
     from slmkit.codec.snake import fused
