@@ -26,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -131,7 +132,8 @@ class OpCounter(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.is_view or name in WITHOUT_KERNEL:
             return result
-        tensors = [x for x in tree_leaves((args, kwargs or {}, result)) if isinstance(x, torch.Tensor)]
+        given = {key: value for key, value in (kwargs or {}).items() if key != "out"}  # `out` is the result
+        tensors = [x for x in tree_leaves((args, given, result)) if isinstance(x, torch.Tensor)]
         if not tensors:
             return result
         sizes = [tensor_bytes(tensor) for tensor in tensors]
@@ -212,7 +214,9 @@ def counted(model: SpeechLM, batch: Batch) -> OpCounter:
     """A forward and a backward pass of `model`, from `new_model`, with a batch in host memory."""
     batch = batch.to("meta")
     counter = OpCounter(model)
-    with counter.tracker, torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor), counter:
+    on_gpu = property(lambda tensor: tensor.device.type in ("cuda", "meta"))  # so that a GPU's branches are taken
+    keeping = torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor)
+    with mock.patch.object(torch.Tensor, "is_cuda", on_gpu, create=True), counter.tracker, keeping, counter:
         model(batch).loss.backward()
     return counter
 

@@ -16,14 +16,10 @@ Example:
 """
 
 import dataclasses
-import gc
 import itertools
-import re
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,13 +32,13 @@ from slmkit.data.loader import micro_batches
 from slmkit.data.sequence import Size
 from slmkit.data.steps import PlannedStep
 from slmkit.errors import UserError
-from slmkit.group import from_all, is_grouped, largest
+from slmkit.group import is_grouped, largest
 from slmkit.log import get_logger
 from slmkit.model.flops import BatchSizes, Flops
 from slmkit.train.engine import process_group
 from slmkit.train.loop import is_out_of_memory
 from slmkit.train.names import with_commits
-from slmkit.train.pace import GIB, host_gib, peak_of
+from slmkit.train.pace import Memory, peak_of
 from slmkit.train.run import Run, check_agreement, prepare_run
 from slmkit.train.settings import zero_stage
 from slmkit.train.start import start_engine
@@ -50,13 +46,10 @@ from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
 LOOKED_AT = 4096  # rows at the beginning of the plan, of which the fullest are taken
-FREE_SHARE = 0.08  # of a GPU's memory that must stay free: utterances of other lengths leave other gaps in it
-HOST_SHARE = 0.7  # of the memory that a host has left: what may be taken where there is no GPU
 NEARLY = 0.97  # of the best speed
 ACCUMULATION = 2  # micro-batches of a measured step
 TIMED_STEPS = 2  # after one that is not timed
-FEW_POSITIONS = 16_384  # of a GPU and step; with fewer, exchanging gradients takes longer than computing them
-MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+FEW_POSITIONS = 16_384  # of a GPU and step; with far fewer it waits for what does not grow with them (model/README.md)
 FITS, TOO_FULL, OUT, NOT_TRIED = "fits", "leaves too little memory", "out of memory", "needs more than there is"
 HEAD = f"{'micro_rows':>10} {'micro-batches':>13} {'peak GiB':>9} {'positions/s':>11} {'MFU':>6}"
 
@@ -118,7 +111,9 @@ class Trials:
         self.run, self.engine, self.device, self.costs, self.peak_tflops = run, engine, device, costs, peak_tflops
         self.share = run.split.global_rows // run.split.world_size  # rows of a process in a step
         self.rows = fullest_rows(run, self.share)
-        self.memory = Memory(device)
+        self.memory = memory = Memory(device)
+        least = agreed([-memory.total_gib, -memory.limit_gib])
+        memory.total_gib, memory.limit_gib = -least[0], -least[1]
         self.trials: list[Trial] = []
 
     def choose(self) -> int:
@@ -234,49 +229,3 @@ def chosen(trials: Sequence[Trial], row_tokens: int) -> int:
             next_step="lower data.row_tokens, choose an offload config, or take more GPUs",
         )
     return min(rows for rows, speed in fitting.items() if speed >= NEARLY * max(fitting.values()))
-
-
-class Memory:
-    """The memory of a device, or of the host where it is a CPU, whose processes share it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        if device.type == "cuda":
-            self.total_gib = torch.cuda.mem_get_info(device)[1] / GIB
-            self.limit_gib = (1 - FREE_SHARE) * self.total_gib
-        else:
-            host = socket.gethostname()
-            left_gib = host_bytes_left() / GIB / (from_all(host).count(host) if is_grouped() else 1)
-            self.total_gib, self.limit_gib = host_gib() + left_gib, host_gib() + HOST_SHARE * left_gib
-        self.total_gib, self.limit_gib = (-least for least in agreed([-self.total_gib, -self.limit_gib]))
-
-    def restart(self) -> None:
-        """Give back what is not in use, and forget the peak where that can be."""
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self.device)
-
-    def peak_gib(self) -> float:
-        """The most that was in use since `restart`: torch's pool, with what others and libraries have on the device.
-
-        On a CPU the most that this process ever had.
-        """
-        if self.device.type != "cuda":
-            return host_gib()
-        free, total = torch.cuda.mem_get_info(self.device)
-        others = total - free - torch.cuda.memory_reserved(self.device)
-        return (torch.cuda.max_memory_reserved(self.device) + others) / GIB
-
-
-def host_bytes_left() -> float:
-    """Memory that the host could still give, or the container of this process; infinite where neither is known."""
-
-    def said(path: Path) -> str:
-        return path.read_text().strip() if path.is_file() else ""
-
-    found = re.search(r"MemAvailable:\s+(\d+) kB", said(MEMINFO))
-    left = [1024.0 * int(found[1])] if found else []
-    limit, used = said(CGROUP / "memory.max"), said(CGROUP / "memory.current")
-    left += [float(int(limit) - int(used))] if limit.isdigit() and used.isdigit() else []
-    return min(left, default=float("inf"))

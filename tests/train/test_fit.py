@@ -18,7 +18,7 @@ from train.tiny_run import make_tiny, tiny_config
 from slmkit.config.load import to_dict
 from slmkit.data.loader import micro_batches
 from slmkit.errors import UserError
-from slmkit.train import fit
+from slmkit.train import fit, pace
 from slmkit.train.fit import FITS, NOT_TRIED, OUT, TOO_FULL, Trial, Trials, chosen, expected_gib, fullest_rows
 from slmkit.train.run import Run, prepare_run
 from slmkit.world import BatchSplit, World
@@ -149,15 +149,15 @@ def test_the_fullest_rows_are_those_of_the_plan(place: Path, group: int) -> None
 
 
 def test_what_the_host_has_left_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(fit, "CGROUP", tmp_path)
-    assert fit.host_bytes_left() == float("inf")
+    monkeypatch.setattr(pace, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(pace, "CGROUP", tmp_path)
+    assert pace.host_bytes_left() == float("inf")
     (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:    4000 kB\n")
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000\n")
-    assert fit.host_bytes_left() == 4000 * 1024
+    assert pace.host_bytes_left() == 4000 * 1024
     (tmp_path / "memory.max").write_text("3000\n")
-    assert fit.host_bytes_left() == 2000
+    assert pace.host_bytes_left() == 2000
 
 
 def test_alone_and_with_two_processes(place: Path) -> None:
