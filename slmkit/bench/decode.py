@@ -102,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(heading(result), flush=True)
     for group in args.group:
-        model = torch.nn.Module.to(make_model(shape, group, max(args.batch)), device, dtype)
+        with device:  # where random weights are drawn faster
+            model = make_model(shape, group, max(args.batch))
+        torch.nn.Module.to(model, device, dtype)
         for batch in args.batch:
             engine = Engine(model, num_slots=batch, num_positions=args.positions)
             case = bench_case(engine, result["steps"], num_plain=min(batch, args.plain), repeats=args.repeats)

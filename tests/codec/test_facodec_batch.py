@@ -137,6 +137,15 @@ def test_the_fused_activation_of_angles_of_any_size_is_that_of_exact_numbers():
         assert not spoilt.isfinite().any()
 
 
+def test_ends_are_computed_on_the_device_as_on_the_host():
+    for stride in (1, 2, 3, 4, 5, 8):
+        ends = Ends([1, 2, 9, 16, 17, 1000], torch.device("cpu"))
+        for _ in range(3):
+            ends = ends.strided(stride)
+            assert ends.on_device() is None or ends.on_device().tolist() == ends.counts
+        assert max(ends.counts) > 0
+
+
 def test_transformer_gives_every_place_the_first_positional_term(codec):
     transformer: Transformer = codec._mel_encoder
     x = torch.randn(1, 7, 256)

@@ -40,18 +40,27 @@ CACHED = 262144  # positions to filter at a time on a CPU: few calls, and interm
 class Ends:
     """How many positions of each row of a batch are its utterance's."""
 
-    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+    def __init__(self, counts: Sequence[int], device: torch.device, at: torch.Tensor | None = None) -> None:
+        """`at`: the counts on the device, int64 [B, 1, 1], where they are there already: a transfer would wait."""
         self.counts, self.device = list(counts), device
-        ragged = len(set(self.counts)) > 1
-        self._at = torch.tensor(self.counts, device=device)[:, None, None] if ragged else None
+        self._at: torch.Tensor | None = None
+        if len(set(self.counts)) > 1:
+            self._at = torch.tensor(self.counts, device=device)[:, None, None] if at is None else at
 
     def on_device(self) -> torch.Tensor | None:
         """int64 [B], or None when all utterances are as long."""
         return None if self._at is None else self._at.flatten()
 
+    def per_row(self) -> torch.Tensor | int:
+        """int64 [B, 1], or one number when all utterances are as long."""
+        return self.counts[0] if self._at is None else self._at[:, :, 0]
+
     def strided(self, stride: int) -> "Ends":
         """The ends after a strided convolution of 2 * stride taps."""
-        return Ends([strided_length(count, stride) for count in self.counts], self.device)
+        at = None
+        if self._at is not None:  # as `strided_length`
+            at = ((self._at + 2 * padding_of(stride) - 2 * stride) // stride + 1).clamp(min=0)
+        return Ends([strided_length(count, stride) for count in self.counts], self.device, at)
 
     def hold(self, x: torch.Tensor, offset: int, width: int, factor: int = 1) -> None:
         """Write each utterance's last value into the `width` positions after it, in place.
