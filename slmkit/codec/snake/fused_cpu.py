@@ -42,6 +42,7 @@ def activate(
     """
     parameters = [part.contiguous() for part in (alpha, height, up_taps, down_taps)]
     assert all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (x, *parameters))
+    assert counts is None or counts.dtype == torch.int64
     kernel = _kernel()
     assert kernel is not None
     batch, channels, length = x.shape
