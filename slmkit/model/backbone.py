@@ -230,7 +230,7 @@ def run_layers(
     if packing is not None and execution.compiled:
         from slmkit.model.compiled import compiled_run  # loads torch's compiler, which takes seconds
 
-        run = compiled_run(position_ids, rotation, packing.cu_seqlens)
+        run = compiled_run(position_ids, rotation, packing)
         hidden = hidden.clone()  # embeddings are a view, what layers give is not: torch.compile would compile for both
     if execution.recomputed and torch.is_grad_enabled():
         run = functools.partial(checkpoint, run, use_reentrant=False)
