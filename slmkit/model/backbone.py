@@ -76,6 +76,13 @@ class Packing:
         known = self.known_lengths
         return torch.diff(self.cu_seqlens).tolist() if known is None else list(known)
 
+    @property
+    def longest(self) -> int:
+        """No utterance is longer. A kernel starts work for so many positions of every utterance, there or not; so where
+        lengths are known this is less than twice the longest, a power of two, for few different values."""
+        known = self.known_lengths
+        return self.num_positions if known is None else min(self.num_positions, 1 << (max(known) - 1).bit_length())
+
 
 def backbone_config(values: dict[str, Any]) -> Any:
     """The transformers config of plain values, set to packed attention."""
@@ -198,6 +205,12 @@ def run_layers(
     `packing`: utterances side by side (B = 1), and how the layers are run over them. `cache`: the S positions follow
     those in it, and are added to it. `options` reach the attention function.
     """
+    execution = Execution() if packing is None else packing.execution
+    if packing is not None and execution.compiled and hidden.shape[1] == 1:
+        # A size of one is no size to torch.compile, and would be compiled for itself. That position goes in twice: no
+        # process may run the layers in another way than the others, since it would sum its gradients in another order.
+        twice = Packing(2 * packing.cu_seqlens, 2, execution=execution)
+        return run_layers(layers, rotary, hidden.repeat(1, 2, 1), position_ids.repeat(1, 2), packing=twice)[:, :1]
     rotation = rotary(hidden, position_ids)
 
     def run_plain(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -214,11 +227,11 @@ def run_layers(
         )
 
     run: Callable[..., Any] = run_plain
-    execution = Execution() if packing is None else packing.execution
-    if packing is not None and execution.compiled and hidden.shape[1] > 1:  # of one position no size would be dynamic
+    if packing is not None and execution.compiled:
         from slmkit.model.compiled import compiled_run  # loads torch's compiler, which takes seconds
 
         run = compiled_run(position_ids, rotation, packing.cu_seqlens)
+        hidden = hidden.clone()  # embeddings are a view, what layers give is not: torch.compile would compile for both
     if execution.recomputed and torch.is_grad_enabled():
         run = functools.partial(checkpoint, run, use_reentrant=False)
     for layer in layers:
@@ -263,7 +276,7 @@ def packed_attention(
     if kernel is None:
         return attend_by_utterance(query, key, value, packing.lengths, scaling, dropout), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return kernel.attend(q, k, v, packing.cu_seqlens, packing.num_positions, scaling)[None], None
+    return kernel.attend(q, k, v, packing.cu_seqlens, packing.longest, scaling)[None], None
 
 
 def attend_by_utterance(

@@ -3,7 +3,10 @@
 Micro-batches differ in their number of positions N and of utterances U. Both are marked as dynamic, so that the first
 micro-batch compiles for all (`tests/model/test_compiled.py` counts): once for training and once for evaluation, for
 every kind of layer that the model has (of SmolLM3 two: with and without rotary positions). Layers of the speech heads
-are of the backbone's kind. A micro-batch of a single position is not compiled (`run_layers`).
+are of the backbone's kind.
+
+Every process runs every micro-batch through the compiled code, or none does: it gives the gradients of a layer in
+another order than the layer itself, and DeepSpeed sums those that come at the same time.
 
 What is compiled is a function of a layer and its inputs. The modules are left as they are: names of weights, copies,
 checkpoints, exports, reading a prompt and decoding know nothing of it. A layer takes part with its weights only, so
@@ -33,7 +36,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._dynamo import maybe_mark_dynamic
+from torch._dynamo.exc import TorchDynamoException
 
+from slmkit.errors import UserError
 from slmkit.model.backbone import HALF_TYPES, attend_by_utterance, attention_of, cache_argument, head_width
 from slmkit.model.kernels import Attend, packed_kernel
 
@@ -46,8 +51,9 @@ def compiled_run(
     """What gives the hidden states float [1, N, D] behind a layer, of the layer and those before it.
 
     position_ids int64 [1, N]; rotation: cosines and sines float [1, N, E or less]; borders int32 [U + 1]. The layers
-    are those of one model.
+    are those of one model, and N at least 2. `run` raises UserError where torch.compile cannot make a graph of a layer.
     """
+    position_ids = position_ids.clone()  # no view, in any micro-batch
     for tensor, dimension in ((position_ids, 1), (rotation[0], 1), (rotation[1], 1), (borders, 0)):
         maybe_mark_dynamic(tensor, dimension)
     call, attend = _compiled_layer(), None
@@ -57,14 +63,23 @@ def compiled_run(
         maybe_mark_dynamic(hidden, 1)
         attend = attend or _attend_on(layer, hidden)
         kind: Any = type(layer)
-        return call(layer, hidden, position_ids, *rotation, borders, attend, cache_argument(kind))
+        try:
+            return call(layer, hidden, position_ids, *rotation, borders, attend, cache_argument(kind))
+        except TorchDynamoException as error:
+            raise UserError(
+                "torch.compile cannot make one graph of a decoder layer",
+                got=f"{type(error).__name__}: {str(error)[:1000]}",
+                next_step="set compile to false",
+            ) from error
 
     return run
 
 
 @functools.cache
 def _compiled_layer() -> Callable[..., torch.Tensor]:
-    return torch.compile(_layer, backend=BACKEND)
+    # fullgraph: where it cannot, or has compiled too often, it raises an error. Else it would go on without, in this
+    # process and perhaps not in others.
+    return torch.compile(_layer, backend=BACKEND, fullgraph=True)
 
 
 def _layer(

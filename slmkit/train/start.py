@@ -10,6 +10,7 @@ Example:
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from slmkit.checkpoints.universal import loadable, num_writers
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
+from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.rates import speech_rates
 from slmkit.errors import UserError
@@ -176,7 +178,7 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
         for change in run.changes:
             logger.info(change)
         model = from_export(config.init_path, run.model, seed=config.seed)
-    choose_execution(run, model, kernels)
+    choose_execution(config, run.settings, model, kernels)
     universal = found is not None and num_writers(found) != run.world.size
     engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:
@@ -186,12 +188,16 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
     return engine
 
 
-def choose_execution(run: Run, model: SpeechLM, kernels: FusedKernels | None) -> None:
-    """Let `model` run its decoder layers as the options of the run say, and log which attention serves.
+def choose_execution(
+    config: TrainConfig, settings: dict[str, Any], model: SpeechLM, kernels: FusedKernels | None
+) -> None:
+    """Let `model` run its decoder layers as the options of a run say, and log which attention serves.
+
+    `settings` are those for DeepSpeed, `kernels` the ones to be used, where the run wants them.
 
     Raises UserError where compiled layers would compute something else, or `kernels` do not fit the base.
     """
-    config, backbone = run.config, model.backbone.config
+    backbone = model.backbone.config
     if config.compile:
         if getattr(backbone, "attention_dropout", 0.0):
             raise UserError(
@@ -208,7 +214,7 @@ def choose_execution(run: Run, model: SpeechLM, kernels: FusedKernels | None) ->
     model.execution = Execution(compiled=config.compile, recomputed=config.activation_checkpointing)
     if config.tf32:
         torch.set_float32_matmul_precision("high")
-    in_half = torch.cuda.is_available() and precision(run.settings) == "bf16"
+    in_half = torch.cuda.is_available() and precision(settings) == "bf16"
     name = attention_kernel(on_cuda=in_half, head_width=head_width(backbone), compiled=config.compile)
     logger.info("attention: %s", name)
 

@@ -11,13 +11,14 @@ from torch._dynamo.utils import counters
 from transformers import DynamicCache
 from twins.attention import SCALE, naive, packing_of, qkv
 
+from slmkit.errors import UserError
 from slmkit.model import compiled, kernels
 from slmkit.model.backbone import Execution
 from slmkit.model.slm import SpeechLM
 
 # Frames of the utterances of ten micro-batches: of one and of several, of text alone, of speech alone.
 SIZES = ((9, 4, 0, 13), (3,), (20, 1), (0,), (7, 7, 7, 7, 7), (31,), (1, 1), (0, 0, 2), (12, 5), (40, 2, 9))
-MODEL = {"group": 2, "head": "transformer"}
+MODEL = {"group": 2, "head": "transformer", "speaker_dim": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +75,7 @@ def check_compiled(options: dict[str, Any], sizes: Sequence[tuple[int, ...]], nu
             check_equal(model, plain, frames, seed)
         model.execution = Execution(compiled=True, recomputed=True)
         check_equal(model, plain, sizes[2])
-        assert model(tiny_batch(model.config, ())).loss.item() == 0  # one position: not compiled
+        check_equal(model, plain, ())  # one position
     assert counters["stats"]["unique_graphs"] == num_graphs
     model.eval(), plain.eval()
     for frames in sizes[:3]:
@@ -83,6 +84,35 @@ def check_compiled(options: dict[str, Any], sizes: Sequence[tuple[int, ...]], nu
             torch.testing.assert_close(model(batch).loss, plain(batch).loss)
     assert counters["stats"]["unique_graphs"] == 2 * num_graphs
     assert not counters["graph_break"]
+
+
+def test_gradients_come_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the micro-batch: DeepSpeed sums those that come at the same time in several processes."""
+    use(monkeypatch, "aot_eager")
+    model, order = tiny_model(), list[str]()
+    model.execution = Execution(compiled=True)
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda weight, name=name: order.append(name))
+    orders = set()
+    for frames in ((3, 5), (7,), ()):
+        order.clear()
+        gradients(model, frames)
+        orders.add(tuple(order))
+    assert len(orders) == 1
+    assert len(order) == len(list(model.parameters()))
+
+
+def test_what_cannot_be_compiled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not a step on other ways."""
+
+    def look(query: Any, key: Any, value: Any, borders: Any, longest: int, scaling: float) -> Any:
+        torch._dynamo.graph_break()
+
+    monkeypatch.setattr(compiled, "_attend_on", lambda layer, hidden: look)
+    model = tiny_model()
+    model.execution = Execution(compiled=True)
+    with pytest.raises(UserError, match=r"torch\.compile cannot make one graph"):
+        model(tiny_batch(model.config, (3,)))
 
 
 def test_a_compiled_model_is_the_same_module() -> None:

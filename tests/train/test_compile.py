@@ -24,7 +24,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def config(place: Place, name: str, world_size: int, model: str = "mtp", **change: Any) -> dict[str, Any]:
     constant = {"kind": "constant", "warmup_steps": 2}  # so that a run of half the steps has the same first half
-    options = {"steps": STEPS, "schedule": constant, "eval_every_steps": EVALUATED, "data": {"eval_share": 0.2}}
+    # An eps above the rounding of gradients: AdamW makes a whole step even of a gradient that is nothing but rounding.
+    adamw = {"lr": 2e-3, "clip_norm": 0.3, "weight_decay": 0.1, "eps": 1e-4}
+    options = {"steps": STEPS, "schedule": constant, "optimizer": adamw, "eval_every_steps": EVALUATED}
+    options["data"] = {"eval_share": 0.2}
     return place.config(f"{name}-{world_size}", model, **{**options, **change})
 
 
@@ -43,19 +46,17 @@ def check_curve(place: Place, name: str, plain: str, tolerance: float = 1e-5) ->
 @pytest.mark.full
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_option_gives_the_same_curve(place: Place, world_size: int, tmp_path: Path) -> None:
-    """Compiled layers, activations that are computed again (also with ZeRO-3: weights come together a second time),
-    and both. A compiled run goes on from a checkpoint bit for bit, and its export is that of any other run.
+    """Compiled layers, activations that are computed again (with ZeRO-3: weights come together a second time), both. A
+    compiled run goes on from a checkpoint bit for bit, and its export is that of any other run.
 
     The graphs are those that inductor would get, run without it: `model/test_compiled.py` has inductor.
     """
-    compiled = {"compile": True, **RECOMPUTED} if world_size == 1 else {"compile": True}
-    runs = {
-        "plain": {},
-        "recomputed": RECOMPUTED if world_size == 1 else {"deepspeed": ZERO3, **RECOMPUTED},
-        "compiled": compiled,
-        "halves": {**compiled, "steps": STEPS // 2},
-        "halves again": compiled,
-    }
+    compiled = {"compile": True, **RECOMPUTED}
+    runs: dict[str, dict[str, Any]] = {"plain": {}, "compiled": compiled}
+    if world_size == 1:
+        runs |= {"halves": {**compiled, "steps": STEPS // 2}, "halves again": compiled}
+    else:
+        runs |= {"compiled": {"compile": True}, "recomputed": {"deepspeed": ZERO3, **RECOMPUTED}}
     configs = {name: config(place, name.split()[0], world_size, **options) for name, options in runs.items()}
     tasks: list[dict[str, Any]] = [
         {"kind": "train_compiled", "config": each, "backend": "aot_eager"}
@@ -63,13 +64,15 @@ def test_every_option_gives_the_same_curve(place: Place, world_size: int, tmp_pa
         else {"kind": "train", "config": each}
         for each in configs.values()
     ]
-    exports = {name: tmp_path / name for name in ("compiled", "plain")}
+    exports = {name: tmp_path / name for name in (("compiled", "plain") if world_size == 1 else ())}
     tasks += [{"kind": "consolidate", "config": configs[name], "out": str(out)} for name, out in exports.items()]
     results = dict(zip(configs, place.run(world_size, tasks), strict=False))
-    check_curve(place, f"recomputed-{world_size}", f"plain-{world_size}")
     check_curve(place, f"compiled-{world_size}", f"plain-{world_size}")
-    assert place.metrics(f"halves-{world_size}") == place.metrics(f"compiled-{world_size}")
     assert results["compiled"]["graphs"] == 2, "one for training and one for evaluation"
+    if world_size > 1:
+        check_curve(place, f"recomputed-{world_size}", f"plain-{world_size}")
+        return
+    assert place.metrics(f"halves-{world_size}") == place.metrics(f"compiled-{world_size}")
     ours, theirs = (load(out).state_dict() for out in exports.values())
     assert list(ours) == list(theirs)
     for name, weight in theirs.items():
