@@ -45,7 +45,6 @@ from slmkit.config.train import TrainConfig, load_run
 from slmkit.data.batch import Batch
 from slmkit.errors import UserError
 from slmkit.model.flops import BatchSizes, Flops
-from slmkit.model.fused import liger_kernels
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 from slmkit.train.engine import TrainEngine, process_group
@@ -128,7 +127,7 @@ def bench_steps(
     if device.type == "cuda":
         steps = [[batch.pin_memory() for batch in step] for step in steps]
     costs, group = Flops(model), config.model.group
-    choose_execution(config, settings, model, liger_kernels() if config.fused_kernels else None)
+    choose_execution(model, config, settings)
     flops = sum(costs.training(BatchSizes.of(batch)) for step in steps for batch in step)
     positions = sum(batch.num_tokens for step in steps for batch in step)
     tokens = sum(num_tokens(batch, group) for step in steps for batch in step)

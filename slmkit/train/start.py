@@ -30,7 +30,7 @@ from slmkit.hub import parse, source_of
 from slmkit.log import get_logger
 from slmkit.model.backbone import Execution, head_width
 from slmkit.model.companions import choose_voices, write_companions
-from slmkit.model.fused import FusedKernels, fuse, liger_kernels
+from slmkit.model.fused import fuse, liger_kernels
 from slmkit.model.kernels import attention_kernel
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
 from slmkit.model.slm import SpeechLM
@@ -169,7 +169,6 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
     Raises UserError as `choose_execution`.
     """
     config = run.config
-    kernels = liger_kernels() if config.fused_kernels else None  # refused before weights are read
     torch.manual_seed(config.seed)
     if config.init_from is None or found is not None:  # the checkpoint's weights will replace these
         model = from_base(config.base_path, codec=run.codec, seed=config.seed, **to_dict(config.model))
@@ -178,7 +177,7 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
         for change in run.changes:
             logger.info(change)
         model = from_export(config.init_path, run.model, seed=config.seed)
-    choose_execution(config, run.settings, model, kernels)
+    choose_execution(model, config, run.settings)
     universal = found is not None and num_writers(found) != run.world.size
     engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:
@@ -188,14 +187,11 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
     return engine
 
 
-def choose_execution(
-    config: TrainConfig, settings: dict[str, Any], model: SpeechLM, kernels: FusedKernels | None
-) -> None:
+def choose_execution(model: SpeechLM, config: TrainConfig, settings: dict[str, Any]) -> None:
     """Let `model` run its decoder layers as the options of a run say, and log which attention serves.
 
-    `settings` are those for DeepSpeed, `kernels` the ones to be used, where the run wants them.
-
-    Raises UserError where compiled layers would compute something else, or `kernels` do not fit the base.
+    `settings` are DeepSpeed's. Raises UserError where compiled layers would compute something else, or fused kernels
+    are missing or do not fit the base.
     """
     backbone = model.backbone.config
     if config.compile:
@@ -209,8 +205,8 @@ def choose_execution(
             "the decoder layers are compiled in the first step, which takes up to some minutes; gradients are summed "
             "behind the backward pass of a micro-batch (overlap_comm is off)"
         )
-    if kernels is not None:
-        fuse(model, kernels)
+    if config.fused_kernels:
+        fuse(model, liger_kernels())
     model.execution = Execution(compiled=config.compile, recomputed=config.activation_checkpointing)
     if config.tf32:
         torch.set_float32_matmul_precision("high")
