@@ -55,6 +55,8 @@ SERVE = ["fastapi>=0.160,<1", "uvicorn>=0.50,<1", "sse-starlette>=3,<4", "promet
 TEXT = ["voxnorm>=0.5,<0.6", "num2words>=0.5.14,<0.6"]
 EXTRAS = {
     "flash": ["flash-attn>=2.7,<3"],
+    "flash4": ["flash-attn-4>=4.0.0b1,<5"],  # Hopper and later
+    "liger": ["liger-kernel>=0.5,<1"],
     "serve": SERVE,
     "eval": EVAL,
     "measure": MEASURE,

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 from slmkit.texts import visible
 
@@ -25,7 +26,7 @@ def get_logger(name: str) -> logging.Logger:
 
 def set_up(rank: int = 0, verbose: bool = False) -> None:
     """Send slmkit's messages to standard error; other ranks than 0 speak from WARNING upwards."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     prefix = f"[rank {rank}] " if rank else ""
     handler.setFormatter(VisibleFormatter(f"%(asctime)s {prefix}%(levelname).1s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("slmkit")
@@ -35,6 +36,14 @@ def set_up(rank: int = 0, verbose: bool = False) -> None:
     logger.setLevel(level if rank == 0 else logging.WARNING)
     if not verbose:
         quiet_libraries()
+
+
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at that moment: it may be another stream than when the handler was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class VisibleFormatter(logging.Formatter):

@@ -22,6 +22,11 @@ SHELL_STEPS = ("4294967290", "4294967291")  # Slurm's SLURM_INTERACTIVE_STEP and
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID")
 
 
+def threads_each(processes: int) -> int:
+    """Threads for each of several processes, so that together they take the CPUs that this one may use."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
 @dataclass(frozen=True, kw_only=True)
 class World:
     """One process among `size`."""

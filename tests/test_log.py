@@ -1,11 +1,14 @@
 """Tables of the commands, and messages that no terminal obeys."""
 
+import io
 import logging
+import sys
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slmkit.log import COLUMNS, VisibleFormatter, table
+from slmkit.log import COLUMNS, StderrHandler, VisibleFormatter, table
 
 WORDS = st.text(alphabet="abcdefgh", min_size=1, max_size=20)
 
@@ -25,3 +28,13 @@ def test_a_word_that_is_too_long_stays_whole() -> None:
 def test_a_message_is_shown_and_not_obeyed() -> None:
     record = logging.makeLogRecord({"msg": "skipped %s", "args": ("a\x1b]0;title\x07\x9b2J\u202e",)})
     assert VisibleFormatter("%(message)s").format(record) == r"skipped a\x1b]0;title\x07\x9b2J\u202e"
+
+
+def test_messages_go_to_what_standard_error_is_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, now = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", before)
+    handler = StderrHandler()
+    before.close()
+    monkeypatch.setattr(sys, "stderr", now)
+    handler.handle(logging.makeLogRecord({"msg": "saved"}))
+    assert now.getvalue() == "saved\n"

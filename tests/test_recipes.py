@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -19,6 +20,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.shards import Sample
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import extended_tokenizer, from_base, save
+from slmkit.world import BatchSplit
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "launch" / "recipes").glob("*.yaml"))
@@ -26,6 +28,9 @@ STREAMS = re.compile(r"with \w+ \((\d+) streams? at (\d+) Hz\)")
 TOKENIZERS = [path for path in RECIPES if STREAMS.search(path.read_text())]  # those of one codec and any group
 DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 PROCESSES = 8
+POSITIONS = 16_384  # that a step gives each GPU at least
+PUBLISHED_LR, HIGHEST_LR, PUBLISHED_UTTERANCES = 5e-4, 1.5e-3, 32
+MEAN_SEC, TEXT_POSITIONS, FILLED = 5.94, 46, 0.98  # of LibriTTS's utterances; of rows that are packed
 WITHOUT_CODEC = ["codec=null", "speak_every_steps=0"]
 LONG_SEC, LONG_WORDS = 30, 90  # fast speech
 
@@ -114,7 +119,7 @@ def test_a_tokenizer_is_dry_run_with_every_group_that_its_recipe_names(
     monkeypatch.chdir(site)
     num_streams, rate = streams_and_rate(recipe)
     groups = {"3": "mtp3", "6": "mtp6", "0": "ntp"}
-    named = [shlex.split(line[1:]) for line in recipe.read_text().splitlines() if line.startswith("#   model.group=")]
+    named = other_groups(recipe)
     assert [changes[0].removeprefix("model.group=") for changes in named] == sorted(groups)
     for group, changes in zip(sorted(groups), named, strict=True):
         assert changes[2] == f"run_dir=runs/{recipe.stem}_{groups[group]}"
@@ -124,6 +129,32 @@ def test_a_tokenizer_is_dry_run_with_every_group_that_its_recipe_names(
         assert "longer than a row" not in shown.err
         steps = LONG_SEC * rate * num_streams / max(1, int(group))
         assert steps < int(changes[1].removeprefix("data.row_tokens=")) < steps + 768
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_step_fills_the_gpus_and_is_the_same_on_fewer(recipe: Path) -> None:
+    """With the rate that belongs to the batch (slmkit/model/README.md), and the published ones in a comment."""
+    streams, rate = streams_and_rate(recipe) if recipe in TOKENIZERS else (3, 80)
+    for changes in ([], *other_groups(recipe)):
+        config = load_config(TrainConfig, recipe, changes)
+        rows, row_tokens, group = config.global_rows, config.data.row_tokens, max(1, config.model.group)
+        for processes in (8, 4, 2, 1):
+            split = BatchSplit(global_rows=rows, micro_rows=config.micro_rows, world_size=processes)
+            assert split.micro_rows * split.accumulation * row_tokens >= POSITIONS * PROCESSES // processes
+        assert config.micro_rows * row_tokens < 2 * POSITIONS, "more than 80 GB may not hold"
+        if recipe.stem.startswith("libritts"):
+            per_utterance = TEXT_POSITIONS + MEAN_SEC * streams * rate / group
+            batch = FILLED * rows * row_tokens / per_utterance / PUBLISHED_UTTERANCES
+            lr = min(HIGHEST_LR, PUBLISHED_LR * math.sqrt(batch))
+            assert config.optimizer.lr == pytest.approx(lr, abs=0.6e-4), changes
+    assert "global_rows=8 micro_rows=1 optimizer.lr=" in " ".join(recipe.read_text().replace("\n# ", " ").split())
+    assert config.save_every_minutes == 30
+
+
+def other_groups(recipe: Path) -> list[list[str]]:
+    """The options that a tokenizer's recipe names for other numbers of tokens a step."""
+    lines = recipe.read_text().splitlines()
+    return [shlex.split(line[1:]) for line in lines if line.startswith("#   model.group=")]
 
 
 @pytest.mark.parametrize("recipe", TOKENIZERS, ids=lambda path: path.stem)

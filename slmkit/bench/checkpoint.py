@@ -1,14 +1,16 @@
 """Times checkpoints: how long training stops for one, written at once and written in the background.
 
-A model of about 75 million parameters with its moments (float32) trains under DeepSpeed ZeRO-2, as in `slmkit train`,
-alone or under a launcher. First it saves at once, then in the background, with training steps until the write has
-ended. All times are the first process's; every save is counted in full, with flushing to the disk, and every stop of
-training, with the wait for the copy before the update of the step after.
+A model of about 75 million parameters (with --size 0.5B of Qwen2.5-0.5B's shape) with its moments trains under
+DeepSpeed ZeRO-2, as in `slmkit train`, alone or under a launcher, on GPUs where there are any. First it saves at once,
+then in the background, with training steps until the write has ended. All times are the first process's; every save is
+counted in full, with flushing to the disk, and every stop of training, with the wait for the copy before the update of
+the step after.
 
 Invariant: the last checkpoint is read back and compared with the state in training before a result is printed.
 
 Example:
     torchrun --nproc-per-node 2 -m slmkit bench checkpoint --directory /scratch
+    slmkit bench checkpoint --size 0.5B --dtype bfloat16 --saves 2
 """
 
 import argparse
@@ -25,9 +27,10 @@ from typing import Any
 
 import torch
 
-from slmkit.bench.synthetic import ModelShape, model_config
+from slmkit.bench.batches import make_batch
+from slmkit.bench.synthetic import QWEN, ModelShape, model_config
 from slmkit.bench.train import FULL as TRAINED
-from slmkit.bench.train import TOY, make_batch
+from slmkit.bench.train import TOY
 from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
 from slmkit.config.train import OptimizerConfig
@@ -41,6 +44,7 @@ from slmkit.world import World
 SUMMARY = "how long training stops for a checkpoint, written at once and in the background"
 FULL = replace(TRAINED, hidden_size=384, intermediate_size=1536)
 SMALL = replace(TOY, base_tokens=20_000, hidden_size=128, intermediate_size=512)
+SIZES = {"75M": FULL, "0.5B": QWEN}
 REQUIRED_SHARE = 0.1  # of the time of a save at once
 LR = 1e-4
 UTTERANCES_SEC = (0.5, 0.5)
@@ -52,12 +56,19 @@ SETTINGS = {
     "zero_allow_untested_optimizer": True,
     "zero_force_ds_cpu_optimizer": False,
 }
+HALF = {  # as in ds_configs
+    "bf16": {"enabled": True},
+    "data_types": {"grad_accum_dtype": "fp32"},
+    "communication_data_type": "fp32",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directory", help="where to write, on the disk of your runs (default: the temporary one)")
     parser.add_argument("--saves", type=int, default=5, help="timed saves of each kind (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps timed without a save (default: %(default)s)")
+    parser.add_argument("--size", choices=tuple(SIZES), default="75M", help="of the model (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a toy model; its ratio means little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -66,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
     if min(args.saves, args.steps) < 1:
         raise UserError("nothing would be timed", got=f"{args.saves} saves, {args.steps} steps", expected="1 or more")
     world = World.from_env()
-    shape = SMALL if args.quick else FULL
+    shape, half = SMALL if args.quick else SIZES[args.size], args.dtype == "bfloat16"
     with process_group(world) as device, shared_directory(args.directory, world) as directory:
-        result = bench_checkpoints(shape, directory, world, device, saves=args.saves, num_steps=args.steps)
+        result = bench_checkpoints(shape, directory, world, device, half=half, saves=args.saves, num_steps=args.steps)
     if world.is_first:
         print(json.dumps(result, indent=2) if args.json else describe(result))
     return 0
@@ -84,10 +95,17 @@ def shared_directory(parent: str | None, world: World) -> Iterator[Path]:
 
 
 def bench_checkpoints(
-    shape: ModelShape, directory: Path, world: World, device: torch.device, *, saves: int, num_steps: int
+    shape: ModelShape,
+    directory: Path,
+    world: World,
+    device: torch.device,
+    *,
+    half: bool = False,
+    saves: int,
+    num_steps: int,
 ) -> dict[str, Any]:
-    """Seconds of each save and step of both kinds. Every process calls it."""
-    side = Side(shape, world, device)
+    """Seconds of each save and step of both kinds. Every process calls it. `half`: train in bfloat16."""
+    side = Side(shape, world, device, half=half)
     side.times(WARM_UP_STEPS)
     quiet = side.times(num_steps)
     with Saver(directory / "at_once", world, keep_last=1, asynchronous=False) as saver:
@@ -113,6 +131,7 @@ def bench_checkpoints(
     quiet_sec, busy_sec = statistics.median(quiet), statistics.median(busy)
     return {
         "device": str(device),
+        "dtype": "bfloat16" if half else "float32",
         "processes": world.size,
         "parameters": side.num_parameters,
         "checkpoint_bytes": written[-1].num_bytes,
@@ -132,12 +151,12 @@ def bench_checkpoints(
 class Side:
     """A model in training on one batch."""
 
-    def __init__(self, shape: ModelShape, world: World, device: torch.device) -> None:
-        with seeded(0):
+    def __init__(self, shape: ModelShape, world: World, device: torch.device, *, half: bool = False) -> None:
+        with seeded(0), device:
             model = SpeechLM(model_config(shape, group=0))
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._batch = make_batch(model, UTTERANCES_SEC, seed=world.rank).to(device)
-        settings = {**SETTINGS, "train_batch_size": world.size}
+        settings = {**SETTINGS, **(HALF if half else {}), "train_batch_size": world.size}
         self.trainer = TrainEngine.create(model, settings, OptimizerConfig(), world)
 
     def times(self, num_steps: int) -> list[float]:
@@ -161,8 +180,8 @@ class Side:
 def describe(result: dict[str, Any]) -> str:
     """The result as lines for a reader."""
     lines = [
-        f"{result['device']}, {result['processes']} processes, {result['parameters'] / 1e6:.1f} M parameters, "
-        f"checkpoint of {result['checkpoint_bytes'] / 2**20:.0f} MiB",
+        f"{result['device']}, {result['dtype']}, {result['processes']} processes, "
+        f"{result['parameters'] / 1e6:.1f} M parameters, checkpoint of {result['checkpoint_bytes'] / 2**20:.0f} MiB",
         f"training stops for {result['at_once_sec']:.3f} s when saving at once, "
         f"{result['stall_sec']:.3f} s in the background (the first time {result['first_stall_sec']:.3f} s): "
         f"{100 * result['share']:.1f} %, required {100 * result['required_share']:.0f} %",

@@ -1,12 +1,12 @@
 """Times FACodec against its plain twin: the same network, module by module, weight norm unfolded, batch 1.
 
-Both run in one process on the same utterances. Without the published files it uses random weights of the same shapes;
-speed does not depend on what the weights are.
+Both run in one process on the same utterances, for each of the batch sizes in turn. Without the published files it uses
+random weights of the same shapes; speed does not depend on what the weights are.
 
 Invariant: a result is printed with the share of equal codes beside the speed, for a fast wrong codec is worth nothing.
 
 Example:
-    slmkit bench codec --device cuda --batch 16 --seconds 10
+    slmkit bench codec --device cuda --batch 1 16 64 --seconds 10 --shorter 0.99
 """
 
 import argparse
@@ -31,7 +31,7 @@ SUMMARY = "seconds of audio per second, FACodec against its plain twin"
 PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes
 LM_STREAMS = 3
 REQUIRED_RATIO = 1.5
-SHORTER = 0.9  # each utterance of a batch is this much of the one before
+SHORTER = 0.9  # of the lengths of utterances in a batch: each against the one before
 States = Mapping[str, Mapping[str, torch.Tensor]]  # "encoder" and "decoder" state dicts as published
 
 
@@ -39,32 +39,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codec", metavar="DIR", help="directory of the published files; default: random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=4.0, help="of the longest utterance (default: 4)")
-    parser.add_argument("--batch", type=int, default=1, help="utterances (default: 1)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="utterances at a time (default: 1)")
+    parser.add_argument(
+        "--shorter", type=float, default=SHORTER, help="length of each against the one before (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds, of which the best counts (default: 3)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
+    if not 0 < args.shorter <= 1:
+        raise UserError("--shorter is out of range", got=args.shorter, expected="above 0, at most 1")
     states = read_states(args.codec) if args.codec else random_states()
-    result = bench_codec(states, torch.device(args.device), args.seconds, batch=args.batch, rounds=args.repeats)
-    result["weights"] = args.codec or "random"
-    print(json.dumps(result, indent=2) if args.json else describe(result))
+    device, cases = torch.device(args.device), []
+    for batch in args.batch:
+        case = bench_codec(states, device, args.seconds, batch=batch, shorter=args.shorter, rounds=args.repeats)
+        cases.append(case)
+        if not args.json:
+            print(describe(case), flush=True)
+    if args.json:
+        print(json.dumps({"weights": args.codec or "random", "cases": cases}, indent=2))
     return 0
 
 
 def bench_codec(
-    states: States, device: torch.device, seconds: float, *, batch: int = 1, rounds: int = 3
+    states: States,
+    device: torch.device,
+    seconds: float,
+    *,
+    batch: int = 1,
+    shorter: float = SHORTER,
+    rounds: int = 3,
 ) -> dict[str, Any]:
     """Speed of codec and plain twin with the same weights, and whether they agree.
 
-    seconds: of the longest of `batch` utterances. Raises UserError when the utterances are too short to encode or
-    nothing would be timed.
+    seconds: of the longest of `batch` utterances, each `shorter` times the one before. Raises UserError when the
+    utterances are too short to encode or nothing would be timed.
     """
     codec, plain = make_codec(states, device), twin("facodec").PlainFACodec()
     for part, state in states.items():
         getattr(plain, part).load_state_dict(state)
     plain.to(device)
-    waves, num_samples = make_waves(codec, seconds, batch)
+    waves, num_samples = make_waves(codec, seconds, batch, shorter)
     waves, rows = waves.to(device), [row[:count] for row, count in zip(waves.to(device), num_samples, strict=True)]
     with exact_float32(device):
         encoded, plain_encoded = race(
@@ -139,19 +155,25 @@ def random_states(seed: int = 0) -> dict[str, dict[str, torch.Tensor]]:
     return states
 
 
+def write_files(states: States, directory: str | Path) -> None:
+    """The two published files with these weights, in an existing directory."""
+    for part, state in states.items():
+        torch.save(dict(state), Path(directory) / FILES[part])
+
+
 def make_codec(states: States, device: torch.device) -> FACodec:
     """The codec with all six streams."""
     weights = {part: Weights({k: v.to(device) for k, v in fold(state).items()}) for part, state in states.items()}
     return FACodec(weights["encoder"], weights["decoder"], device, detail=True)
 
 
-def make_waves(codec: Codec, seconds: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_waves(codec: Codec, seconds: float, batch: int, shorter: float = SHORTER) -> tuple[torch.Tensor, torch.Tensor]:
     """`batch` noisy hums of falling length, float32 [B, N], and their lengths int64 [B]."""
-    counts = [int(seconds * SHORTER**i * codec.spec.sample_rate) for i in range(batch)]
+    counts = [int(seconds * shorter**i * codec.spec.sample_rate) for i in range(batch)]
     if not counts or codec.num_frames(counts[-1]) == 0:
         raise UserError(
             "the utterances are too short to encode",
-            got=f"{batch} of at most {seconds} s, each {SHORTER} times as long as the one before",
+            got=f"{batch} of at most {seconds} s, each {shorter} times as long as the one before",
             next_step="give more --seconds, and a --batch of 1 or more",
         )
     generator = torch.Generator().manual_seed(0)

@@ -106,10 +106,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(heading(result), flush=True)
     for group in args.group:
-        model = torch.nn.Module.to(make_model(shape, group, max(args.batch)), device, dtype)
+        with device:  # where random weights are drawn faster
+            model = make_model(shape, group, max(args.batch))
+            exact = make_model(shape, group, max(args.batch)) if dtype != torch.float32 else None
+        torch.nn.Module.to(model, device, dtype)
         same = None
-        if dtype != torch.float32:
-            exact = torch.nn.Module.to(make_model(shape, group, max(args.batch)), device)
+        if exact is not None:
+            torch.nn.Module.to(exact, device)
             same = same_choices(model, exact, num_frames_of(model, result["steps"]))
         for batch in args.batch:
             engine = Engine(model, num_slots=batch, num_positions=args.positions)

@@ -8,7 +8,7 @@ Example:
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from slmkit.codec.base import CodecSpec, Stream
 from slmkit.data.vocab import VocabLayout
@@ -44,8 +44,10 @@ def codec_spec(codebook: int = 1024, *, speaker_dim: int = 0) -> CodecSpec:
     )
 
 
-def model_config(shape: ModelShape, group: int, softmax: Literal["full", "stream"] = "full") -> SpeechLMConfig:
-    """A model of this shape with tied embeddings and without a speaker input."""
+def model_config(
+    shape: ModelShape, group: int, softmax: Literal["full", "stream"] = "full", **options: Any
+) -> SpeechLMConfig:
+    """A model of this shape with tied embeddings and without a speaker input. `options`: others of SpeechLMConfig."""
     layout = VocabLayout.published(
         "mtp" if group else "ntp",
         base_size=shape.base_tokens,
@@ -64,5 +66,5 @@ def model_config(shape: ModelShape, group: int, softmax: Literal["full", "stream
     }
     spec = codec_spec(shape.codebook)
     return SpeechLMConfig(
-        backbone=backbone, layout=layout.to_dict(), codec=spec.to_dict(), group=group, softmax=softmax
+        backbone=backbone, layout=layout.to_dict(), codec=spec.to_dict(), group=group, softmax=softmax, **options
     )

@@ -4,20 +4,22 @@ Three parts:
 
 - codec: FACodec against its plain twin, as `slmkit bench codec`.
 - melvq: how fast the built-in codec encodes.
-- stage: `slmkit tokenize run` as users start it, with one process and with two, each with one thread, on a corpus made
-  of copies of the audio in --audio (links to a file each of FLAC and WAV, so the disk's own speed does not count). The
-  speed of a process is what it did after its first shard, by the times of its index files, so that start-up, planning
-  and the end count for nothing; speeds of processes add up. `wall_sec` has all of it. On a machine with other work
-  look at `cpu_sec`, the time of processors it took. Peak memory is the one process's, with a corpus and with four
-  times as much. Shares of time are of one process that reads, encodes and writes in turns, which the command does
-  partly at once.
+- stage: `slmkit tokenize run` as users start it, on --device with one process and with two, each with one thread and
+  --num-workers processes that decode audio, on a corpus made of copies of the audio in --audio (links to a file each of
+  FLAC and WAV, so the disk's own speed does not count). The speed of a process is what it did after its first shard, by
+  the times of its index files, so that start-up, planning and the end count for nothing; speeds of processes add up.
+  `wall_sec` has all of it. On a machine with other work look at `cpu_sec`, the time of processors it took. Peak memory
+  is the one process's, with a corpus and with four times as much. Shares of time are of one process that reads, encodes
+  and writes in turns, which the command does partly at once.
 
 Random weights of the right shapes stand in for those not given; speed does not depend on what they are.
 
-Invariant: no figure of the stage is given unless one and two processes made the same shards.
+Invariant: on a CPU no figure of the stage is given unless one and two processes made the same shards. On a GPU, whose
+kernels may add in another order, it is said whether they did.
 
 Example:
     OMP_NUM_THREADS=1 slmkit bench tokenize --part stage --utterances 1000
+    slmkit bench tokenize --part stage --device cuda --num-workers 8
 """
 
 import argparse
@@ -63,12 +65,14 @@ TIMES_MORE = 4  # utterances of the larger corpus
 
 @dataclass(frozen=True, kw_only=True)
 class StageSizes:
-    """How much is done."""
+    """How much is done, and where."""
 
     codec_sec: float  # of FACodec's utterance
     repeats: int
     utterances: int  # of the smaller corpus
     shard_samples: int
+    device: str = "cpu"
+    num_workers: int = 0  # that decode audio, for each process
 
 
 FULL = StageSizes(codec_sec=4.0, repeats=3, utterances=2000, shard_samples=250)
@@ -78,9 +82,16 @@ QUICK = StageSizes(codec_sec=0.2, repeats=1, utterances=8, shard_samples=4)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument("--codec", metavar="DIR", help="FACodec's published files; default: random weights")
-    parser.add_argument("--stage-codec", metavar="DIR", help="codec of the stage; default: a melvq of random weights")
+    parser.add_argument(
+        "--stage-codec",
+        metavar="DIR",
+        help="codec of the stage; default: a melvq of random weights, on a GPU FACodec of random weights",
+    )
     parser.add_argument("--audio", metavar="DIR", help="LibriTTS-like folder of FLAC files; default: the sample corpus")
-    parser.add_argument("--device", default="cpu", help="of the part codec (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="of the parts codec and stage (default: %(default)s)")
+    parser.add_argument(
+        "--num-workers", type=int, default=0, help="processes that decode audio in the stage (default: %(default)s)"
+    )
     parser.add_argument("--utterances", type=int, help=f"of the smaller corpus (default: {FULL.utterances})")
     parser.add_argument("--shard-samples", type=int, help=f"utterances of a shard (default: {FULL.shard_samples})")
     parser.add_argument("--quick", action="store_true", help="toy sizes that take seconds; their figures mean little")
@@ -90,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sizes = QUICK if args.quick else FULL
     changes = {name: value for name in ("utterances", "shard_samples") if (value := getattr(args, name)) is not None}
-    sizes = replace(sizes, **changes)
+    sizes = replace(sizes, **changes, device=args.device, num_workers=args.num_workers)
     if min(sizes.utterances, sizes.shard_samples) < 1 or sizes.utterances < 2 * sizes.shard_samples:
         got = f"{sizes.utterances} utterances in shards of {sizes.shard_samples}"
         raise UserError("too few shards to time the stage", got=got, expected="utterances for 2 shards or more")
@@ -147,9 +158,14 @@ def bench_melvq(audio: list[Path], repeats: int) -> dict[str, Any]:
 
 def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes: StageSizes) -> dict[str, Any]:
     """Figures of the stage, with files in the empty `directory`."""
+    on_cpu = torch.device(sizes.device).type == "cpu"
     if codec_dir is None:
         codec_dir = str(directory / "codec")
-        random_melvq().save(codec_dir)
+        if on_cpu:
+            random_melvq().save(codec_dir)
+        else:
+            Path(codec_dir).mkdir()
+            facodec.write_files(facodec.random_states(), codec_dir)
     more = TIMES_MORE * sizes.utterances
     small, large = directory / "small", directory / "large"
     link_corpus(audio, small, sizes.utterances)
@@ -160,10 +176,14 @@ def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes
     }
     one, two = (Corpus.open(directory / f"shards-{name}") for name in ("one", "two"))
     assert len(one) == more, "the stage lost utterances"
-    assert one.fingerprint == two.fingerprint, "two processes made other shards than one"
+    equal = one.fingerprint == two.fingerprint
+    assert equal or not on_cpu, "two processes made other shards than one"
     speed = {name: part.audio_sec_per_sec for name, part in runs.items()}
     return {
         "codec": one.codec.name,
+        "device": sizes.device,
+        "num_workers": sizes.num_workers,
+        "equal_shards": equal,
         "utterances": more,
         "audio_sec": one.seconds,
         "audio_sec_per_sec": speed["one"],
@@ -219,11 +239,11 @@ def run_stage(source: Path, codec_dir: str, out: Path, sizes: StageSizes, proces
 
 
 def command(source: Path, codec_dir: str, out: Path, sizes: StageSizes, processes: int) -> list[str]:
-    """The words of the stage after `slmkit`: no decoding processes beside those that encode."""
+    """The words of the stage after `slmkit`."""
     settings = {"corpus": CORPUS, "kind": "libritts", "shard_samples": str(sizes.shard_samples)}
     return [
         *("tokenize", "run", str(source), codec_dir, str(out)),
-        *("--num-workers", "0", "--devices", ",".join(["cpu"] * processes)),
+        *("--num-workers", str(sizes.num_workers), "--devices", ",".join([sizes.device] * processes)),
         *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")),
     ]
 
@@ -240,7 +260,7 @@ def time_shares(source: Path, codec_dir: str, out: Path, sizes: StageSizes) -> d
     config = TokenizeConfig(
         corpus=CORPUS, source=str(source), codec=codec_dir, out=str(out), shard_samples=sizes.shard_samples
     )
-    codec: Codec = open_codec(config.codec)
+    codec: Codec = open_codec(config.codec, sizes.device)
     plan_corpus(codec.spec, config)
     plan, job = TokenizationPlan.open(out), CorpusJob.open(out)
     decoding = Decoding(sample_rate=codec.spec.sample_rate, min_sec=config.min_sec, max_sec=config.max_sec)
@@ -274,12 +294,13 @@ def describe(result: Mapping[str, Any]) -> str:
     if "stage" in result:
         stage = result["stage"]
         lines += [
-            f"stage, {stage['codec']}, {stage['utterances']} utterances, {stage['audio_sec']:.0f} s of audio: "
+            f"stage, {stage['codec']} on {stage['device']}, {stage['utterances']} utterances, "
+            f"{stage['audio_sec']:.0f} s of audio: "
             f"{stage['audio_sec_per_sec']:.1f} s of audio per second with one process, "
             f"{stage['two_audio_sec_per_sec']:.1f} with two, {stage['processes_ratio']:.2f} times (required: "
             f"{REQUIRED['processes_ratio']}); whole commands {stage['wall_sec']:.1f} s and "
             f"{stage['two_wall_sec']:.1f} s, of processors {stage['cpu_sec']:.1f} s and {stage['two_cpu_sec']:.1f} s; "
-            "equal shards",
+            f"{'equal' if stage['equal_shards'] else 'other'} shards",
             "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in stage["shares"].items()),
             f"  peak memory {stage['peak_mib']:.0f} MiB, with {TIMES_MORE} times the corpus "
             f"{stage['peak_mib_of_more']:.0f} MiB: {stage['peak_ratio']:.2f} times (required: at most "

@@ -6,7 +6,9 @@ whole vocabulary at every position, padding and prompt included (for MTP those o
 the logits slice by slice too, in its favour: whole, they would not fit into memory.
 
 Both have the same weights and see the same batches, in turns. The lengths of a run are evenly spaced quantiles of the
-distribution in synthetic.py, in random order.
+distribution in synthetic.py, in random order. Of ours it also gives positions and tokens per second (a position of MTP
+holds several tokens), and MFU by model/flops.py where the peak of the device is known. `slmkit bench steps` times whole
+steps, at the size of a real run.
 
 Invariant: where both compute the same loss (all but the stream softmax) it is compared, and printed as a difference.
 
@@ -17,7 +19,7 @@ Example:
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
@@ -27,24 +29,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from slmkit.bench.batches import make_batch, num_tokens
 from slmkit.bench.race import race, twin
 from slmkit.bench.synthetic import (
-    ANSWER_TOKENS,
-    FRAME_RATE,
     LONGEST_SEC,
     MEDIAN_SEC,
-    PROMPT_TOKENS,
     SHORTEST_SEC,
     SIGMA,
-    TEXT_RATE,
     ModelShape,
     model_config,
 )
 from slmkit.data.batch import Batch
-from slmkit.data.examples import ExampleFormat
-from slmkit.data.loader import collate
-from slmkit.data.sequence import Piece, build
-from slmkit.data.shards import Sample
+from slmkit.model.flops import BatchSizes, Flops, peak_tflops
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 
@@ -91,14 +87,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", action="store_true", help="add an AdamW step on both sides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
+    parser.add_argument("--peak-tflops", type=float, help="of the device, for MFU; not needed for known GPUs")
     parser.add_argument("--seed", type=int, default=0, help="of lengths, codes and weights (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     load = TOY_LOAD if args.quick else FULL_LOAD
-    place = {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
-    cases = bench_training(load, batches=args.batches, seed=args.seed, optimizer=args.optimizer, **place)
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    cases = bench_training(
+        load, batches=args.batches, seed=args.seed, optimizer=args.optimizer, device=device, dtype=dtype
+    )
+    peak = args.peak_tflops or known_peak(device, dtype)
+    for case in cases:
+        case["mfu"] = case["tflops"] / peak if peak else None
     result = {
         "device": args.device,
         "dtype": args.dtype,
@@ -109,6 +111,13 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(result, indent=2) if args.json else describe(result))
     return 0
+
+
+def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Dense TFLOP/s of a device; None where it is not known. The peaks we know are those of bfloat16 on GPUs."""
+    if device.type != "cuda" or dtype != torch.bfloat16:
+        return None
+    return peak_tflops(torch.cuda.get_device_name(device))
 
 
 def bench_training(
@@ -131,12 +140,18 @@ def bench_training(
             trained(model, partial(packed_step, model), optimizer) for model in models
         ]
         steps.append(trained(padded, padded.step, optimizer))
+        costs = [Flops(model) for model in models]
         losses: list[list[float]] = [[] for _ in steps]
-        seconds, frames = [0.0] * len(steps), 0
+        seconds, flops = [0.0] * len(steps), [0] * len(costs)
+        frames = positions = tokens = 0
         for i, some in enumerate(lengths):
-            batch = make_batch(models[0], some, seed).to(device)
+            batch = make_batch(models[0], some, seed)
+            frames, positions = frames + batch.num_frames, positions + batch.num_tokens
+            tokens += num_tokens(batch, group)
+            sizes = BatchSizes.of(batch)
+            flops = [done + cost.training(sizes) for done, cost in zip(flops, costs, strict=True)]
+            batch = batch.to(device)
             laps = race([partial(step, batch) for step in steps], rounds=1, device=device, warm_up=i == 0)
-            frames += batch.num_frames
             for side, lap in enumerate(laps):
                 losses[side].append(lap.result)
                 seconds[side] += lap.seconds
@@ -150,6 +165,9 @@ def bench_training(
                     "padded_frames_per_sec": frames / seconds[-1],
                     "ratio": seconds[-1] / seconds[side],
                     "required": case.required,
+                    "positions_per_sec": positions / seconds[side],
+                    "tokens_per_sec": tokens / seconds[side],
+                    "tflops": flops[side] / seconds[side] / 1e12,
                     "loss": losses[side],
                     "loss_difference": max(differences) if same else None,
                 }
@@ -193,37 +211,20 @@ def batch_seconds(batches: int, utterances: int, seed: int) -> list[list[float]]
     return np.random.default_rng(seed).permutation(lengths).reshape(batches, utterances).tolist()
 
 
-def make_batch(model: SpeechLM, lengths: Sequence[float], seed: int) -> Batch:
-    """Utterances of so many seconds as a packed batch of random codes and text; a global batch of its own."""
-    rng, layout, group = np.random.default_rng(seed), model.layout, model.group
-    examples, total = [], 0
-    for seconds in lengths:
-        num_frames, num_words = max(1, round(seconds * FRAME_RATE)), round(seconds * TEXT_RATE)
-        codes = rng.integers(0, min(layout.codebook_sizes), (layout.num_streams, num_frames))
-        prompt = tuple(rng.integers(0, layout.base_size, PROMPT_TOKENS + num_words).tolist())
-        answer = tuple(rng.integers(0, layout.base_size, ANSWER_TOKENS).tolist())
-        pieces = [Piece(prompt, "text", False), Piece(answer, "text", True), Piece((), "speech", True)]
-        examples.append((build(pieces, codes, layout, group), Sample("", codes.astype(np.uint16), None, {})))
-        total += num_frames
-    terms = np.concatenate([example.lm_groups for example, _ in examples])
-    counts = np.bincount(terms, minlength=model.config.num_terms).astype(np.float64)
-    if group:
-        counts[1:] = sum(len(example.head_positions) for example, _ in examples)
-    form = ExampleFormat(task="tts", group=group, speaker=False)
-    return collate(examples, layout, form, speaker_dim=0, global_counts=counts, num_frames=total)
-
-
 def describe(result: dict[str, Any]) -> str:
     """The result as lines for a reader."""
     lines = [
         f"codec frames per second of forward and backward{' and AdamW' if result['optimizer'] else ''}: "
         f"{result['device']}, {result['dtype']}, {result['threads']} threads, {result['shape']} shape",
-        f"{'':22}{'packed':>10}{'padded':>10}{'ratio':>8}{'required':>10}   loss difference",
+        f"{'':22}{'packed':>10}{'padded':>10}{'ratio':>8}{'required':>10}{'positions/s':>13}{'tokens/s':>11}"
+        f"{'TFLOP/s':>9}{'MFU':>7}   loss difference",
     ]
     for case in result["cases"]:
         same = "another loss" if case["loss_difference"] is None else f"{case['loss_difference']:.1e}"
+        mfu = "-" if case["mfu"] is None else f"{100 * case['mfu']:.1f} %"
         lines.append(
             f"{case['case']:22}{case['packed_frames_per_sec']:10.1f}{case['padded_frames_per_sec']:10.1f}"
-            f"{case['ratio']:8.2f}{case['required']:10.1f}   {same}"
+            f"{case['ratio']:8.2f}{case['required']:10.1f}{case['positions_per_sec']:13.1f}"
+            f"{case['tokens_per_sec']:11.1f}{case['tflops']:9.3f}{mfu:>7}   {same}"
         )
     return "\n".join(lines)

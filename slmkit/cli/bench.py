@@ -5,6 +5,8 @@
   slmkit bench memory      peak memory of tokenizing long recordings, for each codec
   slmkit bench tokenize    speed of the codecs, and of tokenizing audio files into shards
   slmkit bench train       speed of training
+  slmkit bench steps       training steps of a recipe through DeepSpeed: tokens/s, MFU, kernels
+  slmkit bench roofline    what bounds training and decoding on a GPU, from arithmetic
   slmkit bench decode      speed of generation
   slmkit bench serve       what clients of the server hear: first sound, gaps
   slmkit bench data        speed of finding, planning and loading training data
@@ -20,7 +22,10 @@ import importlib
 from slmkit.cli.arguments import Parser
 
 # slmkit.bench.NAME has SUMMARY, add_arguments(parser), run(args)
-BENCHES = ("codec", "codecs", "memory", "tokenize", "train", "decode", "serve", "data", "plan", "checkpoint")
+BENCHES = (
+    *("codec", "codecs", "memory", "tokenize", "train", "steps", "roofline"),
+    *("decode", "serve", "data", "plan", "checkpoint"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from typing import IO
 
 from slmkit.jobs import ProgressBar
 from slmkit.stopping import Stopped
+from slmkit.world import threads_each
 
 POLL_SEC = 0.5  # between two looks at the processes
 
@@ -30,8 +31,7 @@ def run_processes(commands: Sequence[Sequence[str]], look: Callable[[set[int]], 
         for line in lines:
             ProgressBar.print_above(line)
 
-    threads = str(max(1, len(os.sched_getaffinity(0)) // len(commands)))  # else each would take all CPUs
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    environment = {"OMP_NUM_THREADS": str(threads_each(len(commands))), **os.environ}  # else each would take all CPUs
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "slmkit", *words],

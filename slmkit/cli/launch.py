@@ -32,6 +32,7 @@ from slmkit.world import World
 def add_arguments(parser: Parser) -> None:
     add_config_arguments(parser, "slmkit.config.train:TrainConfig", required=True)
     parser.add_argument("--dry-run", action="store_true", help="print what would run where; start nothing")
+    parser.add_argument("--fit", action="store_true", help="measure which micro_rows is best there; see `slmkit train`")
     parser.add_argument(
         "--processes",
         type=positive,
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             "--slurm takes its machines from the job", got="--hostfile or --master-addr", next_step="leave them out"
         )
     config = load_run(args.config, args.overrides)
+    config = config.model_copy(update={"micro_rows": 1}) if args.fit else config  # one row at a time is tried, too
     batch = (config.global_rows, config.micro_rows)
     request = LaunchRequest(
         config=args.config,
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         master_addr=args.master_addr,
         master_port=args.master_port,
         verbose=args.verbose,
+        fit=args.fit,
     )
     if args.slurm:
         options = SlurmOptions(

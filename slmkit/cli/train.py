@@ -13,6 +13,18 @@ To check a run of 8 processes without starting it:
 
   slmkit train --config RUN.yaml --dry-run --processes 8
 
+To find how many rows a process should take at once, on the machines of the run:
+
+  slmkit train --config RUN.yaml --fit
+  slmkit launch --config RUN.yaml --processes 8 --fit
+
+This takes steps with the fullest rows of the plan, more and more of them at once until the memory is full, and shows
+peak memory, positions per second of a process and MFU of each. Nothing is trained, no checkpoint is read or written.
+The last line is the option to add to the command or the config, such as micro_rows=4: the fewest rows that reach 97 %
+of the best speed and leave 8 % of the memory free. What a step computes is the same with any. On a CPU the memory of
+the process counts, and the host should keep 30 % of what it has left. (Other tools shrink batches when they run out;
+here the number is found before the run, so that starts and machines agree on it.)
+
 Models that the config names by hub ids are fetched by that, too, so that machines without a network find them in the
 cache. RUN/config.yaml notes their commits.
 
@@ -41,6 +53,7 @@ def add_arguments(parser: Parser) -> None:
         "--print-config", action="store_true", help="print the config with all its options; start nothing"
     )
     parser.add_argument("--dry-run", action="store_true", help="check the run and print its sizes; start nothing")
+    parser.add_argument("--fit", action="store_true", help="measure which micro_rows is best here; train nothing")
     parser.add_argument(
         "--processes", type=int, metavar="N", help="with --dry-run: processes of the run (default: as started)"
     )
@@ -58,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
                 "--processes is for --dry-run only",
                 next_step="start several processes with `slmkit launch`",
             )
+        if args.fit and (args.dry_run or args.print_config):
+            raise UserError("--fit measures, and cannot be given with --dry-run or --print-config")
         from slmkit.config.load import to_yaml
         from slmkit.config.train import load_run
         from slmkit.train.settings import check_files
@@ -66,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         refused: UserError | None = None
         try:
             config = load_run(args.config, args.overrides)
+            config = config.model_copy(update={"micro_rows": 1}) if args.fit else config
             if not args.print_config:
                 check_files(config, planned)
         except UserError as error:
@@ -87,7 +103,13 @@ def run(args: argparse.Namespace) -> int:
             from slmkit.train.run import prepare_run, run_table
 
             warn_at_start(world, config.run_dir)
-            if not args.dry_run:
+            if args.fit:
+                from slmkit.train.fit import fit
+
+                best = fit(config)
+                if world.is_first:
+                    print(f"micro_rows={best}")
+            elif not args.dry_run:
                 signals.is_obeyed = not train(config, peers)
             elif world.is_first:
                 config = with_commits(config, World())

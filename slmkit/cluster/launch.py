@@ -65,6 +65,7 @@ class LaunchRequest:
     master_addr: str | None = None
     master_port: int | None = None
     verbose: bool = False  # DeepSpeed's messages too
+    fit: bool = False  # measure which micro_rows is best, and train nothing
 
     @property
     def launcher(self) -> tuple[str, ...]:
@@ -83,7 +84,8 @@ class LaunchRequest:
     @property
     def train_words(self) -> list[str]:
         """The words after `slmkit`."""
-        return ["train", "--config", self.config, *self.overrides, *(["--verbose"] if self.verbose else [])]
+        flags = [*(["--verbose"] if self.verbose else []), *(["--fit"] if self.fit else [])]
+        return ["train", "--config", self.config, *self.overrides, *flags]
 
 
 @dataclass(frozen=True, kw_only=True)

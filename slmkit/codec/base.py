@@ -211,8 +211,9 @@ def check_codes(codes: "torch.Tensor", spec: CodecSpec) -> None:
         raise ValueError(f"codes are {codes.dtype}, not integers")
     if not codes.numel():
         return
-    for k, stream in enumerate(spec.streams if codes.shape[1] == len(spec.streams) else spec.lm_streams):
-        low, high = int(codes[:, k].min()), int(codes[:, k].max())
+    streams = spec.streams if codes.shape[1] == len(spec.streams) else spec.lm_streams
+    lowest, highest = torch.stack([codes.amin(dim=(0, 2)), codes.amax(dim=(0, 2))]).tolist()  # one read of a device
+    for stream, low, high in zip(streams, lowest, highest, strict=True):
         if low < 0 or high >= stream.size:
             raise ValueError(f"codes of stream {stream.name} are {low} to {high}, not 0 to {stream.size - 1}")
 

@@ -144,18 +144,19 @@ class MelVQ:
 
     def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
         """As `Codec.encode`."""
-        lengths = [int(n) for n in num_samples]
+        lengths = num_samples.tolist()
         num_frames = [self.num_frames(n) for n in lengths]
         if min(num_frames) < 1:
             raise ValueError(f"an utterance of {min(lengths)} samples is too short to give a frame")
         codes = torch.zeros(len(lengths), len(self._codebooks), max(num_frames), dtype=torch.int32, device=self.device)
         speaker = torch.zeros(len(lengths), NUM_BANDS, device=self.device)
+        on_device = torch.tensor(num_frames, device=self.device)  # now: later it would wait for what is computed
         for i, length in enumerate(lengths):
             frames = self._log_mel(waves[i, :length].to(self.device).clone())
             mean = frames.mean(0)
             speaker[i] = mean - self._average
             codes[i, :, : num_frames[i]] = _quantize(frames - mean, self._codebooks, self._biases)
-        return Encoded(codes, torch.tensor(num_frames, device=self.device), speaker)
+        return Encoded(codes, on_device, speaker)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:

@@ -74,15 +74,14 @@ class SingleCodec(ABC):
                 raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
         shape = len(counts), len(self.spec.streams), max(num_frames, default=0)
         codes = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        on_device = torch.tensor(num_frames, device=self.device)  # now: later it would wait for the networks
         # Distances to all entries take far more memory than the latents: they are computed piece by piece as well.
         stages = (*self.encoding_stages(), Windowed(lambda latents: self.quantize(latents)[None], Reach(0, 0)))
         with exact_float32(self.device):
             for i, (count, frames) in enumerate(zip(counts, num_frames, strict=True)):
                 wave = waves[i, :count].to(self.device, torch.float32)[None, None]
                 codes[i, :, :frames] = run_in_pieces(stages, wave, piece_frames=self.piece_frames)[0]
-        return Encoded(
-            codes, torch.tensor(num_frames, device=self.device), torch.zeros(len(counts), 0, device=self.device)
-        )
+        return Encoded(codes, on_device, torch.zeros(len(counts), 0, device=self.device))
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:

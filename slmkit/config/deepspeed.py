@@ -48,7 +48,7 @@ UNSUPPORTED = {
     "gradient_allreduce_op": "the loss is a sum over the global batch, which DeepSpeed's mean is turned into",
     "prescale_gradients": "the loss is a sum over the global batch, which DeepSpeed's mean is turned into",
     "gradient_predivide_factor": "the loss is a sum over the global batch, which DeepSpeed's mean is turned into",
-    "activation_checkpointing": "the model does not use it",
+    "activation_checkpointing": "activation_checkpointing in the run config switches it on",
     "aio": "nothing is moved to NVMe disks",
     "tensorboard": "slmkit writes TensorBoard files itself, in RUN/tensorboard",
     "wandb": "slmkit writes TensorBoard files and metrics.jsonl",
@@ -64,7 +64,7 @@ UNSUPPORTED = {
     "sparse_attention": "attention is slmkit's",
     "nebula": "slmkit writes and reads checkpoints itself",
     "flops_profiler": "slmkit logs speed and utilization itself",
-    "compile": "the model is not compiled",
+    "compile": "compile in the run config compiles the decoder layers",
 }
 
 

@@ -216,6 +216,25 @@ class TrainConfig(Config):
     epochs: Epochs | None = Field(default=None, description="passes over the corpus; give epochs or steps")
     global_rows: Count = Field(default=8, description="rows of an optimizer step over all processes")
     micro_rows: Count = Field(default=1, description="rows a process runs at once")
+    compile: Flag = Field(
+        default=False,
+        description="run the decoder layers through torch.compile, which takes some minutes in the first step; not "
+        "with ZeRO-3",
+    )
+    activation_checkpointing: Flag = Field(
+        default=False,
+        description="keep only the input of each decoder layer, and compute the rest again in the backward pass: much "
+        "less memory, a third more float operations",
+    )
+    fused_kernels: Flag = Field(
+        default=False,
+        description="norms, rotary positions and SwiGLU by the Triton kernels of liger-kernel, on a GPU "
+        "(pip install 'slmkit[liger]'); compile fuses them by itself",
+    )
+    tf32: Flag = Field(
+        default=False,
+        description="in float32 on a GPU, matrix products whose factors are rounded to 10 bits: faster, less exact",
+    )
     log_every_steps: Count = Field(default=10, description="steps from one line of metrics.jsonl to the next")
     save_every_steps: Count = Field(
         default=500, description="steps from one checkpoint to the next; the last step always saves"
@@ -296,6 +315,10 @@ class TrainConfig(Config):
         )
         given = "neither" if self.steps is None else "both"
         yield (self.steps is None) == (self.epochs is None), f"steps, epochs: got {given}, expected one of the two"
+        yield (
+            self.compile and self.fused_kernels,
+            "compile, fused_kernels: got both, expected one: torch.compile fuses the same operations by itself",
+        )
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:

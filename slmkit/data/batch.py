@@ -32,7 +32,8 @@ class Batch:
     head_positions: torch.Tensor  # int64 [Q]
     head_targets: torch.Tensor  # int64 [Q, H], class in the head: see `sequence.HeadClasses`
     global_counts: torch.Tensor  # float64 [1 + T], valid targets per term in the whole global batch
-    lm_counts: tuple[int, ...]  # [1 + T], language-model targets per term in this micro-batch, known without a device
+    lengths: tuple[int, ...]  # [U] positions of each utterance; this and the counts are known without a device
+    lm_counts: tuple[int, ...]  # [1 + T], language-model targets per term in this micro-batch
     head_counts: tuple[int, ...]  # [K] speech steps to predict per phase; they stand in the order of their phases
     keys: tuple[str, ...]  # of the utterances, in order
     num_frames: int  # codec frames that are predicted in this micro-batch
@@ -45,7 +46,7 @@ class Batch:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch with its tensors on `device`."""
+        """The batch with its tensors on `device`: copied without waiting where they are pinned."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":

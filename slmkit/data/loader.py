@@ -11,13 +11,14 @@ Invariant (law): over all ranks, micro-batches and workers, every sample of a st
 
 Example:
     steps = Steps(data.plan(seed=0, row_tokens=2048), split.global_rows)
-    for step, micro, batch in micro_batches(data, split, steps.walk(done_steps), rank=0, row_tokens=2048):
+    batches = micro_batches(data, split, steps.walk(done_steps), rank=0, row_tokens=2048)
+    for step, micro, batch in ahead(batches, lambda batch: batch.to(device)):
         ...
 """
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -89,6 +90,32 @@ def micro_batches(
         if isinstance(batch, UserError):
             raise batch
         yield *waiting.popleft(), batch
+
+
+def ahead(
+    batches: Iterable[tuple[PlannedStep, int, Batch]], copy: Callable[[Batch], Batch]
+) -> Iterator[tuple[PlannedStep, int, Batch]]:
+    """What `micro_batches` gives, with a `copy` of each batch that is begun before the one before it is handed out.
+
+    With a copy to a device, whoever computes with a batch and waits for it finds the next one there. From pinned memory
+    it does not wait. It goes through the stream of the computation: a batch of 16 384 positions of 12 tokens is 2 MB,
+    which takes less than 0.1 ms, too little for a stream of its own.
+
+    An error in reading comes after the batches that were read before it.
+    """
+    held: tuple[PlannedStep, int, Batch] | None = None
+    try:
+        for step, micro, batch in batches:
+            copied = step, micro, copy(batch)
+            if held is not None:
+                yield held
+            held = copied
+    except UserError:
+        if held is not None:
+            yield held
+        raise
+    if held is not None:
+        yield held
 
 
 def _alive(batches: Iterator[Batch | UserError]) -> Iterator[Batch | UserError]:
@@ -224,6 +251,7 @@ def collate(
         head_positions=shifted("head_positions")[by_phase],
         head_targets=joined("head_targets")[by_phase],
         global_counts=torch.from_numpy(global_counts),
+        lengths=tuple(lengths),
         lm_counts=tuple(groups.bincount(minlength=len(global_counts)).tolist()),
         head_counts=tuple(phases.bincount(minlength=layout.num_streams).tolist()),
         keys=tuple(sample.key for _, sample in examples),

@@ -20,7 +20,7 @@ from typing import Any
 
 from slmkit.data.ledger import printable
 from slmkit.errors import UserError
-from slmkit.evaluate.metrics import Metric, families
+from slmkit.evaluate.metrics import Family, Metric, families
 from slmkit.evaluate.outputs import NEWER_COLUMNS, Finished, finished
 from slmkit.evaluate.results import (
     ALL,
@@ -65,95 +65,114 @@ def score_outputs(
 
     Raises UserError as `outputs.finished` does, or when the outputs belong to another corpus or codec.
     """
-    directory = Path(directory)
     outputs = finished(directory)
     _check_belongs(outputs, truths)
-    rows: list[Json] = [{**dataclasses.asdict(record), "scores": {}} for record in outputs.records]
-    measured_with, metrics = dict(measured_with or {}), dict[str, Metric]()
-    before = read_report(directory) if (directory / REPORT).exists() else None
-    kept = _keep_scores(rows, before)
-    same_tools, partial = set[str](), dict[str, Metric]()  # tools by which nothing need be measured again
-    if before is not None and kept:
-        if before.get("code") == code_sha256():
-            same_tools = {name for name, tool in measured_with.items() if before["measured_with"].get(name) == tool}
-            same_tools.add(NO_TOOL)
-        measured_with, metrics = {**before["measured_with"], **measured_with}, metrics_of(before)
-        shown = before["summary"].get(ALL, {"metrics": {}})["metrics"]
-        partial = {name: metric for name, metric in metrics.items() if len(kept) < len(rows) or name not in shown}
-    is_same_ear = {NO_TOOL, TOOL_OF["recognizer"]} <= same_tools
-    outcomes = [
-        Spoken(
-            record=record,
-            outputs=outputs,
-            truths=truths,
-            tools=tools,
-            heard_before=row.get("heard") if is_same_ear else None,
-        )
-        for record, row in zip(outputs.records, rows, strict=True)
-    ]
-    members = groups(rows, unseen)
-    whole = {name: metric for name, metric in metrics.items() if name not in partial}
-    summary = {name: summarize(group, whole) for name, group in members.items()}
-    report: Json = {
-        "names": outputs.names,
-        "settings": {name: value for name, value in outputs.settings.items() if name != "utterances"},
-        "machine": outputs.machine,
-        "trained_on": outputs.trained_on,
-        "outputs_sha256": sha256_file(directory / RECORDS),
-        "measured_with": measured_with,
-        "notes": _notes(outcomes, truths),
-        "summary": summary,
-        "utterances": rows,
-        "made_by": provenance(),
-        "code": code_sha256(),
-    }
-    tell(f"{len(rows)} utterances")
-    for note in [*training_lines(report), *report["notes"]]:
+    scoring = _Scoring(outputs, truths, tools, measured_with or {}, unseen)
+    tell(f"{len(scoring.rows)} utterances")
+    for note in [*training_lines(scoring.report), *scoring.report["notes"]]:
         for part in textwrap.wrap(note, LINE_CHARS - 4):
             tell(f"  {part}")
     tell(TABLE_HEAD)
     for family in families():
         if not all(getattr(tools, need) for need in family.needs):
             continue
-        is_same = all(TOOL_OF.get(need, NO_TOOL) in same_tools for need in (*family.needs, NO_TOOL))
-        with ProgressBar(len(rows), "utterances", logger, leave=False) as bar:
-            for number, (row, spoken) in enumerate(zip(rows, outcomes, strict=True), 1):
-                if is_same and number - 1 in kept and family.metrics[0].name in row["scores"]:
+        scoring.measure(family)
+        scoring.note(family)
+        write_json(outputs.directory / REPORT, _plain(scoring.report), replace=True)
+        found = scoring.report["summary"][ALL]["metrics"]
+        for metric in family.metrics:
+            if metric.name in found:
+                tell(line(metric, found[metric.name]))
+    for label, count in scoring.report.get("partial", {}).items():
+        tell(f"  {label}: of {count} utterances alone; give its model again for all")
+    for short in headline(scoring.report):
+        for part in textwrap.wrap(short.line(), LINE_CHARS, subsequent_indent="    "):
+            tell(part)
+    report: Json = _plain(scoring.report)
+    return report
+
+
+class _Scoring:
+    """A report that grows by one family of metrics after the other."""
+
+    def __init__(
+        self, outputs: Finished, truths: Truths, tools: Tools, measured_with: Mapping[str, str], unseen: frozenset[str]
+    ) -> None:
+        self.rows: list[Json] = [{**dataclasses.asdict(record), "scores": {}} for record in outputs.records]
+        before = read_report(outputs.directory) if (outputs.directory / REPORT).exists() else None
+        self._kept = _keep_scores(self.rows, before)
+        self._metrics, self._partial = dict[str, Metric](), dict[str, Metric]()  # by name; of some utterances alone
+        self._same_tools = set[str]()  # those by which nothing need be measured again
+        if before is not None and self._kept:
+            if before.get("code") == code_sha256():
+                known = before["measured_with"]
+                self._same_tools = {name for name, tool in measured_with.items() if known.get(name) == tool}
+                self._same_tools.add(NO_TOOL)
+            measured_with, self._metrics = {**before["measured_with"], **measured_with}, metrics_of(before)
+            shown = before["summary"].get(ALL, {"metrics": {}})["metrics"]
+            is_partial = len(self._kept) < len(self.rows)
+            self._partial = {name: one for name, one in self._metrics.items() if is_partial or name not in shown}
+        is_same_ear = {NO_TOOL, TOOL_OF["recognizer"]} <= self._same_tools
+        self._outcomes = [
+            Spoken(
+                record=record,
+                outputs=outputs,
+                truths=truths,
+                tools=tools,
+                heard_before=row.get("heard") if is_same_ear else None,
+            )
+            for record, row in zip(outputs.records, self.rows, strict=True)
+        ]
+        self._members = groups(self.rows, unseen)
+        whole = {name: metric for name, metric in self._metrics.items() if name not in self._partial}
+        self.report: Json = {
+            "names": outputs.names,
+            "settings": {name: value for name, value in outputs.settings.items() if name != "utterances"},
+            "machine": outputs.machine,
+            "trained_on": outputs.trained_on,
+            "outputs_sha256": sha256_file(outputs.directory / RECORDS),
+            "measured_with": dict(measured_with),
+            "notes": _notes(self._outcomes, truths),
+            "summary": {name: summarize(group, whole) for name, group in self._members.items()},
+            "utterances": self.rows,
+            "made_by": provenance(),
+            "code": code_sha256(),
+        }
+
+    def measure(self, family: Family) -> None:
+        """Score every utterance that has no scores of the family, or has them of other tools."""
+        is_same = all(TOOL_OF.get(need, NO_TOOL) in self._same_tools for need in (*family.needs, NO_TOOL))
+        with ProgressBar(len(self.rows), "utterances", logger, leave=False) as bar:
+            for number, (row, spoken) in enumerate(zip(self.rows, self._outcomes, strict=True), 1):
+                if is_same and number - 1 in self._kept and family.metrics[0].name in row["scores"]:
                     continue
                 row["scores"].update(family.measure(spoken))
                 if "recognizer" in family.needs:
                     row["heard"] = spoken.heard
                 bar.show(number, family.metrics[0].label)
+
+    def note(self, family: Family) -> None:
+        """Bring the report up to date with the scores of a family."""
         named = {metric.name: metric for metric in family.metrics}
         # Names with a part behind a colon are known only now: the streams are the codec's.
-        for name in {name for row in rows for name in row["scores"] if ":" in name and name.partition(":")[0] in named}:
+        scored = {name for row in self.rows for name in row["scores"]}
+        for name in {name for name in scored if ":" in name and name.partition(":")[0] in named}:
             whole, _, part = name.partition(":")
             label = f"{named[whole].label}, {part}"
             named[name] = dataclasses.replace(named[whole], name=name, label=label, is_detail=True)
-        metrics |= named
-        partial = {name: metric for name, metric in partial.items() if name not in named}
-        metrics = dict(sorted(metrics.items(), key=lambda item: (item[1].order, item[0])))
-        for group, values in summary.items():
-            found = {**values["metrics"], **summarize(members[group], named)["metrics"]}
-            values["metrics"] = {name: found[name] for name in metrics if name in found}
-        report = {**report, "metrics": [dataclasses.asdict(metric) for metric in metrics.values()]}
-        report["headline"] = [row._asdict() for row in headline(report)]
-        report["partial"] = {
-            metric.label: sum(name in row["scores"] for row in rows)
-            for name, metric in partial.items()
+        self._partial = {name: metric for name, metric in self._partial.items() if name not in named}
+        metrics = {**self._metrics, **named}
+        self._metrics = dict(sorted(metrics.items(), key=lambda item: (item[1].order, item[0])))
+        for group, values in self.report["summary"].items():
+            found = {**values["metrics"], **summarize(self._members[group], named)["metrics"]}
+            values["metrics"] = {name: found[name] for name in self._metrics if name in found}
+        self.report["metrics"] = [dataclasses.asdict(metric) for metric in self._metrics.values()]
+        self.report["headline"] = [row._asdict() for row in headline(self.report)]
+        self.report["partial"] = {
+            metric.label: sum(name in row["scores"] for row in self.rows)
+            for name, metric in self._partial.items()
             if not metric.is_detail
         }
-        write_json(directory / REPORT, _plain(report), replace=True)
-        for metric in family.metrics:
-            if metric.name in summary[ALL]["metrics"]:
-                tell(line(metric, summary[ALL]["metrics"][metric.name]))
-    for label, count in report.get("partial", {}).items():
-        tell(f"  {label}: of {count} utterances alone; give its model again for all")
-    for short in headline(report):
-        for part in textwrap.wrap(short.line(), LINE_CHARS, subsequent_indent="    "):
-            tell(part)
-    whole_report: Json = _plain(report)
-    return whole_report
 
 
 def _keep_scores(rows: Sequence[Json], before: Json | None) -> set[int]:

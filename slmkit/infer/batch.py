@@ -25,7 +25,6 @@ Example:
 
 import contextlib
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,6 +48,7 @@ from slmkit.infer.shares import (
     Spoken,
     check_all_spoken,
     failures_in,
+    is_whole,
     move_shares,
     read_shares,
     remove_shares,
@@ -252,9 +252,7 @@ class BatchSpeaker:
         self._asked: dict[int, tuple[_Begun, int]] = {}  # item and place of the sentence, by number of the request
         self._began, self._preparing_sec = time.perf_counter(), 0.0
         for name, record in list(job.records.items()):
-            wave = record.get("wav")
-            is_there = wave is None or (isinstance(wave, str) and os.path.isfile(job.directory / wave))
-            if not is_there or not isinstance(record.get("reason"), str):
+            if not is_whole(record, job.directory):
                 del job.records[name]
 
     def run(self, items: Iterable[SpeechItem], total: int) -> None:

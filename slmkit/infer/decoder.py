@@ -8,7 +8,7 @@ Guaranteed: what a slot computes is, bit for bit, the same in every slot and wha
   product has the same number of rows, filled or not.
 - On a CPU each slot attends by itself, over its own positions and no more (`slots`).
 - On a GPU all slots attend at once over the whole memory, behind a mask, so that shapes never change and a step is one
-  CUDA graph. So give it no more positions than answers need.
+  CUDA graph (`GraphReplay`), the logits of the heads another. So give it no more positions than answers need.
 
 With another number of slots or threads the guarantee holds again, but roundings may differ between the two.
 
@@ -58,10 +58,12 @@ class SlotDecoder:
         num_positions: int,
         lm_rows: Sequence[torch.Tensor],
         together: bool | None = None,
+        graph: bool | None = None,
     ) -> None:
         """`lm_rows`: the parts [C, D] of the text model's output layer that `lm_logits` is asked for.
 
         `together`: all slots attend at once, over the whole memory; by default on a GPU.
+        `graph`: a step is a CUDA graph, which needs `together`; by default on a GPU.
         Raises UserError where no number of rows makes matrix products independent of a row's place, and where a step
         of a model whose architecture is not in `TESTED` does not give what reading a prompt gives.
         """
@@ -69,6 +71,8 @@ class SlotDecoder:
         backbone, heads = model.backbone, model.heads
         weight = backbone.embed_tokens.weight
         self._together = weight.is_cuda if together is None else together
+        graph = weight.is_cuda and self._together if graph is None else graph
+        assert self._together or not graph, "a graph keeps the lengths of slots that attend by themselves"
         self._cache = SlotCache(
             num_layers=len(backbone.layers) + sum(head.num_layers for head in heads),
             num_slots=num_slots,
@@ -83,10 +87,11 @@ class SlotDecoder:
             self.num_rows = rows_needed([*lm_rows, *_distinct_weights(model)], num_slots, product)
             cos, sin = backbone.rotary_emb(weight, torch.arange(num_positions, device=weight.device)[None])
             self._cos, self._sin = cos[0, :, None], sin[0, :, None]  # [P, 1, E or less]
+            # These stay the same tensors: a prompt and a step write into them, and graphs read them where they are.
             self._hidden = weight.new_zeros(self.num_rows, weight.shape[1])
             # Behind the layers of each head; where it has none, the hidden states themselves.
             self._states = [torch.zeros_like(self._hidden) if head.num_layers else self._hidden for head in heads]
-        self._rows = Rows(product, one_by_one=not weight.is_cuda)
+        self._rows = Rows(product, one_by_one=weight.device.type == "cpu")
         register_step_attention()
         layers = [backbone.layers, *(head.head_layers if head.num_layers else () for head in heads)]
         self._layers, *self._head_layers = (
@@ -97,7 +102,11 @@ class SlotDecoder:
         )
         self._lengths = [0] * num_slots
         self._active: list[int] = []
-        self._run = GraphReplay(self._compute) if weight.is_cuda else self._compute
+        self._run: Callable[[torch.Tensor], Any] = self._step
+        self._run_heads: Callable[[], list[torch.Tensor]] = self._compute_heads
+        if graph:
+            self._run = GraphReplay(self._step, weight.device)
+            self._run_heads = GraphReplay(self._compute_heads, weight.device)
         if backbone.config.model_type not in TESTED:
             self._try_step()
 
@@ -161,27 +170,37 @@ class SlotDecoder:
         places = [self._lengths[slot] if slot in positions else 0 for slot in range(self.num_slots)]
         places += [0] * (self.num_rows - self.num_slots)
         numbers = torch.tensor([[*ids, is_speech, place] for (ids, is_speech), place in zip(rows, places, strict=True)])
-        numbers = numbers.to(self.model.device)  # one transfer
         for slot in positions:
             self._lengths[slot] += 1
         self._active = sorted(positions)
-        self._hidden, *self._states = self._run(numbers[:, :width], numbers[:, width] > 0, numbers[:, width + 1])
+        self._run(to_device(numbers, self.model.device))
 
     def lm_logits(self, part: int) -> torch.Tensor:
         """Logits [R, C] of every row for the tokens of `lm_rows[part]`."""
         return self._rows.product(self._hidden, self._lm_rows[part])
 
     def head_logits(self) -> list[torch.Tensor]:
-        """Class logits of every head, [R, C] each."""
+        """Class logits of every head, [R, C] each, to be used before the next call."""
+        return self._run_heads()
+
+    def _compute_heads(self) -> list[torch.Tensor]:
         pairs = zip(self.model.heads, self._states, strict=True)
         return [self._rows.linear(head.output, head.step_features(states, self._rows)) for head, states in pairs]
 
-    def _compute(self, tokens: torch.Tensor, speech: torch.Tensor, where: torch.Tensor) -> list[torch.Tensor]:
-        """Hidden states [R, D] of one position of every row, and behind the layers of each head.
+    def _step(self, numbers: torch.Tensor) -> list[torch.Tensor]:
+        """Go one position on in every row: what `_compute` gives of `numbers` comes to where the last one was."""
+        held = [self._hidden, *(states for states in self._states if states is not self._hidden)]
+        for old, new in zip(held, self._compute(numbers), strict=True):
+            old.copy_(new)
+        return []
 
-        tokens int64 [R, G]; speech bool [R]; where int64 [R], the place of the position in its slot.
+    def _compute(self, numbers: torch.Tensor) -> list[torch.Tensor]:
+        """Hidden states [R, D] of one position of every row, and behind the layers of each head that has some.
+
+        numbers int64 [R, G + 2]: its G ids; whether it is a speech step; its place in the slot.
         """
         model, backbone = self.model, self.model.backbone
+        tokens, speech, where = numbers[:, :-2], numbers[:, -2] > 0, numbers[:, -1]
         if model.fusion is None:
             embedded = model.embed(tokens, speech)
         else:  # as `SpeechLM.embed`, but row by row where it matters
@@ -197,40 +216,54 @@ class SlotDecoder:
             return out[:, 0]
 
         hidden = backbone.norm(run(self._layers, embedded))
-        return [hidden, *(run(layers, hidden) if layers else hidden for layers in self._head_layers)]
+        return [hidden, *(run(layers, hidden) for layers in self._head_layers if layers)]
 
 
 class GraphReplay:
     """A function of tensors as a CUDA graph: hundreds of small kernels started by one call.
 
-    The first call records, the others play the same kernels on the same memory with new inputs. So the function takes
-    tensors of the same shapes each time, does not look at their values on the host, and its results are the same
-    tensors in every call, with new content.
+    The first call records, each call plays the same kernels on the same memory with new inputs. So the function takes
+    tensors of the same shapes each time, does not look at their values on the host, reads no number or tensor of the
+    host's that changes, and its results are the same tensors in every call, with new content. What it reads beside its
+    inputs must stay where it is.
     """
 
-    def __init__(self, compute: Callable[..., list[torch.Tensor]]) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[..., list[torch.Tensor]], device: torch.device) -> None:
+        """`device`: where all of it happens, which need not be the process's current one."""
+        self._compute, self._device = compute, device
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: list[torch.Tensor] = []
         self._outputs: list[torch.Tensor] = []
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        if self._graph is None:
-            self._inputs = [given.clone() for given in inputs]
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(WARM_UP_RUNS):
-                    self._compute(*self._inputs)
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self._outputs = self._compute(*self._inputs)
-            self._graph = graph
-        for held, given in zip(self._inputs, inputs, strict=True):
-            held.copy_(given)
-        self._graph.replay()
+        with torch.cuda.device(self._device):
+            if self._graph is None:
+                self._inputs = [given.clone() for given in inputs]
+                self._graph = self._recorded()
+            for held, given in zip(self._inputs, inputs, strict=True):
+                held.copy_(given)
+            self._graph.replay()
         return self._outputs
+
+    def _recorded(self) -> torch.cuda.CUDAGraph:
+        aside = torch.cuda.Stream()  # of this device: the one that `torch.cuda.graph` keeps may be another's
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP_RUNS):
+                self._compute(*self._inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=aside):
+            self._outputs = self._compute(*self._inputs)
+        return graph
+
+
+def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on `device`, by a copy that nothing waits for: to a GPU from pinned memory, which torch does
+    not use again before the copy is done."""
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def _distinct_weights(model: SpeechLM) -> list[torch.Tensor]:

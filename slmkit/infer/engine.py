@@ -27,16 +27,17 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from slmkit.codec.base import Codes
 from slmkit.data.sequence import phases
 from slmkit.errors import UserError
-from slmkit.infer.decoder import SlotDecoder
+from slmkit.infer.decoder import SlotDecoder, to_device
 from slmkit.infer.grammar import SPEECH, TEXT, Grammar, make_grammar
 from slmkit.infer.request import Limit, Output, Request, checked_prompt
-from slmkit.infer.sampling import Choice, choose, seed_of_attempt
+from slmkit.infer.sampling import Choice, choose, packed, seed_of_attempt
 from slmkit.infer.watch import RETRY_TEMPERATURE, Lookout, Runaway
 from slmkit.model.losses import head_candidates
 from slmkit.model.slm import SpeechLM
@@ -159,15 +160,16 @@ class Engine:
             raise UserError("the positions do not fit the backbone", got=self.num_positions, expected=f"2 to {most}")
         self.model, self.num_slots = model, num_slots
         self._frame_rate = model.config.codec_spec.frame_rate
-        self._width = max(1, model.group)
+        self._width, self._is_grouped = max(1, model.group), model.group > 0
         states = SPEECH if model.group else SPEECH + model.layout.num_streams
         grammar = self._grammar()
-        self._ids = [torch.tensor(grammar.allowed(state), device=model.device) for state in range(states)]
+        self._ids = [grammar.allowed(state) for state in range(states)]
+        self._text_ids = torch.tensor(self._ids[TEXT], device=model.device)
         weight = model.lm_model.lm_head.weight
         with torch.inference_mode():
             # Text rows are nearly all rows: they are not copied, and the few between them that are no text are left out
             # of the logits.
-            rows = [weight[: int(self._ids[TEXT].max()) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
+            rows = [weight[: max(self._ids[TEXT]) + 1], *(weight[ids] for ids in self._ids[SPEECH:])]
         self._phases = phases(model.group, model.layout.num_streams)
         self._classes = self._classes_by_phase()
         self._decoder = SlotDecoder(model, num_slots=num_slots, num_positions=self.num_positions, lm_rows=rows)
@@ -275,43 +277,67 @@ class Engine:
         return done
 
     def _choices(self) -> dict[int, list[int]]:
-        """What each answer chooses next: a token id, or one class per head; -1 where logits are not finite."""
+        """What each answer chooses next: a token id, or one class per head; -1 where logits are not finite.
+
+        One transfer to the device, of all settings and numbers, and one from it, of all that was chosen.
+        """
         slots_of: dict[int, list[int]] = {}
         for slot, answer in sorted(self._active.items()):
             slots_of.setdefault(answer.grammar.state, []).append(slot)
-        chosen = [self._choose(state, slots) for state, slots in slots_of.items()]
-        flat = torch.cat([part.flatten() for part in chosen]).tolist()  # the one transfer of a step
-        choices, first = {}, 0
-        for slots, part in zip(slots_of.values(), chosen, strict=True):
+        choices: list[Choice] = []
+        places: list[tuple[int, int]] = []  # of each choice: its row of the logits, and of the classes it may take
+        counts: list[int] = []  # choices of each state
+        for state, slots in slots_of.items():
             for slot in slots:
-                choices[slot] = flat[first : first + part.shape[1]]
-                first += part.shape[1]
-        return choices
+                choices += self._active[slot].rows(self._width, self._is_grouped)
+                places += self._places(state, slot)
+            counts.append(len(choices) - sum(counts))
+        numbers = to_device(torch.from_numpy(np.hstack([places, packed(choices)])), self.model.device)
+        chosen, first = [], 0
+        for state, part in zip(slots_of, numbers.split(counts), strict=True):
+            chosen.append(self._choose(state, choices[first : first + len(part)], part))
+            first += len(part)
+        flat = iter(torch.cat(chosen).tolist())
+        return {
+            slot: [self._meant(state, next(flat)) for _ in self._places(state, slot)]
+            for state, slots in slots_of.items()
+            for slot in slots
+        }
 
-    def _choose(self, state: int, slots: list[int]) -> torch.Tensor:
-        """int64 [slots, 1] token ids, or [slots, H] classes of the heads; -1 where logits are not finite."""
-        places = torch.tensor(slots, device=self.model.device)
-        is_grouped = self.model.group > 0
-        rows = [row for slot in slots for row in self._active[slot].rows(self._width, is_grouped)]
-        if is_grouped and state != TEXT:
-            heads = [head[places] for head in self._decoder.head_logits()]
+    def _places(self, state: int, slot: int) -> list[tuple[int, int]]:
+        """Of each choice of an answer: its row of the logits in `state`, and its row of `_classes`."""
+        if state == TEXT or not self._is_grouped:
+            return [(slot, 0)]
+        phase = self._phases.index(self._active[slot].grammar.phase)
+        return [(slot * self._width + head, phase * self._width + head) for head in range(self._width)]
+
+    def _choose(self, state: int, choices: Sequence[Choice], numbers: torch.Tensor) -> torch.Tensor:
+        """int64 [M]: what each of `choices` takes of what may be chosen in `state`; -1 where logits are not finite.
+
+        numbers float64 [M, 2 + ...]: the places of each, then what `packed` makes of it.
+        """
+        places = numbers[:, :2].long()
+        if self._is_grouped and state != TEXT:
+            heads = self._decoder.head_logits()
             most = max(head.shape[1] for head in heads)
             padded = torch.stack([F.pad(head, (0, most - head.shape[1])) for head in heads], dim=1)
-            numbers = [self._phases.index(self._active[slot].grammar.phase) for slot in slots]
-            allowed = self._classes[torch.tensor(numbers, device=self.model.device)]
-            logits, ids = torch.where(allowed, padded, -math.inf).flatten(0, 1), None
+            logits = torch.where(self._classes[places[:, 1]], padded.flatten(0, 1)[places[:, 0]], -math.inf)
         else:
-            logits, ids = self._decoder.lm_logits(state)[places], self._ids[state]
+            logits = self._decoder.lm_logits(state)[places[:, 0]]
             if state == TEXT:
-                logits = logits[:, ids]
+                logits = logits[:, self._text_ids]
         # One number that is not finite would take a draw out of its range, and all answers with it.
         is_finite = logits.amax(dim=-1, keepdim=True).isfinite()
-        chosen = choose(torch.where(is_finite, logits, 0), rows)
-        chosen = torch.where(is_finite[:, 0], chosen if ids is None else ids[chosen], -1)
-        return chosen.view(len(slots), -1)
+        chosen = choose(torch.where(is_finite, logits, 0), choices, numbers[:, 2:])
+        return torch.where(is_finite[:, 0], chosen, -1)
+
+    def _meant(self, state: int, chosen: int) -> int:
+        """The token id, or the class of a head, that number `chosen` of what may be chosen stands for."""
+        is_class = chosen < 0 or (self._is_grouped and state != TEXT)
+        return chosen if is_class else self._ids[state][chosen]
 
     def _classes_by_phase(self) -> torch.Tensor:
-        """Bool [phases, H, C]: which classes a head may choose in a step, for each of `_phases`."""
+        """Bool [phases * H, C]: which classes a head may choose in a step, for each of `_phases`."""
         heads = self.model.heads
         most = max((head.output.out_features for head in heads), default=0)
         classes = torch.zeros(len(self._phases), len(heads), most, dtype=torch.bool)
@@ -319,7 +345,7 @@ class Engine:
             for phase, ranges in by_phase.items():
                 for start, stop in ranges:
                     classes[self._phases.index(phase), head, start:stop] = True
-        return classes.to(self.model.device)
+        return classes.flatten(0, 1).to(self.model.device)
 
     def _grammar(self) -> Grammar:
         return make_grammar(self.model.layout, self.model.group)

@@ -5,7 +5,9 @@ seed and the count of its draws. No generator is kept, so nothing depends on who
 (Steele, Lea, Flood 2014). top-p: Holtzman et al. 2020 (arXiv 1904.09751). Repetition penalty: Keskar et al. 2019
 (arXiv 1909.05858), for choices within a window.
 
-Shapes: M rows, C classes.
+Settings, histories and numbers reach the device as one tensor (`packed`), so that a step costs one transfer.
+
+Shapes: M rows, C classes, W recent classes.
 
 Invariant: -inf is never chosen; a row gives the same class in any company.
 
@@ -30,6 +32,9 @@ LARGEST = torch.finfo(torch.float32).max  # for logits of wild weights, which th
 GOLDEN = 0x9E3779B97F4A7C15
 MIXES = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 FLOAT_BITS = 53  # of a float64's fraction
+TEMPERATURE, TOP_K, TOP_P, PENALTY, NUMBER, HISTORY = range(6)  # columns of `packed`; the history goes on from its own
+MOST_CLASSES = 2.0**31  # as a top-k: more than there ever are
+GREEDY_NUMBER = -1.0  # in place of a random number, where the most probable class is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,50 +69,84 @@ class Choice(NamedTuple):
     draw: int  # number of this choice among all of its request
     lately: Sequence[int]  # classes chosen within the window of the repetition penalty
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it takes a class at random, and not the most probable one."""
+        return self.sampling.temperature > 0
 
-def choose(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-    """int64 [M]: a class for each row of logits, float [M, C], in which -inf marks what may not be chosen."""
-    logits = penalized(logits.float(), choices)
-    chosen = logits.argmax(dim=-1)
-    drawn = [i for i, choice in enumerate(choices) if choice.sampling.temperature > 0]
+    @property
+    def is_penalized(self) -> bool:
+        """Whether a penalty changes its logits."""
+        return self.sampling.repetition_penalty != 1 and len(self.lately) > 0
+
+
+def packed(choices: Sequence[Choice]) -> npt.NDArray[np.float64]:
+    """float64 [M, 5 + W]: what `choose` takes from its choices, so that it reaches a device as one tensor.
+
+    The columns: temperature, top-k, top-p, penalty, random number (-1 where the most probable class is taken), and the
+    W recent classes, each as often as it takes to fill them. All are exact in float64.
+    """
+    window = max((len(choice.lately) for choice in choices if choice.is_penalized), default=0)
+    numbers = np.zeros((len(choices), HISTORY + window))
+    numbers[:, :HISTORY] = 1, MOST_CLASSES, math.inf, 1, GREEDY_NUMBER
+    drawn = [i for i, choice in enumerate(choices) if choice.is_drawn]
     if drawn:
-        places = torch.tensor(drawn, device=logits.device)
-        chosen[places] = _sample(logits[places], [choices[i] for i in drawn])
+        some = [choices[i] for i in drawn]
+        settings = [choice.sampling for choice in some]
+        numbers[drawn, TEMPERATURE] = [s.temperature for s in settings]
+        numbers[drawn, TOP_K] = [min(s.top_k or MOST_CLASSES, MOST_CLASSES) for s in settings]
+        numbers[drawn, TOP_P] = [s.top_p if s.top_p < 1 else math.inf for s in settings]
+        numbers[drawn, NUMBER] = random_numbers([c.seed for c in some], [c.draw for c in some])
+    for row, choice in zip(numbers, choices, strict=True):
+        if choice.is_penalized:  # else the penalty is 1, of class 0, which changes nothing
+            row[PENALTY] = choice.sampling.repetition_penalty
+            row[HISTORY:] = np.resize(choice.lately, window)
+    return numbers
+
+
+def choose(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tensor | None = None) -> torch.Tensor:
+    """int64 [M]: a class for each row of logits, float [M, C], in which -inf marks what may not be chosen.
+
+    numbers: `packed(choices)` on the device of the logits, where it is there already, perhaps with a wider history.
+    """
+    numbers = _numbers(logits, choices) if numbers is None else numbers
+    logits = penalized(logits.float(), choices, numbers)
+    chosen = logits.argmax(dim=-1)
+    if any(choice.is_drawn for choice in choices):
+        chosen = torch.where(numbers[:, NUMBER] < 0, chosen, _sample(logits, numbers))
     return chosen
 
 
-def penalized(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-    """`logits` float32 [M, C] with each row's recent classes made less probable (more, by a penalty below 1)."""
-    wanted = [i for i, choice in enumerate(choices) if choice.sampling.repetition_penalty != 1 and choice.lately]
-    if not wanted:
+def penalized(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tensor | None = None) -> torch.Tensor:
+    """`logits` float32 [M, C] with each row's recent classes made less probable (more, by a penalty below 1).
+
+    numbers: as `choose` takes them.
+    """
+    if not any(choice.is_penalized for choice in choices):
         return logits
-    logits = logits.clone()
-    for i in wanted:
-        classes = torch.tensor(sorted(set(choices[i].lately)), device=logits.device)
-        values, penalty = logits[i, classes], choices[i].sampling.repetition_penalty
-        logits[i, classes] = torch.where(values > 0, values / penalty, values * penalty).clamp(max=LARGEST)
-    return logits
+    numbers = _numbers(logits, choices) if numbers is None else numbers
+    classes, penalty = numbers[:, HISTORY:].long(), numbers[:, PENALTY, None].float()
+    values = logits.gather(1, classes)
+    values = torch.where(values > 0, values / penalty, values * penalty).clamp(max=LARGEST)
+    return logits.scatter(1, classes, values)  # a class that is there twice gets the same value twice
 
 
-def _sample(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-    """int64 [M]: a class for each row, at random from what temperature, top-k and top-p leave."""
+def _numbers(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    return torch.from_numpy(packed(choices)).to(logits.device)
 
-    def column(values: Sequence[float] | npt.NDArray[np.float64], dtype: torch.dtype) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype, device=logits.device)[:, None]
 
-    settings = [choice.sampling for choice in choices]
-    num_classes = logits.shape[-1]
-    scaled = (logits / column([s.temperature for s in settings], torch.float32)).clamp(max=LARGEST)
+def _sample(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """int64 [M]: a class for each row, at random from what temperature, top-k and top-p leave; any class in rows that
+    take the most probable one."""
+    temperature, top_k, top_p, _, number = (column[:, None] for column in numbers[:, :HISTORY].unbind(dim=1))
+    scaled = (logits / temperature.float()).clamp(max=LARGEST)
     ordered, places = scaled.sort(dim=-1, descending=True, stable=True)
-    top_k = column([min(s.top_k or num_classes, num_classes) for s in settings], torch.int64)
-    ordered = ordered.masked_fill(torch.arange(num_classes, device=logits.device) >= top_k, -math.inf)
+    ordered = ordered.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= top_k, -math.inf)
     probabilities = ordered.softmax(dim=-1).double()
     before = probabilities.cumsum(dim=-1) - probabilities
-    top_p = column([s.top_p if s.top_p < 1 else math.inf for s in settings], torch.float64)
     total = torch.where(before < top_p, probabilities, 0).cumsum(dim=-1)
-    numbers = column(random_numbers([c.seed for c in choices], [c.draw for c in choices]), torch.float64)
     # The first class whose running total passes the number; one of probability 0 adds nothing and is never that.
-    rank = (total <= numbers * total[:, -1:]).sum(dim=-1, keepdim=True)
+    rank = (total <= number * total[:, -1:]).sum(dim=-1, keepdim=True)
     return places.gather(-1, rank)[:, 0]
 
 

@@ -49,6 +49,14 @@ class Spoken(NamedTuple):
     failures: dict[str, Failure]  # of lines without a record, by id
 
 
+def is_whole(record: JobRecord, *directories: str | Path) -> bool:
+    """Whether a record says why its answer ended, and its wave, if it has one, is in one of the directories."""
+    wave = record.get("wav")
+    own_wave = f"{WAVES_DIR}/{record['id']}.wav"
+    is_there = wave is None or (wave == own_wave and any((Path(place) / wave).is_file() for place in directories))
+    return is_there and isinstance(record.get("reason"), str)
+
+
 def shares_of(out_dir: str | Path) -> Iterator[Path]:
     """The directories of the shares."""
     yield from sorted(path.parent for path in (Path(out_dir) / SHARES_DIR).glob(f"*/{JOB}"))
@@ -73,9 +81,7 @@ def read_shares(out_dir: str | Path) -> Spoken:
         found.engines.extend(engine for engine in description.get("engines", ()) if engine not in found.engines)
         with ResumableJob.open(directory, settings) as job:
             for name, record in job.records.items():
-                wave = f"{WAVES_DIR}/{name}.wav"
-                is_there = (directory / wave).is_file() or (Path(out_dir) / wave).is_file()
-                if record.get("wav") == wave and isinstance(record.get("reason"), str) and is_there:
+                if is_whole(record, directory, out_dir):
                     found.records[name], found.directories[name] = record, directory
         found.failures.update(failures_in(directory))
     return found._replace(failures={name: one for name, one in found.failures.items() if name not in found.records})

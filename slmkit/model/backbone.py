@@ -9,10 +9,11 @@ An architecture fits where a decoder layer is made of linear layers, norms and o
 
 Utterances lie back to back in one row of N positions. Each attends to itself alone, so the cost is the sum of the
 squares of the utterances, not the square of the row, and no mask is ever built. `packing` tells training (given) from
-decoding (absent).
+decoding (absent), and how training runs the layers: compiled (`compiled.py`), or with their activations computed again
+in the backward pass. The model's own weights and modules are the same in every case.
 
-Kernels: flash-attn's variable-length kernel where it is installed, else torch's own, both on CUDA in half precision;
-everywhere else scaled_dot_product_attention, one call per utterance, which is exact.
+Kernels: on CUDA in half precision what `kernels.py` finds; everywhere else scaled_dot_product_attention, one call per
+utterance, which is exact.
 
 Shapes: B batch (1 when packed), S positions, D width, H query heads, J key-value heads, Q queries, K keys, E head
 width, N positions of a packed row, U utterances.
@@ -33,9 +34,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AutoConfig, Cache, PreTrainedConfig
 
 from slmkit.errors import UserError
+from slmkit.model.kernels import packed_kernel
 
 ATTENTION = "slmkit_packed"  # under this name transformers builds no mask of its own
 DEFAULT_TYPE = "qwen2"  # of backbone values that name no model_type
@@ -48,20 +51,37 @@ NORM_EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_ep
 # What transformers passes to an attention function where the result is not that of plain causal attention.
 OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
 HALF_TYPES = (torch.float16, torch.bfloat16)
-FLASH_ATTN, TORCH_VARLEN, SDPA = "flash-attn", "torch varlen", "scaled_dot_product_attention"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How the decoder layers are run over packed utterances. The losses are the same in every case, to rounding."""
+
+    compiled: bool = False  # by torch.compile
+    recomputed: bool = False  # activations are computed again in the backward pass, in place of being kept
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the utterances of a row begin and end."""
+    """Where the utterances of a row begin and end, and how the layers are run over them."""
 
     cu_seqlens: torch.Tensor  # int32 [U + 1], first 0, last N
     num_positions: int  # N; no utterance is longer
+    known_lengths: tuple[int, ...] | None = None  # positions of each utterance, where the host knows them
+    execution: Execution = Execution()
 
     @functools.cached_property
     def lengths(self) -> list[int]:
-        """Positions of each utterance, on the host."""
-        return torch.diff(self.cu_seqlens).tolist()
+        """Positions of each utterance, on the host; unless they are known, the device is waited for."""
+        known = self.known_lengths
+        return torch.diff(self.cu_seqlens).tolist() if known is None else list(known)
+
+    @property
+    def longest(self) -> int:
+        """No utterance is longer. A kernel starts work for so many positions of every utterance, there or not; so where
+        lengths are known this is less than twice the longest, a power of two, for few different values."""
+        known = self.known_lengths
+        return self.num_positions if known is None else min(self.num_positions, 1 << (max(known) - 1).bit_length())
 
 
 def backbone_config(values: dict[str, Any]) -> Any:
@@ -150,7 +170,7 @@ def check_modules(causal_lm: Any) -> None:
     for number, layer in enumerate(backbone.layers):
         kind: Any = type(layer)
         known = inspect.signature(kind.forward).parameters
-        if "position_embeddings" not in known or _cache_argument(kind) not in known:
+        if "position_embeddings" not in known or cache_argument(kind) not in known:
             raise does_not_fit(config, f"layer {number} takes no rotary positions, or has no key-value cache")
         if len(_attentions(layer)) != 1:
             raise does_not_fit(config, f"layer {number} has {len(_attentions(layer))} attentions")
@@ -182,36 +202,47 @@ def run_layers(
 ) -> torch.Tensor:
     """Hidden states float [B, S, D] behind `layers`, of hidden float [B, S, D] at position_ids int64 [B, S].
 
-    `packing`: utterances side by side (B = 1). `cache`: the S positions follow those in it, and are added to it.
-    `options` reach the attention function.
+    `packing`: utterances side by side (B = 1), and how the layers are run over them. `cache`: the S positions follow
+    those in it, and are added to it. `options` reach the attention function.
     """
+    execution = Execution() if packing is None else packing.execution
+    if packing is not None and execution.compiled and hidden.shape[1] == 1:
+        # A size of one is no size to torch.compile, and would be compiled for itself. That position goes in twice: no
+        # process may run the layers in another way than the others, since it would sum its gradients in another order.
+        twice = Packing(2 * packing.cu_seqlens, 2, execution=execution)
+        return run_layers(layers, rotary, hidden.repeat(1, 2, 1), position_ids.repeat(1, 2), packing=twice)[:, :1]
     rotation = rotary(hidden, position_ids)
-    for layer in layers:
+
+    def run_plain(layer: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         kind: Any = type(layer)
-        hidden = layer(
+        return layer(
             hidden,
             attention_mask=None,
             position_ids=position_ids,
             use_cache=cache is not None,
             position_embeddings=rotation,
             packing=packing,
-            **{_cache_argument(kind): cache},
+            **{cache_argument(kind): cache},
             **options,
         )
+
+    run: Callable[..., Any] = run_plain
+    if packing is not None and execution.compiled:
+        from slmkit.model.compiled import compiled_run  # loads torch's compiler, which takes seconds
+
+        run = compiled_run(position_ids, rotation, packing.cu_seqlens)
+        hidden = hidden.clone()  # embeddings are a view, what layers give is not: torch.compile would compile for both
+    if execution.recomputed and torch.is_grad_enabled():
+        run = functools.partial(checkpoint, run, use_reentrant=False)
+    for layer in layers:
+        hidden = run(layer, hidden)
     return hidden
 
 
 @functools.cache
-def _cache_argument(layer: Any) -> str:
+def cache_argument(layer: Any) -> str:
     """What a class of transformers' layers calls the cache: "cache" from 5.24 on."""
     return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
-
-
-def attention_kernel(*, on_cuda: bool) -> str:
-    """Which kernel serves packed utterances: in half precision on a GPU, or elsewhere."""
-    if on_cuda and _flash_attn() is not None:
-        return FLASH_ATTN
-    return TORCH_VARLEN if on_cuda and _torch_varlen() is not None else SDPA
 
 
 def packed_attention(
@@ -224,27 +255,48 @@ def packed_attention(
     scaling: float,
     dropout: float = 0.0,
     packing: Packing | None = None,
+    attend: Callable[..., torch.Tensor] | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention output [B, Q, H, E] of query [B, H, Q, E], key and value [B, J, K, E], float.
 
     With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`,
-    bool [B, 1, Q, K], says which keys each query sees. Raises UserError where `options` asks for another attention,
-    such as one with a window.
+    bool [B, 1, Q, K], says which keys each query sees. `attend`, in place of `packing`: what gives the output [N, H, E]
+    of query [N, H, E], key and value [N, J, E], and the scaling. Raises UserError where `options` asks for another
+    attention, such as one with a window.
     """
     check_plain(module, options)
+    if attend is not None:
+        rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+        return attend(*rows, scaling)[None], None
     if packing is None:
         return _attend_cached(query, key, value, attention_mask, scaling), None
-    kernel = _varlen_kernel() if query.is_cuda and query.dtype in HALF_TYPES and not dropout else None
-    if kernel is not None:
-        rows = (x[0].transpose(0, 1) for x in (query, key, value))
-        return kernel(*rows, packing, scaling)[None], None
+    on_gpu = query.is_cuda and query.dtype in HALF_TYPES and not dropout
+    kernel = packed_kernel(query.shape[-1]) if on_gpu else None
+    if kernel is None:
+        return attend_by_utterance(query, key, value, packing.lengths, scaling, dropout), None
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    return kernel.attend(q, k, v, packing.cu_seqlens, packing.longest, scaling)[None], None
+
+
+def attend_by_utterance(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    scaling: float,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Attention output [1, N, H, E] of query [1, H, N, E], key and value [1, J, N, E], one utterance after the other.
+
+    `lengths`: positions of each utterance, N together.
+    """
     key, value = _per_query_head(query, key), _per_query_head(query, value)
-    pieces = zip(*(x.split(packing.lengths, dim=2) for x in (query, key, value)), strict=True)
+    pieces = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     outputs = [
         F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout) for q, k, v in pieces
     ]
-    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1), None
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
 
 
 def check_plain(module: Any, options: Mapping[str, Any]) -> None:
@@ -275,52 +327,3 @@ def _attend_cached(
 def _per_query_head(query: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
     """Keys or values [B, J, K, E] repeated to [B, H, K, E]."""
     return shared.repeat_interleave(query.shape[1] // shared.shape[1], dim=1)
-
-
-@functools.cache
-def _varlen_kernel() -> Callable[..., torch.Tensor] | None:
-    """The variable-length kernel that is installed, as kernel(query [N, H, E], key, value, packing, scaling)."""
-    return _flash_attn() or _torch_varlen()
-
-
-def _flash_attn() -> Callable[..., torch.Tensor] | None:
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        return None
-
-    def kernel(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
-    ) -> torch.Tensor:
-        borders, longest = packing.cu_seqlens, packing.num_positions
-        return flash_attn_varlen_func(
-            query, key, value, borders, borders, longest, longest, softmax_scale=scaling, causal=True
-        )
-
-    return kernel
-
-
-def _torch_varlen() -> Callable[..., torch.Tensor] | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # torch before 2.10
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    if "scale" not in known:  # torch 2.10 cannot be told the scale
-        return None
-    fixed: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    shares_keys = "enable_gqa" in known
-    if shares_keys:
-        fixed["enable_gqa"] = True
-
-    def kernel(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, scaling: float
-    ) -> torch.Tensor:
-        if not shares_keys:
-            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-        borders, longest = packing.cu_seqlens, packing.num_positions
-        output = varlen_attn(query, key, value, borders, borders, longest, longest, scale=scaling, **fixed)
-        assert isinstance(output, torch.Tensor)
-        return output
-
-    return kernel

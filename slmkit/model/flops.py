@@ -22,12 +22,10 @@ Invariant: with pairs = sum of n_u^2 the parts add up to what torch's FlopCounte
 
 Example:
     costs = Flops(model)
-    costs.training(BatchSizes.of(batch))        # of one micro-batch, before `batch.to(device)`
+    costs.training(BatchSizes.of(batch))        # of one micro-batch
 """
 
 from dataclasses import dataclass
-
-import torch
 
 from slmkit.data.batch import Batch
 from slmkit.model import losses
@@ -71,13 +69,11 @@ class BatchSizes:
 
     @staticmethod
     def of(batch: Batch) -> "BatchSizes":
-        """Sizes of a batch that is still in host memory, where counting waits for nothing."""
-        assert batch.cu_seqlens.device.type == "cpu", "sizes are counted before a batch goes to its device"
-        lengths = torch.diff(batch.cu_seqlens.long())
+        """Sizes of a batch, wherever its tensors are: the host knows them."""
         return BatchSizes(
             positions=batch.num_tokens,
-            attention_pairs=int((lengths * (lengths + 1)).sum()) // 2,
-            lm_targets=tuple(batch.lm_groups.bincount().tolist()),
+            attention_pairs=sum(length * (length + 1) for length in batch.lengths) // 2,
+            lm_targets=batch.lm_counts,
             speech_steps=batch.head_counts,
             speakers=len(batch.speaker_positions),
         )

@@ -26,7 +26,10 @@ import torch
 from slmkit.data.sequence import head_classes, phases
 from slmkit.data.vocab import VocabLayout
 
-SLICE_BYTES = 2**27  # of float32 logits at a time: large enough that adding to the weight's gradient does not dominate
+# Of float32 logits at a time. Every slice adds to the gradient of the whole weight, which must not take longer than its
+# products do. A GPU multiplies so much faster than it adds that it takes some 1 700 rows of a vocabulary of 150 000.
+SLICE_BYTES, GPU_SLICE_BYTES = 2**27, 2**30
+ROW_STEP = 256  # the buffer of logits has a multiple of so many rows, or as many as fit
 FLOAT_BYTES = 4
 _WIDE_PRODUCT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # half-precision factors, float32 product
 Ranges = tuple[tuple[int, int], ...]  # (first, behind last) rows of the weight, in order
@@ -99,13 +102,20 @@ def cross_entropy(
     targets: torch.Tensor,
     scales: torch.Tensor,
     spans: Sequence[TargetSpan],
-    slice_bytes: int = SLICE_BYTES,
+    slice_bytes: int | None = None,
 ) -> CrossEntropy:
     """Cross-entropy of logits hidden @ weight.T + bias over the candidates of each span.
 
     hidden [M, D] and weight [V, D] of one float type, bias [V] or None, targets int64 [M] rows of the weight, scales
     float32 [M] of at least 0: the share of each target in the loss. The loss can be differentiated once.
+
+    slice_bytes: of float32 logits at a time; by default as many as the device wants.
+
+    To be called outside of what torch.compile compiles: how many targets a micro-batch has are Python's numbers here,
+    each of which would be compiled anew. A slice is some twenty kernels over many numbers; launches do not bound it.
     """
+    if slice_bytes is None:
+        slice_bytes = GPU_SLICE_BYTES if hidden.is_cuda else SLICE_BYTES
     return CrossEntropy(
         *_SlicedCrossEntropy.apply(
             hidden, weight, bias, targets, scales, tuple(spans), slice_bytes, torch.is_grad_enabled()
@@ -136,36 +146,38 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         relative = scales / largest
         inputs = (hidden, weight, bias) if with_gradients else ()
         grads: list[Any] = [None if tensor is None else torch.zeros_like(tensor, dtype=wide) for tensor in inputs]
-        for rows, ranges in _slices(spans, slice_bytes):
-            # Logits [m, candidates], the ranges side by side, and the column [m] of each target.
-            logits = torch.empty(len(targets[rows]), sum(b - a for a, b in ranges), dtype=wide, device=hidden.device)
-            parts = logits.split([b - a for a, b in ranges], dim=1)
-            column, first = torch.zeros_like(targets[rows]), 0
-            for (start, stop), part in zip(ranges, parts, strict=True):
-                _multiply(hidden[rows], weight[start:stop].T, out=part)
-                if bias is not None:
-                    part += bias[start:stop]
-                inside = (targets[rows] >= start) & (targets[rows] < stop)
-                column = torch.where(inside, targets[rows] - start + first, column)
-                first += stop - start
-            column = column[:, None]
-            # Logits become probabilities in place.
-            best = logits.amax(dim=1, keepdim=True)
-            ahead = best - logits.gather(1, column)
-            total = logits.sub_(best).exp_().sum(dim=1, keepdim=True)
-            nll[rows], correct[rows] = (total.log() + ahead)[:, 0], (ahead == 0)[:, 0]
-            if not with_gradients:
-                continue
-            # Probabilities become the gradient of the logits: scale * (probability - 1 at the target).
-            logits.div_(total).mul_(relative[rows, None])
-            logits.scatter_add_(1, column, -relative[rows, None])
-            of_hidden, of_weight, of_bias = grads
-            for (start, stop), part in zip(ranges, parts, strict=True):
-                narrow = part.to(hidden.dtype)
-                _add_product(of_hidden[rows], narrow, weight[start:stop])
-                _add_product(of_weight[start:stop], narrow.T, hidden[rows])
-                if of_bias is not None:
-                    of_bias[start:stop] += part.sum(0)
+        for first, num_targets, ranges in _alike(spans):
+            sizes = [stop - start for start, stop in ranges]
+            num_rows = _slice_rows(num_targets, sum(sizes), slice_bytes)
+            # One buffer serves all slices, the last and shorter one too: [rows, candidates], the ranges side by side.
+            held = torch.empty(num_rows, sum(sizes), dtype=wide, device=hidden.device)
+            narrow_held = held
+            if with_gradients and hidden.dtype != wide:
+                narrow_held = torch.empty_like(held, dtype=hidden.dtype)
+            for begin in range(first, first + num_targets, num_rows):
+                rows = slice(begin, min(begin + num_rows, first + num_targets))
+                logits, narrow = held[: rows.stop - begin], narrow_held[: rows.stop - begin]
+                for (start, stop), part in zip(ranges, logits.split(sizes, dim=1), strict=True):
+                    _multiply(hidden[rows], weight[start:stop].T, out=part)
+                    if bias is not None:
+                        part += bias[start:stop]
+                column = _columns(targets[rows], ranges)
+                # Logits become exponentials in place.
+                best = logits.amax(dim=1, keepdim=True)
+                ahead = best - logits.gather(1, column)
+                total = logits.sub_(best).exp_().sum(dim=1, keepdim=True)
+                nll[rows], correct[rows] = (total.log() + ahead)[:, 0], (ahead == 0)[:, 0]
+                if not with_gradients:
+                    continue
+                # Exponentials become the gradient of the logits: scale * (probability - 1 at the target).
+                logits.scatter_add_(1, column, -total)
+                _multiply_rows(logits, relative[rows, None] / total, out=narrow)
+                of_hidden, of_weight, of_bias = grads
+                for (start, stop), part in zip(ranges, narrow.split(sizes, dim=1), strict=True):
+                    _add_product(of_hidden[rows], part, weight[start:stop])
+                    _add_product(of_weight[start:stop], part.T, hidden[rows])
+                    if of_bias is not None:
+                        of_bias[start:stop] += part.sum(0, dtype=wide)
         if with_gradients:
             ctx.save_for_backward(largest, *grads)
             ctx.types = hidden.dtype, weight.dtype, weight.dtype
@@ -181,16 +193,33 @@ class _SlicedCrossEntropy(torch.autograd.Function):
         return (*typed, None, None, None, None, None)
 
 
-def _slices(spans: Sequence[TargetSpan], slice_bytes: int) -> Iterator[tuple[slice, Ranges]]:
-    """Slices of the targets whose logits take about `slice_bytes`."""
+def _alike(spans: Sequence[TargetSpan]) -> Iterator[tuple[int, int, Ranges]]:
+    """Targets in a row with the same candidates: the first, how many (not none), the candidates."""
     first = 0
     for ranges, alike in itertools.groupby(spans, key=lambda span: span.candidates):
         num_targets = sum(span.num_targets for span in alike)
-        num_candidates = sum(stop - start for start, stop in ranges)
-        step = max(1, slice_bytes // (FLOAT_BYTES * num_candidates))
-        for start in range(first, first + num_targets, step):
-            yield slice(start, min(start + step, first + num_targets)), ranges
+        if num_targets:
+            yield first, num_targets, ranges
         first += num_targets
+
+
+def _slice_rows(num_targets: int, num_candidates: int, slice_bytes: int) -> int:
+    """Rows of the buffer of logits: as many as fit into `slice_bytes`; for fewer targets, their number rounded up.
+
+    So micro-batches ask the allocator for few different sizes, however many targets they have.
+    """
+    most = max(1, slice_bytes // (FLOAT_BYTES * num_candidates))
+    return min(most, -(-num_targets // ROW_STEP) * ROW_STEP)
+
+
+def _columns(targets: torch.Tensor, ranges: Ranges) -> torch.Tensor:
+    """Int64 [m, 1], where each of the targets [m] stands when the ranges stand side by side."""
+    (first, behind), *others = ranges
+    column, width = targets - first, behind - first
+    for start, stop in others:
+        column = torch.where((targets >= start) & (targets < stop), targets - start + width, column)
+        width += stop - start
+    return column[:, None]
 
 
 def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
@@ -198,9 +227,17 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif a.is_cuda and _WIDE_PRODUCT:
-        out.copy_(torch.mm(a, b, out_dtype=out.dtype))
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)
+
+
+def _multiply_rows(values: torch.Tensor, factors: torch.Tensor, out: torch.Tensor) -> None:
+    """out = values * factors; may change `values`. A GPU does it in one pass over memory, whatever type `out` has."""
+    if values.is_cuda or values.dtype == out.dtype:
+        torch.mul(values, factors, out=out)
+    else:
+        out.copy_(values.mul_(factors))
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

@@ -32,7 +32,7 @@ from slmkit.data.sequence import Example, head_classes
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model import losses
-from slmkit.model.backbone import Packing, extra_layers, new_causal_lm, run_layers
+from slmkit.model.backbone import Execution, Packing, extra_layers, new_causal_lm, run_layers
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.heads.base import OutputLayer, SpeechHead
 
@@ -82,6 +82,7 @@ class SpeechLM(PreTrainedModel):
         )
         self._candidates = losses.candidates(self.layout, backbone.vocab_size, config.softmax)
         self._head_candidates = losses.head_candidates(self.layout, config.group)
+        self.execution = Execution()  # of the decoder layers in `forward`
         self.post_init()
 
     @property
@@ -106,7 +107,7 @@ class SpeechLM(PreTrainedModel):
 
     def forward(self, batch: Batch) -> StepOutput:
         """Loss of one micro-batch, scaled by the target counts of its whole global batch."""
-        packing = Packing(batch.cu_seqlens, batch.num_tokens)
+        packing = Packing(batch.cu_seqlens, batch.num_tokens, known_lengths=batch.lengths, execution=self.execution)
         embedded = self.embed(batch.tokens, batch.speech_mask, batch.speaker, batch.speaker_positions)
         position_ids = batch.position_ids[None]
         hidden = self.hidden(embedded[None], position_ids, packing=packing)

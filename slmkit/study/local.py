@@ -8,7 +8,6 @@ Example:
     is_done = run_study(plan, os.environ)       # {"codec-melvq1": Status("done"), ...}
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from collections.abc import Callable, Mapping
 from slmkit.log import duration, get_logger
 from slmkit.study.plan import StudyPlan
 from slmkit.study.work import PROGRAM, USER_ERROR, Status, Work, look, look_at, take
+from slmkit.world import threads_each
 
 log = get_logger(__name__)
 POLL_SEC = 0.2
@@ -36,8 +36,7 @@ def run_study(
     Told to stop, it tells the commands that run and waits for their ends.
     """
     at_once = plan.config.at_once
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    environment = {"OMP_NUM_THREADS": str(threads), **env}
+    environment = {"OMP_NUM_THREADS": str(threads_each(at_once)), **env}
     running: dict[str, Work] = {}
     given_up: set[str] = set()
     crashes, stops = Counter[str](), Counter[str]()

@@ -85,7 +85,7 @@ def _encode(codec: Codec, batch: list[Decoded]) -> list[Sample]:
     waves = torch.zeros(len(batch), int(num_samples.max()))
     for row, decoded in zip(waves, batch, strict=True):
         row[: len(decoded.wave)] = torch.from_numpy(decoded.wave)
-    encoded = codec.encode(waves.to(codec.device), num_samples.to(codec.device))
+    encoded = codec.encode(waves.to(codec.device), num_samples)  # lengths are for the host
     codes, num_frames, speaker = (tensor.cpu().numpy() for tensor in encoded)
     has_speaker = codec.spec.speaker_dim > 0
     return [

@@ -40,7 +40,7 @@ from slmkit.errors import UserError
 from slmkit.files import disk_error, nearest_existing, read_json
 from slmkit.group import sum_over_ranks
 from slmkit.log import get_logger
-from slmkit.model import backbone
+from slmkit.model import kernels
 from slmkit.model.pretrained import LAYOUT_FILE, base_layout
 from slmkit.train.engine import process_group
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
@@ -50,7 +50,7 @@ from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
 Status = Literal["ok", "warn", "FAIL"]
-OPTIONAL = ("flash", "eval")  # extras of setup.py that a run may use
+OPTIONAL = ("flash", "flash4", "liger", "eval")  # extras of setup.py that a run may use
 PROBE_BYTES = 64 * 2**20  # written to the run directory
 PROBE_FLOATS = 4 * 2**20  # summed over all processes
 SLOW_MB_PER_SEC = 50.0  # a checkpoint of a 0.5 B model, about 6 GB, would take two minutes
@@ -58,6 +58,7 @@ LOW_FREE_GB = 20.0  # three such checkpoints
 DEFAULT_STAGE = 2  # of ZeRO, where no run says another
 TOLERANCE = 1e-3  # of gradients: float32 rounding stays below 1e-4, the known defects are above 0.1
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+FLASH_PACKAGES = {"flash-attn-4": kernels.FLASH_4, "flash-attn": kernels.FLASH_2}
 # What DeepSpeed and torch raise when a compiler, a library, a device or a connection fails them.
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError)
 
@@ -151,7 +152,7 @@ def check_accelerator(world: World) -> CheckResult:
                 expected="a CUDA build of torch that the driver can run",
                 next_step="install torch for the CUDA version that nvidia-smi shows",
             )
-        return CheckResult(name=name, status="ok", what=f"cpu; attention: {backbone.attention_kernel(on_cuda=False)}")
+        return CheckResult(name=name, status="ok", what=f"cpu; attention: {kernels.attention_kernel(on_cuda=False)}")
     if world.local_rank >= torch.cuda.device_count():
         return CheckResult(
             name=name,
@@ -161,18 +162,20 @@ def check_accelerator(world: World) -> CheckResult:
             expected="one process per GPU",
             next_step="start fewer processes, or give the job more GPUs",
         )
-    kernel = backbone.attention_kernel(on_cuda=True)
+    found = f"attention in bf16: {kernels.attention_kernel(on_cuda=True)}"
     device = torch.cuda.get_device_name(world.local_rank)
-    if kernel != backbone.FLASH_ATTN and _installed("flash-attn") is not None:
-        return CheckResult(
-            name=name,
-            status="warn",
-            what="flash-attn is installed but cannot be imported",
-            got=f"attention in bf16: {kernel}, on {device}",
-            expected=backbone.FLASH_ATTN,
-            next_step="build flash-attn again for this torch",
-        )
-    return CheckResult(name=name, status="ok", what=f"{device}; attention in bf16: {kernel}")
+    usable = [kernel.name for kernel in kernels.installed()]
+    for package, kernel in FLASH_PACKAGES.items():
+        if kernel not in usable and _installed(package) is not None:
+            return CheckResult(
+                name=name,
+                status="warn",
+                what=f"{package} is installed but cannot be used",
+                got=f"{found}, on {device}",
+                expected=kernel,
+                next_step=f"build {package} again for this torch; flash-attn 4 is for Hopper and later GPUs",
+            )
+    return CheckResult(name=name, status="ok", what=f"{device}; {found}")
 
 
 def check_run_dir(run_dir: str | Path) -> CheckResult:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from slmkit.data.examples import TrainingData
-from slmkit.data.loader import micro_batches
+from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.steps import Steps
 from slmkit.group import sum_over_ranks
 from slmkit.model.losses import coefficients
@@ -71,8 +71,9 @@ class StepMeter:
         """
         assert self._total is not None
         assert self._counts is not None
-        total = sum_over_ranks(self._total.clone()).cpu()
-        counts = self._counts.cpu()
+        total = sum_over_ranks(self._total.clone())
+        sizes = [len(total), len(self._counts)]
+        total, counts = torch.cat([total, self._counts]).cpu().split(sizes)  # one read
         sums, correct = total[1:].chunk(2)
         return total[0].item(), {
             "accuracy": (correct.sum() / counts.sum()).item(),
@@ -103,18 +104,19 @@ def held_out_losses(
     steps = Steps(data.plan(seed=0, row_tokens=row_tokens, shuffle=False), split.global_rows).walk(epochs=1)
     batches = micro_batches(data, split, steps, rank=world.rank, row_tokens=row_tokens, num_workers=num_workers)
     totals = torch.zeros(2 * len(names) + 1, dtype=torch.float64, device=device)
-    counts = torch.zeros(len(names), dtype=torch.float64)
+    counts = torch.zeros(len(names), dtype=torch.float64, device=device)
     model.eval()
     with torch.no_grad():
-        for _, _, batch in batches:
+        for _, _, batch in ahead(batches, lambda batch: batch.to(device)):
             if is_stopped():
                 model.train()
                 return None
-            output = model(batch.to(device))
+            output = model(batch)
             samples = torch.full((1,), len(batch.keys), device=device)
             totals += torch.cat([output.sums, output.correct, samples]).double()
             counts += batch.global_counts  # of all ranks together
     model.train()
+    counts = counts.cpu()
     sums, correct, samples = sum_over_ranks(totals).cpu().split([len(names), len(names), 1])
     shares = coefficients(counts, group=data.format.group, text_weight=text_loss_weight)
     losses = means_of(sums, counts)

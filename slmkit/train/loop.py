@@ -3,6 +3,12 @@
 The run continues from its newest complete checkpoint by itself. Its position is the number of steps taken, from which
 epoch and place in the epoch follow.
 
+Waiting for the device: between two logged steps the loop itself never does, so that its launches run ahead. A logged
+step reads three tensors: losses and accuracies, the norm of the gradient, and the speeds of all processes. DeepSpeed
+(0.19.8) reads that norm at the end of every optimizer step: whether it is finite, for only then is the step taken, and
+again for each group of parameters that it clips. `TrainEngine.skipped` is what it found; the loop asks which samples
+spoilt a step only where one was skipped.
+
 Invariant (law): interrupted and resumed equals uninterrupted, bit for bit in float32 on a CPU with as many processes;
 with another number of processes the steps see the same samples and the losses agree to float rounding.
 
@@ -25,7 +31,7 @@ from slmkit.config import run_dir
 from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
-from slmkit.data.loader import micro_batches
+from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
 from slmkit.group import from_all, from_first, largest
@@ -111,7 +117,7 @@ class Training:
                 agreed = self.evaluate()
             self.peers.at("reading data", self.step + 1)
             if not agreed.stop:
-                for epoch, step, batches in planned_batches(run, self.step, self.pace, self.cursor):
+                for epoch, step, batches in planned_batches(run, self.step, self.pace, self.cursor, self.device):
                     self.take_step(epoch, step, batches)
                     agreed = self.after_step(self.agree())
                     if agreed.stop:
@@ -152,7 +158,6 @@ class Training:
             self.peers.at(f"computing micro-batch {number}", step)
             self.pace.add(batch)
             with out_of_memory_named(run.config, batch, step):
-                batch = batch.to(self.device)
                 output = engine.micro_step(batch, lr=lr)
             losses.append((batch.keys, output.loss.detach()))
             for what in batch.skipped:
@@ -284,9 +289,10 @@ def is_due(step: int, every: int, total_steps: int) -> bool:
 
 
 def planned_batches(
-    run: Run, done_steps: int, pace: Pace, cursor: Cursor | None = None
+    run: Run, done_steps: int, pace: Pace, cursor: Cursor | None = None, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[int, int, Iterator[Batch]]]:
-    """(epoch, step, micro-batches of this rank) from the step after `done_steps` to the last; the first step is 1."""
+    """(epoch, step, micro-batches of this rank on `device`) from the step after `done_steps` to the last; the first
+    step is 1. Each is copied before the one before it is handed out."""
     batches = micro_batches(
         run.data,
         run.split,
@@ -295,7 +301,13 @@ def planned_batches(
         row_tokens=run.config.data.row_tokens,
         num_workers=run.config.data.num_workers,
     )
-    by_step = itertools.groupby(pace.timed(batches), key=lambda item: (item[0].epoch, item[0].number))
+    step = done_steps + 1
+
+    def copied(batch: Batch) -> Batch:
+        with out_of_memory_named(run.config, batch, step):
+            return batch.to(device)
+
+    by_step = itertools.groupby(ahead(pace.timed(batches), copied), key=lambda item: (item[0].epoch, item[0].number))
     for step, ((epoch, _), of_step) in enumerate(by_step, done_steps + 1):
         yield epoch, step, (batch for _, _, batch in of_step)
 
@@ -305,19 +317,22 @@ def finite(record: Record) -> Record:
     return {name: None if value is None or not math.isfinite(value) else value for name, value in record.items()}
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocator complains: for a CPU, torch has no error of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def out_of_memory_named(config: TrainConfig, batch: Batch, step: int) -> Iterator[None]:
     """Turns an allocator's complaint into a UserError that names the batch."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one; for the CPU there is none
-        is_full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-        if not is_full:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        lengths = batch.cu_seqlens.diff()
         raise UserError(
             f"out of memory at step {step}: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",
             got=f"a micro-batch of {config.micro_rows} rows of data.row_tokens = {config.data.row_tokens}: "
-            f"{batch.num_tokens} positions in {len(lengths)} utterances, the longest of {int(lengths.max())}",
+            f"{batch.num_tokens} positions in {len(batch.lengths)} utterances, the longest of {max(batch.lengths)}",
             next_step="lower micro_rows (the steps stay the same), then data.row_tokens, or choose an offload config",
         ) from error

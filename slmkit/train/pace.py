@@ -17,20 +17,24 @@ Invariant: nothing here waits for a device but in a logged step.
 Example:
     pace = pace_of(run, model, device)
     for batch in pace.timed(batches):
-        pace.add(batch)                     # before batch.to(device)
+        pace.add(batch)
     record |= pace.result()
 """
 
+import gc
+import re
+import socket
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from slmkit.group import sum_over_ranks
+from slmkit.group import from_all, is_grouped, sum_over_ranks
 from slmkit.model.flops import BatchSizes, Flops, peak_tflops
 from slmkit.train.metrics import Record
 from slmkit.train.run import Run
@@ -39,6 +43,9 @@ from slmkit.world import World
 
 T = TypeVar("T")
 GIB = 2**30
+FREE_SHARE = 0.08  # of a GPU's memory that should stay free: utterances of other lengths leave other gaps in it
+HOST_SHARE = 0.7  # of the memory that a host has left: what may be taken where there is no GPU
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 @dataclass
@@ -103,7 +110,7 @@ class Pace:
             yield item
 
     def add(self, batch: Any) -> None:
-        """Count a micro-batch in, while it is in host memory. One without utterances is there only to keep step."""
+        """Count a micro-batch in. One without utterances is there only to keep step."""
         counts = self._counts
         counts.micro_batches += 1
         counts.room += batch.row_tokens
@@ -172,20 +179,24 @@ class Pace:
 
 
 def pace_of(run: Run, model: Any, device: torch.device) -> Pace:
-    """What measures the steps of a run. The peaks we know are those of bf16, so float32 has only one that is given."""
-    peak = run.config.peak_tflops
-    if peak is None and device.type == "cuda" and precision(run.settings) == "bf16":
-        peak = peak_tflops(torch.cuda.get_device_name(device))
+    """What measures the steps of a run."""
     pace = Pace(
         run.world,
         device,
         accumulation=run.split.accumulation,
         frame_rate=run.codec.frame_rate,
         costs=Flops(model),
-        peak_tflops=peak,
+        peak_tflops=peak_of(run, device),
     )
     pace.watch(model)
     return pace
+
+
+def peak_of(run: Run, device: torch.device) -> float | None:
+    """TFLOP/s of a device, dense, if known. The peaks we know are those of bf16: float32 has only one that is given."""
+    if run.config.peak_tflops is None and device.type == "cuda" and precision(run.settings) == "bf16":
+        return peak_tflops(torch.cuda.get_device_name(device))
+    return run.config.peak_tflops
 
 
 def slowest(own_sec: list[float]) -> Record:
@@ -207,3 +218,51 @@ def host_gib() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB here
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+class Memory:
+    """The memory of a device, or of the host where it is a CPU, whose processes share it.
+
+    `total_gib` is all there is for this process, `limit_gib` what it should use at most.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            self.total_gib = torch.cuda.mem_get_info(device)[1] / GIB
+            self.limit_gib = (1 - FREE_SHARE) * self.total_gib
+        else:
+            host = socket.gethostname()
+            left_gib = host_bytes_left() / GIB / (from_all(host).count(host) if is_grouped() else 1)
+            self.total_gib, self.limit_gib = host_gib() + left_gib, host_gib() + HOST_SHARE * left_gib
+
+    def restart(self) -> None:
+        """Give back what is not in use, and forget the peak where that can be."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_gib(self) -> float:
+        """The most that was in use since `restart`: torch's pool, with what others and libraries have on the device.
+
+        On a CPU the most that this process ever had.
+        """
+        if self.device.type != "cuda":
+            return host_gib()
+        free, total = torch.cuda.mem_get_info(self.device)
+        others = total - free - torch.cuda.memory_reserved(self.device)
+        return (torch.cuda.max_memory_reserved(self.device) + others) / GIB
+
+
+def host_bytes_left() -> float:
+    """Memory that the host could still give, or the container of this process; infinite where neither is known."""
+
+    def said(path: Path) -> str:
+        return path.read_text().strip() if path.is_file() else ""
+
+    found = re.search(r"MemAvailable:\s+(\d+) kB", said(MEMINFO))
+    left = [1024.0 * int(found[1])] if found else []
+    limit, used = said(CGROUP / "memory.max"), said(CGROUP / "memory.current")
+    left += [float(int(limit) - int(used))] if limit.isdigit() and used.isdigit() else []
+    return min(left, default=float("inf"))

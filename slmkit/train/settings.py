@@ -12,6 +12,7 @@ Example:
     settings = deepspeed_settings(config, BatchSplit(global_rows=8, micro_rows=2, world_size=2))
 """
 
+import glob
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -54,6 +55,9 @@ def check_files(config: TrainConfig, world: World) -> None:
     tried = Attempts()
     split = tried(BatchSplit, global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
     tried(deepspeed_settings, config, split)
+    if glob.has_magic(config.run_dir):  # DeepSpeed looks for the files of a checkpoint by such a pattern
+        got, expected = config.run_dir, "a path without * ? ["
+        tried.errors.append(UserError("run_dir: a run in it could not be continued", got=got, expected=expected))
     data = config.data
     sources = [source.path for source in data.all_sources]
     codec = config.codec if config.speak_every_steps else None
@@ -91,8 +95,14 @@ def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[st
         if not _agree(settings.get(name, AUTO), value)
     ]
     clashes += _optimizer_clashes(settings.pop("optimizer", None), config.optimizer)
+    if not problems:
+        clashes += _speed_clashes(config, settings)
     if problems or clashes:
         raise ConfigError(f"{config.deepspeed}, with the run config", [*problems, *clashes])
+    if config.compile:
+        # Gradients of compiled layers that were summed while others were computed became NaN with several versions of
+        # DeepSpeed: they come from other streams than it waits for.
+        settings["zero_optimization"] = {**settings["zero_optimization"], "overlap_comm": False}
     return {**settings, **{name: value for name, (_, value) in ours.items()}}
 
 
@@ -110,6 +120,19 @@ def precision(settings: dict[str, Any]) -> str:
 def zero_stage(settings: dict[str, Any]) -> int:
     """Stage of ZeRO."""
     return int(settings["zero_optimization"]["stage"])
+
+
+def _speed_clashes(config: TrainConfig, settings: dict[str, Any]) -> list[str]:
+    """Options of the run that its ZeRO stage or float type rules out."""
+    clashes = []
+    if config.compile and zero_stage(settings) == 3:
+        clashes.append(
+            "zero_optimization.stage is 3, but compile is true: ZeRO-3 puts weights together in hooks that compiled "
+            "layers do not call; choose stage 1 or 2"
+        )
+    if config.tf32 and precision(settings) == "bf16":
+        clashes.append("bf16.enabled is true, but tf32 is true, which is for training in float32")
+    return clashes
 
 
 def _optimizer_clashes(block: Any, optimizer: OptimizerConfig) -> list[str]:

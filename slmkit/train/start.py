@@ -10,6 +10,7 @@ Example:
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from slmkit.checkpoints.universal import loadable, num_writers
 from slmkit.config import run_dir
 from slmkit.config.load import to_dict, to_yaml
 from slmkit.config.run_dir import Checkpoint
+from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.rates import speech_rates
 from slmkit.errors import UserError
@@ -26,13 +28,18 @@ from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_direc
 from slmkit.group import from_all, from_first, in_first
 from slmkit.hub import parse, source_of
 from slmkit.log import get_logger
+from slmkit.model.backbone import Execution, head_width
 from slmkit.model.companions import choose_voices, write_companions
+from slmkit.model.fused import FusedKernels, fuse, liger_kernels
+from slmkit.model.kernels import attention_kernel
 from slmkit.model.pretrained import CODEC_FILE, LAYOUT_FILE, extended_tokenizer, from_base, from_export
+from slmkit.model.slm import SpeechLM
 from slmkit.model.trained_on import TrainedOn
 from slmkit.train.changes import changes_since
 from slmkit.train.engine import TrainEngine
 from slmkit.train.metrics import MetricsLog
 from slmkit.train.run import Run, check_facts
+from slmkit.train.settings import precision
 
 logger = get_logger(__name__)
 
@@ -159,8 +166,10 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
     """Model and optimizer, new or as the checkpoint left them.
 
     The random states are those of as many processes as wrote the checkpoint; further processes take them in turn.
+    Raises UserError as `choose_execution`.
     """
     config = run.config
+    kernels = liger_kernels() if config.fused_kernels else None  # refused before weights are read
     torch.manual_seed(config.seed)
     if config.init_from is None or found is not None:  # the checkpoint's weights will replace these
         model = from_base(config.base_path, codec=run.codec, seed=config.seed, **to_dict(config.model))
@@ -169,6 +178,7 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
         for change in run.changes:
             logger.info(change)
         model = from_export(config.init_path, run.model, seed=config.seed)
+    choose_execution(config, run.settings, model, kernels)
     universal = found is not None and num_writers(found) != run.world.size
     engine = TrainEngine.create(model, run.settings, config.optimizer, run.world, universal=universal)
     if found is not None:
@@ -176,6 +186,37 @@ def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:
             engine.load(root, found.path.name)
         checkpoint.load_random(found.path, run.world.rank % num_writers(found))
     return engine
+
+
+def choose_execution(
+    config: TrainConfig, settings: dict[str, Any], model: SpeechLM, kernels: FusedKernels | None
+) -> None:
+    """Let `model` run its decoder layers as the options of a run say, and log which attention serves.
+
+    `settings` are those for DeepSpeed, `kernels` the ones to be used, where the run wants them.
+
+    Raises UserError where compiled layers would compute something else, or `kernels` do not fit the base.
+    """
+    backbone = model.backbone.config
+    if config.compile:
+        if getattr(backbone, "attention_dropout", 0.0):
+            raise UserError(
+                "compile: compiled layers have no dropout in their attention, and the base model has",
+                got=f"attention_dropout {backbone.attention_dropout} in its config.json",
+                next_step="set attention_dropout to 0 there, or compile to false",
+            )
+        logger.info(
+            "the decoder layers are compiled in the first step, which takes up to some minutes; gradients are summed "
+            "behind the backward pass of a micro-batch (overlap_comm is off)"
+        )
+    if kernels is not None:
+        fuse(model, kernels)
+    model.execution = Execution(compiled=config.compile, recomputed=config.activation_checkpointing)
+    if config.tf32:
+        torch.set_float32_matmul_precision("high")
+    in_half = torch.cuda.is_available() and precision(settings) == "bf16"
+    name = attention_kernel(on_cuda=in_half, head_width=head_width(backbone), compiled=config.compile)
+    logger.info("attention: %s", name)
 
 
 def start_saver(run: Run, engine: TrainEngine) -> Saver:

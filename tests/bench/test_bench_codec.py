@@ -8,8 +8,10 @@ from seeded_facodec import write_files
 
 from slmkit.bench import race as races
 from slmkit.bench.codec import bench_codec, equal_share, random_states
+from slmkit.bench.codec import write_files as write_random
 from slmkit.bench.race import race, twin
 from slmkit.cli.main import main
+from slmkit.codec.open import open_codec
 from slmkit.errors import UserError
 
 CPU = torch.device("cpu")
@@ -36,8 +38,11 @@ def test_the_twins_agree_with_random_weights_on_a_mixed_batch(states):
 def test_the_command_reads_published_files_and_prints_json(tmp_path, capsys):
     write_files(tmp_path)
     words = ["bench", "codec", "--codec", str(tmp_path), "--seconds", "0.1", "--repeats", "1", "--device", "cpu"]
-    assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["weights"] == str(tmp_path)
+    assert main([*words, "--json", "--batch", "1", "2", "--shorter", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["weights"] == str(tmp_path)
+    assert [case["batch"] for case in result["cases"]] == [1, 2]
+    assert result["cases"][1]["audio_sec"] == pytest.approx(2 * result["cases"][0]["audio_sec"])
     assert main(words) == 0
     assert "ratio" in capsys.readouterr().out
 
@@ -52,6 +57,17 @@ def test_the_command_shows_the_chosen_benchmarks_help(capsys):
 def test_too_short_utterances_are_refused(states, seconds, batch):
     with pytest.raises(UserError, match="the utterances are too short to encode"):
         bench_codec(states, CPU, seconds, batch=batch)
+
+
+@pytest.mark.full
+def test_random_weights_are_files_of_a_codec(states, tmp_path):
+    write_random(states, tmp_path)
+    assert open_codec(tmp_path).spec.name == "facodec"
+
+
+@pytest.mark.parametrize("shorter", ["0", "1.1"])
+def test_longer_and_longer_utterances_are_refused(shorter):
+    assert main(["bench", "codec", "--device", "cpu", "--shorter", shorter]) == 2
 
 
 def test_no_repeats_are_refused(states):

@@ -18,7 +18,7 @@ def arguments(*words: str) -> argparse.Namespace:
 
 
 def test_equal_losses_on_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.run(arguments("--quick", "--batches", "1", "--json", "--optimizer")) == 0
+    assert train.run(arguments("--quick", "--batches", "1", "--json", "--optimizer", "--peak-tflops", "2")) == 0
     result = json.loads(capsys.readouterr().out)
     assert [case["case"] for case in result["cases"]] == ["NTP", "NTP, stream softmax", "MTP-3"]
     for case in result["cases"]:
@@ -27,6 +27,10 @@ def test_equal_losses_on_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
             assert case["loss_difference"] is None
         else:
             assert case["loss_difference"] < 1e-5
+    for case in result["cases"]:
+        assert case["mfu"] == pytest.approx(case["tflops"] / 2)
+        more = case["tokens_per_sec"] / case["positions_per_sec"]
+        assert more > 1.5 if case["case"] == "MTP-3" else more == pytest.approx(1)
     assert "required" in train.describe(result)
 
 

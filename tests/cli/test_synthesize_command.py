@@ -292,6 +292,8 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
         (["Hello", "--out", "o.wav", "--seed", str(2**64)], "seed: got 18446744073709551616"),
         (["Hello", "--out", "o.wav", "--speaker", "x" * 5000], "as a voice: there is no such file"),
         (["\u200b\ufeff", "--out", "o.wav"], "there is no text to speak"),
+        (["Hello", "--out", "o.wav", "--devices", "cpu,cpu", "--join"], "--devices, --join: there is no file of lines"),
+        (["Hello", "--out", "o.wav", "--task", "0", "--num-tasks", "2"], "--task, --num-tasks: there is no file"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

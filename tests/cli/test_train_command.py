@@ -114,6 +114,7 @@ def test_a_dry_run_tells_what_the_run_would_be(place: Path, capsys: pytest.Captu
         (["--dry-run", "--print-config", "steps=x"], "steps: got 'x'"),
         (["--dry-run", "--set", "codec=nowhere", "--set", "speak_every_steps=1"], "nowhere"),
         (["--processes", "2"], "--processes is for --dry-run only"),
+        (["--fit", "--dry-run"], "--fit measures"),
     ],
 )
 def test_a_dry_run_of_what_cannot_be(

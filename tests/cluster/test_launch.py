@@ -44,6 +44,11 @@ def test_every_rank_is_on_one_machine(slots: list[int]) -> None:
     assert [len(machine.devices) for machine in plan.machines] == slots
 
 
+def test_a_fit_is_started_like_the_training() -> None:
+    train, measure = (plan_local(job(processes=2, fit=is_fit), (8, 1), {}).command for is_fit in (False, True))
+    assert measure == (*train, "--fit")
+
+
 def test_this_machine_alone() -> None:
     plan = plan_local(job(processes=4, overrides=("steps=3",)), (8, 2), {"NCCL_DEBUG": "INFO", "HOME": "/root"})
     command = plan.command_at(4321)

@@ -4,6 +4,8 @@ Codes are compared for equality in every frame. Speaker vectors and waves may di
 products add in another order for another batch shape.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from seeded_weights import wave
 from twins.facodec import Activation as PlainActivation
 
 from slmkit.codec.facodec.network import Transformer
+from slmkit.codec.snake import fused_cpu
 from slmkit.codec.snake.activation import Activation, Ends
 from slmkit.codec.weights import Weights
 
@@ -77,18 +80,70 @@ def test_decoding_a_batch_gives_the_waves_of_each_alone(codec, alone):
     torch.testing.assert_close(together, codec.decode(codes, speaker), atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100])
-def test_activation_equals_its_plain_twin_at_every_utterance_end(length):
-    torch.manual_seed(length)
+def make_activation() -> tuple[PlainActivation, Activation]:
+    """Of three channels, as published and as the codec computes it."""
     plain = PlainActivation(3)
     plain.act.alpha.data.normal_()
     plain.act.beta.data.normal_()
-    fast = Activation(Weights(plain.state_dict()))
-    x, counts, margin = torch.randn(4, 3, length), [length, max(1, length // 2), max(1, length - 1), 1], 5
-    out = fast(x, Ends(counts, x.device), margin)
+    return plain, Activation(Weights({key: value.detach() for key, value in plain.state_dict().items()}))
+
+
+RUN = 250  # outputs that `fused_cpu.c` computes at a time
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100, RUN, RUN + 1, RUN + 4, 2 * RUN + 3])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_activation_equals_its_plain_twin_at_every_utterance_end(length, is_fused):
+    torch.manual_seed(length)
+    plain, fast = make_activation()
+    way = functools.partial(fast.fused, fused_cpu) if is_fused else fast.plain
+    x, counts, margin = torch.randn(5, 3, length), [length, max(1, length // 2), max(1, length - 1), 1, length], 5
+    out = way(x, Ends(counts, x.device), margin)
     for row, count in enumerate(counts):
         expected = torch.nn.functional.pad(plain(x[row : row + 1, :, :count])[0], (margin, margin))
         torch.testing.assert_close(out[row, :, : count + 2 * margin], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_fused_activation_is_the_same_to_the_bit_in_every_batch_place_and_padding():
+    torch.manual_seed(0)
+    _, activation = make_activation()
+    counts, margin, before = [2 * RUN + 40, RUN + 1, 3, 1, RUN + 6], 3, torch.get_num_threads()
+    x = torch.randn(len(counts), 5, 700)[:, 1:4, 9:]  # a view: rows are apart
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            out = activation.fused(fused_cpu, x, Ends(counts, x.device), margin)
+            for row, count in enumerate(counts):
+                one = x[row : row + 1, :, :count].clone()
+                alone = activation.fused(fused_cpu, one, Ends([count], x.device), margin)
+                assert torch.equal(out[row, :, : count + 2 * margin], alone[0])
+                assert not out[row, :, margin + count :].any()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_fused_activation_of_angles_of_any_size_is_that_of_exact_numbers():
+    """Of equal inputs, whose filtered values are themselves: y + height * sin(y)^2, for y up to thousands of turns."""
+    torch.manual_seed(0)
+    _, activation = make_activation()
+    x = torch.linspace(-2e4, 2e4, 4001)[:, None, None].expand(-1, 3, 20)
+    out = activation.fused(fused_cpu, x, Ends([20] * len(x), x.device), 0)[:, :, 10].double()
+    alpha, height, x = activation.alpha[:, 0].double(), activation.height[:, 0].double(), x[:, :, 0].double()
+    exact = x + height / alpha * (alpha * x).sin() ** 2
+    roundings = 2e-6 * (1 + height) * (1 + x.abs())
+    assert ((out - exact).abs() <= roundings).all()
+    for odd in (torch.inf, torch.nan):
+        spoilt = activation.fused(fused_cpu, torch.full((1, 3, 9), odd), Ends([9], x.device), 0)
+        assert not spoilt.isfinite().any()
+
+
+def test_ends_are_computed_on_the_device_as_on_the_host():
+    for stride in (1, 2, 3, 4, 5, 8):
+        ends = Ends([1, 2, 9, 16, 17, 1000], torch.device("cpu"))
+        for _ in range(3):
+            ends = ends.strided(stride)
+            assert ends.on_device() is None or ends.on_device().tolist() == ends.counts
+        assert max(ends.counts) > 0
 
 
 def test_transformer_gives_every_place_the_first_positional_term(codec):

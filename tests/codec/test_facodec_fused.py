@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slmkit.codec.snake import fused_cpu
 from slmkit.codec.snake.activation import fused_on
 
 WORKER = Path(__file__).with_name("fused_worker.py")
@@ -49,5 +50,8 @@ def test_a_kernel_that_does_not_run_is_left_out_with_a_warning() -> None:
     assert "the fused activation of codecs does not run" in done.stderr
 
 
-def test_a_cpu_uses_the_plain_twin() -> None:
-    assert fused_on(torch.device("cpu")) is None
+def test_a_cpu_has_a_kernel_of_its_own_and_without_a_compiler_the_plain_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fused_on(torch.device("cpu")) is fused_cpu
+    assert fused_on(torch.device("meta")) is None
+    monkeypatch.setattr(fused_cpu, "_kernel", lambda: None)
+    assert fused_on.__wrapped__(torch.device("cpu")) is None

@@ -67,6 +67,8 @@ WRONG = [
     ({"max_skipped_steps": -1}, "max_skipped_steps: got -1, expected a whole number, at least 0"),
     ({"hang_timeout_sec": -1}, "hang_timeout_sec: got -1, expected a number of seconds, at least 0"),
     ({"peak_tflops": 0}, "peak_tflops: got 0, expected a number of TFLOP/s, more than 0"),
+    ({"compile": 1}, "compile: got 1, expected true or false"),
+    ({"compile": True, "fused_kernels": True}, "compile, fused_kernels: got both, expected one"),
     ({"lr": 1}, "lr: unknown key; did you mean optimizer.lr?"),
 ]
 

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import forked
@@ -16,7 +17,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from slmkit.data.batch import Batch
 from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
 from slmkit.data.index import Corpus
-from slmkit.data.loader import micro_batches
+from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import of_corpus, open_source
 from slmkit.data.steps import Steps
@@ -381,3 +382,35 @@ def test_a_batch_knows_its_targets_on_the_host_and_pins_all_its_tensors(
             tensors = [f.name for f in dataclasses.fields(Batch) if isinstance(getattr(batch, f.name), torch.Tensor)]
             assert tensors
             assert all(getattr(pinned, name) is not getattr(batch, name) for name in tensors)
+
+
+class Noting:
+    """Stands in for a batch: notes when it is copied."""
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self.name, self.notes = name, notes
+
+    def to(self, device: str) -> "Noting":
+        self.notes.append(f"copy {self.name} to {device}")
+        return self
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_batch_is_copied_before_the_one_before_it_is_computed_with(fails: bool) -> None:
+    """And what was read before an error is computed with before it."""
+    notes: list[str] = []
+
+    def read() -> Iterator[tuple[int, int, Noting]]:
+        for number, name in enumerate("abc"):
+            yield number // 2, number % 2, Noting(name, notes)
+        if fails:
+            raise UserError("the next is damaged")
+
+    try:
+        for step, micro, batch in ahead(read(), lambda batch: batch.to("gpu")):
+            notes.append(f"compute {step} {micro} {batch.name}")
+    except UserError:
+        notes.append("error")
+    copies, computes = [f"copy {name} to gpu" for name in "abc"], ["compute 0 0 a", "compute 0 1 b", "compute 1 0 c"]
+    assert notes == [*copies[:2], computes[0], copies[2], *computes[1:], *(["error"] if fails else [])]
+    assert list(ahead(iter(()), dataclasses.replace)) == []

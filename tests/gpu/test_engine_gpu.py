@@ -4,6 +4,7 @@ float32, so that a near tie between two classes is rare; the seeds are fixed.
 """
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -65,3 +66,21 @@ def test_alone_and_in_batches_the_same_tokens(kind: int) -> None:
     alone = [told(engine.generate([request])[0]) for request in asked]
     assert [told(output) for output in engine.generate(asked)] == alone
     assert [told(output) for output in engine.generate(asked[::-1])] == alone[::-1]
+
+
+def test_a_step_waits_for_the_device_once() -> None:
+    """For what all answers chose. Its copies to the device, and the graphs, wait for nothing."""
+    warm = Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.2)
+    engine = Engine(model_of(2), num_slots=3, num_positions=128)
+    for number, prompt in enumerate(prompts(3)):
+        engine.admit(Request(prompt=prompt, text_sampling=warm, speech_sampling=warm, seed=number), number)
+    for _ in range(4):  # graphs are recorded, and memory is taken
+        engine.step()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            engine.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([one for one in seen if "synchronizing" in str(one.message)]) == 1

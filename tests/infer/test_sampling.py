@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twins.generate import truncate
 
-from slmkit.infer.sampling import LEAST_FACTOR, MOST_FACTOR, Choice, Sampling, choose, penalized, random_numbers
+from slmkit.infer.sampling import LEAST_FACTOR, MOST_FACTOR, Choice, Sampling, choose, packed, penalized, random_numbers
 
 ROWS = st.lists(
     st.tuples(
@@ -47,6 +47,22 @@ def test_a_row_chooses_in_company_what_it_chooses_alone(seed: int, values: list[
             top_p = min(1, who.sampling.top_p + 1e-6)  # sums of the twin are float32
             kept = truncate(one / who.sampling.temperature, who.sampling.top_k, top_p)
             assert kept[pick] > -math.inf
+
+
+def test_a_part_of_what_was_packed_together_chooses_what_it_chooses_alone() -> None:
+    """Also with a wider history beside it, and with columns of another before its own."""
+    settings = ((0, 1.5), (0.8, 1.5), (1.0, 1), (0, 1))
+    rows = [
+        Choice(Sampling(temperature=temperature, repetition_penalty=penalty, top_k=i), i, 3, [1, 2, 1][:i])
+        for i, (temperature, penalty) in enumerate(settings)
+    ]
+    longer = Choice(Sampling(repetition_penalty=2.0), 9, 0, range(5))
+    logits = torch.randn(len(rows), 7, generator=torch.Generator().manual_seed(0))
+    numbers = torch.from_numpy(packed([longer, *rows]))
+    for start in range(len(rows)):
+        for stop in range(start + 1, len(rows) + 1):
+            part = choose(logits[start:stop], rows[start:stop], numbers[1 + start : 1 + stop])
+            assert part.tolist() == choose(logits, rows)[start:stop].tolist()
 
 
 def test_frequencies_are_those_of_the_cut_distribution() -> None:

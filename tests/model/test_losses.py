@@ -143,3 +143,14 @@ def test_candidates_of_streams() -> None:
 def test_sum_by_term() -> None:
     got = sum_by_term(torch.tensor([1.0, 2, 4, 8]), torch.tensor([2, 0, 2, 2]), 4)
     assert got.tolist() == [2, 0, 13, 0]
+
+
+@pytest.mark.parametrize(("num_candidates", "most"), [(1026, 16), (152_000, 7)])
+def test_micro_batches_ask_for_few_sizes_of_buffers(num_candidates: int, most: int) -> None:
+    """Whatever number of targets they have, up to 4 096; and for no more than a slice or its targets need."""
+    found = {}
+    for num_targets in range(1, 4097):
+        found[num_targets] = losses._slice_rows(num_targets, num_candidates, losses.GPU_SLICE_BYTES)
+    assert len(set(found.values())) == most
+    limit = losses.GPU_SLICE_BYTES // (4 * num_candidates)
+    assert all(min(n, limit) <= rows <= min(n + losses.ROW_STEP, limit) for n, rows in found.items())

@@ -12,7 +12,6 @@ from transformers import DynamicCache
 from twins.generate import head_logits
 
 from slmkit.errors import UserError
-from slmkit.model.backbone import Packing
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.losses import candidates
 from slmkit.model.slm import SpeechLM
@@ -79,6 +78,7 @@ def single_of(batch: Any, i: int) -> Any:
         fields[name] = positions[here] - start
         fields.update({other: getattr(batch, other)[here] for other in others})
     borders = torch.tensor([0, stop - start], dtype=torch.int32)
+    fields["lengths"] = (stop - start,)
     fields["lm_counts"] = tuple(fields["lm_groups"].bincount(minlength=len(batch.lm_counts)).tolist())
     phases = np.repeat(np.arange(len(batch.head_counts)), batch.head_counts)
     here = ((batch.head_positions >= start) & (batch.head_positions < stop)).numpy()
@@ -161,10 +161,9 @@ def test_only_text_or_only_speech_targets() -> None:
 
 @pytest.mark.parametrize("name", ["ntp", "ntp_stream", "mtp6_transformer_speaker"])
 def test_a_step_asks_the_device_for_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would wait for all that is computed before. Lengths are for attention that cannot do without, as a CPU's."""
+    """Each would wait for all that is computed before."""
     model = tiny_model(**KINDS[name])
     batch = tiny_batch(model.config, FRAMES)
-    monkeypatch.setattr(Packing, "lengths", batch.cu_seqlens.diff().tolist())
 
     def refuse(tensor: torch.Tensor, *args: Any) -> Any:
         raise AssertionError("the device is asked for a number")

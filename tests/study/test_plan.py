@@ -169,7 +169,7 @@ def test_help_explains_the_file(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_that_comes_with_slmkit_is_planned(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And its rows hold speech of 30 s and its text."""
+    """And its rows hold speech of 30 s and its text, so many that a step fills the GPUs."""
     assert main(["study", "plan", path.stem]) == 0
     plan = plan_study(load_study(path))
     assert f"{len(plan.cells)} models, {len(plan.steps)} steps" in capsys.readouterr().out
@@ -180,6 +180,9 @@ def test_every_study_that_comes_with_slmkit_is_planned(path: Path, capsys: pytes
         streams, rate = RATES[cell.codec]
         is_long_enough = LONG_SEC * rate * streams / max(1, cell.group) < int(options.get("data.row_tokens", 0))
         assert is_long_enough or path.stem == "quick", step.name
+        positions = int(options.get("data.row_tokens", 0)) * int(options.get("global_rows", 0))
+        gpus = plan.resources(step).processes
+        assert positions >= 16_384 * gpus or path.stem == "quick", f"{step.name} does not fill {gpus} GPUs"
 
 
 def test_studies_that_share_a_directory_share_their_steps() -> None:

@@ -22,7 +22,7 @@ from slmkit.config import run_dir as runs
 from slmkit.data.index import Corpus
 from slmkit.errors import UserError
 from slmkit.files import write_json
-from slmkit.model import backbone
+from slmkit.model import kernels
 from slmkit.model.pretrained import LAYOUT_FILE
 from slmkit.train import doctor
 from slmkit.train.doctor import CheckResult
@@ -135,13 +135,23 @@ def test_accelerator_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H200")
-    monkeypatch.setattr(backbone, "_flash_attn", lambda: None)
+
+    def install(*names: str) -> None:
+        found = tuple(kernels.Kernel(name=name, attend=lambda *_: _[0], is_traced=True) for name in names)
+        monkeypatch.setattr(kernels, "installed", lambda: found)
+
+    install(kernels.TORCH_VARLEN)
     assert doctor.check_accelerator(World()).what == "H200; attention in bf16: torch varlen"
     pretend(monkeypatch, {"flash-attn": "2.8"})
     result = doctor.check_accelerator(World())
-    assert (result.status, result.what) == ("warn", "flash-attn is installed but cannot be imported")
-    monkeypatch.setattr(backbone, "_flash_attn", lambda: backbone.packed_attention)
-    assert doctor.check_accelerator(World()).what == "H200; attention in bf16: flash-attn"
+    assert (result.status, result.what) == ("warn", "flash-attn is installed but cannot be used")
+    install(kernels.FLASH_2, kernels.TORCH_VARLEN)
+    assert doctor.check_accelerator(World()).what == "H200; attention in bf16: flash-attn 2"
+    pretend(monkeypatch, {"flash-attn": "2.8", "flash-attn-4": "4.0"})
+    result = doctor.check_accelerator(World())
+    assert (result.status, result.what) == ("warn", "flash-attn-4 is installed but cannot be used")
+    install(kernels.FLASH_4, kernels.FLASH_2, kernels.TORCH_VARLEN)
+    assert doctor.check_accelerator(World()).what == "H200; attention in bf16: flash-attn 4"
     result = doctor.check_accelerator(World(rank=1, size=2, local_rank=1))
     assert (result.status, result.got) == ("FAIL", "local rank 1, 1 GPUs")
 

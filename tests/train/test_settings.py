@@ -11,19 +11,20 @@ from slmkit.config.deepspeed import Bf16File, OffloadFile, ZeroFile, read_deepsp
 from slmkit.config.load import from_dict
 from slmkit.config.train import TrainConfig
 from slmkit.errors import ConfigError, UserError
-from slmkit.train.settings import deepspeed_settings, precision
-from slmkit.world import BatchSplit
+from slmkit.train.settings import check_files, deepspeed_settings, precision
+from slmkit.world import BatchSplit, World
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPLIT = BatchSplit(global_rows=8, micro_rows=2, world_size=2)
 ZERO = {"zero_optimization": {"stage": 2}}
 
 
-def settings_of(tmp_path: Path, content: Any) -> dict[str, Any]:
+def settings_of(tmp_path: Path, content: Any, **options: Any) -> dict[str, Any]:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(content))
     values = {"run_dir": "r", "base": "b", "deepspeed": str(path), "data": {"corpus": "c"}, "steps": 1}
-    return deepspeed_settings(from_dict(TrainConfig, {**values, "global_rows": 8, "micro_rows": 2}), SPLIT)
+    values |= {"global_rows": 8, "micro_rows": 2, **options}
+    return deepspeed_settings(from_dict(TrainConfig, values), SPLIT)
 
 
 CLASHES = [
@@ -143,6 +144,24 @@ def test_equal_and_auto_values_are_no_clash(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, agreeing)
     assert settings["train_micro_batch_size_per_gpu"] == 2
     assert "optimizer" not in settings
+
+
+def test_a_run_directory_that_deepspeed_would_take_for_a_pattern_is_refused() -> None:
+    values = {"run_dir": "runs/[a]", "base": "b", "deepspeed": "zero2_fp32", "data": {"corpus": "c"}, "steps": 1}
+    with pytest.raises(ConfigError, match=r"could not be continued\n +got: +runs/\[a\]"):
+        check_files(from_dict(TrainConfig, values), World())
+
+
+def test_options_for_speed_are_held_against_the_file(tmp_path: Path) -> None:
+    """ZeRO-3 and compiled layers exclude each other, and so do bf16 and tf32."""
+    overlapping = {"zero_optimization": {"stage": 2, "overlap_comm": True}}
+    assert settings_of(tmp_path, overlapping)["zero_optimization"]["overlap_comm"] is True
+    assert settings_of(tmp_path, overlapping, compile=True, tf32=True)["zero_optimization"]["overlap_comm"] is False
+    narrow = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
+    with pytest.raises(ConfigError, match=r"(?s)stage is 3, but compile is true.*tf32 is true, which is for training"):
+        settings_of(tmp_path, narrow, compile=True, tf32=True)
+    with pytest.raises(ConfigError, match=r"(?s)activation_checkpointing in the run config.*compile in the run config"):
+        settings_of(tmp_path, {**ZERO, "activation_checkpointing": {"profile": True}, "compile": {"deepcompile": True}})
 
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:

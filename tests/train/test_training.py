@@ -68,9 +68,11 @@ def one_process(place: Place) -> dict[str, Any]:
         tasks.append({"kind": "error", "config": merged})
     tasks.append({"kind": "disk_error", "config": {**short, "run_dir": str(place.directory / "full"), "steps": 1}})
     tasks.append({"kind": "damaged", "config": {**short, "steps": STEPS + 1}, "at": f"step-{STEPS}"})
+    tasks.append({"kind": "reads", "config": place.config("reads", micro_rows=2)})
     results = place.run(1, tasks)
     first = len(split_tasks(place, 1))
-    return {**dict(zip(changes, results[first:], strict=False)), "disk": results[-2], "damaged": results[-1]}
+    last = dict(zip(("disk", "damaged", "reads"), results[-3:], strict=True))
+    return {**dict(zip(changes, results[first:], strict=False)), **last}
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,12 @@ def test_interrupted_equals_uninterrupted(place: Place) -> None:
     assert sorted(path.name for path in checkpoints.glob("step-*")) == ["step-12", "step-8"]
     starts = sorted(path.name for path in (place.directory / "killed").glob("provenance*.json"))
     assert starts == ["provenance-4.json", "provenance.json"]
+
+
+def test_only_deepspeed_asks_for_numbers_and_only_at_the_end_of_a_step(one_process: dict[str, Any]) -> None:
+    """Two steps of two micro-batches: whether the norm is finite, and again for each of two groups that it clips.
+    torch's optimizer asks too on a CPU, once for each group; the fused one of a GPU does not."""
+    assert one_process["reads"] == [[], ["deepspeed", *["deepspeed", "torch/optim"] * 2]] * 2
 
 
 @pytest.mark.parametrize(

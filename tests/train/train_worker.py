@@ -7,15 +7,18 @@ A task is {"kind": ..., "config": {...}} with a run config as plain values. The 
 
 import copy as copying
 import io
+import itertools
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from slmkit import group
 from slmkit.checkpoints import checkpoint
@@ -42,6 +45,21 @@ def kill_self() -> None:
 
 def run_train(config: TrainConfig, task: dict[str, Any]) -> Any:
     train(config)
+
+
+def run_train_compiled(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """With a backend of torch.compile; how many graphs it made."""
+    from torch._dynamo.utils import counters
+
+    from slmkit.model import compiled
+
+    compiled.BACKEND = task["backend"]
+    compiled._compiled_layer.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    train(config)
+    assert not counters["graph_break"], counters["graph_break"]
+    return {"graphs": counters["stats"]["unique_graphs"]}
 
 
 def run_train_killed_between_checkpoints(config: TrainConfig, task: dict[str, Any]) -> Any:
@@ -223,6 +241,35 @@ def run_files(config: TrainConfig, task: dict[str, Any]) -> Any:
     group.barrier()
     names = [sorted(path.name for path in directory.iterdir()) for directory in (ours, theirs)]
     return {"same": same, "names": names}
+
+
+def run_reads(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """Who asks for a number in the micro-batches of two steps: of slmkit, DeepSpeed and torch's optimizer, by name."""
+    run = prepare_run(config, WORLD)
+    model = from_base(config.base, codec=run.codec, seed=config.seed, **to_dict(config.model))
+    trainer = TrainEngine.create(model, run.settings, config.optimizer, WORLD)
+    asked: list[list[str]] = []
+    for _, _, batches in itertools.islice(planned_batches(run, 0, Pace()), 2):
+        for batch in batches:
+            with Asking() as asking:
+                trainer.micro_step(batch, lr=config.optimizer.lr)
+            asked.append(asking.names)
+    return asked
+
+
+class Asking(TorchDispatchMode):
+    """Notes which package asks for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            files = [frame.filename for frame in reversed(traceback.extract_stack())]
+            known = [name for file in files for name in ("deepspeed", "torch/optim", "slmkit") if f"/{name}/" in file]
+            self.names.append(known[0])
+        return func(*args, **(kwargs or {}))
 
 
 def content(value: Any) -> bytes:

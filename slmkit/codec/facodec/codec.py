@@ -128,8 +128,10 @@ class FACodec:
         counts = num_samples.tolist()
         self._check_counts(waves, counts)
         num_frames = [self.num_frames(count) for count in counts]
-        codes = torch.zeros(len(counts), len(self.spec.streams), max(num_frames, default=0), dtype=torch.int32)
-        codes, speaker = codes.to(self.device), torch.zeros(len(counts), LATENT, device=self.device)
+        shape = len(counts), len(self.spec.streams), max(num_frames, default=0)
+        codes = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        speaker = torch.zeros(len(counts), LATENT, device=self.device)
+        on_device = torch.tensor(num_frames, device=self.device)  # now: later it would wait for the networks
         step = self.items_at_once or max(1, len(counts))
         with exact_float32(self.device):
             for start in range(0, len(counts), step):
@@ -137,7 +139,7 @@ class FACodec:
                 part = waves[some, : max(counts[some])].to(self.device, torch.float32)
                 found, speaker[some] = self._encode(part, Ends(counts[some], self.device))
                 codes[some, :, : found.shape[2]] = found
-        return Encoded(codes, torch.tensor(num_frames, device=self.device), speaker)
+        return Encoded(codes, on_device, speaker)
 
     @torch.inference_mode()
     def decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
@@ -176,15 +178,14 @@ class FACodec:
         joined, timbre = torch.cat(codes, dim=1), self._timbre_encoder(latents, valid)
         if valid is None:
             return joined, timbre.mean(dim=1)
-        num_frames = torch.tensor(frame_ends.counts, device=self.device)[:, None]
-        return joined.where(valid, 0), timbre.where(valid.transpose(1, 2), 0).sum(dim=1) / num_frames
+        return joined.where(valid, 0), timbre.where(valid.transpose(1, 2), 0).sum(dim=1) / frame_ends.per_row()
 
     def _mel(self, waves: torch.Tensor, ends: Ends) -> torch.Tensor:
         """Log-mel frames [B, T, bands] of waves [B, N], each utterance reflected at its own ends."""
         at = torch.arange(-MEL_PADDING, waves.shape[1] + MEL_PADDING, device=self.device).abs()
-        last = torch.tensor(ends.counts, device=self.device)[:, None] - 1
-        reflected = waves.gather(1, (last - (last - at).abs()).clamp(min=0))
-        return self._log_mel(reflected)
+        last = ends.per_row() - 1
+        places = (last - (last - at).abs()).clamp(min=0)  # [B, N + 824], or one row for all
+        return self._log_mel(waves.gather(1, places.expand(len(waves), -1)))
 
     def _decode(self, codes: torch.Tensor, speaker: torch.Tensor) -> torch.Tensor:
         """[B, K, T] -> waves [B, 1, HOP * T]."""
@@ -207,6 +208,6 @@ class FACodec:
 
 def fit_frames(mel: torch.Tensor, num_frames: int, ends: Ends) -> torch.Tensor:
     """[B, T', bands] -> [B, num_frames, bands]: zeros after each utterance's own spectrogram frames."""
-    own = torch.tensor([count // HOP for count in ends.counts], device=mel.device)[:, None, None]
+    inside = torch.arange(num_frames, device=mel.device) < ends.per_row() // HOP  # [B, num_frames], or one row for all
     mel = F.pad(mel, (0, 0, 0, num_frames - mel.shape[1]))
-    return mel.where(torch.arange(num_frames, device=mel.device)[:, None] < own, 0)
+    return mel.where(inside[..., None], 0)

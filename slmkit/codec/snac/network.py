@@ -185,11 +185,13 @@ class Quantizer(nn.Module):
             codes = level.nearest(latents)
             latents = latents - level.latents_of(codes)
             found.append(codes.unflatten(0, (-1, number)))
-        return torch.cat(found, dim=1)[:, self._order].T[None]
+        columns = torch.cat(found, dim=1).unbind(dim=1)
+        return torch.stack([columns[i] for i in self._order])[None]
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Latents [1, D, L] of codes int64 [1, K, T]."""
-        parts = codes[0].T[:, self._from_order].split(self._per_level, dim=1)
+        rows = codes[0].unbind()  # a list as an index would be sent to the device
+        parts = torch.stack([rows[i] for i in self._from_order], dim=1).split(self._per_level, dim=1)
         pairs = zip(self.levels, parts, strict=True)
         return torch.stack([level.latents_of(part.flatten()) for level, part in pairs]).sum(0)
 

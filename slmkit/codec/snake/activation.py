@@ -2,8 +2,9 @@
 
 The activation doubles the rate, adds sin^2 per channel and halves the rate again (arXiv 2206.04658, section 3.2). Both
 filters act on blocks of positions, as one matrix product each: a block of inputs with its neighbours times a banded
-matrix. No signal is spread with zeros and no product with a dropped sample is computed. On a GPU with triton the kernel
-in `fused.py` does the same in one pass over memory; what is here is its plain twin.
+matrix. No signal is spread with zeros and no product with a dropped sample is computed. One pass over memory does the
+same: on a GPU with triton the kernel in `fused.py`, on a CPU with a C compiler that in `fused_cpu.py`. What is here is
+their plain twin.
 
 The network pads: activations repeat the last value of an utterance, convolutions see zeros after it. In a padded batch
 every layer writes those few border values anew at each utterance's own end. What lies further out is finite and is
@@ -26,7 +27,7 @@ from types import ModuleType
 
 import torch
 
-from slmkit.codec.snake import FILTER_CUTOFF, FILTER_HALF_WIDTH, FILTER_TAPS, SNAKE_EPSILON, padding_of
+from slmkit.codec.snake import FILTER_CUTOFF, FILTER_HALF_WIDTH, FILTER_TAPS, SNAKE_EPSILON, fused_cpu, padding_of
 from slmkit.codec.weights import Weights
 
 REACH = FILTER_TAPS // 4  # positions the doubling filter sees to each side
@@ -39,18 +40,27 @@ CACHED = 262144  # positions to filter at a time on a CPU: few calls, and interm
 class Ends:
     """How many positions of each row of a batch are its utterance's."""
 
-    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+    def __init__(self, counts: Sequence[int], device: torch.device, at: torch.Tensor | None = None) -> None:
+        """`at`: the counts on the device, int64 [B, 1, 1], where they are there already: a transfer would wait."""
         self.counts, self.device = list(counts), device
-        ragged = len(set(self.counts)) > 1
-        self._at = torch.tensor(self.counts, device=device)[:, None, None] if ragged else None
+        self._at: torch.Tensor | None = None
+        if len(set(self.counts)) > 1:
+            self._at = torch.tensor(self.counts, device=device)[:, None, None] if at is None else at
 
     def on_device(self) -> torch.Tensor | None:
         """int64 [B], or None when all utterances are as long."""
         return None if self._at is None else self._at.flatten()
 
+    def per_row(self) -> torch.Tensor | int:
+        """int64 [B, 1], or one number when all utterances are as long."""
+        return self.counts[0] if self._at is None else self._at[:, :, 0]
+
     def strided(self, stride: int) -> "Ends":
         """The ends after a strided convolution of 2 * stride taps."""
-        return Ends([strided_length(count, stride) for count in self.counts], self.device)
+        at = None
+        if self._at is not None:  # as `strided_length`
+            at = ((self._at + 2 * padding_of(stride) - 2 * stride) // stride + 1).clamp(min=0)
+        return Ends([strided_length(count, stride) for count in self.counts], self.device, at)
 
     def hold(self, x: torch.Tensor, offset: int, width: int, factor: int = 1) -> None:
         """Write each utterance's last value into the `width` positions after it, in place.
@@ -102,7 +112,7 @@ class Activation:
         return self.plain(x, ends, margin) if kernel is None else self.fused(kernel, x, ends, margin)
 
     def fused(self, kernel: ModuleType, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
-        """By `kernel`, the module `fused`."""
+        """By `kernel`, the module `fused` or `fused_cpu`."""
         return kernel.activate(x, self.alpha[:, 0], self.height[:, 0], *self.taps, ends.on_device(), margin)
 
     def plain(self, x: torch.Tensor, ends: Ends, margin: int) -> torch.Tensor:
@@ -141,7 +151,9 @@ class Activation:
 
 @functools.cache
 def fused_on(device: torch.device) -> ModuleType | None:
-    """The module `fused` where its kernel runs: on a GPU, with triton installed. None elsewhere."""
+    """The module whose kernel runs there: `fused` on a GPU with triton, `fused_cpu` on a CPU with a C compiler."""
+    if device.type == "cpu":
+        return fused_cpu if fused_cpu.works() else None
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
         return None
     from slmkit.codec.snake import fused
