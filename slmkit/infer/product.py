@@ -61,15 +61,15 @@ def multiplies_bfloat16() -> bool:
 
 
 def _multiply_rows(multiply: Callable[..., None], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    is_half, count = rows.dtype == torch.bfloat16, len(rows)
+    is_half, (count, width), classes = rows.dtype == torch.bfloat16, rows.shape, weight.shape[0]
     if is_half and count > FEW:
         return F.linear(rows, weight)
     exact, weight = rows.contiguous().float(), weight.contiguous()
-    out = exact.new_empty(count, len(weight))
-    packed = exact.new_empty(0 if count <= FEW else -(-min(count, BLOCK) // LANES) * LANES, exact.shape[1])
-    places = (tensor.data_ptr() for tensor in (exact, weight, out, packed))
-    multiply(*places, *out.shape, exact.shape[1], is_half, torch.get_num_threads())
-    return out.to(rows.dtype)
+    out = torch.empty(count, classes)
+    packed = out if count <= FEW else torch.empty(-(-min(count, BLOCK) // LANES) * LANES, width)
+    places = exact.data_ptr(), weight.data_ptr(), out.data_ptr(), packed.data_ptr()
+    multiply(*places, count, classes, width, is_half, torch.get_num_threads())
+    return out.to(rows.dtype) if is_half else out
 
 
 @functools.cache

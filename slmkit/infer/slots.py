@@ -22,6 +22,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
@@ -132,16 +133,18 @@ def step_attention(
     Raises UserError where `options` asks for another attention, such as one with a window.
     """
     check_plain(module, options)
-    output = query.new_zeros(query.shape[0], 1, query.shape[1], value.shape[-1])
+    num_rows, num_heads, _, width = query.shape
+    output = query.new_zeros(num_rows, 1, num_heads, value.shape[-1])
     count = step.num_slots
     if step.lengths is None:
         output[:count], _ = packed_attention(module, query[:count], key, value, step.bias, scaling=scaling)
         return output, None
+    # As `packed_attention` does it for one query; but a step does this in every layer for every slot.
+    shared = query.reshape(num_rows, key.shape[1], -1, width)
     for slot, length in step.lengths:
         here = slice(slot, slot + 1)
-        output[here], _ = packed_attention(
-            module, query[here], key[here, :, :length], value[here, :, :length], None, scaling=scaling
-        )
+        keys, values = key[here, :, :length], value[here, :, :length]
+        output[slot] = F.scaled_dot_product_attention(shared[here], keys, values, scale=scaling).view(1, num_heads, -1)
     return output, None
 
 
