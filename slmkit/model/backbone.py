@@ -230,7 +230,7 @@ def run_layers(
     if packing is not None and execution.compiled:
         from slmkit.model.compiled import compiled_run  # loads torch's compiler, which takes seconds
 
-        run = compiled_run(position_ids, rotation, packing.cu_seqlens)
+        run = compiled_run(position_ids, rotation, packing)
         hidden = hidden.clone()  # embeddings are a view, what layers give is not: torch.compile would compile for both
     if execution.recomputed and torch.is_grad_enabled():
         run = functools.partial(checkpoint, run, use_reentrant=False)
@@ -260,10 +260,10 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention output [B, Q, H, E] of query [B, H, Q, E], key and value [B, J, K, E], float.
 
-    With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`,
-    bool [B, 1, Q, K], says which keys each query sees. `attend`, in place of `packing`: what gives the output [N, H, E]
-    of query [N, H, E], key and value [N, J, E], and the scaling. Raises UserError where `options` asks for another
-    attention, such as one with a window.
+    With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`
+    [B, 1, Q, K] says which keys each query sees: bool, or float that is added to the scores. `attend`, in place of
+    `packing`: what gives the output [N, H, E] of query [N, H, E], key and value [N, J, E], and the scaling. Raises
+    UserError where `options` asks for another attention, such as one with a window.
     """
     check_plain(module, options)
     if attend is not None:

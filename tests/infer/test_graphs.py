@@ -97,6 +97,8 @@ def test_replays_give_what_the_function_gives(kind: int, graphs: list[cuda_graph
     assert [graph.num_replays for graph in graphs] == ([7, 4] if KINDS[kind][0] else [4])
     assert places == (replayed._hidden.data_ptr(), [states.data_ptr() for states in replayed._states])
     assert memory_read(graphs) <= memory_of(replayed)
+    made = [str(func) for graph in graphs for func, *_ in graph.calls]
+    assert made.count("aten.scalar_tensor.default") <= 2, "the mask is made once, not in every layer"
 
 
 def memory_read(graphs: list[cuda_graphs.Graph]) -> set[int]:
