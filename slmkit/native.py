@@ -1,8 +1,8 @@
 """Small kernels in C for CPUs, compiled at first use.
 
-A kernel is a C file beside the module that calls it. It is compiled in a second, with the C compiler that DeepSpeed
-needs too, and kept beside DeepSpeed's own operators. It shares torch's OpenMP library, and so its threads: two sets of
-them would wait for each other. Where there is no compiler, the caller does without it.
+A kernel is a C file beside the module that calls it. It is compiled in a second or two, with the C compiler that
+DeepSpeed needs too, and kept beside DeepSpeed's own operators. It shares torch's OpenMP library, and so its threads:
+two sets of them would wait for each other. Where there is no compiler, the caller does without it.
 
 Invariant: the name of a library tells what it was made from (source, flags, processor, torch), and a library is there
 whole or not at all, however many processes compile it at once.

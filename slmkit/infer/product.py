@@ -1,10 +1,9 @@
 """Products of a few rows with a large weight, on a CPU, at the speed at which memory gives the weight.
 
 The libraries' own products of 2 to 16 rows take the weight apart and put it together again first, which takes several
-times as long as reading it. `product.c` does not; it is compiled at first use, in two seconds, with the C compiler that
-DeepSpeed needs too, and kept beside its operators. Without a compiler the libraries' product serves. Measured on a Xeon
-with AMX, one thread, shapes of Qwen2.5-0.5B, in float32: as fast as MKL with one row, 1.1 times with 2, 1.9 with 8,
-1.3 with 64; in bfloat16 with one row 1.4 times the libraries' product.
+times as long as reading it. `product.c` does not; without a compiler (`native`) the libraries' product serves. Measured
+on a Xeon with AMX, one thread, shapes of Qwen2.5-0.5B, in float32: as fast as MKL with one row, 1.1 times with 2, 1.9
+with 8, 1.3 with 64; in bfloat16 with one row 1.4 times the libraries' product.
 
 Weights are float32; or, of up to `FEW` rows, bfloat16, half the bytes: of more rows the libraries' product is faster
 where the processor multiplies such numbers. Sums are float32.
@@ -24,26 +23,16 @@ Example:
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from slmkit.log import get_logger
-
-log = get_logger(__name__)
+from slmkit.native import load_library
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # rows [M, K], weight [C, K] -> [M, C]
 SOURCE = Path(__file__).with_suffix(".c")
-COMPILE = ("-O2", "-fopenmp", "-fPIC", "-ffp-contract=fast", "-c")
-AVX2 = ("-mavx2", "-mfma")
-CAPABILITIES = {"AVX2": AVX2, "AVX512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")}  # flags
 FEW, BLOCK, LANES = 4, 64, 16  # of product.c: rows whose sums go along a row; others: at once, and rounded up to
 
 
@@ -75,37 +64,9 @@ def _multiply_rows(multiply: Callable[..., None], rows: torch.Tensor, weight: to
 @functools.cache
 def _compiled() -> Callable[..., None] | None:
     """`multiply` of product.c; None where it cannot be compiled."""
-    try:
-        multiply = ctypes.CDLL(str(compile_product())).multiply
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("generation is slower on this machine: cannot compile %s: %s", SOURCE.name, error)
+    library = load_library(SOURCE, "-O2", otherwise="generation is slower")
+    if library is None:
         return None
-    multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 3 + [ctypes.c_int] * 2
-    multiply.restype = None
-    return multiply
-
-
-def compile_product() -> Path:
-    """The compiled library, whose name tells what it was made from.
-
-    It shares torch's OpenMP library, and so its threads: two sets of them would wait for each other.
-    Raises OSError or subprocess.SubprocessError.
-    """
-    from torch.utils import cpp_extension  # it imports setuptools, which takes long
-
-    directory = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    flags = [*COMPILE, *CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), ())]
-    facts = [SOURCE.read_text(), *flags, platform.machine(), torch.__version__, torch.__file__]
-    library = directory / f"slmkit_product_{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        openmp = sorted(str(path) for path in (Path(torch.__file__).parent / "lib").glob("libgomp*"))
-        with tempfile.TemporaryDirectory(dir=directory) as place:
-            compiled, linked = f"{place}/product.o", f"{place}/product.so"
-            for command in (
-                ["cc", *flags, str(SOURCE), "-o", compiled],
-                ["cc", "-shared", compiled, *openmp, "-o", linked],
-            ):
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-            os.replace(linked, library)
-    return library
+    library.multiply.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 3 + [ctypes.c_int] * 2
+    library.multiply.restype = None
+    return library.multiply
