@@ -53,14 +53,15 @@ if grep -q '"speaker_dim": 0' "$OUT/shards/manifest.json"; then VOICE=() SPEAKER
 step "a tiny base model with a tokenizer of the corpus text"
 slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4 --arch "$ARCH"
 step "train with two processes"
-STEPS=150
-if [ "$MTP" = 0 ]; then STEPS=240; fi # a step of 3 072 positions holds a third of the speech
-# A row has to hold the longest recording, of 2.2 seconds, and its text.
-ROW_TOKENS=$(python -c '
+# A row has to hold the longest recording, of 2.2 seconds, and its text. A step of 3 072 positions of NTP holds a third of
+# the speech; and a codec of more codes a second than the built-in one, which has 240, takes more steps.
+read -r ROW_TOKENS STEPS < <(python -c '
 import json, sys
-codec, group = json.load(open(sys.argv[1]))["codec"], max(1, int(sys.argv[2]))
+codec, group = json.load(open(sys.argv[1]))["codec"], int(sys.argv[2])
 streams = sum(stream["role"] != "detail" for stream in codec["streams"])
-print(max(768, round(2.3 * streams * codec["sample_rate"] / codec["hop_samples"] / group) + 160))
+codes_per_sec = streams * codec["sample_rate"] / codec["hop_samples"]
+row_tokens = max(768, round(2.3 * codes_per_sec / max(1, group)) + 160)
+print(row_tokens, round((150 if group else 240) * max(1, codes_per_sec / 240)))
 ' "$OUT/shards/manifest.json" "$MTP")
 CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh "run_dir=$OUT/run" "base=$OUT/base" \
     "data.corpus=$OUT/shards" "codec=$CODEC" "model.group=$MTP" "model.speaker=$SPEAKER" "steps=$STEPS" \

@@ -28,7 +28,7 @@ def test_a_source_is_compiled_once_and_another_one_anew(source: Path) -> None:
     assert first.stat().st_mtime_ns == made
     assert ctypes.CDLL(str(first)).number() == 7
     source.write_text(SEVEN.replace("7", "8"))
-    library = load_library(source, "something is slower")
+    library = load_library(source, otherwise="something is slower")
     assert library is not None
     assert library.number() == 8
 
@@ -46,5 +46,5 @@ def test_where_it_cannot_be_compiled_a_warning_says_what_follows(
             (tmp_path / "bin/cc").chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(native.log, "propagate", True)
-    assert load_library(source, "something is slower") is None
+    assert load_library(source, otherwise="something is slower") is None
     assert "something is slower on this machine: cannot compile seven.c" in caplog.text

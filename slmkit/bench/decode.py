@@ -17,10 +17,14 @@ Gaps: with --listen, the answers go on for so many seconds of speech, and each h
 
 The floor is what reading the weights of a step once would take, at the speed at which this machine sums a tensor.
 
+Same choices (--dtype bfloat16): the share of the codes of a float32 answer that the model chooses, too, after the codes
+before them. The choices of random weights lie closer together than those of trained ones.
+
 Invariant: a speed is printed with the number of answers whose codes are the plain loop's.
 
 Example:
     slmkit bench decode --batch 1 8
+    slmkit bench decode --dtype bfloat16 --batch 1 8
     slmkit bench decode --device cuda --dtype bfloat16 --batch 1 8 64
     slmkit bench decode --quick --group 12 --batch 1 4 16 --listen 5
 """
@@ -104,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
     for group in args.group:
         with device:  # where random weights are drawn faster
             model = make_model(shape, group, max(args.batch))
+            exact = make_model(shape, group, max(args.batch)) if dtype != torch.float32 else None
         torch.nn.Module.to(model, device, dtype)
+        same = None
+        if exact is not None:
+            torch.nn.Module.to(exact, device)
+            same = same_choices(model, exact, num_frames_of(model, result["steps"]))
         for batch in args.batch:
             engine = Engine(model, num_slots=batch, num_positions=args.positions)
             case = bench_case(engine, result["steps"], num_plain=min(batch, args.plain), repeats=args.repeats)
@@ -112,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
             case["first_audio_sec"] = max(clock.first_audio_sec or 0.0 for clock in clocks)
             case["with_gap"], case["gap_sec"] = (heard.with_gap, heard.gap_sec) if args.listen else (None, None)
             case["floor_steps_per_sec"] = batch * result["read_gb_per_sec"] * 1e9 / weight_bytes(model)
+            case["same_choices"] = same
             result["cases"].append(case)
             if not args.json:
                 print(row(case), flush=True)
@@ -135,7 +145,7 @@ def codec_to_hear(directory: str | None, device: torch.device, shape: ModelShape
 def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) -> dict[str, Any]:
     """Speeds of answers of `num_steps` speech steps: the engine full of them, and `num_plain` by the plain loop."""
     model, batch, plain_loop = engine.model, engine.num_slots, twin("generate")
-    num_frames = -(-num_steps * max(1, model.group) // NUM_STREAMS)
+    num_frames = num_frames_of(model, num_steps)
     requests = make_requests(batch, num_frames)
 
     def plain() -> list[Any]:
@@ -156,6 +166,37 @@ def bench_case(engine: Engine, num_steps: int, *, num_plain: int, repeats: int) 
         case[f"{side}real_time_factor"] = seconds * FRAME_RATE / frames
     case["ratio"] = case["frames_per_sec"] / case["plain_frames_per_sec"]
     return case
+
+
+def num_frames_of(model: SpeechLM, num_steps: int) -> int:
+    """Frames that so many speech steps make, the last one begun."""
+    return -(-num_steps * max(1, model.group) // NUM_STREAMS)
+
+
+@torch.inference_mode()
+def same_choices(model: SpeechLM, exact: SpeechLM, num_frames: int) -> float:
+    """The share, 0 to 1, of greedy choices that `model` has in common with `exact`: both read an answer of `exact`, of
+    `num_frames` frames, and choose every code of it after those before."""
+    layout, width, positions = exact.layout, max(1, exact.group), PROMPT_TOKENS + 2 + num_frames * NUM_STREAMS
+    (prompt,) = make_prompts(1)
+    codes = Engine(exact, num_slots=1, num_positions=positions).generate(make_requests(1, num_frames))[0].codes
+    ids = [layout.code_id(stream, int(code)) for frame in codes.T for stream, code in enumerate(frame)]
+    steps = [ids[i : i + width] for i in range(0, len(ids) - width + 1, width)]
+    text = [[token] * width for token in (*prompt, layout.id_of("<sosp>"))]
+    tokens = torch.tensor([*text, *steps], device=exact.device)
+    where = torch.arange(len(tokens), device=exact.device)
+
+    def choices(one: SpeechLM) -> torch.Tensor:
+        hidden = one.hidden(one.embed(tokens, where >= len(text))[None], where[None])
+        before = slice(len(text) - 1, len(tokens) - 1)
+        if one.group:
+            heads = twin("generate").head_logits(one, hidden, where[None])
+            return torch.cat([head[0, before, : layout.codebook_sizes[0]].argmax(dim=-1) for head in heads])
+        logits = one.lm_model.lm_head(hidden[0, before])
+        parts = [logits[k::NUM_STREAMS, first : first + size] for k, (_, first, size) in enumerate(layout.streams)]
+        return torch.cat([part.argmax(dim=-1) for part in parts])
+
+    return float((choices(model) == choices(exact)).float().mean())
 
 
 def first_audio_frames(codec: Codec) -> int:
@@ -244,7 +285,7 @@ def heading(result: dict[str, Any]) -> str:
         f"{result['steps']} steps, {result['positions']} positions, memory read at {result['read_gb_per_sec']:.1f} GB/s"
         f"; first audio: {result['first_audio_frames']} frames, {result['codec']}\n"
         f"{'':8}{'batch':>6}{'steps/s':>9}{'tokens/s':>10}{'frames/s':>10}{'rtf':>8}{'first s':>9}"
-        f"{'gaps':>6}{'plain':>9}{'ratio':>7}{'floor':>9}  equal"
+        f"{'gaps':>6}{'plain':>9}{'ratio':>7}{'floor':>9}{'same':>8}  equal"
     )
 
 
@@ -252,9 +293,10 @@ def row(case: dict[str, Any]) -> str:
     """A case as a line of the table."""
     name = f"MTP-{case['group']}" if case["group"] else "NTP"
     gaps = "-" if case["with_gap"] is None else case["with_gap"]
+    same = "-" if case["same_choices"] is None else f"{case['same_choices']:.1%}"
     return (
         f"{name:8}{case['batch']:6}{case['steps_per_sec']:9.2f}{case['tokens_per_sec']:10.1f}"
         f"{case['frames_per_sec']:10.2f}{case['real_time_factor']:8.3f}{case['first_audio_sec']:9.3f}"
-        f"{gaps:>6}{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}  "
+        f"{gaps:>6}{case['plain_frames_per_sec']:9.2f}{case['ratio']:7.2f}{case['floor_steps_per_sec']:9.1f}{same:>8}  "
         f"{case['equal_answers']} of {case['plain_answers']}"
     )

@@ -27,7 +27,7 @@ import socket
 from pathlib import Path
 
 from slmkit.cli.arguments import natural, positive
-from slmkit.cli.speaking import CODEC, MODEL, find_model, may_need_no_voice
+from slmkit.cli.speaking import CODEC, DTYPE, DTYPES, MODEL, find_model, may_need_no_voice
 from slmkit.errors import UserError
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-sec", type=float, default=30.0, help="longest speech of a sentence, in seconds (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help=DTYPE)
 
 
 def served_name(name: str) -> str:
@@ -135,7 +136,8 @@ def run(args: argparse.Namespace) -> int:
             max_sec=args.max_sec,
             max_waiting=args.max_waiting,
         )
-        synthesizer = Synthesizer.load(args.model, args.codec, args.device, num_slots=args.slots, max_sec=args.max_sec)
+        options = {"num_slots": args.slots, "max_sec": args.max_sec, "dtype": args.dtype}
+        synthesizer = Synthesizer.load(args.model, args.codec, args.device, **options)
         read = synthesizer.voices.vector
         if not args.voices and not synthesizer.takes_voice:
             sources = {}

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from slmkit.infer.items import SpeakingTask
     from slmkit.infer.request import SpeakingSettings
     from slmkit.infer.shares import Share
-    from slmkit.infer.synthesizer import Synthesizer, Vector
+    from slmkit.infer.synthesizer import Dtype, Synthesizer, Vector
 
 UNAWARE = "the model has no speaker input: only the codec uses the voice"
 MODEL = "directory that `slmkit consolidate` wrote, or a hub id"
 CODEC = "codec of the model, a directory or a hub id (default: the one that the model notes)"
+DTYPES = ("float32", "bfloat16")
+DTYPE = "of the weights; bfloat16 has half the bytes, and rounds some codes otherwise (default: as they were saved)"
 STDOUT = "-"
 CODEC_FILE = "codec_spec.json"  # of an exported model
 SHOWN_CHARS = 200  # of an error about a number, which may have thousands of digits
@@ -114,6 +116,7 @@ def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Actio
     add_array_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, help=DTYPE)
 
 
 def share(text: str) -> float:
@@ -195,7 +198,7 @@ def prepare_answer(
     find_model(args)
     check_voice(args.speaker or "", args.model)
     settings = settings_of(args)
-    synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec)
+    synthesizer = open_synthesizer(args, num_slots=1, longest_sec=settings.max_sec, dtype=args.dtype)
     speaker = synthesizer.read_speaker(args.speaker or "")
     if synthesizer.takes_voice and not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
@@ -203,7 +206,12 @@ def prepare_answer(
 
 
 def open_synthesizer(
-    args: argparse.Namespace, *, num_slots: int, longest_sec: float, codec: "Codec | None" = None
+    args: argparse.Namespace,
+    *,
+    num_slots: int,
+    longest_sec: float,
+    codec: "Codec | None" = None,
+    dtype: "Dtype | None" = None,
 ) -> "Synthesizer":
     """Model and codec of the flags, with room for speech of `longest_sec` seconds, and no less than usual.
 
@@ -213,7 +221,8 @@ def open_synthesizer(
     from slmkit.infer.synthesizer import Synthesizer
 
     room_sec = max(DEFAULT_SEC, longest_sec)
-    return Synthesizer.load(args.model, codec or args.codec, args.device, num_slots=num_slots, max_sec=room_sec)
+    options: dict[str, Any] = {"num_slots": num_slots, "max_sec": room_sec, "dtype": dtype}
+    return Synthesizer.load(args.model, codec or args.codec, args.device, **options)
 
 
 def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
@@ -258,7 +267,8 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
                 return 0
             args.device = devices[0]
             longest_sec = max((item.settings.max_sec for item in listed.items), default=0.0)
-            synthesizer = open_synthesizer(args, num_slots=args.slots or NUM_SLOTS, longest_sec=longest_sec)
+            num_slots = args.slots or NUM_SLOTS
+            synthesizer = open_synthesizer(args, num_slots=num_slots, longest_sec=longest_sec, dtype=args.dtype)
             options = {"max_failure_share": args.max_failure_share, "share": share}
             summary = speak_all(synthesizer, listed, args.out, task=task, model=export_sha256(args.model), **options)
     except Stopped as signal:

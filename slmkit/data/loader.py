@@ -12,13 +12,13 @@ Invariant (law): over all ranks, micro-batches and workers, every sample of a st
 Example:
     steps = Steps(data.plan(seed=0, row_tokens=2048), split.global_rows)
     batches = micro_batches(data, split, steps.walk(done_steps), rank=0, row_tokens=2048)
-    for step, micro, batch in ahead(batches, device):
+    for step, micro, batch in ahead(batches, lambda batch: batch.to(device)):
         ...
 """
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -93,12 +93,12 @@ def micro_batches(
 
 
 def ahead(
-    batches: Iterable[tuple[PlannedStep, int, Batch]], device: torch.device | str
+    batches: Iterable[tuple[PlannedStep, int, Batch]], copy: Callable[[Batch], Batch]
 ) -> Iterator[tuple[PlannedStep, int, Batch]]:
-    """The batches of `micro_batches` on `device`; the copy of each is begun before the one before it is handed out.
+    """What `micro_batches` gives, with a `copy` of each batch that is begun before the one before it is handed out.
 
-    So whoever computes with a batch, and waits for it, finds the next one there. From pinned memory a copy begins
-    without waiting. It goes through the stream of the computation: a batch of 16 384 positions of 12 tokens is 2 MB,
+    With a copy to a device, whoever computes with a batch and waits for it finds the next one there. From pinned memory
+    it does not wait. It goes through the stream of the computation: a batch of 16 384 positions of 12 tokens is 2 MB,
     which takes less than 0.1 ms, too little for a stream of its own.
 
     An error in reading comes after the batches that were read before it.
@@ -106,10 +106,10 @@ def ahead(
     held: tuple[PlannedStep, int, Batch] | None = None
     try:
         for step, micro, batch in batches:
-            moved = step, micro, batch.to(device)
+            copied = step, micro, copy(batch)
             if held is not None:
                 yield held
-            held = moved
+            held = copied
     except UserError:
         if held is not None:
             yield held

@@ -204,8 +204,10 @@ def _summary(records: Sequence[JobRecord], failures: Sequence[Failure], spoken_s
 def engine_shape(synthesizer: Synthesizer) -> dict[str, Any]:
     """What roundings may depend on."""
     engine, device = synthesizer.engine, synthesizer.model.device.type
-    shape = {"slots": engine.num_slots, "positions": engine.num_positions}
-    return {**shape, "device": device, "threads": torch.get_num_threads()}
+    shape: dict[str, Any] = {"slots": engine.num_slots, "positions": engine.num_positions}
+    shape |= {"device": device, "threads": torch.get_num_threads()}
+    dtype = str(synthesizer.model.dtype).removeprefix("torch.")
+    return shape if dtype == "float32" else {**shape, "dtype": dtype}
 
 
 class _Begun:

@@ -320,7 +320,8 @@ class Engine:
         if self._is_grouped and state != TEXT:
             heads = self._decoder.head_logits()
             most = max(head.shape[1] for head in heads)
-            padded = torch.stack([F.pad(head, (0, most - head.shape[1])) for head in heads], dim=1)
+            as_wide = (head if head.shape[1] == most else F.pad(head, (0, most - head.shape[1])) for head in heads)
+            padded = torch.stack([*as_wide], dim=1)
             logits = torch.where(self._classes[places[:, 1]], padded.flatten(0, 1)[places[:, 0]], -math.inf)
         else:
             logits = self._decoder.lm_logits(state)[places[:, 0]]

@@ -41,7 +41,9 @@ class Rows:
 
     def activation(self, function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
         """On a CPU row by row: its kernels take the end of a piece of memory another way."""
-        return torch.stack([function(row) for row in rows.unbind()]) if self.one_by_one else function(rows)
+        if not self.one_by_one or rows.shape[0] == 1:
+            return function(rows)
+        return torch.stack([function(row) for row in rows.unbind()])
 
     def chain(self, modules: Iterable[nn.Module], rows: torch.Tensor) -> torch.Tensor:
         for module in modules:

@@ -18,9 +18,11 @@ Example:
     run_layers(step_layers, rotary, embedded, position_ids, cache=step, step=step)
 """
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
@@ -54,6 +56,7 @@ class SlotCache:
         self._keys = [take(shape) for _ in range(num_layers)]
         self._values = [take(shape) for _ in range(num_layers)]
         self._slots = torch.arange(num_slots, device=like.device)
+        self.dtype = like.dtype
 
     def write(self, layer: int, places: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put keys and values [N, J, E] of one position of every slot at places int64 [N]."""
@@ -102,7 +105,9 @@ class Step:
         self.lengths, self._cache, self._places = lengths, cache, places
         self.num_slots = len(places)
         if lengths is None:
-            self.seen = torch.arange(cache.num_positions, device=places.device) <= places[:, None]  # bool [N, P]
+            # What is added to scores, float [N, 1, 1, P]: of truth values torch would make it anew in every layer.
+            seen = torch.arange(cache.num_positions, device=places.device) <= places[:, None]
+            self.bias = torch.where(seen, 0.0, -math.inf).to(cache.dtype)[:, None, None]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, **_: Any
@@ -128,18 +133,18 @@ def step_attention(
     Raises UserError where `options` asks for another attention, such as one with a window.
     """
     check_plain(module, options)
-    output = query.new_zeros(query.shape[0], 1, query.shape[1], value.shape[-1])
+    num_rows, num_heads, _, width = query.shape
+    output = query.new_zeros(num_rows, 1, num_heads, value.shape[-1])
     count = step.num_slots
     if step.lengths is None:
-        output[:count], _ = packed_attention(
-            module, query[:count], key, value, step.seen[:, None, None], scaling=scaling
-        )
+        output[:count], _ = packed_attention(module, query[:count], key, value, step.bias, scaling=scaling)
         return output, None
+    # As `packed_attention` does it for one query; but a step does this in every layer for every slot.
+    shared = query.reshape(num_rows, key.shape[1], -1, width)
     for slot, length in step.lengths:
         here = slice(slot, slot + 1)
-        output[here], _ = packed_attention(
-            module, query[here], key[here, :, :length], value[here, :, :length], None, scaling=scaling
-        )
+        keys, values = key[here, :, :length], value[here, :, :length]
+        output[slot] = F.scaled_dot_product_attention(shared[here], keys, values, scale=scaling).view(1, num_heads, -1)
     return output, None
 
 

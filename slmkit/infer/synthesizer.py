@@ -19,7 +19,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from slmkit.files import read_npy
 from slmkit.hub import local_path
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, PassageSpeaking, SpokenSentence, joined, joined_wave
+from slmkit.infer.product import multiplies_bfloat16
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.sentences import rewritten, split
@@ -56,6 +57,7 @@ MAX_SPEAKER_DIM = 2**16  # of a speaker vector in a file
 VOICE = "an audio file, a .npy vector, CORPUS:KEY, or the name of a voice of the model"
 
 Vector = npt.NDArray[np.float32]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +119,23 @@ class Synthesizer:
         *,
         num_slots: int = 1,
         max_sec: float = DEFAULT_SEC,
+        dtype: Dtype | None = None,
     ) -> "Synthesizer":
         """Open an export of `slmkit consolidate`, a directory or a hub id, with its codec.
 
-        That is the one the export notes; or `codec`: a directory, a hub id, or a codec that is open already. Raises
-        UserError when either cannot be read, or they do not fit together.
+        That is the one the export notes; or `codec`: a directory, a hub id, or a codec that is open already. `dtype`:
+        of the model's weights; by default they stay as they were saved. Raises UserError when either cannot be read,
+        they do not fit together, or the CPU does not multiply numbers of this type.
         """
         place, directory = usable_device(device), local_path(model, what="the model")
-        loaded = torch.nn.Module.to(load(directory), place)
+        if dtype == "bfloat16" and place.type == "cpu" and not multiplies_bfloat16():
+            raise UserError(
+                "this CPU does not multiply bfloat16 numbers, and is slower with them than with float32",
+                got=f"instructions of {torch.backends.cpu.get_cpu_capability()}",
+                expected="AVX512-BF16 (Intel from Cooper Lake on, AMD from Zen 4 on), or a GPU",
+                next_step="take float32",
+            )
+        loaded = torch.nn.Module.to(load(directory), place, None if dtype is None else getattr(torch, dtype))
         if codec is None:
             path = codec_beside(directory)
             codec = open_codec(path, place)

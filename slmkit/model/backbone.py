@@ -76,6 +76,13 @@ class Packing:
         known = self.known_lengths
         return torch.diff(self.cu_seqlens).tolist() if known is None else list(known)
 
+    @property
+    def longest(self) -> int:
+        """No utterance is longer. A kernel starts work for so many positions of every utterance, there or not; so where
+        lengths are known this is less than twice the longest, a power of two, for few different values."""
+        known = self.known_lengths
+        return self.num_positions if known is None else min(self.num_positions, 1 << (max(known) - 1).bit_length())
+
 
 def backbone_config(values: dict[str, Any]) -> Any:
     """The transformers config of plain values, set to packed attention."""
@@ -223,7 +230,7 @@ def run_layers(
     if packing is not None and execution.compiled:
         from slmkit.model.compiled import compiled_run  # loads torch's compiler, which takes seconds
 
-        run = compiled_run(position_ids, rotation, packing.cu_seqlens)
+        run = compiled_run(position_ids, rotation, packing)
         hidden = hidden.clone()  # embeddings are a view, what layers give is not: torch.compile would compile for both
     if execution.recomputed and torch.is_grad_enabled():
         run = functools.partial(checkpoint, run, use_reentrant=False)
@@ -253,10 +260,10 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention output [B, Q, H, E] of query [B, H, Q, E], key and value [B, J, K, E], float.
 
-    With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`,
-    bool [B, 1, Q, K], says which keys each query sees. `attend`, in place of `packing`: what gives the output [N, H, E]
-    of query [N, H, E], key and value [N, J, E], and the scaling. Raises UserError where `options` asks for another
-    attention, such as one with a window.
+    With `packing` B is 1 and Q = K = N. Without, the queries are the last Q of the K keys unless `attention_mask`
+    [B, 1, Q, K] says which keys each query sees: bool, or float that is added to the scores. `attend`, in place of
+    `packing`: what gives the output [N, H, E] of query [N, H, E], key and value [N, J, E], and the scaling. Raises
+    UserError where `options` asks for another attention, such as one with a window.
     """
     check_plain(module, options)
     if attend is not None:
@@ -269,7 +276,7 @@ def packed_attention(
     if kernel is None:
         return attend_by_utterance(query, key, value, packing.lengths, scaling, dropout), None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    return kernel.attend(q, k, v, packing.cu_seqlens, packing.num_positions, scaling)[None], None
+    return kernel.attend(q, k, v, packing.cu_seqlens, packing.longest, scaling)[None], None
 
 
 def attend_by_utterance(

@@ -23,7 +23,7 @@ Shapes: D width, N positions of a packed row, U utterances, H query heads, J key
 of an utterance.
 
 Example:
-    run = compiled_run(position_ids, rotation, cu_seqlens)
+    run = compiled_run(position_ids, rotation, packing)
     for layer in layers:
         hidden = run(layer, hidden)
 """
@@ -39,22 +39,25 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from slmkit.errors import UserError
-from slmkit.model.backbone import HALF_TYPES, attend_by_utterance, attention_of, cache_argument, head_width
+from slmkit.model.backbone import HALF_TYPES, Packing, attend_by_utterance, attention_of, cache_argument, head_width
 from slmkit.model.kernels import Attend, packed_kernel
 
 BACKEND = "inductor"  # of torch.compile; tests take one that needs no compiler
 
 
 def compiled_run(
-    position_ids: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], borders: torch.Tensor
+    position_ids: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], packing: Packing
 ) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
     """What gives the hidden states float [1, N, D] behind a layer, of the layer and those before it.
 
-    position_ids int64 [1, N]; rotation: cosines and sines float [1, N, E or less]; borders int32 [U + 1]. The layers
-    are those of one model, and N at least 2. `run` raises UserError where torch.compile cannot make a graph of a layer.
+    position_ids int64 [1, N]; rotation: cosines and sines float [1, N, E or less]. The layers are those of one model,
+    and N at least 2. `run` raises UserError where torch.compile cannot make a graph of a layer.
     """
+    borders = packing.cu_seqlens
+    # How long an utterance can be, as the size of a view: a number would be compiled in.
+    bound = borders[:1].expand(max(2, packing.longest))
     position_ids = position_ids.clone()  # no view, in any micro-batch
-    for tensor, dimension in ((position_ids, 1), (rotation[0], 1), (rotation[1], 1), (borders, 0)):
+    for tensor, dimension in ((position_ids, 1), (rotation[0], 1), (rotation[1], 1), (borders, 0), (bound, 0)):
         maybe_mark_dynamic(tensor, dimension)
     call, attend = _compiled_layer(), None
 
@@ -64,7 +67,7 @@ def compiled_run(
         attend = attend or _attend_on(layer, hidden)
         kind: Any = type(layer)
         try:
-            return call(layer, hidden, position_ids, *rotation, borders, attend, cache_argument(kind))
+            return call(layer, hidden, position_ids, *rotation, borders, bound, attend, cache_argument(kind))
         except (TorchDynamoException, FailOnRecompileLimitHit) as error:
             raise UserError(
                 "torch.compile cannot make one graph of a decoder layer",
@@ -89,11 +92,12 @@ def _layer(
     cos: torch.Tensor,
     sin: torch.Tensor,
     borders: torch.Tensor,
+    bound: torch.Tensor,
     attend: Attend,
     cache_name: str,
 ) -> torch.Tensor:
     def attend_packed(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-        return attend(query, key, value, borders, query.shape[0], scaling)
+        return attend(query, key, value, borders, bound.shape[0], scaling)
 
     return layer(
         hidden,

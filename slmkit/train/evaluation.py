@@ -107,7 +107,7 @@ def held_out_losses(
     counts = torch.zeros(len(names), dtype=torch.float64, device=device)
     model.eval()
     with torch.no_grad():
-        for _, _, batch in ahead(batches, device):
+        for _, _, batch in ahead(batches, lambda batch: batch.to(device)):
             if is_stopped():
                 model.train()
                 return None

@@ -301,7 +301,13 @@ def planned_batches(
         row_tokens=run.config.data.row_tokens,
         num_workers=run.config.data.num_workers,
     )
-    by_step = itertools.groupby(ahead(pace.timed(batches), device), key=lambda item: (item[0].epoch, item[0].number))
+    step = done_steps + 1
+
+    def copied(batch: Batch) -> Batch:
+        with out_of_memory_named(run.config, batch, step):
+            return batch.to(device)
+
+    by_step = itertools.groupby(ahead(pace.timed(batches), copied), key=lambda item: (item[0].epoch, item[0].number))
     for step, ((epoch, _), of_step) in enumerate(by_step, done_steps + 1):
         yield epoch, step, (batch for _, _, batch in of_step)
 

@@ -50,6 +50,19 @@ def test_the_table_tells_what_was_timed(capsys: pytest.CaptureFixture[str]) -> N
     assert columns.split()[:7] == ["batch", "steps/s", "tokens/s", "frames/s", "rtf", "first", "s"]
     assert row.split()[:2] == ["MTP-4", "2"]
     assert row.split()[7] == "-"  # nobody listened for gaps
+    assert 0 < float(row.split()[11].rstrip("%")) <= 100  # of the choices of float32
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_the_share_of_same_choices_is_of_all_codes(group: int) -> None:
+    """All choices of one of four heads are moved to the next class."""
+    exact, other = (decode.make_model(decode.QUICK, group, 1) for _ in range(2))
+    assert decode.same_choices(other, exact, 8) == 1
+    if group:
+        weight = other.heads[1].output.weight[: decode.QUICK.codebook]
+        with torch.no_grad():
+            weight.copy_(weight.roll(1, dims=0).clone())
+        assert decode.same_choices(other, exact, 8) == 3 / 4
 
 
 def test_the_codec_of_every_answer_counts_for_the_first_audio(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,22 @@ from slmkit.codec.snake.activation import Activation, Ends
 from slmkit.codec.weights import Weights
 
 CHANNELS = 2
-CASES = [([1], 0), ([2, 1], 3), ([100, 26, 27, 1], 3), ([70, 70], 27)]  # utterance lengths, margin
+LANES = 32  # of a program here, so that an utterance takes several; each writes all but the borders
+RUN = LANES - 2 * fused.REACH
+MARGINS = (0, 1, 2, 3, 9, 27)  # that the networks ask for
+CASES = [
+    ([1], 0),  # utterance lengths, margin
+    ([2, 1], 3),
+    ([100, 26, 27, 1], 3),
+    ([70, 70], 27),
+    # The last position, margins included, is the last of a program, the one before it, and the first of the next.
+    *(([RUN * (1 + 2 * margin // RUN) - 2 * margin + i for i in (0, -1, 1)], margin) for margin in MARGINS),
+]
 
 
 def interpret() -> None:
     """The kernel against its twin, where utterances and runs of positions begin and end."""
-    fused.LANES = 32  # several runs to an utterance
+    fused.LANES = LANES
     torch.manual_seed(0)
     module = PlainActivation(CHANNELS)
     module.act.alpha.data.normal_()
@@ -38,6 +48,10 @@ def interpret() -> None:
             assert not got[row, :, margin + count :].any(), "zeros after an utterance"
             alone = activation.fused(fused, x[row : row + 1, :, :count], Ends([count], x.device), margin)
             assert torch.equal(here, alone[0]), "the batch law, to the bit"
+    spread = torch.randn(2, 5, CHANNELS).transpose(1, 2)  # positions apart in memory
+    ends = Ends([5, 3], spread.device)
+    got = activation.fused(fused, spread, ends, 1)
+    assert torch.equal(got, activation.fused(fused, spread.contiguous(), ends, 1))
 
 
 def compile_for_gpus() -> None:

@@ -407,10 +407,10 @@ def test_each_batch_is_copied_before_the_one_before_it_is_computed_with(fails: b
             raise UserError("the next is damaged")
 
     try:
-        for step, micro, batch in ahead(read(), "gpu"):
+        for step, micro, batch in ahead(read(), lambda batch: batch.to("gpu")):
             notes.append(f"compute {step} {micro} {batch.name}")
     except UserError:
         notes.append("error")
     copies, computes = [f"copy {name} to gpu" for name in "abc"], ["compute 0 0 a", "compute 0 1 b", "compute 1 0 c"]
     assert notes == [*copies[:2], computes[0], copies[2], *computes[1:], *(["error"] if fails else [])]
-    assert list(ahead(iter(()), "gpu")) == []
+    assert list(ahead(iter(()), dataclasses.replace)) == []

@@ -5,7 +5,7 @@
 #   bash tests/gpu/run.sh decode codec  some parts: tests steps decode codec tokenize checkpoint curve
 #   bash tests/gpu/run.sh --rehearse    the same parts on the CPU in tiny shapes, in under five minutes on two cores
 #
-# --minutes M  ends the run after so long (8.8); --commit C names the code where it is no git checkout.
+# --minutes M  ends the run after so long (8.5); --commit C names the code where it is no git checkout.
 # $OUT         another directory than tests/gpu/results/ for page, raw figures and output.
 #
 # Where slmkit's requirements are missing, those that lie in .whl/ are installed into $SITE (/tmp/site): collect them

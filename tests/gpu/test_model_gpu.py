@@ -112,9 +112,10 @@ def test_cross_entropy_adds_up_in_float32() -> None:
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_no_sync_within_a_step(options: dict) -> None:
-    """Nothing in forward or backward waits for the device, so that launches run ahead of it."""
+    """Nothing in forward or backward waits for the device, so that launches run ahead of it. Some of torch's kernels,
+    such as an embedding's gradient, are others for more than some thousand positions."""
     model = tiny_model(**options).cuda().bfloat16()
-    batch = tiny_batch(model.config, FRAMES).to("cuda")
+    batch = tiny_batch(model.config, (900, 1300, 0, 1200)).to("cuda")
     model(batch).loss.backward()
     torch.cuda.set_sync_debug_mode("error")  # waiting for the device raises an error from here on
     try:

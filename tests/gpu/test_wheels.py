@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 from gpu import wheels
 
-CORE = ("deepspeed-0.19.8", "pydantic-2.14.4", "webdataset-1.0.2", "soundfile-0.14.0", "soxr-1.1.0", "sentencex-1.0.32")
+CORE = (
+    "deepspeed-0.19.8",
+    "pydantic-2.14.4",
+    "webdataset-1.0.2",
+    "soundfile-0.14.0",
+    "soxr-1.1.0",
+    "sentencex-1.0.32",
+    "liger_kernel-0.6.0",
+)
 
 
 def wheel(place: Path, name: str, requires: str = "", tag: str = "py3-none-any") -> None:
@@ -28,7 +36,7 @@ def place(tmp_path: Path) -> Path:
 
 def test_the_core_of_slmkit_is_all_there_is_to_carry(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wheels.main(["--check", "--out", str(place)]) == 0
-    assert "6 wheels" in capsys.readouterr().out
+    assert "7 wheels" in capsys.readouterr().out
     (place / "soxr-1.1.0-py3-none-any.whl").unlink()
     assert wheels.main(["--check", "--out", str(place)]) == 1
     assert "slmkit requires soxr<1.2,>=1.0, which is not there" in capsys.readouterr().err

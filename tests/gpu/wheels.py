@@ -22,6 +22,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from email.parser import HeaderParser
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
@@ -29,6 +30,8 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CARRIED = ("deepspeed", "pydantic", "webdataset", "soundfile", "soxr", "sentencex")
+EXTRAS = ("liger",)  # of setup.py, carried too
+FOR_DEEPSPEED = ("hjson", "msgpack", "py-cpuinfo")  # what it needs beside PRESENT
 LEFT_OUT = {"av": "it is imported only for audio that libsndfile does not read, and takes 35 MiB"}
 PRESENT = (
     "einops",
@@ -96,19 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def collect(out: Path) -> None:
     """Download and build into a new folder, which then takes the place of `out`."""
-    wanted = [str(requirement) for requirement in required() if canonicalize_name(requirement.name) in CARRIED]
+    wanted = [str(each) for each in required() if canonicalize_name(each.name) in CARRIED]
     built = [words for words in wanted if Requirement(words).name == "deepspeed"]
     with tempfile.TemporaryDirectory(dir=out.parent) as name:
         place = Path(name) / "wheels"
-        platforms = [word for platform in PLATFORMS for word in ("--platform", platform)]
-        pip(
-            *("download", "--only-binary=:all:", "--python-version", ".".join(map(str, PYTHON))),
-            *("--implementation", "cp", *platforms, "--dest", str(place)),
-            *(words for words in wanted if words not in built),
-            "hjson",
-            "msgpack",
-            "py-cpuinfo",
-        )
+        there = ("--only-binary=:all:", "--python-version", ".".join(map(str, PYTHON)), "--implementation", "cp")
+        download = ("download", *there, *(f"--platform={platform}" for platform in PLATFORMS), "--dest", str(place))
+        pip(*download, *(words for words in wanted if words not in built), *FOR_DEEPSPEED)
+        pip(*download, "--no-deps", *map(str, optional()))  # they need torch, which is there
         pip("wheel", "--no-deps", "--wheel-dir", str(place), *built, DS_BUILD_OPS="0")
         for wheel in place.glob("*.whl"):
             if canonicalize_name(parse_wheel_filename(wheel.name)[0]) in PRESENT:
@@ -127,11 +125,21 @@ def pip(*words: str, **variables: str) -> None:
 
 def required() -> list[Requirement]:
     """What slmkit itself requires: the list in setup.py."""
+    return [Requirement(text) for text in ast.literal_eval(_assigned("REQUIRED"))]
+
+
+def optional() -> list[Requirement]:
+    """What the extras in EXTRAS require."""
+    extras: Any = _assigned("EXTRAS")
+    lists = {ast.literal_eval(key): value for key, value in zip(extras.keys, extras.values, strict=True)}
+    return [Requirement(text) for extra in EXTRAS for text in ast.literal_eval(lists[extra])]
+
+
+def _assigned(name: str) -> ast.expr:
+    """What setup.py assigns to a name."""
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "REQUIRED":
-            return [Requirement(text) for text in ast.literal_eval(node.value)]
-    raise AssertionError("setup.py has no list REQUIRED")
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    return next(node.value for node in assigned if ast.unparse(node.targets[0]) == name)
 
 
 def problems_of(wheels: Sequence[Path]) -> Iterator[str]:
@@ -144,7 +152,7 @@ def problems_of(wheels: Sequence[Path]) -> Iterator[str]:
         if not tags & fitting:
             yield f"{wheel.name} does not fit Python 3.12 on Linux with x86-64"
         versions[name] = version
-    asked = [("slmkit", requirement) for requirement in required()]
+    asked = [("slmkit", requirement) for requirement in (*required(), *optional())]
     asked += [(parse_wheel_filename(wheel.name)[0], each) for wheel in wheels for each in requirements_of(wheel)]
     for who, requirement in asked:
         name = canonicalize_name(requirement.name)
@@ -164,7 +172,9 @@ def fitting_tags() -> set[Tag]:
 def requirements_of(wheel: Path) -> list[Requirement]:
     """What a wheel requires there."""
     with zipfile.ZipFile(wheel) as archive:
-        (member,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        (member,) = [
+            name for name in archive.namelist() if name.endswith(".dist-info/METADATA") and name.count("/") == 1
+        ]
         headers = HeaderParser().parsestr(archive.read(member).decode())
     found = [Requirement(text) for text in headers.get_all("Requires-Dist") or []]
     return [each for each in found if each.marker is None or each.marker.evaluate(ENVIRONMENT)]

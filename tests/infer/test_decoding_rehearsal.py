@@ -25,7 +25,6 @@ KINDS = [
     {"group": 3, "arch": "qwen3", "head": "linear", "speaker_dim": 8},
     {"group": 6, "arch": "llama", "head": "mlp", "fusion": "mlp"},
     {"group": 4, "arch": "smollm3", "head": "transformer", "fusion": "mlp", "sizes": (16, 5, 9)},
-    {"group": 12, "arch": "qwen2", "head": "linear", "fusion": "mlp"},
 ]
 NUM_SLOTS, SPARE_ROWS = 2, 2
 DRAWN = Sampling(temperature=0.8, top_k=5, top_p=0.9, repetition_penalty=1.3, repetition_window=4)

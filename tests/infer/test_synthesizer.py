@@ -22,7 +22,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.sources import open_source
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
-from slmkit.infer.batch import speak_all
+from slmkit.infer.batch import engine_shape, speak_all
 from slmkit.infer.items import read_items
 from slmkit.infer.passage import unspoken
 from slmkit.infer.request import Output, Request, SpeakingSettings
@@ -67,6 +67,23 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def synthesizer(chain: Path) -> Synthesizer:
     return Synthesizer.load(chain / "model", chain / "codec")
+
+
+def test_the_weights_are_of_the_type_that_was_asked_for(chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec stays as it is; a file that is spoken notes the type."""
+    monkeypatch.setattr("slmkit.infer.synthesizer.multiplies_bfloat16", lambda: True)
+    half = Synthesizer.load(chain / "model", chain / "codec", dtype="bfloat16")
+    assert {weight.dtype for weight in half.model.parameters()} == {torch.bfloat16}
+    assert engine_shape(half)["dtype"] == "bfloat16"
+    exact = Synthesizer.load(chain / "model", chain / "codec", dtype="float32")
+    assert exact.model.dtype == torch.float32
+    assert "dtype" not in engine_shape(exact)
+    voice = exact.read_speaker(FLACS[0])
+    codes = [one.generate("The kettle", voice, max_sec=0.1).codes for one in (half, exact)]
+    assert {part.dtype for part in codes} == {np.dtype(np.uint16)}
+    monkeypatch.setattr("slmkit.infer.synthesizer.multiplies_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="this CPU does not multiply bfloat16 numbers"):
+        Synthesizer.load(chain / "model", chain / "codec", dtype="bfloat16")
 
 
 def test_a_model_without_speech_is_named(chain: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins.attention import SCALE, naive, packing_of, qkv
 
-from slmkit.model.backbone import ATTENTION, new_causal_lm, packed_attention
+from slmkit.model.backbone import ATTENTION, Packing, new_causal_lm, packed_attention
 
 
 @settings(max_examples=15, deadline=None)
@@ -79,3 +79,13 @@ def test_transformers_builds_no_mask_for_it() -> None:
         config=config, inputs_embeds=torch.zeros(1, 5, 32), attention_mask=None, past_key_values=None
     )
     assert mask is None
+
+
+def test_a_kernel_is_told_how_long_an_utterance_can_be() -> None:
+    """Without asking the device where the host knows it."""
+    borders = torch.empty(4, dtype=torch.int32, device="meta")
+    bounds = {(300, 17, 400): 512, (512, 1, 1): 512, (513, 1, 1): 515, (1, 1, 1): 1}
+    for lengths, longest in bounds.items():
+        assert Packing(borders, sum(lengths), lengths).longest == longest
+        assert Packing(borders, sum(lengths), lengths).lengths == list(lengths)
+    assert Packing(borders, 318).longest == 318

@@ -9,7 +9,7 @@ from rehearsal import DEVICE, Slip, Watch, on_device, rehearsal
 from tiny_models import ARCHITECTURES, tiny_batch, tiny_config
 
 from slmkit.data.batch import Batch
-from slmkit.model.backbone import TESTED
+from slmkit.model.backbone import TESTED, Execution
 from slmkit.model.heads.kinds import HEADS
 from slmkit.model.slm import SpeechLM
 
@@ -80,6 +80,13 @@ def test_nor_does_one_in_float32(name: str) -> None:
     model, batch = rehearsed(name, dtype=torch.float32)
     watch = step(model, batch)
     assert not watch.operators["torch_attn._varlen_attn.default"]
+
+
+def test_nor_does_one_that_computes_activations_again() -> None:
+    model, batch = rehearsed("mtp2_mlp_fused")
+    model.execution = Execution(recomputed=True)
+    watch = step(model, batch)
+    assert watch.operators["torch_attn._varlen_attn.default"] == 2 * len(model.backbone.layers)
 
 
 PLACES: dict[str, Callable[[SpeechLM], Any]] = {

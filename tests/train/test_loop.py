@@ -10,15 +10,33 @@ from rehearsal import DEVICE, on_device, rehearsal
 from train.ranks import ROOT
 from train.tiny_run import make_tiny, tiny_config
 
+from slmkit.data.batch import Batch
+from slmkit.errors import UserError
 from slmkit.model.slm import SpeechLM
 from slmkit.train import evaluation, loop
 from slmkit.train import pace as pace_module
 from slmkit.train.loop import Training, planned_batches
+from slmkit.train.pace import Pace
 from slmkit.train.peers import Peers
 from slmkit.train.run import prepare_run
 from slmkit.world import World
 
 READS, UPLOADS = 3, 1  # of a logged step: losses and accuracies, norm, speeds; and the speeds of this process
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("loop"))
+
+
+def test_a_device_without_room_for_the_next_batch_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(batch: Batch, device: Any) -> Batch:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(Batch, "to", full)
+    run = prepare_run(tiny_config(place), World())
+    with pytest.raises(UserError, match=r"out of memory at step 8: CUDA out of memory(.|\n)*lower micro_rows"):
+        next(planned_batches(run, 7, Pace(), None, "cuda"))
 
 
 class ForwardAndBackward:
@@ -37,11 +55,6 @@ class ForwardAndBackward:
         output = self.module(batch)
         output.loss.backward()
         return output
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("loop"))
 
 
 @pytest.mark.parametrize("model", [{"group": 0, "softmax": "stream"}, {"group": 3, "head": "mlp", "speaker": True}])

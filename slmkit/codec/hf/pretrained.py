@@ -46,6 +46,7 @@ MAX_PARAMETERS = 4 * 10**9
 # Of a codebook: what training has counted, and whether it has begun.
 TRAINING_ONLY = re.compile(r"\.(inited|initialized|cluster_size|embed_avg)$")
 BEGUN = re.compile(r"\.(inited|initialized)$")
+PADDING = ("stride", "kernel_size", "padding_total")  # buffers of convolutions, one number each
 # What a config.json says of the files, or of the machine.
 ABOUT_FILES = re.compile(r"^_|^(architectures|auto_map|dtype|torch_dtype|transformers_version|quantization_config)$")
 # Newer versions of transformers hold Mimi's networks in two halves.
@@ -168,7 +169,12 @@ def load_network(model_class: str, config_class: str, added: Added, device: torc
         for module in model.modules():
             if nn.utils.parametrize.is_parametrized(module, "weight"):
                 nn.utils.parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return model.to(device)
+    # Convolutions compute their paddings with tensors: on the host, or each layer would wait for the device.
+    kept = [(one, name, value) for one in model.modules() for name, value in one._buffers.items() if name in PADDING]
+    model.to(device)
+    for module, name, value in kept:
+        setattr(module, name, value)
+    return model
 
 
 def _fitting(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ import torch
 from slmkit.native import load_library
 
 SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math")  # with which compilers make vectors of its loops
 
 
 def activate(
@@ -41,6 +42,7 @@ def activate(
     """
     parameters = [part.contiguous() for part in (alpha, height, up_taps, down_taps)]
     assert all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (x, *parameters))
+    assert counts is None or counts.dtype == torch.int64
     kernel = _kernel()
     assert kernel is not None
     batch, channels, length = x.shape
@@ -62,7 +64,7 @@ def works() -> bool:
 
 @functools.cache
 def _kernel() -> Callable[..., None] | None:
-    library = load_library(SOURCE, "FACodec and BigCodec are slower")
+    library = load_library(SOURCE, *FLAGS, otherwise="FACodec and BigCodec are slower")
     if library is None:
         return None
     library.activate.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_long] * 6 + [ctypes.c_int]
