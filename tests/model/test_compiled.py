@@ -18,13 +18,13 @@ from slmkit.model.slm import SpeechLM
 
 # Frames of the utterances of ten micro-batches: of one and of several, of text alone, of speech alone.
 SIZES = ((9, 4, 0, 13), (3,), (20, 1), (0,), (7, 7, 7, 7, 7), (31,), (1, 1), (0, 0, 2), (12, 5), (40, 2, 9))
-MODEL = {"group": 2, "head": "transformer", "speaker_dim": 4}
+MODEL = {"group": 1, "head": "transformer", "speaker_dim": 4}
 
 
 @pytest.fixture(autouse=True)
 def _begun_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs are run as they are traced, without a compiler, unless a test takes another backend."""
-    use(monkeypatch, "eager")
+    """Graphs are made as for inductor, and run without a compiler, unless a test takes another backend."""
+    use(monkeypatch, "aot_eager")
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -57,51 +57,52 @@ def test_the_first_micro_batch_compiles_for_all() -> None:
 
 
 @pytest.mark.full
-def test_it_does_so_for_layers_of_two_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With graphs of the backward pass, as inductor gets them. SmolLM3 has layers without rotary positions."""
-    use(monkeypatch, "aot_eager")
+def test_it_does_so_for_layers_of_two_kinds() -> None:
+    """SmolLM3 has layers without rotary positions."""
     check_compiled({**MODEL, "arch": "smollm3"}, SIZES[:4], num_graphs=2)
 
 
 def check_compiled(options: dict[str, Any], sizes: Sequence[tuple[int, ...]], num_graphs: int) -> None:
     """Losses and gradients are those of plain layers. There is one graph (or `num_graphs`) for the layers of the
-    backbone and of all heads, whatever the micro-batches, one more for evaluation, and no part of a layer outside."""
+    backbone and of all heads, whatever the micro-batches, one more for evaluation, and no part of a layer outside.
+
+    Gradients always come in one order: DeepSpeed sums those that come at the same time in several processes. Names of
+    weights stay, and a prompt is read by the plain layers.
+    """
     plain = tiny_model(**options)
     model = copy.deepcopy(plain)
     model.execution = Execution(compiled=True)
-    check_equal(model, plain, sizes[0])
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        for seed, frames in enumerate(sizes[1:], 1):
+    order, orders = list[str](), set[tuple[str, ...]]()
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda weight, name=name: order.append(name))
+    for seed, frames in enumerate((*sizes, ())):  # the last one is a single position
+        with torch._dynamo.config.patch(error_on_recompile=seed > 0):
+            order.clear()
             check_equal(model, plain, frames, seed)
+            orders.add(tuple(order))
+    assert len(orders) == 1
+    assert len(order) == len(list(model.parameters()))
+    assert counters["stats"]["unique_graphs"] == num_graphs
+    with torch._dynamo.config.patch(error_on_recompile=True):
         model.execution = Execution(compiled=True, recomputed=True)
         check_equal(model, plain, sizes[2])
-        check_equal(model, plain, ())  # one position
-    assert counters["stats"]["unique_graphs"] == num_graphs
     model.eval(), plain.eval()
     for frames in sizes[:3]:
         batch = tiny_batch(model.config, frames)
         with torch.no_grad():
             torch.testing.assert_close(model(batch).loss, plain(batch).loss)
     assert counters["stats"]["unique_graphs"] == 2 * num_graphs
+    assert list(model.state_dict()) == list(plain.state_dict())
+    prompt = torch.arange(5)[:, None].expand(-1, model.group)
+    read = [
+        each.hidden(each.embed(prompt)[None], torch.arange(5)[None], cache=DynamicCache()) for each in (model, plain)
+    ]
+    assert torch.equal(*read)
+    assert counters["stats"]["unique_graphs"] == 2 * num_graphs
     assert not counters["graph_break"]
 
 
-def test_gradients_come_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the micro-batch: DeepSpeed sums those that come at the same time in several processes."""
-    use(monkeypatch, "aot_eager")
-    model, order = tiny_model(), list[str]()
-    model.execution = Execution(compiled=True)
-    for name, weight in model.named_parameters():
-        weight.register_post_accumulate_grad_hook(lambda weight, name=name: order.append(name))
-    orders = set()
-    for frames in ((3, 5), (7,), ()):
-        order.clear()
-        gradients(model, frames)
-        orders.add(tuple(order))
-    assert len(orders) == 1
-    assert len(order) == len(list(model.parameters()))
-
-
+@pytest.mark.full
 def test_what_cannot_be_compiled_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """And not a step on other ways: what torch.compile cannot trace, and a kind of call more than its limit."""
     model = tiny_model()
@@ -116,24 +117,6 @@ def test_what_cannot_be_compiled_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiled, "_attend_on", lambda layer, hidden: look)
     with pytest.raises(UserError, match=r"torch\.compile cannot make one graph"):
         model(tiny_batch(model.config, (3,)))
-
-
-def test_a_compiled_model_is_the_same_module() -> None:
-    """Names of weights, copies, and reading a prompt, which is not compiled."""
-    plain = tiny_model(**MODEL)
-    model = copy.deepcopy(plain)
-    model.execution = Execution(compiled=True)
-    gradients(model, SIZES[0])
-    assert list(model.state_dict()) == list(plain.state_dict())
-    check_equal(copy.deepcopy(model), plain, SIZES[1])
-    graphs = counters["stats"]["unique_graphs"]
-    prompt = torch.arange(5)[:, None].expand(-1, model.group)
-    read = [
-        each.eval().hidden(each.embed(prompt)[None], torch.arange(5)[None], cache=DynamicCache())
-        for each in (model, plain)
-    ]
-    assert torch.equal(*read)
-    assert counters["stats"]["unique_graphs"] == graphs
 
 
 def test_recomputed_activations_are_not_kept() -> None:
