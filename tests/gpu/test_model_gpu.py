@@ -3,6 +3,8 @@
 bfloat16 has 3 significant digits; losses are means over many targets and agree closer than that.
 """
 
+import copy
+
 import pytest
 import torch
 from tiny_models import tiny_batch, tiny_model
@@ -10,6 +12,7 @@ from transformers import DynamicCache
 
 from slmkit.model import losses
 from slmkit.model.backbone import Packing, packed_attention
+from slmkit.model.fused import fuse, liger_kernels
 from slmkit.model.kernels import packed_kernel
 from slmkit.model.losses import TargetSpan, cross_entropy
 from slmkit.model.slm import SpeechLM
@@ -138,3 +141,19 @@ def test_cached_decoding() -> None:
             model.hidden(embedded[:, i : i + 1], positions[:, i : i + 1], cache=cache) for i in range(len(embedded[0]))
         ]
     torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3", "smollm3"])
+def test_fused_kernels_give_the_plain_losses_and_gradients(arch: str) -> None:
+    pytest.importorskip("liger_kernel")
+    plain = tiny_model(group=3, head="transformer", arch=arch).cuda()
+    model = copy.deepcopy(plain)
+    fuse(model, liger_kernels())
+    batch = tiny_batch(model.config, FRAMES).to("cuda")
+    losses = [each(batch).loss for each in (model, plain)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-5)
+    wanted = gradients(plain)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-2, msg=name)
