@@ -38,7 +38,7 @@ from slmkit.bench.batches import make_batch
 from slmkit.bench.synthetic import ANSWER_TOKENS, FRAME_RATE, NUM_STREAMS, PROMPT_TOKENS, QWEN, TEXT_RATE, model_config
 from slmkit.bench.train import batch_seconds
 from slmkit.data.batch import Batch
-from slmkit.model.backbone import head_width, num_key_value_heads
+from slmkit.model.architecture import head_width, num_key_value_heads
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.flops import TRAINING_PASSES, BatchSizes, Flops
 from slmkit.model.heads.base import linear_weights

@@ -38,7 +38,8 @@ from slmkit.infer.product import fastest_product
 from slmkit.infer.request import from_ids
 from slmkit.infer.rows import Rows, rows_needed, step_layer
 from slmkit.infer.slots import STEP_ATTENTION, PromptWriter, SlotCache, Step, register_step_attention
-from slmkit.model.backbone import ATTENTION, TESTED, does_not_fit, head_width, num_key_value_heads, run_layers
+from slmkit.model.architecture import TESTED, does_not_fit, head_width, num_key_value_heads
+from slmkit.model.backbone import ATTENTION, run_layers
 from slmkit.model.slm import SpeechLM
 
 WARM_UP_RUNS = 3  # libraries take their work space before a graph is recorded; a step may be run twice without harm

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
-from slmkit.model.backbone import check_plain, packed_attention
+from slmkit.model.attention import check_plain, packed_attention
 
 STEP_ATTENTION = "slmkit_step"
 ALIGNED_POSITIONS = 16  # every slot's memory then begins at a multiple of 64 bytes, and the same kernels run on each

@@ -39,7 +39,8 @@ from torch._dynamo import maybe_mark_dynamic
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from slmkit.errors import UserError
-from slmkit.model.backbone import HALF_TYPES, Packing, attend_by_utterance, attention_of, cache_argument, head_width
+from slmkit.model.architecture import attention_of, cache_argument, head_width
+from slmkit.model.attention import HALF_TYPES, Packing, attend_by_utterance
 from slmkit.model.kernels import Attend, packed_kernel
 
 BACKEND = "inductor"  # of torch.compile; tests take one that needs no compiler
@@ -121,7 +122,7 @@ def _attend_on(layer: nn.Module, hidden: torch.Tensor) -> Attend:
 def by_utterance(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, longest: int, scaling: float
 ) -> torch.Tensor:
-    """Attention of `backbone.attend_by_utterance` as one operator, arguments and result as of every kernel."""
+    """Attention of `attention.attend_by_utterance` as one operator, arguments and result as of every kernel."""
     return _attention(query, key, value, borders, scaling)
 
 

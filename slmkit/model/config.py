@@ -20,7 +20,8 @@ from slmkit.config.load import Config, from_dict
 from slmkit.config.values import Name, Share
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.model.backbone import DEFAULT_TYPE, backbone_config, check_config
+from slmkit.model.architecture import check_config
+from slmkit.model.backbone import DEFAULT_TYPE, backbone_config
 from slmkit.model.heads.base import SpeechHead
 from slmkit.model.heads.kinds import HEADS
 

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from slmkit.data.batch import Batch
 from slmkit.model import losses
-from slmkit.model.backbone import attention_of, head_width
+from slmkit.model.architecture import attention_of, head_width
 from slmkit.model.heads.base import linear_weights
 from slmkit.model.slm import SPEAKER_FACTOR, SpeechLM
 

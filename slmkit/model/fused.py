@@ -5,8 +5,8 @@ modules of one model, by giving these a class of their own, derived from theirs;
 are left as they are. So names of weights stay, copies are right, and a module in evaluation mode computes what it
 always did: only training is fused.
 
-Known are the architectures in `backbone.TESTED`, whose norm is RMSNorm as Llama has it (the factor is applied behind
-the rounding to half precision), whose rotation is that of Llama and whose layers are SwiGLU.
+Known are the architectures in `architecture.TESTED`, whose norm is RMSNorm as Llama has it (the factor is applied
+behind the rounding to half precision), whose rotation is that of Llama and whose layers are SwiGLU.
 
 Invariant: outputs and gradients are those of transformers' modules, to rounding.
 
@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from slmkit.errors import UserError
-from slmkit.model.backbone import TESTED, attention_of
+from slmkit.model.architecture import TESTED, attention_of
 from slmkit.model.slm import SpeechLM
 
 ROTATION = "apply_rotary_pos_emb"  # transformers' name in the files of all these architectures

@@ -7,7 +7,7 @@ The first of these that is installed and fits:
 3. torch's own kernel for variable lengths.
 
 Layers that are compiled (`compiled.py`) take 2 or 3, which torch.compile sees through. Elsewhere, on a CPU or in
-float32, scaled_dot_product_attention serves, one call per utterance (`backbone.attend_by_utterance`).
+float32, scaled_dot_product_attention serves, one call per utterance (`attention.attend_by_utterance`).
 
 Shapes: N positions of a packed row, U utterances, H query heads, J key-value heads, E head width.
 

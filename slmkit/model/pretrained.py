@@ -38,7 +38,9 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.files import new_directory, provenance, read_json, sha256_file, write_json
 from slmkit.log import get_logger
-from slmkit.model.backbone import DEFAULT_TYPE, TESTED, Packing, check_config, new_causal_lm
+from slmkit.model.architecture import TESTED, check_config
+from slmkit.model.attention import Packing
+from slmkit.model.backbone import DEFAULT_TYPE, new_causal_lm
 from slmkit.model.companions import SOURCE_FILE
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM

@@ -32,7 +32,8 @@ from slmkit.data.sequence import Example, head_classes
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model import losses
-from slmkit.model.backbone import Execution, Packing, extra_layers, new_causal_lm, run_layers
+from slmkit.model.attention import Execution, Packing
+from slmkit.model.backbone import extra_layers, new_causal_lm, run_layers
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.heads.base import OutputLayer, SpeechHead
 

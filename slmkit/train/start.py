@@ -28,7 +28,8 @@ from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_direc
 from slmkit.group import from_all, from_first, in_first
 from slmkit.hub import parse, source_of
 from slmkit.log import get_logger
-from slmkit.model.backbone import Execution, head_width
+from slmkit.model.architecture import head_width
+from slmkit.model.attention import Execution
 from slmkit.model.companions import choose_voices, write_companions
 from slmkit.model.fused import fuse, liger_kernels
 from slmkit.model.kernels import attention_kernel

@@ -14,7 +14,7 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import BadSample
 from slmkit.evaluate.metrics.alignment import SHRINKAGE, alignment, hidden_pair, spd_distance
-from slmkit.model.backbone import Packing
+from slmkit.model.attention import Packing
 
 TEXT = "  THE cat, it sat on Read this sentence. "
 CROSS = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])

@@ -11,7 +11,7 @@ from tiny_models import tiny_batch, tiny_model
 from transformers import DynamicCache
 
 from slmkit.model import losses
-from slmkit.model.backbone import Packing, packed_attention
+from slmkit.model.attention import Packing, packed_attention
 from slmkit.model.fused import fuse, liger_kernels
 from slmkit.model.kernels import packed_kernel
 from slmkit.model.losses import TargetSpan, cross_entropy

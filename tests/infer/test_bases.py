@@ -16,7 +16,7 @@ from slmkit.infer.product import fastest_product
 from slmkit.infer.request import Request
 from slmkit.infer.rows import Rows, step_layer
 from slmkit.infer.slots import STEP_ATTENTION
-from slmkit.model.backbone import TESTED
+from slmkit.model.architecture import TESTED
 from slmkit.model.slm import SpeechLM
 
 MAX_STEPS = 30

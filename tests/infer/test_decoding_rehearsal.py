@@ -18,7 +18,7 @@ from slmkit.infer.engine import Engine
 from slmkit.infer.grammar import TEXT
 from slmkit.infer.request import Request
 from slmkit.infer.sampling import Sampling
-from slmkit.model.backbone import TESTED
+from slmkit.model.architecture import TESTED
 
 KINDS = [
     {"group": 0, "arch": "qwen2", "softmax": "stream", "speaker_dim": 8},

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twins.attention import SCALE, naive, packing_of, qkv
 
-from slmkit.model.backbone import ATTENTION, Packing, new_causal_lm, packed_attention
+from slmkit.model.attention import Packing, packed_attention
+from slmkit.model.backbone import ATTENTION, new_causal_lm
 
 
 @settings(max_examples=15, deadline=None)

@@ -20,7 +20,9 @@ from twins.padded import pad
 from slmkit.errors import UserError
 from slmkit.export import convert, from_causal_lm, is_export
 from slmkit.model import backbone
-from slmkit.model.backbone import TESTED, check_config, check_modules, new_causal_lm, packed_attention
+from slmkit.model.architecture import TESTED, check_config, check_modules
+from slmkit.model.attention import packed_attention
+from slmkit.model.backbone import new_causal_lm
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.init_base import ROTARY, init_base
 from slmkit.model.losses import coefficients

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny_models import tiny_model
 
-from slmkit.model.backbone import TESTED, Packing, packed_attention
+from slmkit.model.architecture import TESTED
+from slmkit.model.attention import Packing, packed_attention
 from slmkit.model.losses import CrossEntropy, TargetSpan, cross_entropy
 
 HALF = 2.0**-8

@@ -13,7 +13,7 @@ from twins.attention import SCALE, naive, packing_of, qkv
 
 from slmkit.errors import UserError
 from slmkit.model import compiled, kernels
-from slmkit.model.backbone import Execution
+from slmkit.model.attention import Execution
 from slmkit.model.slm import SpeechLM
 
 # Frames of the utterances of ten micro-batches: of one and of several, of text alone, of speech alone.

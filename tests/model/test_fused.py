@@ -14,7 +14,7 @@ from tiny_models import tiny_batch, tiny_model
 
 from slmkit.errors import UserError
 from slmkit.infer.rows import Rows, step_layer
-from slmkit.model.backbone import TESTED
+from slmkit.model.architecture import TESTED
 from slmkit.model.fused import fuse, liger_kernels
 from slmkit.model.slm import SpeechLM
 

@@ -9,7 +9,8 @@ from rehearsal import DEVICE, Slip, Watch, on_device, rehearsal
 from tiny_models import ARCHITECTURES, tiny_batch, tiny_config
 
 from slmkit.data.batch import Batch
-from slmkit.model.backbone import TESTED, Execution
+from slmkit.model.architecture import TESTED
+from slmkit.model.attention import Execution
 from slmkit.model.heads.kinds import HEADS
 from slmkit.model.slm import SpeechLM
 

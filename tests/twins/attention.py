@@ -2,7 +2,7 @@
 
 import torch
 
-from slmkit.model.backbone import Packing
+from slmkit.model.attention import Packing
 
 HEADS, SHARED, WIDTH = 4, 2, 8
 SCALE = 0.3

@@ -22,7 +22,8 @@ from torch import nn
 from transformers import Cache, PreTrainedConfig
 
 from slmkit.model import losses
-from slmkit.model.backbone import Packing, run_layers
+from slmkit.model.attention import Packing
+from slmkit.model.backbone import run_layers
 
 
 class OutputLayer(nn.Linear):

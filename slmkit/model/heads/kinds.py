@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from slmkit.model.backbone import norm_epsilon
+from slmkit.model.architecture import norm_epsilon
 from slmkit.model.heads.base import OutputLayer, RowArithmetic, SpeechHead
 
 MLP_FACTOR = 2  # inner width in hidden sizes (published code)
