@@ -1,15 +1,19 @@
 """Runs with the options for speed against plain runs, by the real DeepSpeed engine: curves, resuming, exports."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_model
 from train.place import Place
 from train.ranks import ROOT
 
+from slmkit.config.load import from_dict
+from slmkit.config.train import TrainConfig
+from slmkit.errors import UserError
 from slmkit.model.pretrained import load
+from slmkit.train.start import choose_execution
 
 STEPS = 20
 EVALUATED = 10  # steps between evaluations
@@ -79,17 +83,13 @@ def test_every_option_gives_the_same_curve(place: Place, world_size: int, tmp_pa
         torch.testing.assert_close(ours[name], weight, atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_options_that_cannot_be_are_refused(place: Place) -> None:
+def test_options_that_cannot_be_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU is missing for the fused kernels, and the base has dropout in its attention."""
-    fused, dropping = config(place, "fused", 1, fused_kernels=True), config(place, "dropping", 1, compile=True)
-    base = place.directory / "dropping"
-    base.mkdir()
-    for file in (place.directory / "base").iterdir():
-        (base / file.name).write_bytes(file.read_bytes())
-    values = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**values, "attention_dropout": 0.5}))
-    dropping["base"] = str(base)
-    no_gpu, dropout = place.run(1, [{"kind": "error", "config": each} for each in (fused, dropping)])
-    if not torch.cuda.is_available():
-        assert "fused_kernels: the kernels of liger-kernel run on a GPU" in no_gpu
-    assert "compile: compiled layers have no dropout in their attention" in dropout
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    values = {"run_dir": "r", "base": "b", "deepspeed": "zero2_fp32", "data": {"corpus": "c"}, "steps": 1}
+    model = tiny_model(0)
+    with pytest.raises(UserError, match="fused_kernels: the kernels of liger-kernel run on a GPU"):
+        choose_execution(model, from_dict(TrainConfig, {**values, "fused_kernels": True}), {})
+    model.backbone.config.attention_dropout = 0.5
+    with pytest.raises(UserError, match="compile: compiled layers have no dropout in their attention"):
+        choose_execution(model, from_dict(TrainConfig, {**values, "compile": True}), {})
