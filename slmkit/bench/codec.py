@@ -30,7 +30,7 @@ from slmkit.precision import exact_float32
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"
 PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes
 LM_STREAMS = 3
-REQUIRED_RATIO = 1.5
+REQUIRED_RATIO = 2.0
 SHORTER = 0.9  # of the lengths of utterances in a batch: each against the one before
 States = Mapping[str, Mapping[str, torch.Tensor]]  # "encoder" and "decoder" state dicts as published
 

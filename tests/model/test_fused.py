@@ -3,13 +3,12 @@
 import copy
 import inspect
 import sys
-import types
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from liger_stand_in import NAMES, stand_in
 from tiny_models import tiny_batch, tiny_model
 
 from slmkit.errors import UserError
@@ -19,37 +18,14 @@ from slmkit.model.fused import fuse, liger_kernels
 from slmkit.model.slm import SpeechLM
 
 FRAMES = (9, 4, 0, 13)
-NAMES = ("liger_kernel", "liger_kernel.transformers", "liger_kernel.transformers.functional")
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each function of the stand-in was called. Its signatures are those of liger-kernel 0.8."""
+    """How often each function of the stand-in was called."""
     counted: Counter[str] = Counter()
-
-    def liger_rms_norm(X, W, eps, offset=0.0, casting_mode="llama", in_place=True):
-        counted["norm"] += 1
-        assert (offset, casting_mode, in_place) == (0.0, "llama", False)
-        wide = X.float()
-        return W * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(X.dtype)
-
-    def liger_swiglu(a, b):
-        counted["swiglu"] += 1
-        return F.silu(a) * b
-
-    def liger_rotary_pos_emb(q, k, cos, sin, position_ids=None, unsqueeze_dim=1):
-        counted["rotation"] += 1
-        assert (position_ids, unsqueeze_dim) == (None, 1)
-        cos, sin = cos[:, None], sin[:, None]
-        turned = [torch.cat([-x.chunk(2, dim=-1)[1], x.chunk(2, dim=-1)[0]], dim=-1) for x in (q, k)]
-        return q * cos + turned[0] * sin, k * cos + turned[1] * sin
-
-    for name in (*NAMES, "liger_kernel.transformers.rope"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    functional: Any = sys.modules["liger_kernel.transformers.functional"]
-    functional.liger_rms_norm, functional.liger_swiglu = liger_rms_norm, liger_swiglu
-    rope: Any = sys.modules["liger_kernel.transformers.rope"]
-    rope.liger_rotary_pos_emb = liger_rotary_pos_emb
+    for name, module in stand_in(counted).items():
+        monkeypatch.setitem(sys.modules, name, module)
     return counted
 
 

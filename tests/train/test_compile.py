@@ -50,13 +50,13 @@ def check_curve(place: Place, name: str, plain: str, tolerance: float = 1e-5) ->
 @pytest.mark.full
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_option_gives_the_same_curve(place: Place, world_size: int, tmp_path: Path) -> None:
-    """Compiled layers, activations that are computed again (with ZeRO-3: weights come together a second time), both. A
-    compiled run goes on from a checkpoint bit for bit, and its export is that of any other run.
+    """Compiled layers, fused kernels, activations that are computed again (with ZeRO-3: weights come together a second
+    time). A compiled run goes on from a checkpoint bit for bit, and its export is that of any other run.
 
     The graphs are those that inductor would get, run without it: `model/test_compiled.py` has inductor.
     """
     compiled = {"compile": True, **RECOMPUTED}
-    runs: dict[str, dict[str, Any]] = {"plain": {}, "compiled": compiled}
+    runs: dict[str, dict[str, Any]] = {"plain": {}, "compiled": compiled, "fused": {"fused_kernels": True}}
     if world_size == 1:
         runs |= {"halves": {**compiled, "steps": STEPS // 2}, "halves again": compiled}
     else:
@@ -65,13 +65,15 @@ def test_every_option_gives_the_same_curve(place: Place, world_size: int, tmp_pa
     tasks: list[dict[str, Any]] = [
         {"kind": "train_compiled", "config": each, "backend": "aot_eager"}
         if each.get("compile")
-        else {"kind": "train", "config": each}
+        else {"kind": "train_fused" if each.get("fused_kernels") else "train", "config": each}
         for each in configs.values()
     ]
     exports = {name: tmp_path / name for name in (("compiled", "plain") if world_size == 1 else ())}
     tasks += [{"kind": "consolidate", "config": configs[name], "out": str(out)} for name, out in exports.items()]
     results = dict(zip(configs, place.run(world_size, tasks), strict=False))
-    check_curve(place, f"compiled-{world_size}", f"plain-{world_size}")
+    for name in ("compiled", "fused"):
+        check_curve(place, f"{name}-{world_size}", f"plain-{world_size}")
+    assert min(results["fused"][kind] for kind in ("norm", "swiglu", "rotation")) >= STEPS
     assert results["compiled"]["graphs"] == 2, "one for training and one for evaluation"
     if world_size > 1:
         check_curve(place, f"recomputed-{world_size}", f"plain-{world_size}")

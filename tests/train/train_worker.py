@@ -6,6 +6,7 @@ A task is {"kind": ..., "config": {...}} with a run config as plain values. The 
 """
 
 import copy as copying
+import functools
 import io
 import itertools
 import json
@@ -14,10 +15,12 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
+from liger_stand_in import stand_in
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slmkit import group
@@ -28,8 +31,10 @@ from slmkit.config.run_dir import MARKER, complete_steps
 from slmkit.config.train import TrainConfig
 from slmkit.errors import UserError
 from slmkit.export import consolidate
+from slmkit.model.fused import liger_kernels
 from slmkit.model.pretrained import from_base
 from slmkit.train import run as run_module
+from slmkit.train import start
 from slmkit.train.engine import TrainEngine, parameter_groups, process_group
 from slmkit.train.loop import Training, planned_batches, train
 from slmkit.train.pace import Pace
@@ -60,6 +65,15 @@ def run_train_compiled(config: TrainConfig, task: dict[str, Any]) -> Any:
     train(config)
     assert not counters["graph_break"], counters["graph_break"]
     return {"graphs": counters["stats"]["unique_graphs"]}
+
+
+def run_train_fused(config: TrainConfig, task: dict[str, Any]) -> Any:
+    """With plain functions in place of liger-kernel's, which need a GPU; how often each was called."""
+    counted: Counter[str] = Counter()
+    sys.modules.update(stand_in(counted))
+    start.liger_kernels = functools.partial(liger_kernels, on_gpu=True)
+    train(config)
+    return counted
 
 
 def run_train_killed_between_checkpoints(config: TrainConfig, task: dict[str, Any]) -> Any:
