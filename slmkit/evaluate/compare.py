@@ -24,9 +24,9 @@ from typing import Any
 from slmkit import pages
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric
-from slmkit.evaluate.outputs import COPY
 from slmkit.evaluate.results import (
     ALL,
+    COPY,
     NOT_AVAILABLE,
     REPORT,
     REPORT_PAGE,

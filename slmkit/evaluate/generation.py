@@ -33,7 +33,8 @@ from slmkit.codec.base import Codec, Codes
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
-from slmkit.evaluate.outputs import COPY, utterance_id, voice_path
+from slmkit.evaluate.outputs import utterance_id, voice_path
+from slmkit.evaluate.results import COPY
 from slmkit.evaluate.selection import NamedVoice, Selected, numbers_of
 from slmkit.files import atomic_write
 from slmkit.infer.batch import BatchSpeaker, engine_shape, store

@@ -34,7 +34,6 @@ from slmkit.infer.shares import WAVES_DIR
 from slmkit.jobs import JOB, RECORDS, read_description, read_job_records
 from slmkit.texts import excerpt, visible
 
-COPY = "copy synthesis"  # in place of a model
 AGAIN = "generate into a new directory"
 MAX_CODES = 2**28  # of an utterance
 SHOWN_ERROR = 300  # characters

@@ -16,9 +16,10 @@ from slmkit import pages, plot
 from slmkit.audio.io import write_wav
 from slmkit.audio.mel import HOP_SEC, log_mel
 from slmkit.evaluate.metrics import Metric
-from slmkit.evaluate.outputs import COPY, read_wave, wav_path
+from slmkit.evaluate.outputs import read_wave, wav_path
 from slmkit.evaluate.results import (
     ALL,
+    COPY,
     NOT_AVAILABLE,
     REPORT_PAGE,
     TASK_TITLES,

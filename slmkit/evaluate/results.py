@@ -25,7 +25,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slmkit.errors import UserError
 from slmkit.evaluate.metrics import Metric, Score
-from slmkit.evaluate.outputs import COPY
 from slmkit.files import read_json
 from slmkit.texts import excerpt
 
@@ -35,6 +34,7 @@ HELD_OUT, TRAINED_ON = "held out", "trained on"
 RESAMPLES, CONFIDENCE = 1000, 0.95
 BATCH_VALUES = 2**20  # drawn at a time, so that memory is bounded
 NOT_AVAILABLE = "n/a"
+COPY = "copy synthesis"  # in place of a model
 TASK_TITLES = {"tts": "reading sentences", "qa": "answering questions"}
 SHOWN_ERROR = 200  # characters
 HEADLINES = (  # name, metrics any of which it is, which side is better, and why it may be missing

@@ -22,7 +22,8 @@ from slmkit.data.shards import ShardReader
 from slmkit.errors import BadSample
 from slmkit.evaluate.generation import true_codes
 from slmkit.evaluate.metrics import Score, single
-from slmkit.evaluate.outputs import COPY, Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
+from slmkit.evaluate.outputs import Finished, OutputRecord, read_codes, read_voice, read_wave, wav_path
+from slmkit.evaluate.results import COPY
 from slmkit.evaluate.selection import DEFAULT
 from slmkit.tokenization.copies import planned_audio
 
