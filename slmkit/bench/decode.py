@@ -30,6 +30,7 @@ Example:
 """
 
 import argparse
+import copy
 import json
 import time
 from typing import Any
@@ -108,12 +109,13 @@ def run(args: argparse.Namespace) -> int:
     for group in args.group:
         with device:  # where random weights are drawn faster
             model = make_model(shape, group, max(args.batch))
-            exact = make_model(shape, group, max(args.batch)) if dtype != torch.float32 else None
-        torch.nn.Module.to(model, device, dtype)
+        torch.nn.Module.to(model, device)
         same = None
-        if exact is not None:
-            torch.nn.Module.to(exact, device)
+        if dtype != torch.float32:
+            exact = copy.deepcopy(model)
+            torch.nn.Module.to(model, dtype=dtype)
             same = same_choices(model, exact, num_frames_of(model, result["steps"]))
+            del exact  # its memory is not that of what is timed
         for batch in args.batch:
             engine = Engine(model, num_slots=batch, num_positions=args.positions)
             case = bench_case(engine, result["steps"], num_plain=min(batch, args.plain), repeats=args.repeats)

@@ -81,6 +81,23 @@ def _flash_attn_4() -> Kernel | None:
     except BROKEN:
         return None
 
+    return Kernel(
+        name=FLASH_4, attend=_by_flash_attn(flash_attn_varlen_func), is_traced=False, head_widths=FLASH_4_WIDTHS
+    )
+
+
+def _flash_attn_2() -> Kernel | None:
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except BROKEN:  # of the package flash_attn there may be version 4 alone, which has another place
+        return None
+
+    return Kernel(name=FLASH_2, attend=_by_flash_attn(flash_attn_varlen_func), is_traced=True)
+
+
+def _by_flash_attn(function: Callable[..., Any]) -> Attend:
+    """`flash_attn_varlen_func` of any version: its arguments keep their names, not their places."""
+
     def attend(
         query: torch.Tensor,
         key: torch.Tensor,
@@ -89,7 +106,7 @@ def _flash_attn_4() -> Kernel | None:
         longest: int,
         scaling: float,
     ) -> torch.Tensor:
-        output = flash_attn_varlen_func(  # the places of its arguments differ from version to version
+        output = function(
             query,
             key,
             value,
@@ -100,31 +117,10 @@ def _flash_attn_4() -> Kernel | None:
             softmax_scale=scaling,
             causal=True,
         )
-        # Early versions give the logarithms of the sums as well.
+        # Early versions of 4 give the logarithms of the sums as well.
         return output[0] if isinstance(output, tuple) else output
 
-    return Kernel(name=FLASH_4, attend=attend, is_traced=False, head_widths=FLASH_4_WIDTHS)
-
-
-def _flash_attn_2() -> Kernel | None:
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except BROKEN:  # of the package flash_attn there may be version 4 alone, which has another place
-        return None
-
-    def attend(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        borders: torch.Tensor,
-        longest: int,
-        scaling: float,
-    ) -> torch.Tensor:
-        return flash_attn_varlen_func(
-            query, key, value, borders, borders, longest, longest, softmax_scale=scaling, causal=True
-        )
-
-    return Kernel(name=FLASH_2, attend=attend, is_traced=True)
+    return attend
 
 
 def _torch_varlen() -> Kernel | None:
