@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -136,9 +137,12 @@ def test_a_study_ends_with_its_table_although_a_node_dies(cluster: Slurm, tmp_pa
     wait_for(lambda: num_steps(metrics) >= SOME, 240, lambda: log(f"train-{good}") or str(jobs))
     node = re.search(r"\bNodeList=(\S+)", cluster.call("scontrol", "show", "job", train))
     assert node is not None
-    for pid in processes_with(f"SLURM_JOB_ID={train}"):
-        os.kill(pid, signal.SIGKILL)
+    processes = processes_with(f"SLURM_JOB_ID={train}")
+    # Down first: Slurm would take the end of the job's script on a node that is up for the end of the job.
     cluster.call("scontrol", "update", f"NodeName={node[1]}", "State=DOWN", "Reason=dead")
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     wait_for(lambda: "start 2" in log(f"train-{good}"), 120, lambda: log(f"train-{good}"))
     wait_for(lambda: cluster.state(jobs["table"]) == "COMPLETED", 480, lambda: cluster.call("squeue"))
 
