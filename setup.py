@@ -130,6 +130,6 @@ setup(
     python_requires=">=3.11",
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["slmkit = slmkit.cli.main:main"]},
+    entry_points={"console_scripts": ["slmkit = slmkit.__main__:command"]},
     cmdclass={"build_py": BuildWithAssets},
 )

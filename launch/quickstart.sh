@@ -32,7 +32,10 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
     [ -d .venv ] || python3 -m venv .venv
     . .venv/bin/activate
 fi
-command -v slmkit >/dev/null && python -c 'import deepspeed' 2>/dev/null || pip install --quiet --editable .
+command -v slmkit >/dev/null && python -c '
+from importlib.util import find_spec
+assert find_spec("deepspeed")
+' 2>/dev/null || pip install --quiet --editable .
 
 # DeepSpeed's compiled operators belong to one environment: another one's would be rebuilt in place.
 export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$VIRTUAL_ENV/torch_extensions}"
@@ -61,7 +64,7 @@ codec, group = json.load(open(sys.argv[1]))["codec"], int(sys.argv[2])
 streams = sum(stream["role"] != "detail" for stream in codec["streams"])
 codes_per_sec = streams * codec["sample_rate"] / codec["hop_samples"]
 row_tokens = max(768, round(2.3 * codes_per_sec / max(1, group)) + 160)
-print(row_tokens, round((150 if group else 240) * max(1, codes_per_sec / 240)))
+print(row_tokens, round((120 if group else 200) * max(1, codes_per_sec / 240)))
 ' "$OUT/shards/manifest.json" "$MTP")
 CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh "run_dir=$OUT/run" "base=$OUT/base" \
     "data.corpus=$OUT/shards" "codec=$CODEC" "model.group=$MTP" "model.speaker=$SPEAKER" "steps=$STEPS" \

@@ -11,6 +11,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import hypothesis
 import pytest
 
+from slmkit.garbage import OBJECTS_PER_COLLECTION, settle
+
+gc.set_threshold(OBJECTS_PER_COLLECTION)
 # A shell without job control starts background jobs with SIGINT ignored, which their children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -27,9 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The collector of garbage need not walk through torch and all tests again and again."""
-    gc.collect()
-    gc.freeze()
+    """What is imported and collected stays."""
+    settle()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slmkit.cli.main import QUIET
+from slmkit.garbage import rare_collections
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPE, DEVNULL, STDOUT = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
@@ -176,7 +177,8 @@ def _server() -> str:
 
 def serve(address: str, parent: int, ready: int) -> None:
     """Fork a process for each connection; write its id, then its exit code, as lines into the connection."""
-    _load()
+    with rare_collections():
+        _load()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)

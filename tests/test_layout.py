@@ -13,7 +13,7 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
-    ("jobs", "weights", "hub", "precision", "native"),
+    ("jobs", "weights", "hub", "precision", "native", "garbage"),
     ("config",),
     ("audio",),
     ("voice",),

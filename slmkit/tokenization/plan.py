@@ -19,7 +19,6 @@ Example:
 
 import contextlib
 import fnmatch
-import gc
 import hashlib
 import itertools
 import json
@@ -28,7 +27,6 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -37,6 +35,7 @@ from slmkit.corpora.base import SourcePart, Utterance, key_refusal, path_key, te
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, read_json, write_json
+from slmkit.garbage import rare_collections
 from slmkit.tokenization.screen import SCREENED, Screen
 from slmkit.tokenization.workers import WorkerDied, Workers
 
@@ -45,7 +44,6 @@ DIRECTORY, PLAN, ITEMS, REFUSED = "plan", "plan.json", "items.jsonl", "refused.j
 INTENDED = SCREENED | {"other_language", "other_source"}
 AGAIN = "plan the corpus again, into a new directory"
 CHUNK_ITEMS = 1000  # read and judged together
-OBJECTS_PER_COLLECTION = 200_000
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=text_file).encode
 
 
@@ -277,7 +275,7 @@ def _sift_whole(part: SourcePart, rules: Rules) -> list[Sifted]:
 def _sift(part: SourcePart, rules: Rules) -> Iterator[Sifted]:
     items = iter(part())
     while True:
-        with _rare_garbage_collection():
+        with rare_collections():
             some = list(itertools.islice(items, CHUNK_ITEMS))
             chunk = _chunk(some, rules)
         if not some:
@@ -294,15 +292,3 @@ def _chunk(items: list[Utterance | Failure], rules: Rules) -> Sifted:
         sifted.seconds.append(0.0 if isinstance(item, Failure) else item.seconds or 0.0)
         sifted.refusals.append(refusal)
     return sifted
-
-
-@contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
-    """Inside, cycles are looked for after many more objects than usual: nothing here makes any, and looking through
-    the items again and again takes a quarter of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(OBJECTS_PER_COLLECTION, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)

@@ -34,6 +34,7 @@ from slmkit.data.batch import Batch
 from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.steps import Cursor
 from slmkit.errors import UserError
+from slmkit.garbage import settle
 from slmkit.group import from_all, from_first, largest
 from slmkit.log import get_logger
 from slmkit.train.changes import rate_of, written_by
@@ -75,7 +76,9 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
         log = MetricsLog(run.directory, resumed, is_first=world.is_first, on_error=config.on_save_error)
         record_start(run, engine, found, log)
         with start_saver(run, engine) as saver:
-            return Training(run, engine, saver, log, device, peers or Peers(world), found).go()
+            training = Training(run, engine, saver, log, device, peers or Peers(world), found)
+            settle()
+            return training.go()
 
 
 class Training:
