@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ TOP_LEVEL = {
 }
 
 
+@cache
 def imported_names(path: Path) -> list[str]:
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
