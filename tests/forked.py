@@ -12,11 +12,13 @@ Example:
 
 import array
 import atexit
+import fcntl
 import gc
 import json
 import os
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -155,28 +157,35 @@ _address: str | None = None
 
 
 def _server() -> str:
-    """The socket of this test process's server, which is started by the first call and ends with this process."""
+    """The socket of the server that the processes of one test run share; the first call starts it."""
     global _address
     if _address is None:
-        directory = tempfile.mkdtemp(prefix="forked-")
-        address = f"{directory}/socket"
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **QUIET}
-        read, write = os.pipe()
-        process = subprocess.Popen(
-            [sys.executable, __file__, address, str(os.getpid()), str(write)], env=env, pass_fds=[write]
-        )
-        os.close(write)
-        with os.fdopen(read, "rb") as ready, selectors.DefaultSelector() as selector:
-            selector.register(ready, selectors.EVENT_READ)
-            assert selector.select(START_SEC), "the server of forked processes does not start"
-            assert ready.read(1), "the server of forked processes failed"
-        atexit.register(process.kill)
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+        parent = os.getppid() if run else os.getpid()
+        directory = Path(tempfile.gettempdir()) / f"slmkit-forked-{run or parent}"
+        directory.mkdir(exist_ok=True)
+        address = str(directory / "socket")
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(address):
+                _start(address, parent)
         _address = address
     return _address
 
 
+def _start(address: str, parent: int) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **QUIET}
+    read, write = os.pipe()
+    subprocess.Popen([sys.executable, __file__, address, str(parent), str(write)], env=env, pass_fds=[write])
+    os.close(write)
+    with os.fdopen(read, "rb") as ready, selectors.DefaultSelector() as selector:
+        selector.register(ready, selectors.EVENT_READ)
+        assert selector.select(START_SEC), "the server of forked processes does not start"
+        assert ready.read(1), "the server of forked processes failed"
+
+
 def serve(address: str, parent: int, ready: int) -> None:
-    """Fork a process for each connection; write its id, then its exit code, as lines into the connection."""
+    """While `parent` lives, fork a process for each connection; write its id, then its exit code, as lines into it."""
     with rare_collections():
         _load()
     listener = socket.socket(socket.AF_UNIX)
@@ -196,7 +205,7 @@ def serve(address: str, parent: int, ready: int) -> None:
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
-        while os.getppid() == parent:
+        while _lives(parent):
             selected = {key.fileobj for key, _ in selector.select(timeout=1.0)}
             if wake_read in selected:
                 os.read(wake_read, 4096)
@@ -216,20 +225,33 @@ def serve(address: str, parent: int, ready: int) -> None:
                 running[pid] = connection
     for pid in running:
         os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(Path(address).parent)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _load() -> None:
-    import deepspeed  # noqa: F401
+    import deepspeed.module_inject.auto_ep_config
+    import deepspeed.module_inject.auto_ep_layer  # noqa: F401
     import torch
     import torch.utils.tensorboard
+    import transformers.models.auto.tokenization_auto
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
     from deepspeed.ops.op_builder import CPUAdamBuilder
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     import slmkit.cli.main
     import slmkit.infer.synthesizer
     import slmkit.train.loop  # noqa: F401
 
     torch.set_num_threads(1)
+    get_checkpoint_conversion_mapping("qwen2")  # compiles hundreds of patterns, once
     CPUAdamBuilder().load(verbose=False)
     tasks = os.listdir("/proc/self/task")
     assert len(tasks) == 1, "a process with threads cannot be forked safely"

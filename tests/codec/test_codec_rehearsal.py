@@ -115,7 +115,10 @@ def decode(codec: Any, device: torch.device) -> tuple[list[str], list[str]]:
     return watch.reads, watch.uploads
 
 
-@pytest.mark.parametrize("name", OWN)
+FEW = ("facodec", "melvq")
+
+
+@pytest.mark.parametrize("name", [name if name in FEW else pytest.param(name, marks=pytest.mark.full) for name in OWN])
 def test_nothing_waits_for_the_device_between_waves_and_codes(name: str) -> None:
     """Waves and lengths are sent before; codes that lie on the device are read once, to see whether they are codes."""
     codec, counts = OWN[name](), LENGTHS[0]

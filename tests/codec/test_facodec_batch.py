@@ -50,7 +50,7 @@ def padded(waves, extra, draw):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.full) for seed in (1, 2, 3))])
-@pytest.mark.parametrize("items_at_once", [None, 3])
+@pytest.mark.parametrize("items_at_once", [pytest.param(None, marks=pytest.mark.full), 3])
 def test_batches_of_any_mix_give_the_codes_of_each_alone(codec, waves, alone, seed, items_at_once):
     draw = np.random.default_rng(seed)
     order = draw.permutation(len(waves))[: draw.integers(2, len(waves) + 1)]

@@ -173,7 +173,7 @@ def test_attending_together_gives_the_same_tokens(kind: int, monkeypatch: pytest
     assert len({str(one) for one in apart}) > 6
 
 
-@pytest.mark.parametrize("kind", [4, 8, 9, 11])
+@pytest.mark.parametrize("kind", [4, *(pytest.param(kind, marks=pytest.mark.full) for kind in (8, 9)), 11])
 @pytest.mark.parametrize(("threads", "num_slots"), [(1, 3), (2, 5)])
 def test_a_slot_computes_the_same_bits_as_any_other(threads: int, num_slots: int, kind: int) -> None:
     """Hidden states and logits of one request in each slot, the others busy with something else."""

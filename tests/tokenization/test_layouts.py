@@ -64,8 +64,12 @@ def reference(corpora, codec_path, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"num_workers": 1}, {"num_workers": 4}, {"batch_sec": 0.01}, {"window": 3, "num_workers": 2}],
-    ids=["1 worker", "4 workers", "batches of one", "a small window"],
+    [
+        pytest.param({"num_workers": 1}, marks=pytest.mark.full, id="1 worker"),
+        pytest.param({"num_workers": 4}, marks=pytest.mark.full, id="4 workers"),
+        pytest.param({"batch_sec": 0.01}, id="batches of one"),
+        pytest.param({"window": 3, "num_workers": 2}, id="a small window"),
+    ],
 )
 def test_workers_and_batches_change_no_byte(changes, corpora, codec_path, reference, tmp_path):
     tokenize(open_codec(codec_path), make_config(corpora["emilia"], codec_path, tmp_path / "out", **changes))

@@ -109,7 +109,7 @@ def test_nothing_of_a_checkpoint_is_run_when_it_is_converted_for_other_processes
         (flip, f"damaged: {OPTIMIZER} does not hold what was written"),
         (swap, f"damaged: {OPTIMIZER} does not hold what was written"),
         (evil, "it asks for posix.system"),
-        (functools.partial(evil, file=WEIGHTS), "it asks for posix.system"),
+        pytest.param(functools.partial(evil, file=WEIGHTS), "it asks for posix.system", marks=pytest.mark.full),
     ],
     ids=["flip", "swap", "evil", "evil_weights"],  # a part of the path of the run, which is printed with every error
 )
