@@ -10,7 +10,7 @@ Example:
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +111,9 @@ def spectra(pictures: Mapping[str, npt.NDArray[Any]], *, sec_per_column: float) 
     longest = max(picture.shape[1] for picture in pictures.values())
     loudest = max(float(picture.max(initial=-np.inf)) for picture in pictures.values())
     quietest = min(float(picture.min(initial=np.inf)) for picture in pictures.values())
-    figure = _figure(5.6, 1.7 * len(pictures))
+    height = 1.7 * len(pictures)
+    figure = _figure(5.6, height, layout=None)  # "constrained" finds about these margins, in twice the time
+    figure.subplots_adjust(left=0.11, right=0.97, bottom=0.45 / height, top=1 - 0.25 / height, hspace=0.3)
     axes = figure.subplots(len(pictures), 1, sharex=True, squeeze=False)[:, 0]
     for (name, picture), axis in zip(pictures.items(), axes, strict=True):
         extent = (0.0, picture.shape[1] * sec_per_column, 0.0, float(picture.shape[0]))
@@ -136,10 +138,10 @@ def png(image: npt.NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
