@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
     if not sources and not may_need_no_voice(args.model):
         raise UserError("the model has no voices beside it", got=args.model, next_step="name some with --voices")
     with bind(args.host, args.port) as listener:
+        from slmkit.garbage import settle
         from slmkit.infer.synthesizer import Synthesizer
         from slmkit.serve.server import Server
         from slmkit.serve.service import ServeSettings, Service
@@ -143,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
             sources = {}
         voices = {name: read(source) for name, source in sources.items()}
         service = Service(synthesizer, voices, settings)
+        settle()  # a collection that walks through the model and all modules would be heard in a stream
         with Signals.installed() as signals, Server(service, listener) as server:
             print(
                 f"listening at {server.address} with {counted(len(service.voices), 'voice')}: "
