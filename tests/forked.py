@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PIPE, DEVNULL, STDOUT = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
 MAX_REQUEST_BYTES = 2**20
 START_SEC = 300  # the first compilation of DeepSpeed's operator included
+# Of the server: as it is before any test changes it.
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **QUIET}
 
 
 class Process:
@@ -174,9 +176,8 @@ def _server() -> str:
 
 
 def _start(address: str, parent: int) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **QUIET}
     read, write = os.pipe()
-    subprocess.Popen([sys.executable, __file__, address, str(parent), str(write)], env=env, pass_fds=[write])
+    subprocess.Popen([sys.executable, __file__, address, str(parent), str(write)], env=ENV, pass_fds=[write])
     os.close(write)
     with os.fdopen(read, "rb") as ready, selectors.DefaultSelector() as selector:
         selector.register(ready, selectors.EVENT_READ)
