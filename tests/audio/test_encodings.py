@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soxr
 from audio.encoding import CORPUS, RATE, by_ffmpeg, encoded, unknown_flac, variable_mp3, without_tag
-from scipy.signal import correlate
 
 from slmkit.audio.io import read_audio
 from slmkit.audio.mel import log_mel
@@ -79,6 +78,8 @@ def utterance():
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_the_same_speech_of_the_same_length(utterance, name):
+    from scipy.signal import correlate  # takes a second; other workers do not need it
+
     write, longest = ENCODINGS[name]
     found = read_audio(io.BytesIO(write(utterance)), RATE)
     assert abs(len(found) - len(utterance)) <= longest

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import openai
 import pytest
 import soundfile
 from serve.serving import (
@@ -207,6 +206,8 @@ def test_a_defect_of_the_worker_is_raised_when_the_server_closes(
 
 
 def test_the_client_of_openai_speaks(synthesizer: Synthesizer, chain: Path, tmp_path: Path) -> None:
+    import openai
+
     with serving(synthesizer, chain, max_sec=0.5) as (server, client):
         api = openai.OpenAI(
             base_url=server.address + "/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
@@ -255,6 +256,8 @@ def test_the_client_of_openai_speaks(synthesizer: Synthesizer, chain: Path, tmp_
 
 def test_the_client_of_openai_is_served_as_it_is_set_up(synthesizer: Synthesizer, chain: Path, tmp_path: Path) -> None:
     """The lines of OpenAI's own guide: its model name, no format, a file that ends in mp3."""
+    import openai
+
     with serving(synthesizer, chain, max_sec=0.5, format="mp3", aliases=("gpt-4o-mini-tts",)) as (server, _):
         api = openai.OpenAI(
             base_url=server.address + "/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
