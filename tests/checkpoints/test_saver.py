@@ -209,7 +209,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @given(state=st.lists(st.one_of(st.none(), st.integers(0, 1)), min_size=5, max_size=5), cut=st.integers(2, 1000))
 @example(state=[0] * 5, cut=2)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_set_of_files_that_is_not_whole_is_never_read(
     whole: Path, tmp_path: Path, state: list[int | None], cut: int
 ) -> None:

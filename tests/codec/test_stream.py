@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from seeded_facodec import make_codec, make_plain
 
@@ -50,7 +50,6 @@ def stream(codec, codes: torch.Tensor, speaker: torch.Tensor, cuts: list[int], *
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
 def test_any_split_gives_the_whole_wave(data: st.DataObject) -> None:
     reach = Reach(data.draw(st.integers(0, 7)), data.draw(st.integers(0, 7)))
     num_streams, num_frames = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 60))

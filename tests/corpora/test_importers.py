@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw_corpora import read_source
 
@@ -324,7 +324,6 @@ WRITTEN = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(st.dictionaries(TEXT, WRITTEN, max_size=4), st.booleans())
 def test_a_record_is_read_exactly_where_it_can_be_written_again(record, escaped):
     """The naive way: read it with the standard library, and write it."""
@@ -436,7 +435,6 @@ def mtp(codes, frames):
     return heads
 
 
-@settings(max_examples=60, deadline=None)
 @given(frames=st.integers(1, 13), seed=st.integers(0, 99))
 def test_every_published_form_gives_the_same_codes(frames, seed):
     codes = np.random.default_rng(seed).integers(0, 1024, (3, frames)).astype(np.uint16)

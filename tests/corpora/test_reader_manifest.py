@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from raw_corpora import read_source
 
@@ -51,7 +51,6 @@ def test_what_a_spreadsheet_writes_is_read(tmp_path, name, separator, quoting):
 CELL = st.text("aé\",; \n'", min_size=1, max_size=6).filter(lambda text: text.strip())
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(CELL, min_size=1, max_size=5), st.sampled_from(sorted(SEPARATORS)))
 def test_cells_come_back_as_they_were_written(tmp_path_factory, texts, name):
     file = io.StringIO()

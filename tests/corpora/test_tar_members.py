@@ -5,7 +5,7 @@ import random
 import tarfile
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.corpora.tar_members import Damage, Member, members
@@ -71,7 +71,6 @@ def test_joined_tars_are_read_to_the_end(tmp_path):
     assert list(members(tmp_path / "ab.tar")) == first + moved
 
 
-@settings(max_examples=120, deadline=None)
 @given(st.data())
 def test_whole_members_are_found_around_any_damage(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "a.tar"

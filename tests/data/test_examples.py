@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import codec_spec, write_voices
 
@@ -38,7 +38,6 @@ def voices_by_key(data: TrainingData) -> dict[str, str]:
     return {data.key(i): reader.read_meta(number)["speaker"] for i, number in enumerate(numbers)}
 
 
-@settings(max_examples=20, deadline=None)
 @given(
     count=st.integers(NUM_VOICES, NUM_SAMPLES),
     excluded=st.sets(st.sampled_from(VOICES), max_size=3),

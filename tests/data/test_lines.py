@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.data import lines
@@ -31,7 +31,6 @@ def test_utf16_is_refused_by_name(tmp_path, encoding):
         list(read_lines(path))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     items=st.lists(st.dictionaries(st.text('aé]},\\"', max_size=3), st.integers() | st.text('[{ é"', max_size=9))),
     indent=st.none() | st.integers(0, 2),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.data.plan import Plan, WeightedShards, key_of, pack_best_fit, permuted, shuffled_shards
@@ -71,7 +71,6 @@ def seen_in(plan: Plan, epoch: int) -> list[int]:
     return [n for window in plan.windows(epoch) for n in (*window.samples.tolist(), *window.too_long.tolist())]
 
 
-@settings(deadline=None, max_examples=30)
 @given(plans())
 def test_an_epoch_sees_each_source_as_often_as_its_weight_says(make: Callable[[], Plan]) -> None:
     plan = make()
@@ -85,7 +84,6 @@ def test_an_epoch_sees_each_source_as_often_as_its_weight_says(make: Callable[[]
         first += source.size
 
 
-@settings(deadline=None, max_examples=30)
 @given(plans(), st.integers(0, 3))
 def test_weight_1_is_exactly_once(make: Callable[[], Plan], epoch: int) -> None:
     plan = make()
@@ -104,7 +102,6 @@ def test_weight_1_is_exactly_once(make: Callable[[], Plan], epoch: int) -> None:
         assert (plan.lengths_of(window.too_long) > plan.row_tokens).all()
 
 
-@settings(deadline=None, max_examples=30)
 @given(plans(), st.integers(0, 2), st.randoms())
 def test_a_window_is_the_same_whatever_is_asked_first(make: Callable[[], Plan], epoch: int, random: Random) -> None:
     order = list(range(make().num_windows(epoch)))

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import webdataset
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.codec.base import CodecSpec, Stream
@@ -81,7 +81,6 @@ def test_keys_that_cannot_be_names_are_refused():
         escape_key("\ud800")
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     key=unicode_text.filter(bool),
     text=unicode_text,

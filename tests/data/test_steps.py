@@ -25,7 +25,6 @@ def make_steps(global_rows: int = 4, **change: Any) -> Steps:
     )
 
 
-@settings(deadline=None, max_examples=30)
 @given(plans(), st.integers(0, 2), st.sampled_from([1, 2, 8, 48, 1024]), st.sampled_from([1, 2]), st.integers(0, 8))
 def test_exactly_once_on_any_number_of_ranks_and_workers(
     make: Callable[[], Plan], epoch: int, world_size: int, accumulation: int, num_workers: int

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from memorising import BASE, one_batch, small_model
 from synthetic import codec_spec
@@ -42,7 +42,6 @@ def test_distances_by_hand(a, b, expected):
     assert spd_distance(np.array(a, float), np.array(b, float)) == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_laws_of_the_distance(seed):
     """A metric, and blind to one and the same change of coordinates on both sides."""
@@ -89,7 +88,6 @@ def test_naive_twin(n, m, width):
     assert found.euclidean == pytest.approx(np.sqrt(np.sum((x.mean(0) - y.mean(0)) ** 2)))
 
 
-@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 999), num=st.integers(2, 12), scale=st.floats(0.01, 100))
 def test_laws(seed, num, scale):
     x, y = states(seed, num), states(seed + 1, 7) + 0.5

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_whisper import RATE, SENTENCES, WINDOW_SEC, save_tiny_whisper, tones
 
@@ -51,7 +51,6 @@ def test_long_audio_is_heard_in_windows(trained):
     assert Recognizer.load(trained).text(wave, RATE) == " ".join(sentences)
 
 
-@settings(max_examples=30, deadline=None)
 @given(num_samples=st.integers(0, 9000), seed=st.integers(0, 99))
 def test_windows_are_the_wave(num_samples, seed):
     wave = np.random.default_rng(seed).standard_normal(num_samples).astype(np.float32)

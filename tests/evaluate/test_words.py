@@ -4,7 +4,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.errors import UserError
@@ -66,7 +66,6 @@ def test_characters_counted_by_hand():
     assert error_counts("ice cream", "icecream", "char") == (0, 1, 0, 9)
 
 
-@settings(max_examples=30, deadline=None)
 @given(a=st.lists(st.sampled_from("abc"), max_size=7), b=st.lists(st.sampled_from("abc"), max_size=7))
 def test_naive_twin(a, b):
     """The edit distance by its definition."""

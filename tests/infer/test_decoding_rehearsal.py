@@ -95,7 +95,9 @@ def test_all_architectures_are_rehearsed() -> None:
     assert {options["arch"] for options in KINDS} == set(TESTED)
 
 
-@pytest.mark.parametrize("options", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "options", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.full) for kind in KINDS[1:3]), KINDS[3]], ids=str
+)
 def test_a_step_reads_from_the_device_once(
     options: dict, gpu: list[cuda_graphs.Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.data.index import ShardIndex
@@ -105,7 +105,6 @@ values = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(corpus=st.lists(values, max_size=40), cuts=st.lists(st.integers(0, 40), max_size=4))
 def test_naive_twin_and_any_cut_into_shards(corpus, cuts):
     utterances = [(f"k{i}", checks) for i, checks in enumerate(corpus)]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from slmkit.corpora.base import Audio, Cut, Utterance
@@ -29,7 +29,6 @@ def refused(plan):
 
 
 @given(keys=st.lists(st.text(max_size=3), max_size=20), shard_samples=st.integers(1, 5))
-@settings(max_examples=50, deadline=None)
 def test_every_item_is_planned_or_refused(tmp_path_factory, keys, shard_samples):
     out = tmp_path_factory.mktemp("plan")
     items = [Failure(key, "odd", "") if "1" in key else utterance(key) for key in keys]
@@ -51,7 +50,6 @@ PATHS = st.builds("/".join, st.lists(st.sampled_from("ab"), min_size=1, max_size
 
 
 @given(items=st.lists(st.builds(named, PATHS, by_file=st.booleans()), max_size=12), shard_samples=st.integers(1, 4))
-@settings(max_examples=50, deadline=None)
 def test_files_of_one_name_have_their_paths_as_keys(tmp_path_factory, items, shard_samples):
     out = tmp_path_factory.mktemp("plan")
     plan = make(out, items, shard_samples=shard_samples)
