@@ -44,6 +44,7 @@ AUDIO=tokenize_jobs/sample_corpus
 KEY=11_101_000000_000000 # the sentence that is spoken at the end
 step() { echo; echo "== $*"; }
 
+GIVEN="$CODEC"
 if [ -z "$CODEC" ]; then
     CODEC="$OUT/codec"
     step "fit the built-in codec to the sample recordings"
@@ -57,15 +58,16 @@ step "a tiny base model with a tokenizer of the corpus text"
 slmkit init-base "$OUT/base" --corpus "$OUT/shards" --hidden-size 128 --num-layers 4 --arch "$ARCH"
 step "train with two processes"
 # A row has to hold the longest recording, of 2.2 seconds, and its text. A step of 3 072 positions of NTP holds a third of
-# the speech; and a codec of more codes a second than the built-in one, which has 240, takes more steps.
+# the speech. The codes of a codec with large codebooks, such as FACodec, hardly repeat: they take twice the steps of the
+# built-in one's, which are 240 a second; and more codes a second take more.
 read -r ROW_TOKENS STEPS < <(python -c '
 import json, sys
-codec, group = json.load(open(sys.argv[1]))["codec"], int(sys.argv[2])
+codec, group, given = json.load(open(sys.argv[1]))["codec"], int(sys.argv[2]), len(sys.argv) > 3
 streams = sum(stream["role"] != "detail" for stream in codec["streams"])
 codes_per_sec = streams * codec["sample_rate"] / codec["hop_samples"]
 row_tokens = max(768, round(2.3 * codes_per_sec / max(1, group)) + 160)
-print(row_tokens, round((120 if group else 200) * max(1, codes_per_sec / 240)))
-' "$OUT/shards/manifest.json" "$MTP")
+print(row_tokens, round((120 if group else 200) * (2 if given else 1) * max(1, codes_per_sec / 240)))
+' "$OUT/shards/manifest.json" "$MTP" ${GIVEN:+given})
 CONFIG=launch/quickstart.yaml PROCESSES=2 bash launch/train.sh "run_dir=$OUT/run" "base=$OUT/base" \
     "data.corpus=$OUT/shards" "codec=$CODEC" "model.group=$MTP" "model.speaker=$SPEAKER" "steps=$STEPS" \
     "data.row_tokens=$ROW_TOKENS"
