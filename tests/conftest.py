@@ -18,7 +18,7 @@ gc.set_threshold(OBJECTS_PER_COLLECTION)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("quick", max_examples=15, deadline=None)
-hypothesis.settings.register_profile("all", max_examples=50, deadline=None)
+hypothesis.settings.register_profile("all", max_examples=100, deadline=None)
 hypothesis.settings.load_profile("quick")
 
 ROOT = Path(__file__).resolve().parent.parent

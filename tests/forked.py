@@ -13,7 +13,6 @@ Example:
 import array
 import atexit
 import fcntl
-import gc
 import json
 import os
 import runpy
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from slmkit.cli.main import QUIET
-from slmkit.garbage import rare_collections
+from slmkit.garbage import rare_collections, settle
 
 ROOT = Path(__file__).resolve().parent.parent
 PIPE, DEVNULL, STDOUT = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
@@ -200,8 +199,7 @@ def serve(address: str, parent: int, ready: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.write(ready, b"1")
     os.close(ready)
-    gc.collect()
-    gc.freeze()  # the collector of a child leaves the pages alone that it shares
+    settle()  # the collector of a child leaves the pages alone that it shares
     running: dict[int, socket.socket] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)

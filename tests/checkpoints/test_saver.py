@@ -234,7 +234,7 @@ def test_a_set_of_files_that_is_not_whole_is_never_read(
             runs.newest(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("world_size", "rounds"), [(1, 10), pytest.param(2, 5, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("world_size", "rounds"), [(1, 20), pytest.param(2, 5, marks=pytest.mark.full)])
 def test_killed_at_random_moments(tmp_path: Path, world_size: int, rounds: int) -> None:
     """See kill_worker.py for what is checked; here, that the moments were of both kinds."""
     done = forked.run([HERE / "kill_worker.py", tmp_path / "runs", rounds, world_size])
