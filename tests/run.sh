@@ -3,7 +3,7 @@
 # with its development tools.
 #
 #   bash tests/run.sh             the tests that hold every guarantee, in minutes (tests/README.md lists them)
-#   bash tests/run.sh --all       all of them: Slurm, ssh, a browser, every DeepSpeed file, long runs
+#   bash tests/run.sh --all       all of them: Slurm, ssh, a browser, every DeepSpeed file, the quickstart, long runs
 #   bash tests/run.sh -k plan     other arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -19,7 +19,8 @@ def quickstart(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=900, check=False)
 
 
-@pytest.mark.parametrize("mtp", [12, pytest.param(3, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("mtp", [12, 3])
 def test_it_ends_with_the_sentence_it_was_trained_on(mtp: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = quickstart("--mtp", str(mtp), "--out", str(out))

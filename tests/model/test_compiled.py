@@ -52,6 +52,7 @@ def check_equal(model: SpeechLM, plain: SpeechLM, frames: tuple[int, ...], seed:
         torch.testing.assert_close(ours[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.mark.full
 def test_the_first_micro_batch_compiles_for_all() -> None:
     check_compiled(MODEL, SIZES, num_graphs=1)
 
