@@ -180,7 +180,7 @@ class FFmpeg(Decoder):
         place = first - units.seconds_to_samples(WARM_UP_SEC, self.sample_rate)
         if place <= 0 or self._format not in SEEKING_FORMATS:
             return 0
-        with contextlib.suppress(av.FFmpegError):
+        with contextlib.suppress(av.FFmpegError, OverflowError):  # the second: no file is so long
             seconds = Fraction(self._origin + place, self.sample_rate)
             self.file.seek(int(seconds / self._track.time_base), stream=self._track)
             self._frames = self._decoded()

@@ -27,6 +27,7 @@ from slmkit.errors import BadSample, UserError
 from slmkit.texts import is_blank
 
 MAX_TRANSCRIPT_BYTES = 2**20
+LONGEST_SEC = 1e9  # of a recording: 30 years
 LINE_BREAKS = re.compile(r" *[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+ *")
 # Control characters, marks of reading direction, and byte order marks inside of a text.
 UNSPOKEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ufffe\uffff]+")
@@ -236,8 +237,8 @@ def checked_cut(start_sec: float, end_sec: float) -> Cut:
 
     Raises BadSample "bad_times" for times that cannot be.
     """
-    if not 0 <= start_sec < (math.inf if end_sec == TO_END else end_sec) or end_sec == math.inf:
-        expected = "0 <= start < end, or -1 for the end of the recording"
+    if not 0 <= start_sec < (LONGEST_SEC if end_sec == TO_END else end_sec) <= LONGEST_SEC:
+        expected = f"0 <= start < end <= {LONGEST_SEC:.0e}, or -1 for the end of the recording"
         raise BadSample("bad_times", "impossible times", got=f"{start_sec} s to {end_sec} s", expected=expected)
     return Cut(start_sec, end_sec, start_sec, end_sec)
 

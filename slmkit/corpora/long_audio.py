@@ -17,11 +17,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from slmkit.corpora.base import Cut, one_line
+from slmkit.corpora.base import LONGEST_SEC, Cut, one_line
 from slmkit.errors import BadSample
 
 SLACK_SEC = 0.5  # of the silence before and after, which an excerpt may have
-LONGEST_SEC = 1e9  # of a recording: 30 years
 ROUNDING_SEC = 0.01  # by which time stamps may overlap: they are rounded
 
 

@@ -301,6 +301,8 @@ def test_a_tsv_manifest_is_read_by_its_header(tmp_path):
         (b'{"path": "a.wav", "text": "a", "start": 1}', "bad_times"),
         (b'{"path": "a.wav", "text": "a", "start": 2, "end": 2}', "bad_times"),
         (b'{"path": "a.wav", "text": "a", "start": -1, "end": 2}', "bad_times"),
+        (b'{"path": "a.wav", "text": "a", "start": 1e12, "end": -1}', "bad_times"),
+        (b'{"path": "a.wav", "text": "a", "start": 1, "end": 1e12}', "bad_times"),
         (b'{"path": "a.wav", "segments": "a"}', "malformed"),
         (b'{"path": "a.wav", "segments": []}', "empty_transcript"),
         (b'{"path": "a.wav", "segments": [{}], "start": 1, "end": 2}', "malformed"),

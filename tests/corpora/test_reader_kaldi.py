@@ -71,7 +71,7 @@ def test_a_part_to_the_end_of_a_recording_and_its_channel(tmp_path):
         tmp_path,
         wav_scp="rec1 r.wav\n",
         segments="a rec1 0.5 -1\nb rec1 1 -1.00 0\nc rec1 0 2 1\nd rec1 0 2 B\ne rec1 0 2 1 1\nf rec1 nan -1\n"
-        "g rec1 0 inf\nh rec1 inf -1\ni rec1 0 2 -1\n",
+        "g rec1 0 inf\nh rec1 1e12 -1\ni rec1 0 2 -1\n",
         text="".join(f"{key} Word\n" for key in "abcdefghi"),
         utt2dur="a 3.5\n",
     )
