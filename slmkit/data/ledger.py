@@ -35,7 +35,8 @@ class Failure(NamedTuple):
 
     def line(self) -> bytes:
         """As JSON, with the newline."""
-        return (json.dumps(self._asdict(), sort_keys=True, ensure_ascii=False) + "\n").encode()
+        values = {name: printable(text) for name, text in self._asdict().items()}
+        return (json.dumps(values, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def most_common(reasons: Counter[str]) -> str:

@@ -5,9 +5,10 @@
 shard's line begins. Shard s holds the items s * shard_samples and following. A task reads the lines of its shards
 alone, so that any number of tasks, killed and started again, write the same bytes; the source is not listed again.
 
-The source is read in its parts by several processes at once. Of several items with one key the first is planned; but
-where the key is no more than a file's name (`Utterance.named_by_file`), all that have this name are, with their paths
-as keys. Names that are there once stay as they are. No audio is opened: `Rules` go by what the source says.
+The source is read in its parts by several processes at once. No audio is opened: `Rules` go by what the source says.
+Of several items with one key that are not refused the first is planned; but where the key is no more than a file's name
+(`Utterance.named_by_file`), all that have this name are, with their paths as keys. Names that are there once stay as
+they are.
 
 Invariants: items of the source = utterances in items.jsonl + lines in refused.jsonl; the plan is the same for any
 number of processes.
@@ -147,7 +148,7 @@ class Rules:
 class Sifted(NamedTuple):
     """Some items in order, an entry for each in every list."""
 
-    keys: list[str | None]  # None for an item that its reader refused
+    keys: list[str]
     lines: list[str]  # the JSON of an utterance that is kept, else ""
     seconds: list[float]  # of audio, 0 where the source does not say
     refusals: list[Failure | None]  # why it is not kept
@@ -192,15 +193,15 @@ class _Keys:
         self.shared: set[str] = set()  # names of several files
 
     def first_of_each(self, chunks: Iterable[Sifted]) -> Iterator[tuple[str, float]]:
-        """The first item of each key, and all whose key is a file's name."""
+        """The first item of each key that is not refused, and all whose key is a file's name."""
         for chunk in chunks:
             for key, line, seconds, refusal in zip(*chunk, strict=True):
-                twice = key is not None and key_refusal(key, self._seen)
-                is_shared = twice and twice.reason == "duplicate_key" and refusal is None
-                if is_shared and Utterance.from_values(json.loads(line)).named_by_file:
-                    self.shared.add(str(key))
-                    twice = None
-                refusal = twice or refusal
+                if refusal is None:
+                    refusal = key_refusal(key, self._seen)
+                    is_twice = refusal is not None and refusal.reason == "duplicate_key"
+                    if is_twice and Utterance.from_values(json.loads(line)).named_by_file:
+                        self.shared.add(key)
+                        refusal = None
                 if refusal is None:
                     yield line, seconds
                 else:
@@ -287,7 +288,7 @@ def _chunk(items: list[Utterance | Failure], rules: Rules) -> Sifted:
     sifted = Sifted([], [], [], [])
     for item in items:
         refusal = item if isinstance(item, Failure) else rules.refusal(item)
-        sifted.keys.append(None if item is refusal else item.key)
+        sifted.keys.append(item.key)
         sifted.lines.append("" if refusal else _encode(item))
         sifted.seconds.append(0.0 if isinstance(item, Failure) else item.seconds or 0.0)
         sifted.refusals.append(refusal)

@@ -107,6 +107,23 @@ def test_rules_choose_by_where_an_utterance_comes_from(tmp_path):
     assert [(line["key"], line["reason"]) for line in refused(plan)] == [("b", "other_source"), ("d", "other_source")]
 
 
+def test_what_rules_refuse_has_no_part_in_whose_key_is_whose(tmp_path):
+    """Its own reason is told, the next item of its key is kept, and no name changes for it."""
+    rules = Rules(sources=("b/*",), screen=Screen(least={"dnsmos": 3.5}))
+    good, low = {"dnsmos": 4.0}, {"dnsmos": 1.5}
+    items = [named(path)._replace(extra=good) for path in ("a/0", "b/0", "b/1", "c/1")]
+    items += [utterance("k", extra=extra)._replace(source="b/m.jsonl") for extra in (low, good, low, good)]
+    items += [utterance("\udcff", extra=good)._replace(source="\udcff")]
+    plan = make(tmp_path, items, shard_samples=9, rules=rules)
+    assert [(item.key, item.source) for item in plan.items(0)] == [
+        ("0", "b/0.wav"),
+        ("1", "b/1.wav"),
+        ("k", "b/m.jsonl"),
+    ]
+    assert plan.refused == {"other_source": 3, "low_dnsmos": 2, "duplicate_key": 1}
+    assert refused(plan)[-1]["key"] == "\\udcff"
+
+
 def test_rules_refuse_by_what_the_source_says(tmp_path):
     rules = Rules(min_sec=1.0, max_sec=10.0, screen=Screen(least={"dnsmos": 3.5}), languages=frozenset({"en", "de"}))
     good = {"language": "en", "seconds": 2.0, "extra": {"dnsmos": 3.5}}
