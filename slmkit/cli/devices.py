@@ -5,7 +5,6 @@ Example:
 """
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from slmkit.jobs import ProgressBar
-from slmkit.stopping import Stopped
 from slmkit.world import threads_each
 
 POLL_SEC = 0.5  # between two looks at the processes
@@ -24,7 +22,7 @@ def run_processes(commands: Sequence[Sequence[str]], look: Callable[[set[int]], 
     """Run slmkit with each of the word lists; 0, or the first exit code that is not.
 
     `look` is called all the while, with the ids of the processes. When one fails, the others go on: what they finish is
-    not lost. Raises Stopped when this process is told to stop, after all of them have ended.
+    not lost. Raises Stopped when this process is told to stop, and what `look` raises, after all of them have ended.
     """
 
     def pass_on(lines: IO[str]) -> None:
@@ -32,17 +30,17 @@ def run_processes(commands: Sequence[Sequence[str]], look: Callable[[set[int]], 
             ProgressBar.print_above(line)
 
     environment = {"OMP_NUM_THREADS": str(threads_each(len(commands))), **os.environ}  # else each would take all CPUs
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "slmkit", *words],
-            env=environment,
-            stderr=subprocess.PIPE,  # so that their lines come above the bar
-            text=True,
-            errors="replace",
-        )
-        for words in commands
-    ]
+    processes: list[subprocess.Popen[str]] = []
     try:
+        for words in commands:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "slmkit", *words],
+                env=environment,
+                stderr=subprocess.PIPE,  # so that their lines come above the bar
+                text=True,
+                errors="replace",
+            )
+            processes.append(process)
         readers = [threading.Thread(target=pass_on, args=(process.stderr,)) for process in processes]
         for reader in readers:
             reader.start()
@@ -52,10 +50,9 @@ def run_processes(commands: Sequence[Sequence[str]], look: Callable[[set[int]], 
                 look({process.pid for process in processes})
         for reader in readers:
             reader.join()
-    except Stopped:
+    finally:  # where it does not come to their end: they are told to stop too
         for process in processes:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
         for process in processes:
             process.wait()
-        raise
     return next((process.returncode for process in processes if process.returncode), 0)

@@ -131,15 +131,15 @@ class Progress:
 
 def done_by(out: str | Path, processes: Collection[int]) -> Done | None:
     """What the tasks that run in these processes have done together; None when one has not begun."""
-    found = [read_json(path) for path in (Path(out) / TASKS).glob("*-of-*.json")]
     here = socket.gethostname()
     try:
+        found = [read_json(path) for path in (Path(out) / TASKS).glob("*-of-*.json")]
         tasks = [values for values in found if values.get("process") in processes and values["host"] == here]
         if len(tasks) < len(processes):
             return None
         started, updated = min(values["started"] for values in tasks), max(values["updated"] for values in tasks)
         return _done(tasks, updated - started)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # of no use, as in `_read_task`
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):  # of no use, as in `_read_task`
         return None
 
 

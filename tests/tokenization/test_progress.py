@@ -73,6 +73,7 @@ def test_a_silent_task_is_lost_and_a_file_that_is_none_is_passed_over(tmp_path):
     assert look(job, plan, now=200.0).time_left_sec == pytest.approx(10 / 0.5)  # by shards: no durations are known
     status = look(job, plan, now=201.0 + progress.LOST_SEC)
     assert [task.state for task in status.tasks] == ["lost"]
+    assert progress.done_by(tmp_path, {os.getpid()}) is None
     assert status.time_left_sec is None
     assert ("time left", "unknown") in status.rows()
     assert "start it again" in status.rows()[-2][1]
