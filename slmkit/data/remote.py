@@ -40,7 +40,7 @@ from filelock import FileLock, Timeout
 
 from slmkit.data.index import MANIFEST, ShardIndex, index_path
 from slmkit.errors import UserError
-from slmkit.files import atomic_write, disk_error, sha256_file
+from slmkit.files import atomic_write, disk_error, disk_errors_named, sha256_file
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 ATTEMPTS = 4  # at a URL; a file system is asked once
@@ -197,7 +197,7 @@ class ShardCache:
     def discard_damaged(self, sha256: str) -> bool:
         """Delete the copy if its bytes have changed. True if a new one would be fetched."""
         tar = self.directory / f"{sha256}.tar"
-        with self._locked():
+        with disk_errors_named(self.directory), self._locked():
             if tar.exists() and sha256_file(tar) == sha256:
                 return False
             tar.unlink(missing_ok=True)
@@ -211,11 +211,17 @@ class ShardCache:
         return FileLock(self.directory / f".copy-{sha256[:2]}.lock", mode=0o666, poll_interval=POLL_SEC)
 
     def _copy(self, source: str, sha256: str, part: Path) -> None:
-        """Write the tar into `part`. Raises DamagedTar when it is not the one with this SHA-256."""
+        """Write the tar into `part`.
+
+        Raises DamagedTar when it is not the one with this SHA-256, OSError when the source cannot be read, UserError when
+        the cache's own disk refuses.
+        """
         digest, num_bytes = hashlib.sha256(), 0
         with _open_place(source) as (size, stream):
-            self._reserve(source, size, part)
-            with open(part, "r+b") as file:
+            with disk_errors_named(self.directory):
+                self._reserve(source, size, part)
+                file = open(part, "r+b")  # noqa: SIM115 - closed below
+            with file:
                 while chunk := stream.read(CHUNK_BYTES):
                     digest.update(chunk)
                     num_bytes += len(chunk)
@@ -253,23 +259,31 @@ class ShardCache:
     def _make_room(self, size: int, mine: Path) -> bool:
         """Delete what killed processes left, then the least recently used copies, until `size` bytes fit.
 
-        False when too much is being copied at this moment. The directory must be locked.
+        False when too much is being copied at this moment. Raises OSError when what cannot be deleted takes too much.
+        The directory must be locked.
         """
-        for part in self.directory.glob("*.part"):
-            lock = self._copying(part.stem)
-            with contextlib.suppress(Timeout):
-                if part.stem[:2] == mine.stem[:2]:  # this thread holds the lock, so nobody copies it
-                    part.unlink()
+        held = []
+        for path in (*self.directory.glob("*.part"), *self.directory.glob("*.tar")):
+            with contextlib.suppress(FileNotFoundError):
+                held.append((path.stat(), path))
+        used, staying = size + sum(stat.st_size for stat, _ in held), size
+        refused: OSError | None = None
+        for stat, path in sorted(held, key=lambda file: (file[1].suffix == ".tar", file[0].st_mtime_ns)):
+            try:
+                if path.suffix == ".part" and path.stem[:2] != mine.stem[:2]:
+                    with self._copying(path.stem).acquire(blocking=False):
+                        path.unlink(missing_ok=True)
+                elif path.suffix == ".part" or used > self.max_bytes:  # this thread holds the lock of the part
+                    path.unlink(missing_ok=True)
                 else:
-                    with lock.acquire(blocking=False):
-                        part.unlink(missing_ok=True)
-        used = size + sum(part.stat().st_size for part in self.directory.glob("*.part"))
-        copies = [(path.stat(), path) for path in self.directory.glob("*.tar")]
-        used += sum(stat.st_size for stat, _ in copies)
-        for stat, path in sorted(copies, key=lambda copy: copy[0].st_mtime_ns):
-            if used > self.max_bytes:
-                path.unlink()
+                    continue
                 used -= stat.st_size
+            except Timeout:  # it is being copied
+                pass
+            except OSError as error:  # it may be another user's
+                refused, staying = error, staying + stat.st_size
+        if refused is not None and staying > self.max_bytes:
+            raise refused
         return used <= self.max_bytes
 
     @contextmanager

@@ -152,6 +152,50 @@ def test_a_directory_that_cannot_be_made_is_no_damaged_tar(tmp_path):
     assert not isinstance(caught.value, DamagedTar)
 
 
+@pytest.mark.parametrize("suffix", ["tar", "part"])
+@pytest.mark.parametrize(("held_bytes", "fits"), [(4_000, True), (6_000, False)])
+def test_what_cannot_be_deleted_counts_and_is_no_damaged_tar(tmp_path, monkeypatch, suffix, held_bytes, fits):
+    """The file of another user in a directory where each deletes their own."""
+    (source, sha256), *_ = make_tars(tmp_path / "tars")
+    cache, unlink = ShardCache(tmp_path / "cache", 15_000), remote.Path.unlink
+    cache.directory.mkdir()
+    kept = cache.directory / f"{sha256[:2]}{'0' * 62}.{suffix}"
+    kept.write_bytes(bytes(held_bytes))
+
+    def refuse(path, **options):
+        if path == kept:
+            raise PermissionError(1, "Operation not permitted")
+        unlink(path, **options)
+
+    monkeypatch.setattr(remote.Path, "unlink", refuse)
+    if fits:
+        assert len(read_all(cache, source, sha256)) == 10_000
+        return
+    with pytest.raises(UserError, match=r"cannot write .*cache: Operation not permitted") as caught:
+        cache.open(source, sha256)
+    assert not isinstance(caught.value, DamagedTar)
+
+
+def test_a_cache_that_is_cleaned_meanwhile_is_no_damaged_tar(tmp_path, monkeypatch):
+    tars = make_tars(tmp_path / "tars")
+    cache = ShardCache(tmp_path / "cache", 25_000)
+    read_all(cache, *tars[0])
+    stat = remote.Path.stat
+
+    def gone(path, **options):
+        if path.suffix in (".tar", ".part") and path.parent == cache.directory:
+            path.unlink(missing_ok=True)
+        return stat(path, **options)
+
+    with monkeypatch.context() as cleaned:  # between the listing and the look at each file
+        cleaned.setattr(remote.Path, "stat", gone)
+        assert len(read_all(cache, *tars[1])) == 10_000
+    monkeypatch.setattr(ShardCache, "_reserve", lambda *_: None)  # and between a file's making and its opening
+    with pytest.raises(UserError, match=r"cannot write .*cache: No such file") as caught:
+        cache.open(*tars[2])
+    assert not isinstance(caught.value, DamagedTar)
+
+
 def test_a_tar_with_another_hash_names_both(tmp_path):
     (source, sha256), (_, other), *_ = make_tars(tmp_path / "tars")
     with pytest.raises(DamagedTar, match=rf"is not the tar [\s\S]*sha256 {sha256}, 10000 bytes[\s\S]*sha256 {other}"):
