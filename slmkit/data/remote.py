@@ -213,8 +213,8 @@ class ShardCache:
     def _copy(self, source: str, sha256: str, part: Path) -> None:
         """Write the tar into `part`.
 
-        Raises DamagedTar when it is not the one with this SHA-256, OSError when the source cannot be read, UserError when
-        the cache's own disk refuses.
+        Raises DamagedTar when it is not the one with this SHA-256, OSError when the source cannot be read, UserError
+        when the cache's own disk refuses.
         """
         digest, num_bytes = hashlib.sha256(), 0
         with _open_place(source) as (size, stream):
