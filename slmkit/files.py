@@ -43,7 +43,7 @@ NPY_ERRORS = (
     *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError, SyntaxError, TokenError),
     *(RecursionError, MemoryError),
 )
-PART = re.compile(r"\.([0-9a-f]{4})-([0-9a-f]+)-[0-9a-f]{4}\.part$")  # machine and process that made it
+PART = re.compile(r"\.([0-9a-f]+)-([0-9a-f]+)-[0-9a-f]{4}\.part$")  # machine and process that made it
 LEFT_SEC = 24 * 3600.0  # after which a temporary file of another machine is taken to be left
 VERSIONED = ("slmkit", "torch", "deepspeed", "transformers", "webdataset", "soundfile", "soxr", "numpy")
 
@@ -100,13 +100,18 @@ def _temporary(path: Path) -> Path:
 
 @functools.cache
 def _here() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+    """The machine, and whose process numbers are meant: a container has its own, and so has each start of a machine."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux has them
+        facts += [os.readlink("/proc/self/ns/pid"), Path("/proc/sys/kernel/random/boot_id").read_text()]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:8]
 
 
 def clean_parts(directory: str | Path, pattern: str = ".*.part") -> list[Path]:
     """Remove temporary files and directories whose process has ended, in `directory` alone; returns what it was.
 
-    Those of other machines, and of an older slmkit, count as left when they have not changed for a day.
+    Those of other machines and containers, from before a restart and of an older slmkit, count as left when they have
+    not changed for a day.
     """
     removed = []
     for path in Path(directory).glob(pattern):

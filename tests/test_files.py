@@ -157,3 +157,19 @@ with files.atomic_write("{tmp_path}/a") as file, files.new_directory("{tmp_path}
         assert sorted(files.clean_parts(tmp_path)) == sorted([*left, elsewhere[1]])
     assert sorted(path.name for path in tmp_path.iterdir()) == [elsewhere[0].name, "b", "c"]
     assert files.clean_parts(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("what", ["/proc/self/ns/pid", "host name"])
+def test_process_numbers_are_those_of_one_machine_and_one_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Whose numbers are others: a file of a process that has none here may be written at this moment."""
+    here = files._here()
+    assert len(here) >= 8  # so that no two of many machines share it by chance
+    monkeypatch.setattr(files.os, "readlink", lambda path: what * (path == what))
+    if what == "host name":
+        monkeypatch.setattr(files.socket, "gethostname", lambda: what)
+    there = files._here.__wrapped__()
+    assert there != here
+    (tmp_path / f".a.{there}-{2**30:x}-0000.part").touch()
+    assert files.clean_parts(tmp_path) == []

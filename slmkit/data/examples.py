@@ -283,9 +283,11 @@ class TrainingData:
 def describe_left_out(left_out: dict[str, Any]) -> list[str]:
     """What `TrainingData.left_out` found, as lines for a reader."""
     words = {"too long": "are longer than a row", "unreadable": "cannot be read"}
+    # What was unreadable once stays left out: the rows of a run that has begun must not change.
+    then = {"unreadable": "; once they can, remove lengths-*-skipping.npy from data.length_cache and begin a new run"}
     return [
         f"{number} of {left_out['samples']} samples {words[reason]} and are left out: "
-        f"{', '.join(left_out['named'][reason])}"
+        f"{', '.join(left_out['named'][reason])}{then.get(reason, '')}"
         for reason, number in left_out["counts"].items()
         if number
     ]

@@ -17,6 +17,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from slmkit.data.batch import Batch
 from slmkit.data.examples import ExampleFormat, TrainingData, describe_left_out
 from slmkit.data.index import Corpus
+from slmkit.data.lengths import UNREADABLE
 from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.data.sources import of_corpus, open_source
@@ -231,6 +232,9 @@ def test_samples_longer_than_a_row_are_reported(corpus: Corpus, tokenizer: TextT
     assert line.startswith(f"{len(window.too_long)} of 40 samples are longer than a row and are left out: utterance-")
     assert line.count("positions") == 5
     assert describe_left_out(data.left_out(1000)) == []
+    data.parts[0].table["text_positions"][7] = UNREADABLE
+    (line,) = describe_left_out(data.left_out(1000))
+    assert "1 of 40 samples cannot be read and are left out: utterance-0007; once they can, remove lengths-" in line
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
