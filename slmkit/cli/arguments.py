@@ -40,6 +40,14 @@ def natural(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1. argparse names the argument where ValueError is raised."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError
+    return number
+
+
 def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False, with_option: bool = True) -> None:
     """`--config FILE` and overrides KEY=VALUE; the help lists the options of `kind`, as in "package.module:Class".
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
-from slmkit.cli.arguments import add_array_arguments, array_options, natural, positive
+from slmkit.cli.arguments import add_array_arguments, array_options, natural, positive, share
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory, read_json
@@ -117,14 +117,6 @@ def add_speaking_arguments(parser: argparse.ArgumentParser, text: argparse.Actio
     add_sampling_arguments(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, help=DTYPE)
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1. argparse names the argument where ValueError is raised."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
 
 
 class _Instead(argparse.Action):

@@ -32,7 +32,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from slmkit import log
-from slmkit.cli.arguments import OVERRIDE, Parser, add_array_arguments, add_config_arguments, array_options
+from slmkit.cli.arguments import (
+    OVERRIDE,
+    Parser,
+    add_array_arguments,
+    add_config_arguments,
+    array_options,
+    natural,
+    share,
+)
 from slmkit.errors import UserError
 from slmkit.hub import local_path
 
@@ -90,7 +98,7 @@ def add_arguments(parser: Parser) -> None:
     finalize.add_argument("out", metavar="OUT", help="directory of the job")
     finalize.add_argument(
         "--max-failure-share",
-        type=float,
+        type=share,
         default=0.05,
         help="largest share of bad items that is no error (default: %(default)s)",
     )
@@ -98,8 +106,8 @@ def add_arguments(parser: Parser) -> None:
     verify.add_argument("out", metavar="OUT", help="directory of the corpus")
     verify.add_argument("--codec", help="codec, a directory or a hub id; without it nothing is decoded")
     verify.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    verify.add_argument("--samples", type=int, default=20, help="utterances to decode (default: %(default)s)")
-    verify.add_argument("--seed", type=int, default=0, help="seed of the choice of utterances (default: %(default)s)")
+    verify.add_argument("--samples", type=natural, default=20, help="utterances to decode (default: %(default)s)")
+    verify.add_argument("--seed", type=natural, default=0, help="seed of their choice (default: %(default)s)")
     verify.add_argument("--report", help="new directory for index.html and verify.json (default: OUT-verify)")
 
 
@@ -253,7 +261,7 @@ def _submit(args: argparse.Namespace) -> int:
     config, words = read_recipe(args), _words(args)
     _refuse_early(config)
     config = with_codec(config)
-    if args.devices or any(_option(text) == "devices" for text in args.overrides):
+    if "devices" in config.model_fields_set:  # else the script of the array chooses
         words += ["--devices", ",".join(config.devices)]
     options = array_options(args)
     shard_sec = [shard.seconds for shard in _plan_corpus(config).shards]
@@ -273,10 +281,4 @@ def _words(args: argparse.Namespace) -> list[str]:
     words = [word for name in PATHS if (word := getattr(args, name)) is not None]
     words += ["--config", args.config] if args.config else []
     words += ["--num-workers", str(args.num_workers)] if args.num_workers is not None else []
-    kept = [text for text in args.overrides if _option(text) not in SHARE]
-    return words + kept
-
-
-def _option(override: str) -> str:
-    """The option that an override names."""
-    return override.partition("=")[0].strip()
+    return words + [text for text in args.overrides if text.partition("=")[0].strip() not in SHARE]

@@ -159,7 +159,7 @@ def finalize(
     planned: Sequence[ShardPlan],
     *,
     refused: Mapping[str, int] | None = None,
-    refused_lines: Path | None = None,
+    refused_lines: IO[bytes] | None = None,
     max_failure_share: float,
 ) -> None:
     """Check the shards, write ledger, outliers and manifest. `refused` and `refused_lines` are the plan's own ledger.
@@ -170,8 +170,7 @@ def finalize(
     _check_all_there(job, len(planned))
     with atomic_write(job.directory / FAILURES_FILE, replace=True) as ledger:
         if refused_lines is not None:
-            with open(refused_lines, "rb") as lines:
-                shutil.copyfileobj(lines, ledger)
+            shutil.copyfileobj(refused_lines, ledger)
         search = OutlierSearch()
         summaries = [_check_shard(job, shard, planned[shard], ledger, search) for shard in range(len(planned))]
     reasons = Counter(refused or {})

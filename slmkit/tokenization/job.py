@@ -112,7 +112,7 @@ def _check_refused(
         return
     counted = [reason for reason in reasons if reason not in INTENDED] or list(reasons)
     usual = max(counted, key=reasons.__getitem__, default="")
-    with open(plan.refused_lines(), "rb") as lines:
+    with plan.open_refused() as lines:
         example = next((line["detail"] for line in map(json.loads, lines) if line["reason"] == usual), "")
     ledger = job.directory / FAILURES_FILE
     next_step = f"see {ledger}; mend the source, or accept the loss with a larger max_failure_share, and start again"
@@ -124,8 +124,8 @@ def _check_refused(
         if usual == "missing_transcript":
             next_step = f"no transcripts; {next_step}"
     if len(job.missing(len(plan.shards))) == len(plan.shards):
-        with atomic_write(ledger, replace=True) as file:
-            file.write(plan.refused_lines().read_bytes())
+        with plan.open_refused() as lines, atomic_write(ledger, replace=True) as file:
+            shutil.copyfileobj(lines, file)
         shutil.rmtree(plan.directory)
     check_share(
         plan.num_items,
@@ -194,13 +194,9 @@ def finalize_corpus(out: str | Path, max_failure_share: float) -> None:
             "larger max_failure_share",
         )
     plan = TokenizationPlan.open(out)
-    finalize(
-        CorpusJob.open(out),
-        plan.shards,
-        refused=plan.refused,
-        refused_lines=plan.refused_lines(),
-        max_failure_share=max_failure_share,
-    )
+    job = CorpusJob.open(out)
+    with plan.open_refused() as lines:
+        finalize(job, plan.shards, refused=plan.refused, refused_lines=lines, max_failure_share=max_failure_share)
 
 
 def import_codes(config: ImportConfig) -> None:

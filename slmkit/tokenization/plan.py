@@ -113,9 +113,13 @@ class TokenizationPlan:
         except (ValueError, TypeError, KeyError, RecursionError, AttributeError) as error:
             raise UserError(f"{path} is not a plan: shard {shard}: {str(error)[:200]}", next_step=AGAIN) from error
 
-    def refused_lines(self) -> Path:
-        """The ledger of what was not planned."""
-        return self.directory / REFUSED
+    def open_refused(self) -> IO[bytes]:
+        """The ledger of what was not planned, to read. Raises UserError when it is not there."""
+        path = self.directory / REFUSED
+        try:
+            return open(path, "rb")
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}", next_step=AGAIN) from error
 
 
 @dataclass(frozen=True, kw_only=True)

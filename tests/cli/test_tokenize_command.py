@@ -231,6 +231,17 @@ def test_codec_fit_and_tokenize_find_the_same_files(codec, tmp_path, capsys):
     assert "fitted to 10 files" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("line", ["", "devices: [cpu]\n", "devices: ['cuda:0', 'cuda:1']\n"])
+def test_the_tasks_of_an_array_run_on_the_devices_of_the_recipe(codec, tmp_path, capsys, line):
+    """The script of the array knows where, as long as nobody says it."""
+    (tmp_path / "recipe.yaml").write_text(f"corpus: c\n{line}")
+    words = [str(SAMPLES), str(codec), str(tmp_path / "out"), "--config", str(tmp_path / "recipe.yaml")]
+    assert main(["tokenize", "submit", "--dry-run", *words, "num_workers=0"]) == 0
+    (array,) = [text for text in capsys.readouterr().out.splitlines() if "sbatch --array" in text]
+    devices = {"": "", "devices: [cpu]\n": " --devices cpu"}.get(line, " --devices cuda:0,cuda:1")
+    assert array.endswith(f"num_workers=0{devices}")
+
+
 def test_missing_options_are_listed(capsys):
     assert main(["tokenize", "run"]) == 2
     message = capsys.readouterr().err

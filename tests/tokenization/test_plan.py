@@ -25,7 +25,8 @@ def make(out, items, *, shard_samples, rules=None):
 
 
 def refused(plan):
-    return [json.loads(line) for line in plan.refused_lines().read_bytes().splitlines()]
+    with plan.open_refused() as lines:
+        return [json.loads(line) for line in lines]
 
 
 @given(keys=st.lists(st.text(max_size=3), max_size=20), shard_samples=st.integers(1, 5))

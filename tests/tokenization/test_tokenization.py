@@ -278,6 +278,10 @@ def test_a_plan_of_which_shards_are_written_is_not_removed(tmp_path):
     ):
         run(source, out, max_failure_share=0.3)
     assert (out / "plan/plan.json").exists()
+    (out / "plan/refused.jsonl").unlink()
+    for limit in (0.3, 0.5):  # it is asked for an example, and for the ledger of the corpus
+        with pytest.raises(UserError, match=r"cannot read .*plan/refused\.jsonl: No such file"):
+            run(source, out, max_failure_share=limit)
 
 
 def test_another_layout_is_suggested_where_it_reads_the_source(tmp_path):
