@@ -52,7 +52,7 @@ from slmkit.corpora.folders import (
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.tar_members import Damage, Member, members
 from slmkit.data.ledger import Failure, printable
-from slmkit.data.lines import Lines, line_blocks, parse_record, read_lines
+from slmkit.data.lines import Lines, line_blocks, open_named, parse_record, read_lines
 from slmkit.errors import BadSample, UserError
 from slmkit.log import get_logger
 
@@ -121,7 +121,7 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
 def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failure]:
     waiting: dict[tuple[str, bool], Member] = {}  # (key, whether it is audio) -> member without its partner
     maybe: dict[str, str] = {}  # key -> member that may be a recording and is not known as one
-    with open_tar(path) as file:
+    with open_named(path) as file:
         for found in members(path):
             if isinstance(found, Damage):
                 yield Failure(
@@ -155,14 +155,6 @@ def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failu
                     yield _alone(name, waiting.pop(oldest), maybe, is_it_audio=oldest[1])
     for (_, kind), member in waiting.items():
         yield _alone(name, member, maybe, is_it_audio=kind)
-
-
-def open_tar(path: str) -> IO[bytes]:
-    """The file, to read members from. Raises UserError when it cannot be opened."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", next_step="check the path") from error
 
 
 def _pairs_of(folder: Folder) -> list[str]:

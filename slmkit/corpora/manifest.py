@@ -55,7 +55,7 @@ from slmkit.corpora.base import (
 from slmkit.corpora.layouts import ReadOptions, layout
 from slmkit.corpora.long_audio import Excerpt, excerpts
 from slmkit.data.ledger import Failure
-from slmkit.data.lines import Lines, line_blocks, parse_line, parse_record, read_json_array, read_lines
+from slmkit.data.lines import Lines, line_blocks, open_named, parse_line, parse_record, read_json_array, read_lines
 from slmkit.errors import BadSample, UserError
 
 COLUMNS = ("path", "text", "speaker", "language", "key", "seconds", *QUALITIES, "start", "end", "segments")
@@ -166,7 +166,7 @@ def _forms(columns: Mapping[str, str]) -> tuple[_Names, ...]:
 
 
 def _has_quotes(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_named(path) as file:
         return any(b'"' in block for block in iter(partial(file.read, SCAN_BYTES), b""))
 
 

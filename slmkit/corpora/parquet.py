@@ -236,11 +236,14 @@ def _logical(kind: "pyarrow.DataType") -> "pyarrow.DataType":
 
 
 def _holds_audio(kind: "pyarrow.DataType") -> bool:
-    """Whether this is a struct with bytes or a path. Where all are null, Arrow gives either the type null."""
+    """Whether this is a struct with bytes or a path, or both. Where all are null, Arrow gives either the type null."""
     types = _pyarrow().types
-    fields = {field.name: field.type for field in kind.fields} if types.is_struct(kind) else {}
-    has_bytes = "bytes" in fields and types.is_binary(fields["bytes"])
-    return has_bytes or ("path" in fields and types.is_string(fields["path"]))
+    wanted = {"bytes": types.is_binary, "path": types.is_string}
+    fields = kind.fields if types.is_struct(kind) else []
+    found = [
+        wanted[field.name](field.type) for field in fields if field.name in wanted and not types.is_null(field.type)
+    ]
+    return bool(found) and all(found)
 
 
 def _is_plain(kind: "pyarrow.DataType") -> bool:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import IO, Any, NamedTuple
 
-from slmkit.errors import UserError
+from slmkit.data.lines import open_named
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 # Headers of long names are read into memory, and searched in a time that grows with the square of their size.
@@ -74,11 +74,8 @@ class _Header(tarfile.TarInfo):
 
 def members(path: str | os.PathLike[str]) -> Iterator[Member | Damage]:
     """The plain files of a tar, in order. Raises UserError when the tar cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            yield from _members(file, os.fstat(file.fileno()).st_size)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}", next_step="check the path and the disk") from error
+    with open_named(path) as file:
+        yield from _members(file, os.fstat(file.fileno()).st_size)
 
 
 def _members(file: IO[bytes], tar_bytes: int) -> Iterator[Member | Damage]:

@@ -12,10 +12,12 @@ Example:
 import codecs
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from slmkit.errors import BadSample, UserError
 
@@ -34,20 +36,27 @@ class Lines(NamedTuple):
     first_number: int = 1  # of the first line
 
 
+@contextmanager
+def open_named(path: str | os.PathLike[str], mode: str = "rb", **options: Any) -> Iterator[IO[Any]]:
+    """The open file. Raises UserError, naming it, where it cannot be opened, or read inside the block."""
+    try:
+        with open(path, mode, **options) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}", next_step="check the path and the disk") from error
+
+
 def line_blocks(path: str | Path) -> Iterator[Lines]:
     """The lines of a file in parts of a few megabytes, in order. Raises UserError when the file cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            start, number = 0, 1
-            while block := file.read(BLOCK_BYTES):
-                newlines = block.count(b"\n")
-                while block and not block.endswith(b"\n"):
-                    block = file.readline(MAX_LINE_BYTES)
-                    newlines += block.endswith(b"\n")
-                yield Lines(str(path), start, file.tell(), number)
-                start, number = file.tell(), number + newlines
-    except OSError as error:
-        raise _cannot_read(path, error) from error
+    with open_named(path) as file:
+        start, number = 0, 1
+        while block := file.read(BLOCK_BYTES):
+            newlines = block.count(b"\n")
+            while block and not block.endswith(b"\n"):
+                block = file.readline(MAX_LINE_BYTES)
+                newlines += block.endswith(b"\n")
+            yield Lines(str(path), start, file.tell(), number)
+            start, number = file.tell(), number + newlines
 
 
 def read_lines(source: str | Path | Lines, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, bytes | None]]:
@@ -58,26 +67,23 @@ def read_lines(source: str | Path | Lines, *, max_line_bytes: int | None = None)
     """
     max_line_bytes = max_line_bytes or MAX_LINE_BYTES
     lines = source if isinstance(source, Lines) else Lines(str(source))
-    try:
-        with open(lines.path, "rb") as file:
-            place = file.seek(lines.start_byte)
-            number = lines.first_number - 1
-            while place < lines.end_byte and (line := file.readline(max_line_bytes)):
+    with open_named(lines.path) as file:
+        place = file.seek(lines.start_byte)
+        number = lines.first_number - 1
+        while place < lines.end_byte and (line := file.readline(max_line_bytes)):
+            place += len(line)
+            number += 1
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError(
+                    f"{lines.path} is written in UTF-16", expected="UTF-8", next_step="save it again as UTF-8"
+                )
+            whole = len(line) < max_line_bytes or line.endswith(b"\n")
+            while line and not line.endswith(b"\n") and not whole:
+                line = file.readline(max_line_bytes)
                 place += len(line)
-                number += 1
-                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(
-                        f"{lines.path} is written in UTF-16", expected="UTF-8", next_step="save it again as UTF-8"
-                    )
-                whole = len(line) < max_line_bytes or line.endswith(b"\n")
-                while line and not line.endswith(b"\n") and not whole:
-                    line = file.readline(max_line_bytes)
-                    place += len(line)
-                line = line.removeprefix(codecs.BOM_UTF8)
-                if not whole or line.strip():
-                    yield number, line.strip(b"\r\n") if whole else None
-    except OSError as error:
-        raise _cannot_read(lines.path, error) from error
+            line = line.removeprefix(codecs.BOM_UTF8)
+            if not whole or line.strip():
+                yield number, line.strip(b"\r\n") if whole else None
 
 
 def read_json_array(path: str | Path) -> Iterator[tuple[int, bytes]]:
@@ -85,37 +91,34 @@ def read_json_array(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
     Raises UserError when the file cannot be read, or is damaged: then it is not known how many items follow.
     """
-    try:
-        # A byte that is not UTF-8 is passed on, so that `parse_record` refuses its own item alone.
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            text, number = "", 0
-            while not text and (more := file.read(BLOCK_CHARS)):
-                text = more.lstrip()
-            if not text.startswith("["):
-                raise _damaged_array(path, number)
-            place = 1
-            while found := _BETWEEN_ITEMS.match(text, place):
-                start = found.end()
-                try:
-                    end = start if text[start : start + 1] == "]" else _EXTENT.raw_decode(text, start)[1]
-                    is_whole = end < len(text)  # a number at the end of what was read may go on
-                except (ValueError, RecursionError):
-                    is_whole = False
-                if not is_whole:
-                    more = file.read(max(BLOCK_CHARS, len(text) - start))
-                    if not more or len(text) - start > MAX_LINE_BYTES:
-                        raise _damaged_array(path, number)
-                    text, place = text[start:] + more, 0
-                elif end == start:
-                    if (text[end + 1 :] + file.read(BLOCK_CHARS)).strip():
-                        raise _damaged_array(path, number)
-                    return
-                else:
-                    number += 1
-                    yield number, text[start:end].encode("utf-8", "surrogateescape")
-                    place = end
-    except OSError as error:
-        raise _cannot_read(path, error) from error
+    # A byte that is not UTF-8 is passed on, so that `parse_record` refuses its own item alone.
+    with open_named(path, "r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        text, number = "", 0
+        while not text and (more := file.read(BLOCK_CHARS)):
+            text = more.lstrip()
+        if not text.startswith("["):
+            raise _damaged_array(path, number)
+        place = 1
+        while found := _BETWEEN_ITEMS.match(text, place):
+            start = found.end()
+            try:
+                end = start if text[start : start + 1] == "]" else _EXTENT.raw_decode(text, start)[1]
+                is_whole = end < len(text)  # a number at the end of what was read may go on
+            except (ValueError, RecursionError):
+                is_whole = False
+            if not is_whole:
+                more = file.read(max(BLOCK_CHARS, len(text) - start))
+                if not more or len(text) - start > MAX_LINE_BYTES:
+                    raise _damaged_array(path, number)
+                text, place = text[start:] + more, 0
+            elif end == start:
+                if (text[end + 1 :] + file.read(BLOCK_CHARS)).strip():
+                    raise _damaged_array(path, number)
+                return
+            else:
+                number += 1
+                yield number, text[start:end].encode("utf-8", "surrogateescape")
+                place = end
 
 
 def _damaged_array(path: str | Path, number: int) -> UserError:
@@ -124,10 +127,6 @@ def _damaged_array(path: str | Path, number: int) -> UserError:
         expected='[{"path": "a.wav", "text": "Some words."}, ...]',
         next_step="write it again, or as JSONL with an object on each line",
     )
-
-
-def _cannot_read(path: str | Path, error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror}", next_step="check the path")
 
 
 def parse_line(line: bytes | None) -> str:

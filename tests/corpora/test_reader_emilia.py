@@ -1,5 +1,6 @@
 """Emilia: tars whose members are paired, JSONL beside mp3, and every way in which one of the two is missing."""
 
+import errno
 import io
 import json
 import os
@@ -164,6 +165,17 @@ def test_a_damaged_tar_loses_only_what_is_damaged(tmp_path):
         ("X1", "missing"),
         ("X3", "truncated"),
     ]
+
+
+def test_a_tar_that_cannot_be_read_any_more_is_named(tmp_path, monkeypatch):
+    make_tar(tmp_path / "a.tar", ("X.mp3", b"x"), ("X.json", {"text": "A."}))
+
+    def gone(line):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(emilia, "parse_record", gone)
+    with pytest.raises(UserError, match=r"cannot read .*a\.tar: Stale file handle"):
+        read_source("emilia", tmp_path)
 
 
 def test_a_pair_of_which_one_is_cut_short_is_one_failure(tmp_path):

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_corpora import read_source
 
+from slmkit.corpora import manifest
 from slmkit.corpora.base import Cut
 from slmkit.data.ledger import Failure
 from slmkit.errors import UserError
@@ -59,6 +61,11 @@ def test_cells_come_back_as_they_were_written(tmp_path_factory, texts, name):
     items = read(tmp_path_factory.mktemp("table"), file.getvalue(), name)
     without_blank = ["\n".join(line for line in text.split("\n") if line.strip("\r")) for text in texts]
     assert [item.text.split() for item in items] == [text.split() for text in without_blank]
+
+
+def test_a_disk_that_refuses_is_named():
+    with pytest.raises(UserError, match=r"cannot read /proc/self/mem: Input/output error"):
+        manifest._has_quotes(Path("/proc/self/mem"))
 
 
 def test_quotes_of_a_sentence_are_no_quotes_of_a_table(tmp_path):

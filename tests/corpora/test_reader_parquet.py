@@ -212,8 +212,11 @@ def test_where_there_are_no_bytes_the_path_is_used(tmp_path):
 
 
 def test_a_struct_without_bytes_and_paths_is_no_audio(tmp_path):
-    for audio in ({"bytes": None, "path": None}, {"array": [0.5], "sampling_rate": 8000}):
-        write(tmp_path / "a.parquet", [{"audio": audio, "text": "A."}])
+    kinds = [{"bytes": pa.binary(), "path": pa.int32()}, {"bytes": pa.list_(pa.uint8()), "path": pa.string()}]
+    kinds += [{"bytes": pa.null(), "path": pa.null()}, {"array": pa.list_(pa.float32()), "sampling_rate": pa.int32()}]
+    for kind in kinds:
+        audio = pa.nulls(1, pa.struct(kind.items()))
+        pq.write_table(pa.table({"audio": audio, "text": ["A."]}), tmp_path / "a.parquet")
         with pytest.raises(UserError, match="the column audio holds no audio"):
             read_source("parquet", tmp_path)
 
