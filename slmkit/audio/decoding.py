@@ -109,7 +109,7 @@ def open_decoder(source: str | Path | BinaryIO, name: str) -> Decoder:
         except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
             raise BadSample("unreadable", f"{name} cannot be read as audio ({error})") from error
         decoder.files = opened.pop_all()
-        decoder.files.callback(decoder.file.close)
+        decoder.files.callback(lambda: decoder.file.close())  # of that time: a seek may have opened it anew
     return decoder
 
 

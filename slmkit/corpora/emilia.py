@@ -1,10 +1,10 @@
 """Emilia and corpora laid out like it: tars in which `X.mp3` and `X.json` belong together, and JSONL files beside mp3.
 
-A folder is searched for both at any depth. Where it holds no JSONL file at all, `X.mp3` and `X.json` are read as files
-beside each other too, which is what unpacking a tar leaves. The json, and the line of a JSONL file, have `id, wav,
-text, duration, speaker, language, dnsmos, phone_count`, each of which but the text may be missing or null; `wav`, the
-path of a line's audio, is relative to the folder of the JSONL file, or to `source`. `dnsmos`, `phone_count` and further
-columns travel with the sample; `dnsmos` and `speech_share` are numbers.
+A folder is searched for both at any depth. Where no JSONL file lies, there or in a folder above, `X.mp3` and `X.json`
+are read as files beside each other too, which is what unpacking a tar leaves. The json, and the line of a JSONL file,
+have `id, wav, text, duration, speaker, language, dnsmos, phone_count`, each of which but the text may be missing or
+null; `wav`, the path of a line's audio, is relative to the folder of the JSONL file, or to `source`. `dnsmos`,
+`phone_count` and further columns travel with the sample; `dnsmos` and `speech_share` are numbers.
 
 Only the headers of a tar and its json members are read, never the audio, and nothing is extracted. The two members of
 a key need not be neighbours.
@@ -60,6 +60,7 @@ log = get_logger(__name__)
 COLUMNS = frozenset({"id", "wav", "text", "duration", "speaker", "language", *QUALITIES})
 QUALITY_NAMES = {name: name for name in QUALITIES}
 COLLECTIONS = {"Emilia", "Emilia-YODAS"}  # folders of the published repository, of different licences
+LINES = (".jsonl", ".jsonl.gz")
 MAX_JSON_BYTES = 2**20  # of a member
 MAX_WAITING = 2**20  # members of a tar without their partner
 
@@ -77,12 +78,15 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
     """
     found = False
     folders = [Folder(str(source.parent), "", [source.name])] if source.is_file() else walk(source)
-    # Audio beside JSONL files is that of their lines, and no item by itself.
-    with_lines = any(True for _ in files_under(source, (".jsonl", ".jsonl.gz")))
+    # Audio beside and below JSONL files is that of their lines, and no item by itself. Lines elsewhere may name it too.
+    with_lone = not any(True for _ in files_under(source, LINES))
+    with_lines: tuple[str, ...] = ()  # folders in which JSONL files lie
     tops: set[str] = set()  # folders right below the source
     for folder in folders:
         tops.add(folder.name.partition("/")[0])
-        pairs = [] if with_lines else _pairs_of(folder)
+        if any(name.lower().endswith(LINES) for name in folder.names):
+            with_lines += (folder.relative(""),)
+        pairs = [] if folder.relative("").startswith(with_lines) else _pairs_of(folder, with_lone=with_lone)
         failures = []
         for name in sorted(set(folder.names).difference(pairs)):
             path, shown = os.path.join(folder.path, name), folder.relative(name)
@@ -157,14 +161,16 @@ def _read_tar(path: str, name: str, language: str) -> Iterator[Utterance | Failu
         yield _alone(name, member, maybe, is_it_audio=kind)
 
 
-def _pairs_of(folder: Folder) -> list[str]:
-    """The audio files of a folder, and the json of each file that is audio or may be."""
-    stems = {composed(os.path.splitext(name)[0]) for name in folder.names if is_audio(name)}
-    stems |= maybe_recordings(folder.names).keys()
+def _pairs_of(folder: Folder, *, with_lone: bool) -> list[str]:
+    """The audio files of a folder that have a json, or all, and the json of each file that is audio or may be."""
+    stems = {name: composed(os.path.splitext(name)[0]) for name in folder.names}
+    jsons = {stem for name, stem in stems.items() if name.lower().endswith(".json")}
+    audio = {stem for name, stem in stems.items() if is_audio(name) and (with_lone or stem in jsons)}
+    with_json = audio | maybe_recordings(folder.names).keys()
     return [
         name
-        for name in folder.names
-        if is_audio(name) or (name.lower().endswith(".json") and composed(os.path.splitext(name)[0]) in stems)
+        for name, stem in stems.items()
+        if (is_audio(name) and stem in audio) or (name.lower().endswith(".json") and stem in with_json)
     ]
 
 

@@ -240,9 +240,7 @@ def _holds_audio(kind: "pyarrow.DataType") -> bool:
     types = _pyarrow().types
     wanted = {"bytes": types.is_binary, "path": types.is_string}
     fields = kind.fields if types.is_struct(kind) else []
-    found = [
-        wanted[field.name](field.type) for field in fields if field.name in wanted and not types.is_null(field.type)
-    ]
+    found = [wanted[f.name](f.type) for f in fields if f.name in wanted and not types.is_null(f.type)]
     return bool(found) and all(found)
 
 

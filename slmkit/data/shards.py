@@ -245,8 +245,9 @@ class ShardReader:
             try:
                 return parse(index, row, self._members(index, row))
             except READ_ERRORS:
-                # The copy in the cache may have suffered, and not the tar itself.
-                if self.cache is None or not self.cache.discard_damaged(index.sha256):
+                # The open file, or the copy in the cache, may have suffered, and not the tar itself.
+                self._open_kept.cache_clear()
+                if self.cache is not None and not self.cache.discard_damaged(index.sha256):
                     raise
                 return parse(index, row, self._members(index, row))
         except (*READ_ERRORS, DamagedTar) as error:

@@ -131,6 +131,8 @@ def test_a_seek_that_fails_decodes_from_the_start(wave, monkeypatch):
         patch.setattr(type(decoder), "_samples", lambda *_: 2**40)
         assert decoder._seek(8 * RATE) == 0
     decoder.close()
+    with pytest.raises(AssertionError, match="not open"):
+        decoder.file.seek(0)
     piece = read_recording(io.BytesIO(content), RATE, cut=(9.0, 10.0, 9.0, 10.0)).wave
     assert np.abs(piece - np.tile(wave, 3)[9 * RATE : 10 * RATE]).max() < 1e-4
 

@@ -293,6 +293,9 @@ def test_an_unpacked_tar_is_read(tmp_path):
         ("W", "unsupported"),
     ]
     assert (found[3].audio, found[3].source) == (Audio(f"{tmp_path}/EN/X.mp3"), "EN/X.mp3")
+    (tmp_path / "ZH").mkdir()
+    (tmp_path / "ZH/lines.jsonl").touch()  # whose lines may name any audio that has no json of its own
+    assert outcomes(read_source("emilia", tmp_path)) == [outcome for outcome in outcomes(found) if outcome[0] != "Z"]
     (tmp_path / "EN/lines.jsonl").write_text(json.dumps({**FULL, "wav": "X.mp3"}))  # then audio is that of the lines
     assert outcomes(read_source("emilia", tmp_path))[:1] == [("EN_B00000_S00000_W000000", "")]
 

@@ -342,6 +342,20 @@ def test_a_tar_that_shrinks_or_vanishes_while_in_use_is_named(tmp_path):
     assert corpus.shards[0].sha256 in str(caught.value)
 
 
+def test_a_tar_that_is_restored_while_in_use_is_opened_again(tmp_path):
+    """The file that is open may be gone for good (an NFS server says that it is stale)."""
+    corpus = write_corpus(tmp_path, [make_sample("a"), make_sample("b")])
+    tar = tmp_path / corpus.shards[0].tar
+    whole = tar.read_bytes()
+    tar.write_bytes(bytes(len(whole)))
+    reader = ShardReader(corpus)
+    with pytest.raises(DamagedSample):
+        reader.read(0)
+    (tmp_path / "copy").write_bytes(whole)
+    (tmp_path / "copy").replace(tar)
+    assert reader.read(0).key == "a"
+
+
 def flip_bit(corpus, suffix, row, byte, bit=0):
     """Turn one bit of a member over."""
     index = corpus.shards[0]
