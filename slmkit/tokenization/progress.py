@@ -226,23 +226,27 @@ def look(job: CorpusJob, plan: TokenizationPlan, now: float | None = None) -> St
     known = all(plan.shards[shard].seconds > 0 for shard in missing)
     seconds_left = sum(plan.shards[shard].seconds for shard in missing) if known else None
     paths = sorted((job.directory / TASKS).glob("*-of-*.json"))
-    tasks = [task for path in paths if (task := _read_task(path, now)) is not None]
+    tasks = [task for path in paths if (task := _read_task(path, now, missing)) is not None]
     is_finalized = (job.directory / MANIFEST).is_file()
     return Status(len(plan.shards), missing, seconds_left, tasks, is_finalized)
 
 
-def _read_task(path: Path, now: float) -> Task | None:
-    """None where the file cannot be read: it is of no use then, and decides nothing."""
+def _read_task(path: Path, now: float, missing: Sequence[int]) -> Task | None:
+    """None where the file cannot be read: it is of no use then, and decides nothing. None also for a task that ended
+    early and of which no shard is missing: others have done its work."""
     try:
         values = read_json(path)
         lasted = float(values["updated"]) - float(values["started"])
         seconds, state = float(values["seconds_done"]), str(values["state"])
         if state == "running" and now - float(values["updated"]) > LOST_SEC:
             state = "lost"
+        number, num_tasks = int(values["task"]), int(values["num_tasks"])
+        if state not in ("running", "done") and not any(shard % num_tasks == number for shard in missing):
+            return None
         rate, shard_rate = (done / lasted if lasted > 0 else 0.0 for done in (seconds, float(values["shards_done"])))
         error, left = str(values.get("error", "")), int(values["shards_left"])
         if not all(map(math.isfinite, (rate, shard_rate, seconds))):
             return None
         return Task(path.stem, state, str(values["host"]), left, seconds, rate, shard_rate, error)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
         return None

@@ -80,6 +80,18 @@ def test_a_silent_task_is_lost_and_a_file_that_is_none_is_passed_over(tmp_path):
     assert json.loads(json.dumps(status.to_dict()))["tasks"][0]["state"] == "lost"
 
 
+def test_a_task_that_failed_is_told_of_while_a_shard_of_it_is_missing(tmp_path):
+    job, plan = begin(tmp_path, shards=3)
+    for task, num_tasks in ((0, 1), (1, 2)):
+        with pytest.raises(UserError), Progress(tmp_path, plan, [0], task=task, num_tasks=num_tasks):
+            raise UserError("disk full")
+    for shard, named in ((0, ["0-of-1", "1-of-2"]), (1, ["0-of-1"]), (2, [])):
+        job.write(shard, [])
+        status = look(job, plan)
+        assert [task.name for task in status.tasks] == named
+    assert ("tasks", "0 running, 0 failed, 0 lost") in status.rows()
+
+
 def test_a_task_reports_what_it_has_done(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "EVERY_SEC", 0.0)
     _, plan = begin(tmp_path)
