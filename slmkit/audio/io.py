@@ -1,6 +1,7 @@
 """Audio files in and out: any file that libsndfile or FFmpeg reads becomes mono float32 at the wanted rate.
 
-Files are hostile: every way in which one cannot be used is a `BadSample` whose reason is a stable word (`REASONS`).
+Files are hostile: every way in which one cannot be used is a `BadSample` whose reason is a stable word: unreadable,
+empty, truncated, too_long, too_short, non_finite, silent, bad_cut or bad_channel.
 Memory is bounded by the samples asked for, mono at the file's own rate, and a time limit stops the decoder even when
 the header lies. Of a long recording, a cut decodes only what is needed. Knows nothing of codecs.
 
@@ -30,17 +31,6 @@ from slmkit.audio.encode import encoded
 from slmkit.errors import BadSample
 from slmkit.files import atomic_write
 
-REASONS = (
-    "unreadable",
-    "empty",
-    "truncated",
-    "too_long",
-    "too_short",
-    "non_finite",
-    "silent",
-    "bad_cut",
-    "bad_channel",
-)
 RATES = (4_000, 400_000)  # Hz; outside, the header is taken for damaged
 PEAK_LIMIT = 64.0  # full scale is 1; float files above this are not audio in [-1, 1]
 SILENCE_SPAN = 1e-4  # largest minus smallest sample of digital silence, about 3 steps of 16 bit
@@ -81,8 +71,8 @@ def read_recording(
     the middle of the quietest 20 ms of each, as far as `max_sec` allows, and is resampled as if it were a file of its
     own. `channel`, from 0, is taken in place of their mean.
 
-    Samples are nominally in [-1, 1]; lossy and float files may exceed it a little. Raises BadSample with a reason of
-    `REASONS`; durations are compared at the file's own sample rate.
+    Samples are nominally in [-1, 1]; lossy and float files may exceed it a little. Raises BadSample; durations are
+    compared at the file's own sample rate.
     """
     name = str(source if isinstance(source, str | Path) else getattr(source, "name", "audio stream"))
     if isinstance(source, str | Path) and not Path(source).is_file():

@@ -20,11 +20,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -179,7 +178,7 @@ def _short_floats(column: np.ndarray) -> list[float | None]:
     return [None if text == "nan" else float(text) for text in column.astype(str)]
 
 
-class ShardList(Sequence[ShardIndex]):
+class ShardList:
     """The indexes of a corpus, read and checked when they are asked for; the last few are kept. Can be pickled."""
 
     def __init__(self, directory: Path, listed: Sequence[tuple[str, str, int]]) -> None:
@@ -193,15 +192,12 @@ class ShardList(Sequence[ShardIndex]):
     def __len__(self) -> int:
         return len(self.listed)
 
-    @overload
-    def __getitem__(self, shard: int) -> ShardIndex: ...
-    @overload
-    def __getitem__(self, shard: slice) -> Sequence[ShardIndex]: ...
-    def __getitem__(self, shard: int | slice) -> ShardIndex | Sequence[ShardIndex]:
+    def __getitem__(self, shard: int) -> ShardIndex:
         """Raises UserError when the index is missing or damaged."""
-        if isinstance(shard, slice):
-            return ShardList(self.directory, self.listed[shard])
         return self._open(self.directory, *self.listed[shard])
+
+    def __iter__(self) -> Iterator[ShardIndex]:
+        return map(self.__getitem__, range(len(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,16 +253,6 @@ class Corpus:
     def __len__(self) -> int:
         """Number of samples."""
         return int(self.starts[-1])
-
-    @cached_property
-    def frames(self) -> np.ndarray:
-        """int32 [N]: codec frames of every sample. Reads every index."""
-        return np.concatenate([np.zeros(0, np.int32), *(shard.frames for shard in self.shards)])
-
-    @cached_property
-    def text_chars(self) -> np.ndarray:
-        """int32 [N]: characters of every sample's text. Reads every index."""
-        return np.concatenate([np.zeros(0, np.int32), *(shard.text_chars for shard in self.shards)])
 
     def locate(self, i: int) -> tuple[int, int]:
         """Shard number and row of sample `i`. Raises IndexError outside 0 .. len - 1."""

@@ -29,7 +29,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
 import webdataset
@@ -72,17 +72,12 @@ class Sample:
 def escape_key(key: str) -> str:
     """A file name for `key` without dots, slashes and spaces (webdataset splits names at the first dot).
 
-    Injective: `unescape_key` gives the key back. Letters, digits, `_`, `-` and `~` stay.
+    Injective: `urllib.parse.unquote` gives the key back. Letters, digits, `_`, `-` and `~` stay.
     Raises ValueError when the key is empty or not valid Unicode.
     """
     if not key:
         raise ValueError("the key of a sample is empty")
     return quote(key, safe="").replace(".", "%2E")
-
-
-def unescape_key(name: str) -> str:
-    """Inverse of `escape_key`."""
-    return unquote(name, errors="strict")
 
 
 class ShardWriter:

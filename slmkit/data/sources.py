@@ -25,7 +25,6 @@ import numpy.typing as npt
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.index import Corpus
-from slmkit.data.ledger import Failure
 from slmkit.data.lines import MAX_LINE_BYTES, parse_record
 from slmkit.data.remote import ShardCache, fetch_metadata, is_url
 from slmkit.data.shards import Sample, ShardReader
@@ -159,7 +158,6 @@ class Conversations:
     lengths: np.ndarray  # int64 [n]: its bytes, without what ends it
     crc32: np.ndarray  # uint32 [n]
     counts: dict[str, int]  # lines that are left out, by reason
-    codec: None = None  # there is no speech
 
     @staticmethod
     def open(path: str | Path) -> "Conversations":
@@ -181,11 +179,6 @@ class Conversations:
 
     def __len__(self) -> int:
         return len(self.offsets)
-
-    @property
-    def frames(self) -> np.ndarray:
-        """int32 [n] of zeros."""
-        return np.zeros(len(self), dtype=np.int32)
 
     def key(self, i: int) -> str:
         """Key of dialogue `i`: the name of the file and the line."""
@@ -212,14 +205,6 @@ class Conversations:
                 expected=f"a file with sha256 {self.fingerprint}",
                 next_step=f"run `sha256sum {self.path}`; if it differs, restore the file or start a new run with it",
             ) from error
-
-    def failures(self) -> Iterator[Failure]:
-        """The lines that are left out, with their reasons; reads the file again."""
-        for number, _, line in _lines(self.path, hashlib.sha256()):
-            try:
-                _turns(line)
-            except BadSample as error:
-                yield Failure.of(f"{self.path.stem}:{number}", error)
 
 
 def _lines(path: Path, digest: Any) -> Iterator[tuple[int, int, bytes | None]]:

@@ -71,11 +71,6 @@ class TokenizationPlan:
         """Utterances that are planned."""
         return sum(shard.items for shard in self.shards)
 
-    @property
-    def seconds(self) -> float:
-        """Of audio, as far as the source says."""
-        return sum(shard.seconds for shard in self.shards)
-
     @staticmethod
     def exists(out: str | Path) -> bool:
         """Whether `out` holds a finished plan."""

@@ -11,6 +11,18 @@ import soundfile
 from slmkit.audio.io import read_audio
 
 RATE = 16000
+# Of a file that cannot be used.
+REASONS = {
+    "unreadable",
+    "empty",
+    "truncated",
+    "too_long",
+    "too_short",
+    "non_finite",
+    "silent",
+    "bad_cut",
+    "bad_channel",
+}
 CORPUS = Path(__file__).parents[2] / "tokenize_jobs" / "sample_corpus"
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audio.encoding import REASONS
 from fuzzed_audio import HARMS, KINDS, fuzzed, good
 
-from slmkit.audio.io import REASONS, read_audio
+from slmkit.audio.io import read_audio
 
 COUNT = 150
 PLACES = (Path(__file__).parents[1], Path(__file__).parents[2])  # of fuzzed_audio, of slmkit

@@ -317,5 +317,5 @@ def test_the_demo_data_is_imported(demo_dir, tmp_path):
     assert main(["import", *files, str(tmp_path / "out")]) == 0
     corpus = Corpus.open(tmp_path / "out")
     assert len(corpus) == 20
-    assert corpus.frames[0] == 177
+    assert corpus.shards[0].frames[0] == 177
     assert corpus.codec.lm_streams == corpus.codec.streams

@@ -99,9 +99,9 @@ def test_a_corpus_numbers_its_samples_through_the_shards(tmp_path):
     assert len(corpus) == 5
     assert [corpus.locate(i) for i in range(5)] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1)]
     assert [corpus.key(i) for i in range(5)] == [f"utt {i}" for i in range(5)]
-    assert corpus.frames.tolist() == [1, 2, 3, 4, 5]
-    assert corpus.text_chars.tolist() == [0, 1, 2, 3, 4]
-    assert corpus.frames.dtype == np.int32
+    assert [shard.frames.tolist() for shard in corpus.shards] == [[1, 2, 3], [], [4, 5]]
+    assert [shard.text_chars.tolist() for shard in corpus.shards] == [[0, 1, 2], [], [3, 4]]
+    assert {shard.frames.dtype for shard in corpus.shards} == {np.dtype(np.int32)}
     assert corpus.seconds == 2.5
     assert corpus.codec == SPEC
     for outside in (-1, 5):
@@ -129,7 +129,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path):
 def test_an_empty_corpus_opens(tmp_path):
     write_manifest(tmp_path, "tiny", SPEC, [], {})
     corpus = Corpus.open(tmp_path)
-    assert (len(corpus), corpus.frames.size, corpus.seconds) == (0, 0, 0)
+    assert (len(corpus), len(corpus.shards), corpus.seconds) == (0, 0, 0)
 
 
 def test_a_corpus_without_a_manifest_is_refused(tmp_path):

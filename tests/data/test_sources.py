@@ -4,13 +4,12 @@ import hashlib
 import json
 import pickle
 
-import numpy as np
 import pytest
 
 from slmkit.data import sources as module
 from slmkit.data.prompt import conversation, example
 from slmkit.data.sources import Conversations
-from slmkit.errors import DamagedSample, UserError
+from slmkit.errors import BadSample, DamagedSample, UserError
 
 
 def line(*values, names=("human", "gpt")):
@@ -40,26 +39,28 @@ def test_dialogues_are_read_in_the_order_of_the_file(tmp_path):
     content = GOOD[0] + b"\r\n\n  \n" + GOOD[1]
     path.write_bytes(content)
     texts = pickle.loads(pickle.dumps(Conversations.open(path)))
-    assert (len(texts), texts.codec, texts.counts, list(texts.failures())) == (2, None, {}, [])
+    assert (len(texts), texts.counts) == (2, {})
     assert texts.fingerprint == hashlib.sha256(content).hexdigest()
     assert [texts.key(i) for i in range(2)] == ["talk:1", "talk:4"]
-    assert (texts.frames.tolist(), texts.frames.dtype) == ([0, 0], np.int32)
     sample = texts.read(1)
     assert (sample.key, sample.codes.shape, sample.speaker) == ("talk:4", (0, 0), None)
     assert sample.meta == texts.read_meta(1) == {"turns": [["é", "ü"], ["b", "c"]]}
     assert example("text", sample.meta, speaker=False) == conversation([("é", "ü"), ("b", "c")])
 
 
-def test_lines_that_cannot_be_used_are_left_out_counted_and_named(tmp_path):
+def test_lines_that_cannot_be_used_are_left_out_and_counted(tmp_path):
     path = tmp_path / "talk.jsonl"
     path.write_bytes(b"\n".join([GOOD[0], *BAD, GOOD[1], b""]))
     texts = Conversations.open(path)
     assert [texts.key(i) for i in range(len(texts))] == ["talk:1", f"talk:{len(BAD) + 2}"]
     assert texts.read_meta(1)["turns"][0] == ["é", "ü"]
     assert texts.counts == {"bad_turns": 4, "empty_turn": 2, "malformed": 4, "no_turns": 2}
-    failures = list(texts.failures())
-    assert [(f.key, f.reason) for f in failures] == [(f"talk:{i}", reason) for i, reason in enumerate(BAD.values(), 2)]
-    assert failures[9].detail.startswith("part 1 is not text from human or user; got {'from': 'gpt'")
+    for bad, reason in BAD.items():
+        with pytest.raises(BadSample) as caught:
+            module._turns(bad)
+        assert caught.value.reason == reason
+    with pytest.raises(BadSample, match=r"part 1 is not text from human or user\n  got: .*'from': 'gpt'"):
+        module._turns(list(BAD)[9])
 
 
 def test_a_line_that_is_too_long_is_left_out_and_the_next_one_found(tmp_path, monkeypatch):
