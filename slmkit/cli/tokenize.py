@@ -161,11 +161,11 @@ def run(args: argparse.Namespace) -> int:
         finalize_corpus(args.out, args.max_failure_share)
     elif args.action == "verify":
         from slmkit.codec.open import open_codec
-        from slmkit.tokenization.verify import verify_job
+        from slmkit.tokenization.verify import verify_corpus
 
         codec = open_codec(local_path(args.codec, what="the codec"), args.device) if args.codec else None
         report = args.report or f"{args.out.rstrip('/')}-verify"
-        found = verify_job(args.out, codec, samples=args.samples, seed=args.seed, report=report)
+        found = verify_corpus(args.out, codec, samples=args.samples, seed=args.seed, report=report)
         print("\n".join([f"{args.out} is whole", *found.lines(), f"see {report}/index.html"]))
     else:
         raise UserError("no action is given", expected="plan, run, submit, status, finalize or verify")

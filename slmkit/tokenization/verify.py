@@ -8,7 +8,7 @@ Invariants: the report appears whole or not at all, also when shards are damaged
 samples.
 
 Example:
-    verification = verify_job("shards/libritts", open_codec("melvq"), report="libritts-verified")
+    verification = verify_corpus("shards/libritts", open_codec("melvq"), report="libritts-verified")
     print("\\n".join(verification.lines()))
 """
 
@@ -25,16 +25,8 @@ from slmkit.data.index import MANIFEST, Corpus
 from slmkit.data.shards import ShardReader
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, new_directory, provenance, read_json, write_json
-from slmkit.tokenization.copies import (
-    DECODED_WAV,
-    PICTURE_PNG,
-    SOURCE_WAV,
-    Copy,
-    OpenSource,
-    make_copies,
-    planned_audio,
-)
-from slmkit.tokenization.integrity import PlannedKeys, ShardProblem, check_shards
+from slmkit.tokenization.copies import DECODED_WAV, PICTURE_PNG, SOURCE_WAV, Copy, make_copies, planned_audio
+from slmkit.tokenization.integrity import ShardProblem, check_shards
 from slmkit.tokenization.outliers import LIMITS
 from slmkit.tokenization.plan import TokenizationPlan
 
@@ -144,30 +136,6 @@ class Verification:
         )
 
 
-def verify_job(
-    out: str | Path, codec: Codec | None, *, samples: int = 20, seed: int = 0, report: str | Path
-) -> Verification:
-    """Verify a corpus against the plan and the audio it was made of, where it has a plan. Raises as `verify_corpus`."""
-    if not TokenizationPlan.exists(out):
-        return verify_corpus(out, codec, samples=samples, seed=seed, report=report)
-    plan = TokenizationPlan.open(out)
-
-    def planned_keys(shard: int) -> Sequence[str]:
-        return [item.key for item in plan.items(shard)] if shard < len(plan.shards) else []
-
-    return verify_corpus(
-        out,
-        codec,
-        samples=samples,
-        seed=seed,
-        report=report,
-        planned_keys=planned_keys,
-        num_planned=len(plan.shards),
-        # Nothing is decoded without a codec.
-        open_source=planned_audio(out, 1 if codec is None else codec.spec.sample_rate),
-    )
-
-
 def verify_corpus(
     directory: str | Path,
     codec: Codec | None,
@@ -175,14 +143,10 @@ def verify_corpus(
     samples: int = 20,
     seed: int = 0,
     report: str | Path,
-    planned_keys: PlannedKeys = lambda shard: None,
-    num_planned: int | None = None,
-    open_source: OpenSource = lambda shard, key: None,
 ) -> Verification:
     """Read a corpus through, decode `samples` of it (none without a codec), and write the report.
 
-    `planned_keys(shard)` gives the keys of a shard in the order of the plan, or None; `num_planned` is the number of
-    shards planned; `open_source(shard, key)` gives the audio an utterance was made of, at the codec's rate, or None.
+    Where it has a plan, it is compared with that, and decoded speech with the audio it was made of.
 
     Raises UserError when the corpus is not finished, was made with another codec, or `report` exists; and, after the
     report is written, when anything is damaged or not as planned: then all of it is named.
@@ -199,13 +163,21 @@ def verify_corpus(
                 expected=f"width {codec.spec.speaker_dim}",
                 next_step="verify it without a codec",
             )
-    with new_directory(report) as directory:
-        problems = list(check_shards(corpus, planned_keys, num_planned))
+    plan = TokenizationPlan.open(directory) if TokenizationPlan.exists(directory) else None
+
+    def planned_keys(shard: int) -> Sequence[str] | None:
+        if plan is None:
+            return None
+        return [item.key for item in plan.items(shard)] if shard < len(plan.shards) else []
+
+    with new_directory(report) as made:
+        problems = list(check_shards(corpus, planned_keys, None if plan is None else len(plan.shards)))
         copies: list[Copy] = []
         if codec is not None:
             rng, count = np.random.default_rng(seed), min(samples, len(corpus))
             drawn = sorted(int(number) for number in rng.choice(len(corpus), size=count, replace=False))
-            copies = make_copies(ShardReader(corpus), codec, drawn, open_source, directory)
+            open_source = planned_audio(directory, codec.spec.sample_rate)
+            copies = make_copies(ShardReader(corpus), codec, drawn, open_source, made)
         problems += [
             ShardProblem(
                 copy.shard,
@@ -228,8 +200,8 @@ def verify_corpus(
             problems=tuple(problems),
             copies=tuple(copies),
         )
-        write_json(directory / VERIFY_NUMBERS, verification.to_dict())
-        with atomic_write(directory / VERIFY_PAGE) as file:
+        write_json(made / VERIFY_NUMBERS, verification.to_dict())
+        with atomic_write(made / VERIFY_PAGE) as file:
             file.write(verification.page().encode())
     if problems:
         listed = [f"\n  - {problem}" for problem in problems[:SHOWN_PROBLEMS]]

@@ -16,8 +16,9 @@ from slmkit.codec.open import open_codec
 from slmkit.data.index import Corpus, index_path, write_manifest
 from slmkit.data.shards import Sample, ShardReader, ShardWriter
 from slmkit.errors import UserError
+from slmkit.tokenization import verify
 from slmkit.tokenization.copies import make_copies
-from slmkit.tokenization.verify import Verification, verify_corpus, verify_job
+from slmkit.tokenization.verify import Verification, verify_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCES = ROOT / "tokenize_jobs" / "sample_corpus"  # 32 sentences
@@ -54,7 +55,7 @@ def corpus(sound: Path, tmp_path: Path) -> Path:
 def verified(sound: Path, codec: Codec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Verification, Path]:
     """What was found in the sound corpus, and the report."""
     report = tmp_path_factory.mktemp("verified") / "new" / "report"
-    return verify_job(sound, codec, samples=3, report=report), report
+    return verify_corpus(sound, codec, samples=3, report=report), report
 
 
 def test_a_sound_corpus_is_decoded_and_compared(sound: Path, verified: tuple[Verification, Path]) -> None:
@@ -113,7 +114,7 @@ def test_a_cut_is_compared_with_the_same_cut(codec: Codec, codec_directory: Path
     out = tmp_path / "out"
     paths = [str(tmp_path / "m.jsonl"), str(codec_directory), str(out)]
     assert main(["tokenize", "run", *recipe, *paths, "--set", f"max_sec={max_sec}"]) == 0
-    found = verify_job(out, codec, report=tmp_path / "report")
+    found = verify_corpus(out, codec, report=tmp_path / "report")
     assert len(found.copies) == 3
     for copy in found.copies:
         source_sec = len(read_audio(tmp_path / "report" / f"{copy.name}-source.wav", 16000)) / 16000
@@ -125,7 +126,7 @@ def test_a_cut_is_compared_with_the_same_cut(codec: Codec, codec_directory: Path
 
 def test_the_seed_chooses_the_samples(sound: Path, codec: Codec, tmp_path: Path) -> None:
     def keys(seed: int, name: str) -> list[str]:
-        return [copy.key for copy in verify_job(sound, codec, samples=1, seed=seed, report=tmp_path / name).copies]
+        return [copy.key for copy in verify_corpus(sound, codec, samples=1, seed=seed, report=tmp_path / name).copies]
 
     assert keys(0, "a") == keys(0, "b") != keys(1, "c")
 
@@ -140,7 +141,7 @@ def test_damage_is_named_at_once_and_the_report_is_written_all_the_same(
     (corpus / "libritts-000001.tar").write_bytes(content)
     (corpus / "libritts-000003.index.json").unlink()
     with pytest.raises(UserError) as error:
-        verify_job(corpus, codec, samples=8, report=tmp_path / "report")
+        verify_corpus(corpus, codec, samples=8, report=tmp_path / "report")
     message = str(error.value)
     assert "3 files are damaged or not as planned" in message
     assert "- libritts-000000.tar: the tar is missing" in message
@@ -161,13 +162,13 @@ def test_a_damaged_shard_is_made_again(corpus: Path, codec_directory: Path, tmp_
     with pytest.raises(
         UserError, match=r"remove the tar and the index of each shard that is named and give `slmkit tok"
     ):
-        verify_job(corpus, None, report=tmp_path / "before")
+        verify_corpus(corpus, None, report=tmp_path / "before")
     tar.unlink()
     index_path(corpus, tar.name).unlink()
     recipe = ["--config", str(ROOT / "tokenize_jobs/libritts.yaml"), "--num-workers", "0", "--set", "shard_samples=10"]
     assert main(["tokenize", "run", *recipe, str(SENTENCES), str(codec_directory), str(corpus)]) == 0
     assert tar.read_bytes() == expected
-    assert verify_job(corpus, None, report=tmp_path / "after").problems == ()
+    assert verify_corpus(corpus, None, report=tmp_path / "after").problems == ()
 
 
 def test_a_plan_that_differs_is_named(corpus: Path, tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_a_plan_that_differs_is_named(corpus: Path, tmp_path: Path) -> None:
     plan = json.loads(path.read_text())
     path.write_text(json.dumps({**plan, "shards": [*plan["shards"][:2], plan["shards"][2]]}))
     with pytest.raises(UserError) as error:
-        verify_job(corpus, None, report=tmp_path / "report")
+        verify_corpus(corpus, None, report=tmp_path / "report")
     assert "manifest.json: it lists 4 shards, 3 were planned" in str(error.value)
     assert "libritts-000003.tar: 2 utterances are not in the plan, such as " in str(error.value)
 
@@ -184,11 +185,13 @@ def test_many_problems_are_all_in_the_report(corpus: Path, tmp_path: Path) -> No
     for number in range(4, 124):
         shutil.copy(corpus / "libritts-000003.index.json", corpus / f"libritts-{number:06d}.index.json")
     with pytest.raises(UserError, match=r"120 files are[\s\S]*libritts-000103\.index\.json[\s\S]*- and 20 more"):
-        verify_job(corpus, None, report=tmp_path / "report")
+        verify_corpus(corpus, None, report=tmp_path / "report")
     assert len(json.loads((tmp_path / "report/verify.json").read_text())["problems"]) == 120
 
 
-def test_codes_under_the_wrong_key_are_noticed_by_ear(sound: Path, codec: Codec, tmp_path: Path) -> None:
+def test_codes_under_the_wrong_key_are_noticed_by_ear(
+    sound: Path, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of four samples, the first two have each other's codes and voices. All checksums fit: only decoding tells."""
     reader = ShardReader(Corpus.open(sound))
     samples = [reader.read(i) for i in range(4)]
@@ -196,10 +199,9 @@ def test_codes_under_the_wrong_key_are_noticed_by_ear(sound: Path, codec: Codec,
     for mine, spoken in zip(samples, (samples[1], samples[0], *samples[2:]), strict=True):
         writer.add(Sample(mine.key, spoken.codes, spoken.speaker, mine.meta))
     write_manifest(tmp_path / "c", "c", codec.spec, [writer.commit().summary], {})
+    monkeypatch.setattr(verify, "planned_audio", lambda *_: lambda _, key: source(key))
     with pytest.raises(UserError) as error:
-        verify_corpus(
-            tmp_path / "c", codec, samples=4, report=tmp_path / "report", open_source=lambda _, key: source(key)
-        )
+        verify_corpus(tmp_path / "c", codec, samples=4, report=tmp_path / "report")
     lines = [line for line in str(error.value).splitlines() if line.startswith("  - ")]
     for line, sample in zip(lines, samples[:2], strict=True):
         what = f"  - c-000000.tar: sample '{sample.key}' decodes to speech that is no more like its source"
@@ -211,7 +213,9 @@ def source(key: str) -> np.ndarray:
     return read_audio(next(SENTENCES.rglob(f"{key}.flac")), 16000)
 
 
-def test_without_the_source_there_is_nothing_to_compare(sound: Path, codec: Codec, tmp_path: Path) -> None:
+def test_without_the_source_there_is_nothing_to_compare(
+    sound: Path, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two of three sources are gone; the other has no stranger to be compared with."""
     keys: list[str] = []
 
@@ -219,7 +223,8 @@ def test_without_the_source_there_is_nothing_to_compare(sound: Path, codec: Code
         keys.append(key)
         return source(key) if len(keys) == 2 else None
 
-    found = verify_corpus(sound, codec, samples=3, report=tmp_path / "report", open_source=open_source)
+    monkeypatch.setattr(verify, "planned_audio", lambda *_: open_source)
+    found = verify_corpus(sound, codec, samples=3, report=tmp_path / "report")
     assert [copy.key for copy in found.copies] == keys
     assert [copy.distance_db is None for copy in found.copies] == [True, False, True]
     assert [copy.other_db for copy in found.copies] == [None, None, None]
@@ -244,7 +249,7 @@ def test_another_codec_is_refused(sound: Path, tmp_path: Path) -> None:
         shutil.copytree(SENTENCES / speaker, some / speaker)
     assert main(["codec", "fit", str(some), str(tmp_path / "other")]) == 0
     with pytest.raises(UserError, match=r"the codec of this command is not .*: weights_sha256 differs"):
-        verify_job(sound, open_codec(tmp_path / "other"), report=tmp_path / "report")
+        verify_corpus(sound, open_codec(tmp_path / "other"), report=tmp_path / "report")
     assert not (tmp_path / "report").exists()
 
 
@@ -257,29 +262,32 @@ def test_codes_without_speaker_vectors_cannot_be_decoded(codec: Codec, tmp_path:
     write_manifest(tmp_path / "c", "c", type(codec.spec).from_dict(fields), [writer.commit().summary], {})
     with pytest.raises(UserError, match=r"its speaker vectors are not the codec's[\s\S]*width 0"):
         verify_corpus(tmp_path / "c", codec, report=tmp_path / "report")
-    assert verify_job(tmp_path / "c", None, report=tmp_path / "report").copies == ()
+    assert verify_corpus(tmp_path / "c", None, report=tmp_path / "report").copies == ()
 
 
 def test_a_report_is_never_overwritten(sound: Path, tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     with pytest.raises(UserError, match="the report exists already"):
-        verify_job(sound, None, report=tmp_path / "report")
+        verify_corpus(sound, None, report=tmp_path / "report")
 
 
 def test_a_report_that_cannot_be_written_is_named_before_anything_is_read(sound: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*file/report: Not a directory"):
-        verify_job(sound, None, report=tmp_path / "file" / "report")
+        verify_corpus(sound, None, report=tmp_path / "file" / "report")
 
 
-def test_a_report_begun_meanwhile_is_kept(sound: Path, codec: Codec, tmp_path: Path) -> None:
+def test_a_report_begun_meanwhile_is_kept(
+    sound: Path, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = tmp_path / "report"
 
     def open_source(shard: int, key: str) -> None:
         report.mkdir(exist_ok=True)
         (report / "index.html").write_text("another's")
 
+    monkeypatch.setattr(verify, "planned_audio", lambda *_: open_source)
     with pytest.raises(UserError, match=r"cannot write .*report: Directory not empty"):
-        verify_corpus(sound, codec, samples=1, report=report, open_source=open_source)
+        verify_corpus(sound, codec, samples=1, report=report)
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     assert (report / "index.html").read_text() == "another's"

@@ -16,13 +16,14 @@ from browser import Browser
 from rewritten import rewrite
 from tiny_codec import SPEC, TinyCodec
 
-from slmkit.data.index import ShardIndex, write_manifest
+from slmkit.data.index import Corpus, ShardIndex, write_manifest
 from slmkit.data.shards import Sample, ShardWriter
 from slmkit.errors import UserError
 from slmkit.texts import visible
+from slmkit.tokenization import verify
 from slmkit.tokenization.copies import Copy
-from slmkit.tokenization.integrity import ShardProblem
-from slmkit.tokenization.verify import Verification, verify_corpus
+from slmkit.tokenization.integrity import ShardProblem, check_shards
+from slmkit.tokenization.verify import Verification
 
 RATE, HOP = 16000, 200
 OWNED = "document.title='owned'"
@@ -71,15 +72,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rewrite(directory / "c/c-000000.tar", b"lone ??????", b"lone \\ud800")
     index = ShardIndex.read(directory / "c/c-000000.index.json")
     write_manifest(directory / "c", "c", SPEC, [index.summary], {})
-    with pytest.raises(UserError, match="1 file is damaged"):
-        verify_corpus(
-            directory / "c",
-            Whistle(),
-            samples=5,
-            report=directory / "report",
-            planned_keys=lambda shard: [*index.keys, KEY],
-            open_source=lambda shard, key: None if key.endswith("3") else tone(int(key[-1]), 90),
-        )
+
+    def source(shard: int, key: str) -> np.ndarray | None:
+        return None if key.endswith("3") else tone(int(key[-1]), 90)
+
+    def check(corpus: Corpus, *_: object) -> Iterator[ShardProblem]:
+        return check_shards(corpus, lambda shard: [*index.keys, KEY])
+
+    with pytest.MonkeyPatch.context() as planned, pytest.raises(UserError, match="1 file is damaged"):
+        planned.setattr(verify, "planned_audio", lambda *_: source)
+        planned.setattr(verify, "check_shards", check)
+        verify.verify_corpus(directory / "c", Whistle(), samples=5, report=directory / "report")
     return directory / "report"
 
 
