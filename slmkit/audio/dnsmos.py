@@ -28,7 +28,6 @@ from slmkit.errors import BadSample
 DNSMOS_RATE = 16_000  # Hz
 WINDOW_SAMPLES = int(9.01 * DNSMOS_RATE)
 SHORTEST_SEC = 0.1  # less is not worth repeating ninety times
-DNSMOS_NETWORK = ("speechmos", "dnsmos_models/sig_bak_ovr.onnx")
 # Of a raw number x: a x^2 + b x + c.
 SIGNAL = (-0.08397278, 1.22083953, 0.0052439)
 BACKGROUND = (-0.13166888, 1.60915514, -0.39604546)
@@ -46,14 +45,16 @@ class DnsmosScores(NamedTuple):
 class Dnsmos:
     """See the module."""
 
+    NETWORK = ("speechmos", "dnsmos_models/sig_bak_ovr.onnx")
+
     def __init__(self, session: Any) -> None:
         """Of an onnxruntime.InferenceSession."""
         self._session = session
 
     @staticmethod
-    def load(*, num_threads: int = 1) -> "Dnsmos":
+    def load() -> "Dnsmos":
         """The network of the installed package. Raises UserError when speechmos or onnxruntime is not installed."""
-        return Dnsmos(packaged_network(*DNSMOS_NETWORK, what="DNSMOS", num_threads=num_threads))
+        return Dnsmos(packaged_network(*Dnsmos.NETWORK, what="DNSMOS"))
 
     def scores(self, wave: npt.NDArray[Any], sample_rate: int) -> DnsmosScores:
         """Of `wave`, float [samples] at `sample_rate` Hz, clipped to [-1, 1].

@@ -2,7 +2,7 @@
 
 Of such a package only the file of the network is used; none of its Python code is run, which often needs much more.
 
-Invariant: a network gives the same numbers whatever else runs: it has threads of its own, one unless told otherwise.
+Invariant: a network gives the same numbers whatever else runs: it has one thread, of its own.
 
 Example:
     network = packaged_network("speechmos", "dnsmos_models/sig_bak_ovr.onnx", what="DNSMOS")
@@ -39,7 +39,7 @@ def packaged_path(package: str, file: str, *, what: str) -> Path:
     return path
 
 
-def packaged_network(package: str, file: str, *, what: str, num_threads: int = 1) -> Any:
+def packaged_network(package: str, file: str, *, what: str) -> Any:
     """The network as an onnxruntime.InferenceSession on the CPU. Raises UserError as `packaged_path`."""
     path = packaged_path(package, file, what=what)
     try:
@@ -47,5 +47,5 @@ def packaged_network(package: str, file: str, *, what: str, num_threads: int = 1
     except ImportError as error:
         raise UserError(f"{what} needs the package onnxruntime", got=error, next_step=INSTALL) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = num_threads
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

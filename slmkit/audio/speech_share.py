@@ -11,7 +11,7 @@ and the network remembers what came before.
 
 Example:
     detector = SpeechDetector.load()
-    detector.share(wave, 24000)         # 0.83
+    detector.score(wave, 24000)         # 0.83
 """
 
 from typing import Any
@@ -29,11 +29,12 @@ BEFORE_WINDOW = 64  # samples before a window that the network hears with it
 WINDOWS_AT_A_TIME = 512
 STATE_SHAPE = (1, 1, 128)  # of both states of the network's LSTM
 SPEECH_PROBABILITY = 0.5
-SPEECH_NETWORK = ("silero_vad", "data/silero_vad_16k_sequence.onnx")
 
 
 class SpeechDetector:
     """See the module."""
+
+    NETWORK = ("silero_vad", "data/silero_vad_16k_sequence.onnx")
 
     def __init__(self, session: Any) -> None:
         """Of an onnxruntime.InferenceSession."""
@@ -42,9 +43,9 @@ class SpeechDetector:
     @staticmethod
     def load() -> "SpeechDetector":
         """The network of the installed package. Raises UserError when silero-vad or onnxruntime is not installed."""
-        return SpeechDetector(packaged_network(*SPEECH_NETWORK, what="the share of speech"))
+        return SpeechDetector(packaged_network(*SpeechDetector.NETWORK, what="the share of speech"))
 
-    def share(self, wave: npt.NDArray[Any], sample_rate: int) -> float:
+    def score(self, wave: npt.NDArray[Any], sample_rate: int) -> float:
         """The share of `wave`, float [samples] at `sample_rate` Hz, that is speech: 0 to 1.
 
         Raises BadSample "too_short" where not even one sample is left at 16 kHz.

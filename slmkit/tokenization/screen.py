@@ -19,16 +19,15 @@ Example:
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slmkit.audio.dnsmos import DNSMOS_NETWORK, Dnsmos
+from slmkit.audio.dnsmos import Dnsmos
 from slmkit.audio.packaged import packaged_path
-from slmkit.audio.speech_share import SPEECH_NETWORK, SpeechDetector
+from slmkit.audio.speech_share import SpeechDetector
 from slmkit.config.tokenize import TokenizeConfig
 from slmkit.corpora.base import QUALITIES, Utterance
 from slmkit.data.ledger import Failure
@@ -39,41 +38,13 @@ LOW, NONE = "low_{}", "no_{}"  # reasons of the ledger, with the name of the col
 SCREENED = frozenset(reason.format(name) for reason in (LOW, NONE) for name in QUALITIES)
 OF_SOURCE = "source_{}"  # the column that keeps what the source says where it is measured again
 DIGITS = 4  # after the point
-MeasureWave = Callable[[np.ndarray, int], float]  # of float32 [samples] at that rate in Hz; may raise BadSample
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """One column that can be measured. Both are functions of a module, so that other processes find them."""
-
-    load: Callable[[], MeasureWave]
-    network: Callable[[], Path]  # the file that decides the values; raises UserError where something is not installed
-
-
-def _load_dnsmos() -> MeasureWave:
-    return Dnsmos.load().score
-
-
-def _dnsmos_network() -> Path:
-    return packaged_path(*DNSMOS_NETWORK, what="measure=[dnsmos]")
-
-
-def _load_speech_share() -> MeasureWave:
-    return SpeechDetector.load().share
-
-
-def _speech_network() -> Path:
-    return packaged_path(*SPEECH_NETWORK, what="measure=[speech_share]")
-
-
-MEASURES = {  # the quickest first: what it refuses is not measured further
-    "speech_share": Measure(load=_load_speech_share, network=_speech_network),
-    "dnsmos": Measure(load=_load_dnsmos, network=_dnsmos_network),
-}
+Measure = type[SpeechDetector] | type[Dnsmos]
+# The quickest first: what it refuses is not measured further.
+MEASURES: dict[str, Measure] = {"speech_share": SpeechDetector, "dnsmos": Dnsmos}
 
 
 @functools.cache
-def _loaded(measure: Measure) -> MeasureWave:
+def _loaded(measure: Measure) -> SpeechDetector | Dnsmos:
     """Once for each process."""
     return measure.load()
 
@@ -138,7 +109,10 @@ class Screen:
 
         Raises UserError when one is not installed: it names what to install.
         """
-        return {name: sha256_file(measure.network()) for name, measure in self.measures.items()}
+        return {
+            name: sha256_file(packaged_path(*measure.NETWORK, what=f"measure=[{name}]"))
+            for name, measure in self.measures.items()
+        }
 
 
 def job_settings(config: TokenizeConfig) -> dict[str, Any]:
@@ -153,7 +127,7 @@ def job_settings(config: TokenizeConfig) -> dict[str, Any]:
 def _measured(measure: Measure, mono: np.ndarray, sample_rate: int) -> tuple[float | None, str]:
     """The value, rounded; or None and why there is none."""
     try:
-        value = _loaded(measure)(mono, sample_rate)
+        value = _loaded(measure).score(mono, sample_rate)
     except BadSample as error:
         return None, "; ".join(filter(None, (error.what, error.got and f"got {error.got}")))
     if not math.isfinite(value):

@@ -38,16 +38,16 @@ def test_windows_count_by_their_samples_and_blocks_go_on_where_the_one_before_en
     wave[512:1024] = 2.0
     wave[1536:] = 0.5
     network = Loud()
-    assert SpeechDetector(network).share(wave, SPEECH_RATE) == pytest.approx((512 + 100) / len(wave))
+    assert SpeechDetector(network).score(wave, SPEECH_RATE) == pytest.approx((512 + 100) / len(wave))
     assert network.blocks == [4]
     long, network = np.full(512 * 1025, 0.5, np.float32), Loud()
-    assert SpeechDetector(network).share(long, SPEECH_RATE) == 1.0
+    assert SpeechDetector(network).score(long, SPEECH_RATE) == 1.0
     assert network.blocks == [512, 512, 1]
 
 
 def test_a_wave_of_no_samples_has_no_share() -> None:
     with pytest.raises(BadSample, match="too short to look for speech"):
-        SpeechDetector(Loud()).share(np.zeros(0, np.float32), SPEECH_RATE)
+        SpeechDetector(Loud()).score(np.zeros(0, np.float32), SPEECH_RATE)
 
 
 @pytest.mark.full
@@ -68,8 +68,8 @@ def test_it_is_the_packages_own_and_any_wave_has_a_share() -> None:
         expected.append(float(value[0, 0]))
     np.testing.assert_allclose(detector.probabilities(wave), expected, atol=1e-5)
     short, silent, clipped = wave[:160], np.zeros(SPEECH_RATE, np.float32), np.sign(wave[:SPEECH_RATE]) * 30
-    assert all(0 <= detector.share(each, SPEECH_RATE) <= 1 for each in (short, clipped))
-    assert detector.share(silent, SPEECH_RATE) == 0.0
+    assert all(0 <= detector.score(each, SPEECH_RATE) <= 1 for each in (short, clipped))
+    assert detector.score(silent, SPEECH_RATE) == 0.0
 
 
 @pytest.mark.full
@@ -78,8 +78,8 @@ def test_it_is_the_packages_own_and_any_wave_has_a_share() -> None:
 def test_half_silence_halves_the_share() -> None:
     detector = SpeechDetector.load()
     said = np.tile(read_audio(HUMAN, 48_000), 4)  # "Front Center", with little silence around and between
-    share = detector.share(said, 48_000)
+    share = detector.score(said, 48_000)
     assert share > 0.6
     both = np.concatenate([said, np.zeros_like(said)])
-    assert detector.share(both, 48_000) == pytest.approx(share / 2, abs=0.02)
-    assert detector.share(resampled(both, 48_000, 16_000), 16_000) == detector.share(both, 48_000)
+    assert detector.score(both, 48_000) == pytest.approx(share / 2, abs=0.02)
+    assert detector.score(resampled(both, 48_000, 16_000), 16_000) == detector.score(both, 48_000)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from tiny_codec import SPEC, TinyCodec, make_config
 from tokenization.hostile import RATE, add, hashes, ledger, run
-from tokenization.measured import STAND_INS, load_peak
+from tokenization.measured import STAND_INS, Peak
 
 from slmkit.cli.main import main
 from slmkit.corpora.base import Audio, Utterance
@@ -20,7 +20,7 @@ from slmkit.errors import ConfigError, UserError
 from slmkit.tokenization import screen as screen_module
 from slmkit.tokenization.decode import Decoding, decode
 from slmkit.tokenization.job import finalize_corpus, plan_corpus
-from slmkit.tokenization.screen import Measure, Screen, job_settings
+from slmkit.tokenization.screen import Screen, job_settings
 
 FILTERS = {"min_dnsmos": 3.5, "min_speech_share": 0.5}
 HUMAN = Path("/usr/share/sounds/alsa/Front_Center.wav")
@@ -30,6 +30,7 @@ NETWORKS = ("speechmos", "silero_vad", "onnxruntime")
 @pytest.fixture
 def stand_ins(monkeypatch):
     monkeypatch.setattr(screen_module, "MEASURES", dict(STAND_INS))
+    monkeypatch.setattr(screen_module, "packaged_path", lambda package, file, what: file)
 
 
 def wave(peak, loud, num_samples=8000):
@@ -125,8 +126,7 @@ def test_other_networks_and_filters_are_another_job(source, stand_ins, tmp_path,
     job(source, tmp_path / "out")
     with pytest.raises(UserError, match=r"another job: settings\.filters differs"):
         job(source, tmp_path / "out", filters={})
-    other = Measure(load=load_peak, network=lambda: Path(json.__file__))
-    monkeypatch.setitem(screen_module.MEASURES, "dnsmos", other)
+    monkeypatch.setattr(Peak, "NETWORK", ("", json.__file__))
     with pytest.raises(UserError, match=r"another job: settings\.networks differs"):
         job(source, tmp_path / "out")
 
