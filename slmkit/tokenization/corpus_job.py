@@ -56,12 +56,15 @@ class CorpusJob:
         """
         self.directory, self.name, self.codec, self.settings = Path(directory), name, codec, settings
         work = {"codec": codec.to_dict(), "settings": settings}
-        if check_job_directory(self.directory, work):
+        stored = check_job_directory(self.directory, work)
+        if stored is None:
+            stored = {**work, "codec_source": codec_source, "made_by": provenance()}
+            write_json(self.directory / JOB, stored, replace=True)
+        else:
             clean_parts(self.directory)  # of processes that were killed
             clean_parts(self.directory / TASKS)
-        else:
-            begun = {**work, "codec_source": codec_source, "made_by": provenance()}
-            write_json(self.directory / JOB, begun, replace=True)
+        self.codec_source = str(stored.get("codec_source", ""))  # where it was then; "" where that is not known
+        self._made_by = stored.get("made_by")
 
     @staticmethod
     def open(directory: str | Path) -> "CorpusJob":
@@ -111,23 +114,15 @@ class CorpusJob:
         log.info("%s: %d samples, %.2f h, %d failed", index.tar, len(index), index.seconds / 3600, len(failures))
         return index
 
-    def codec_source(self) -> str:
-        """Where the codec was when the job began; "" where that is not known."""
-        stored = read_json(self.directory / JOB)
-        return str(stored.get("codec_source", "")) if isinstance(stored, dict) else ""
-
     def made_by(self) -> dict[str, Any]:
-        """The versions that began the job, and its settings."""
-        path = self.directory / JOB
-        stored = read_json(path)
-        made_by = stored.get("made_by") if isinstance(stored, dict) else None
-        if not isinstance(made_by, dict):
-            raise UserError(f"{path} is not the file of a job: it does not say what made it")
-        return {**made_by, "config": self.settings}
+        """The versions that began the job, and its settings. Raises UserError where the job does not say them."""
+        if not isinstance(self._made_by, dict):
+            raise UserError(f"{self.directory / JOB} is not the file of a job: it does not say what made it")
+        return {**self._made_by, "config": self.settings}
 
 
-def check_job_directory(directory: str | Path, work: dict[str, Any]) -> bool:
-    """Whether a job of this `work` ("settings", and "codec" where it is known) was begun in the directory.
+def check_job_directory(directory: str | Path, work: dict[str, Any]) -> dict[str, Any] | None:
+    """What job.json says where a job of this `work` ("settings", and "codec" where it is known) was begun; else None.
 
     Raises UserError when another job was, or it holds no job and is not empty.
     """
@@ -137,16 +132,16 @@ def check_job_directory(directory: str | Path, work: dict[str, Any]) -> bool:
         not directory.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in directory.iterdir())
     )
     if path.exists():
-        stored = read_json(path)
-        before = {group: stored.get(group) for group in work} if isinstance(stored, dict) else {}
-        check_same(directory, _flat(before), _flat(work))
-        return True
+        found = read_json(path)
+        stored: dict[str, Any] = found if isinstance(found, dict) else {}
+        check_same(directory, _flat({group: stored.get(group) for group in work}), _flat(work))
+        return stored
     if foreign:
         raise UserError(
             f"{directory} is not an empty directory and holds no {JOB}",
             next_step="give a new directory for the shards",
         )
-    return False
+    return None
 
 
 def _flat(work: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +185,7 @@ def finalize(
         job.codec,
         summaries,
         made_by,
-        codec_source=job.codec_source(),
+        codec_source=job.codec_source,
         refused=refused,
         outliers=outliers,
     )

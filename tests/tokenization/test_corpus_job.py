@@ -50,8 +50,9 @@ def test_a_job_is_opened_as_it_was_begun(tmp_path):
         (tmp_path / "out/job.json").write_text(content)
         with pytest.raises(UserError, match="is not the file of a job"):
             CorpusJob.open(tmp_path / "out")
+    (tmp_path / "out/job.json").write_text(json.dumps({**good, "made_by": 3}))
     with pytest.raises(UserError, match="it does not say what made it"):
-        job.made_by()
+        CorpusJob(tmp_path / "out", "c", SPEC, begun.settings).made_by()
 
 
 def test_a_shard_may_hold_failures_alone(tmp_path):
