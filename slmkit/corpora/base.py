@@ -8,7 +8,7 @@ it where it is decoded. A transcript that is a file of its own is read there too
 Invariant: every item of the source appears once, as one of the three.
 
 Example:
-    for item in with_sound_keys(read_libritts("LibriTTS")):
+    for item in next(read_parts("libritts", Path("LibriTTS"), ReadOptions()))():
         match item:
             case Failure(): ...
 """
@@ -17,9 +17,9 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from slmkit.audio import TO_END
 from slmkit.data.ledger import Failure, printable
@@ -100,23 +100,6 @@ def text_file(path: object) -> dict[str, str]:
     """How JSON holds the file of a transcript."""
     assert isinstance(path, Path)
     return {"file": str(path)}
-
-
-class Keyed(Protocol):
-    """An item with a key: an `Utterance` or a `Sample`."""
-
-    @property
-    def key(self) -> str: ...
-
-
-K = TypeVar("K", bound=Keyed)
-
-
-def with_sound_keys(items: Iterable[K | Failure]) -> Iterator[K | Failure]:
-    """The items, with a `Failure` in place of each that has no usable key or the key of an earlier one."""
-    seen: set[str] = set()
-    for item in items:
-        yield item if isinstance(item, Failure) else key_refusal(item.key, seen) or item
 
 
 def key_refusal(key: str, seen: set[str]) -> Failure | None:

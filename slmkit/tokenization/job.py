@@ -31,7 +31,7 @@ from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, CodecSpec
 from slmkit.config.tokenize import ImportConfig, TokenizeConfig
 from slmkit.corpora import published
-from slmkit.corpora.base import one_line, with_sound_keys
+from slmkit.corpora.base import key_refusal, one_line
 from slmkit.corpora.layouts import LAYOUTS, ReadOptions, other_layout, read_parts
 from slmkit.data.index import ShardIndex
 from slmkit.data.ledger import FAILURES_FILE, Failure
@@ -203,7 +203,8 @@ def import_codes(config: ImportConfig) -> None:
     """Bring published JSONL files into shards. Raises UserError like the jobs above."""
     job = CorpusJob(config.out, config.corpus, published.SPEC, config.settings())
     records = itertools.chain.from_iterable(published.read_published(path) for path in config.source)
-    items = with_sound_keys(records)
+    seen: set[str] = set()
+    items = (item if isinstance(item, Failure) else key_refusal(item.key, seen) or item for item in records)
     planned: list[ShardPlan] = []
     while chunk := list(itertools.islice(items, config.shard_samples)):
         shard = len(planned)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from raw_corpora import read_source
 
 from slmkit.corpora import base
-from slmkit.corpora.base import Audio, Cut, Utterance, read_transcript, with_sound_keys
+from slmkit.corpora.base import Audio, Cut, Utterance, key_refusal, read_transcript
 from slmkit.corpora.content import open_audio
 from slmkit.corpora.librispeech import read_librispeech
 from slmkit.corpora.libritts import read_libritts
@@ -219,17 +219,15 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
 # --- keys
 
 
-def utterance(key):
-    return Utterance(key=key, audio=Audio("a.wav"), text="x", source="s")
-
-
 def test_the_first_of_equal_keys_wins():
-    items = [utterance("a"), Failure("b", "empty", ""), utterance("b"), utterance("a"), utterance("")]
-    out = list(with_sound_keys(items))
-    assert out[:3] == items[:3]
-    assert [(item.key, item.reason) for item in out[3:]] == [("a", "duplicate_key"), ("", "bad_key")]
-    (bad,) = with_sound_keys([utterance("\ud800")])
-    assert (bad.key, bad.reason) == ("\\ud800", "bad_key")
+    seen = set()
+    found = [key_refusal(key, seen) for key in ("a", "b", "a", "", "\ud800")]
+    assert found[:2] == [None, None]
+    assert [(item.key, item.reason) for item in found[2:]] == [
+        ("a", "duplicate_key"),
+        ("", "bad_key"),
+        ("\\ud800", "bad_key"),
+    ]
 
 
 # --- manifests

@@ -140,7 +140,7 @@ def test_members_are_paired_in_any_order_and_what_is_alone_is_counted(tmp_path):
     assert outcomes(read_source("emilia", tmp_path)) == [
         ("B", ""),
         ("A", ""),
-        ("A", ""),  # its key is that of an earlier one: `with_sound_keys` says so
+        ("A", ""),  # its key is that of an earlier one: `key_refusal` says so
         ("S", "duplicate_key"),
         ("N", "missing"),
         ("S", "missing_transcript"),

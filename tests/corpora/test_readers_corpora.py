@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from raw_corpora import DEFECTS, MAX_SEC, TWICE, WRITERS, Spoken, read_source, utterances
 
-from slmkit.corpora.base import Audio, Utterance, read_transcript, text_file, with_sound_keys
+from slmkit.corpora.base import Audio, Utterance, key_refusal, read_transcript, text_file
 from slmkit.corpora.content import open_audio
 from slmkit.data.ledger import Failure
 from slmkit.errors import BadSample, UserError
@@ -55,7 +55,8 @@ def read_all(expected) -> list[Utterance | Failure]:
     settings = expected.settings
     columns = settings.get("columns", {})
     items = read_source(expected.kind, expected.source, columns=columns, language="en", max_sec=settings["max_sec"])
-    return list(with_sound_keys(items))
+    seen: set[str] = set()
+    return [item if isinstance(item, Failure) else key_refusal(item.key, seen) or item for item in items]
 
 
 @pytest.mark.parametrize("layout", WRITERS)
