@@ -153,11 +153,18 @@ def read_job_records(path: Path) -> list[JobRecord]:
     return records
 
 
-def check_empty(directory: str | Path) -> None:
-    """Raise UserError where a job would begin among other things. What killed processes left does not count."""
+def is_free(directory: str | Path) -> bool:
+    """Whether a job may begin there. What killed processes left does not count, nor job.json, which another process may
+    write at this moment: it is to be looked for after this."""
     directory = Path(directory)
-    is_free = directory.is_dir() and all(path.name.endswith(".part") for path in directory.iterdir())
-    if directory.exists() and not is_free:
+    if not directory.exists():
+        return True
+    return directory.is_dir() and all(path.suffix == ".part" or path.name == JOB for path in directory.iterdir())
+
+
+def check_empty(directory: str | Path) -> None:
+    """Raise UserError where a job would begin among other things."""
+    if not is_free(directory):
         raise UserError(
             "the output directory exists and holds something else",
             got=directory,
@@ -236,13 +243,6 @@ class ProgressBar:
 
     def __exit__(self, *error: object) -> None:
         self._exits.close()
-
-    @staticmethod
-    def print_above(line: str) -> None:
-        """Print a line (with its line break) to standard error, above any bar."""
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr, end="")
 
     def show(self, done: int, figures: str) -> None:
         """`done` items are done, those of earlier starts included; `figures` says more."""

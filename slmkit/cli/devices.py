@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
-from slmkit.jobs import ProgressBar
+from tqdm import tqdm
+
 from slmkit.world import threads_each
 
 POLL_SEC = 0.5  # between two looks at the processes
@@ -27,7 +28,7 @@ def run_processes(commands: Sequence[Sequence[str]], look: Callable[[set[int]], 
 
     def pass_on(lines: IO[str]) -> None:
         for line in lines:
-            ProgressBar.print_above(line)
+            tqdm.write(line, file=sys.stderr, end="")  # above any bar
 
     environment = {"OMP_NUM_THREADS": str(threads_each(len(commands))), **os.environ}  # else each would take all CPUs
     processes: list[subprocess.Popen[str]] = []

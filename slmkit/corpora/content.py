@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import IO
 
+from slmkit.audio.decoding import UNKNOWN_BYTES
 from slmkit.corpora.base import Audio
 from slmkit.corpora.folders import as_spelled
 from slmkit.corpora.parquet import read_cell
@@ -18,7 +19,6 @@ from slmkit.errors import BadSample
 
 RIFF_HEADER_BYTES = 8  # "RIFF", and how many bytes follow
 MAX_PART_BYTES = 2**30  # of a part, which is read into memory
-UNKNOWN_BYTES = 2**31 - 2**16  # lengths from here up stand for "unknown" in files written to a pipe
 
 
 def open_audio(audio: Audio) -> Path | io.BytesIO:

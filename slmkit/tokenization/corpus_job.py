@@ -31,7 +31,7 @@ from slmkit.data.index import INDEX_SUFFIX, ShardIndex, ShardSummary, index_path
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, clean_parts, provenance, read_json, write_json
-from slmkit.jobs import JOB, check_same
+from slmkit.jobs import JOB, check_same, is_free
 from slmkit.log import get_logger
 from slmkit.tokenization.outliers import OutlierSearch
 from slmkit.tokenization.plan import INTENDED, ShardPlan
@@ -127,16 +127,13 @@ def check_job_directory(directory: str | Path, work: dict[str, Any]) -> dict[str
     Raises UserError when another job was, or it holds no job and is not empty.
     """
     directory, path = Path(directory), Path(directory) / JOB
-    # Looked at before job.json, which another task may write at this moment. What unfinished writes leave is no matter.
-    foreign = directory.exists() and (
-        not directory.is_dir() or any(p.suffix != ".part" and p.name != JOB for p in directory.iterdir())
-    )
+    may_begin = is_free(directory)
     if path.exists():
         found = read_json(path)
         stored: dict[str, Any] = found if isinstance(found, dict) else {}
         check_same(directory, _flat({group: stored.get(group) for group in work}), _flat(work))
         return stored
-    if foreign:
+    if not may_begin:
         raise UserError(
             f"{directory} is not an empty directory and holds no {JOB}",
             next_step="give a new directory for the shards",
