@@ -19,7 +19,7 @@ Example:
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,9 +44,9 @@ MEASURES: dict[str, Measure] = {"speech_share": SpeechDetector, "dnsmos": Dnsmos
 
 
 @functools.cache
-def _loaded(measure: Measure) -> SpeechDetector | Dnsmos:
+def _loaded(load: Callable[[], SpeechDetector | Dnsmos]) -> SpeechDetector | Dnsmos:
     """Once for each process."""
-    return measure.load()
+    return load()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def job_settings(config: TokenizeConfig) -> dict[str, Any]:
 def _measured(measure: Measure, mono: np.ndarray, sample_rate: int) -> tuple[float | None, str]:
     """The value, rounded; or None and why there is none."""
     try:
-        value = _loaded(measure).score(mono, sample_rate)
+        value = _loaded(measure.load).score(mono, sample_rate)
     except BadSample as error:
         return None, "; ".join(filter(None, (error.what, error.got and f"got {error.got}")))
     if not math.isfinite(value):
