@@ -76,11 +76,16 @@ class Signals:
         return self._first
 
 
-def stop_with_parent() -> None:
-    """Get SIGTERM when the process that started this one ends, however that happens. Linux alone can do it."""
+def stop_with_parent(parent: int | None = None) -> None:
+    """Get SIGTERM when the process that started this one ends, however that happens. Linux alone can do it.
+
+    `parent` is the id of that process where this is called between fork and exec; it may be 1, as in a container.
+    """
     if sys.platform == "linux":
+        if parent is not None:  # the handler of `Signals` would tell the parent, and exec would go on
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:  # it has ended already
+        if os.getppid() == 1 if parent is None else os.getppid() != parent:  # it has ended already
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from slmkit.cli import train
 from slmkit.cli.main import main
-from slmkit.stopping import STOPPING, Signals
+from slmkit.stopping import STOPPING, Signals, stop_with_parent
 from slmkit.world import LAUNCH_ID
 
 SCRIPT = """
@@ -87,6 +88,17 @@ os.kill(os.getpid(), 9)
 def test_a_process_is_told_to_stop_when_the_one_that_started_it_is_killed() -> None:
     done = subprocess.run([sys.executable, "-c", PARENT, CHILD], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-9, "ready\n", "SIGTERM")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.parametrize(("parent", "code"), [(1, 0), (2, -signal.SIGTERM)], ids=["first of a container", "ended"])
+def test_a_command_stops_where_its_parent_has_ended_and_tells_nobody(
+    parent: int, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # what the command sees before it begins
+    with Signals.installed() as signals:
+        done = subprocess.run(["true"], check=False, preexec_fn=partial(stop_with_parent, parent))
+        assert (done.returncode, signals.received) == (code, None)
 
 
 @pytest.mark.parametrize("launch", [[], ["abc"]])

@@ -19,6 +19,7 @@ Example:
 
 import contextlib
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -136,7 +137,7 @@ class Work:
                 stderr=subprocess.STDOUT,
                 pass_fds=() if self.lock is None else (self.lock,),
                 start_new_session=True,
-                preexec_fn=stop_with_parent,
+                preexec_fn=functools.partial(stop_with_parent, os.getpid()),
             )
 
     def words(self) -> tuple[str, ...]:
