@@ -4,7 +4,9 @@
   slmkit launch --config RUN.yaml --hostfile HOSTS [--nodes 2]
   slmkit launch --config RUN.yaml --slurm --nodes 2 --processes 8 --time 24:00:00
 
---dry-run prints what would run where and starts nothing. With a hostfile all machines are checked first; an error names
+--dry-run prints what would run where and starts nothing. A run that cannot start is refused before anything is started
+or submitted; with --slurm its files are looked for on this machine (`sbatch launch/train.sbatch` leaves that to the
+nodes). With a hostfile all machines are checked first; an error names
 those that do not answer. SIGTERM, SIGINT (Ctrl-C), SIGHUP or SIGUSR1 to this command: the run writes a checkpoint and
 ends with exit code 75; start the same command again to continue. A second signal ends the run at once. Other exit codes
 are those of `slmkit train`; 1 if a machine is lost, or a process of the run or between it and this one was killed. When
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.cluster.hosts import read_hostfile
     from slmkit.cluster.launch import LaunchRequest, SlurmOptions, plan_hosts, plan_lines, plan_local, plan_slurm
     from slmkit.config.train import load_run
+    from slmkit.train.settings import check_files
 
     log.set_up(verbose=args.verbose)
     if args.slurm and (args.hostfile or args.master_addr):
@@ -94,13 +97,12 @@ def run(args: argparse.Namespace) -> int:
         plan = plan_hosts(request, read_hostfile(args.hostfile), args.hostfile, batch=batch, env=os.environ)
     else:
         plan = plan_local(request, batch, os.environ)
+    # The machines of a hostfile are asked for the files below; a plan for them or for Slurm may be made on any machine.
+    is_elsewhere = bool(args.hostfile or (args.slurm and args.dry_run))
+    check_files(config, World(size=plan.split.world_size), is_elsewhere=is_elsewhere)
     if args.dry_run:
         print("\n".join(plan_lines(plan)))
         return 0
-    if not args.slurm and not args.hostfile:
-        from slmkit.train.settings import check_files
-
-        check_files(config, World(size=plan.split.world_size))  # before DeepSpeed's launcher takes its time
     if args.slurm:
         environment = {**os.environ, **({"MASTER_PORT": str(plan.master_port)} if plan.master_port else {})}
         print(f"submitted job {submit(plan.command, environment)}")

@@ -88,12 +88,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_commands(plan: "StudyPlan") -> None:
-    """Let each command look at its words, and each run config at its options, before the first of them starts.
+    """Let each command look at its words, and each training at its options, before the first of them starts.
 
     Raises UserError naming the step whose command would refuse them.
     """
     from slmkit.cli.main import build_parser
     from slmkit.config.train import load_run
+    from slmkit.train.settings import check_files
+    from slmkit.world import World
 
     parsers = {command: build_parser(command) for command in {step.words[0] for step in plan.steps}}
     for step in plan.steps:
@@ -109,7 +111,9 @@ def _check_commands(plan: "StudyPlan") -> None:
             raise UserError(f"{step.name}: {error.what}", got=error.got, expected=error.expected) from error
         if step.kind == "train":
             try:
-                load_run(parsed.config, parsed.overrides)
+                asked = plan.resources(step)
+                config = load_run(parsed.config, parsed.overrides)
+                check_files(config, World(size=asked.processes * asked.nodes), is_elsewhere=True)
             except UserError as error:
                 raise UserError(f"{step.name}: {error}") from error
 

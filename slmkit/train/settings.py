@@ -13,8 +13,8 @@ Example:
 """
 
 import glob
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from slmkit.assets import deepspeed_file
@@ -26,6 +26,7 @@ from slmkit.world import BatchSplit, World
 
 P = ParamSpec("P")
 T = TypeVar("T")
+HEADS_OF_SLMKIT = ("linear", "mlp", "transformer")
 
 
 class Attempts:
@@ -50,9 +51,13 @@ class Attempts:
             raise ConfigError("the run cannot start", [str(error).replace("\n", "\n  ") for error in self.errors])
 
 
-def check_files(config: TrainConfig, world: World) -> None:
-    """Refuse what can be refused without torch: the batch, DeepSpeed's file, files that are not there."""
+def check_files(config: TrainConfig, world: World, *, is_elsewhere: bool = False) -> None:
+    """Refuse what can be refused without torch: the batch, DeepSpeed's file, a head, files that are not there.
+
+    `is_elsewhere`: the run's files are made later, or lie on other machines.
+    """
     tried = Attempts()
+    tried(_check_head, config.model.head)
     split = tried(BatchSplit, global_rows=config.global_rows, micro_rows=config.micro_rows, world_size=world.size)
     tried(deepspeed_settings, config, split)
     if glob.has_magic(config.run_dir):  # DeepSpeed looks for the files of a checkpoint by such a pattern
@@ -63,11 +68,20 @@ def check_files(config: TrainConfig, world: World) -> None:
     codec = config.codec if config.speak_every_steps else None
     named = [("base", config.base), ("init_from", config.init_from), ("codec", codec)]
     named += [("data", path) for path in (*sources, data.eval_corpus)]
-    missing = [(name, path) for name, path in named if path and "://" not in path and not Path(path).exists()]
+    missing = [(name, path) for name, path in named if path and "://" not in path and not os.path.exists(path)]
     missing = [(name, path) for name, path in missing if name == "data" or parse(path) is None]
-    for name, path in dict.fromkeys(missing):
+    for name, path in dict.fromkeys(missing) if not is_elsewhere else ():
         tried.errors.append(UserError(f"{name}: there is no such file or directory", got=path))
     tried.finish()
+
+
+def _check_head(head: str) -> None:
+    """Raise UserError where there is no such kind. One that slmkit does not come with is looked up with torch."""
+    if head not in HEADS_OF_SLMKIT:
+        from slmkit.model.heads.kinds import HEADS
+
+        if head not in HEADS:
+            raise UserError("model.head: there is no such kind of head", got=head, expected=", ".join(HEADS))
 
 
 def deepspeed_settings(config: TrainConfig, split: BatchSplit | None) -> dict[str, Any]:

@@ -64,11 +64,18 @@ def test_a_dry_run_says_what_would_run_where_and_starts_nothing(
         (["--processes", "3"], "micro_rows 1, world 3, global_rows 4"),
         (["--nodes", "2"], "--nodes needs a hostfile"),
         (["--set", "colour=red"], "colour: unknown key"),
+        (["--set", "deepspeed=zero2_bf61", "--dry-run"], "no file of this name"),
+        (["--set", "deepspeed=zero2_bf61", "--dry-run", "--slurm"], "no file of this name"),
+        (["--set", "deepspeed=zero2_bf61", "--dry-run", "--hostfile", "HOSTS"], "no file of this name"),
+        (["--set", "base=/nowhere/base", "--dry-run"], "base: there is no such file or directory"),
+        (["--set", "base=/nowhere/base", "--slurm"], "base: there is no such file or directory"),
+        (["--set", "model.head=lnear", "--slurm", "--dry-run"], "there is no such kind of head"),
     ],
 )
 def test_what_cannot_be_started_is_a_user_error(
     place: Place, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
+    options = [hostfile(place, "n1.invalid slots=1\n") if word == "HOSTS" else word for word in options]
     assert main(["launch", *words(place, "never"), *options]) == 2
     assert message in capsys.readouterr().err
     assert not (place.directory / "never").exists()

@@ -10,6 +10,7 @@ from slmkit.cli.main import main
 from slmkit.config.load import from_dict
 from slmkit.config.train import load_run
 from slmkit.errors import UserError
+from slmkit.model.heads.kinds import HEADS
 from slmkit.study.config import StudyConfig, load_study
 from slmkit.study.plan import StudyPlan, plan_study
 
@@ -122,6 +123,7 @@ def test_what_is_wrong_is_named_all_at_once() -> None:
             bases={"tiny": {"texts": "nothing"}},
             evaluations={"said": {"corpus": "none"}},
             rules=[{"where": {"codec": ["q"]}, "stage": "third", "options": "steps=4"}],
+            resources={"train": {"processes": 8, "nodes": 2}, "scores": {"processes": 4, "nodes": 2}},
         )
     told = str(refused.value)
     assert "rules[0].where.codec: got 'q', expected one of a, b" in told
@@ -129,6 +131,8 @@ def test_what_is_wrong_is_named_all_at_once() -> None:
     assert "codecs.a: got path and fit, expected one of path, add, fit" in told
     assert "bases.tiny.texts: got 'nothing', expected one of train, test" in told
     assert "evaluations.said.corpus: got 'none'" in told
+    assert "resources.scores: got 4 processes on 2 nodes, expected 1 on 1" in told
+    assert "resources.train" not in told
     with pytest.raises(UserError, match="codecs: got the key 'b-c', expected letters, digits and _"):
         small(codecs={"b-c": {"path": "z"}})
     with pytest.raises(UserError, match="resources: got the key 'trein', expected one of 'codec', 'shards'"):
@@ -149,10 +153,15 @@ def test_a_command_that_would_be_refused_is_named_before_anything_starts(
         ("evaluations.memorized.options=--limitt 4", "ntp-speaker-speak-memorized: `slmkit evaluate` refuses"),
         ("stages[0].options=optimizer.lr=high", "optimizer.lr: got 'high', expected a number"),
         ("stages[0].config=quikstart", "train-melvq1-tiny-ntp-speaker-speak: no file of this name"),
+        ("stages[0].options=deepspeed=zero2_bf61", "train-melvq1-tiny-ntp-speaker-speak: no file of this name"),
+        ("heads=[lnear]", "mtp3-lnear-mlp-speaker-speak: model.head: there is no such kind of head"),
+        ("resources={train: {nodes: 3, processes: 2}}", "micro_rows 1, world 6, global_rows 2"),
     ):
         code = main(["study", "run", "quick", f"out={tmp_path}/out", change])
         assert (code, list(tmp_path.iterdir())) == (2, []), change
         assert told in capsys.readouterr().err
+    monkeypatch.setitem(HEADS, "lnear", HEADS["linear"])
+    assert main(["study", "plan", "quick", "heads=[lnear]"]) == 0, "a kind from outside"
     assert main(["study", "plan", "quik"]) == 2
     assert "quick?" in capsys.readouterr().err
 

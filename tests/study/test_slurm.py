@@ -105,9 +105,11 @@ def test_a_study_ends_with_its_table_although_a_node_dies(cluster: Slurm, tmp_pa
         "out": str(tmp_path / "OUT"),
         "corpora": {"demo": {"source": str(ROOT / "tokenize_jobs/sample_corpus/11"), "options": "--num-workers 0"}},
         "codecs": {"melvq1": {"fit": str(ROOT / "tokenize_jobs/sample_corpus"), "options": "--streams 1"}},
-        "bases": {"tiny": {"texts": "demo", "options": "--hidden-size 32 --num-layers 1 --num-heads 1"}},
+        "bases": {
+            "tiny": {"texts": "demo", "options": "--hidden-size 32 --num-layers 1 --num-heads 1"},
+            "gone": {"path": "/nowhere/base"},
+        },
         "groups": [3],
-        "heads": ["linear", "unheard"],
         "speaker": [True],
         "stages": [
             {
@@ -126,7 +128,7 @@ def test_a_study_ends_with_its_table_although_a_node_dies(cluster: Slurm, tmp_pa
     done = subprocess.run(words, env=cluster.env, capture_output=True, text=True, check=False, cwd=cluster.directory)
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = {name: job for job, name in re.findall(r"job (\d+): (\S+)", done.stdout)}
-    good, bad = "melvq1-tiny-mtp3-linear-mlp-speaker-s", "melvq1-tiny-mtp3-unheard-mlp-speaker-s"
+    good, bad = "melvq1-tiny-mtp3-linear-mlp-speaker-s", "melvq1-gone-mtp3-linear-mlp-speaker-s"
     metrics = tmp_path / "OUT" / "runs" / good / "metrics.jsonl"
 
     def log(name: str) -> str:
@@ -151,8 +153,8 @@ def test_a_study_ends_with_its_table_although_a_node_dies(cluster: Slurm, tmp_pa
     assert cluster.state(jobs[f"export-{bad}"]) == "CANCELLED"
     table = (tmp_path / "OUT" / "table" / "table.md").read_text().splitlines()
     rows = {line.split("|")[1].strip(): line for line in table if line.startswith("|")}
-    assert re.search(r"\d", rows["linear"].split("|")[2])
-    assert f"failed: train-{bad}" in rows["unheard"]
+    assert re.search(r"\d", rows["tiny"].split("|")[2])
+    assert f"failed: train-{bad}" in rows["gone"]
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
     assert steps == list(range(1, STEPS + 1)), "each step once, whatever died"
     assert len(re.findall(r"^== start", (tmp_path / "OUT" / "steps" / f"train-{good}.log").read_text(), re.M)) == 2
