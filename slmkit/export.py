@@ -25,6 +25,7 @@ Example:
 
 import contextlib
 import io
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,7 +112,7 @@ def consolidate(
 
 def is_export(directory: str | Path) -> bool:
     """Whether `convert` is the one to ask, and not `consolidate`."""
-    return (Path(directory) / LAYOUT_FILE).is_file()
+    return os.path.isfile(Path(directory) / LAYOUT_FILE)
 
 
 def convert(

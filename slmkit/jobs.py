@@ -62,10 +62,10 @@ class ResumableJob:
         process is filling it, its files are damaged, or the disk refuses.
         """
         directory, settings = Path(directory), json.loads(json.dumps(settings))
-        if not (directory / JOB).exists():
+        if not os.path.exists(directory / JOB):
             check_empty(directory)
         with _locked(directory / NOTES) as notes:
-            if (directory / JOB).exists():
+            if os.path.exists(directory / JOB):
                 description = read_description(directory)
                 before = description["settings"]
                 grown = {name: settings[name] for name in growing if _is_more(settings[name], before.get(name))}
@@ -76,7 +76,7 @@ class ResumableJob:
             else:
                 description = {"settings": settings, "made_by": provenance(), **facts}
                 write_json(directory / JOB, description)
-            paths = [path for path in (directory / RECORDS, directory / NOTES) if path.exists()]
+            paths = [path for path in (directory / RECORDS, directory / NOTES) if os.path.exists(path)]
             records = {record["id"]: record for path in paths for record in read_job_records(path)}
             yield ResumableJob(directory, description, records, notes)
 
@@ -157,9 +157,9 @@ def is_free(directory: str | Path) -> bool:
     """Whether a job may begin there. What killed processes left does not count, nor job.json, which another process may
     write at this moment: it is to be looked for after this."""
     directory = Path(directory)
-    if not directory.exists():
+    if not os.path.exists(directory):
         return True
-    return directory.is_dir() and all(path.suffix == ".part" or path.name == JOB for path in directory.iterdir())
+    return os.path.isdir(directory) and all(path.suffix == ".part" or path.name == JOB for path in directory.iterdir())
 
 
 def check_empty(directory: str | Path) -> None:
@@ -194,7 +194,7 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
         try:
             yield file
         finally:
-            if path.exists() and not path.stat().st_size:
+            if os.path.exists(path) and not path.stat().st_size:
                 path.unlink()
 
 

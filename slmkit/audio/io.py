@@ -19,6 +19,7 @@ Example:
 
 import contextlib
 import math
+import os
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -75,7 +76,7 @@ def read_recording(
     compared at the file's own sample rate.
     """
     name = str(source if isinstance(source, str | Path) else getattr(source, "name", "audio stream"))
-    if isinstance(source, str | Path) and not Path(source).is_file():
+    if isinstance(source, str | Path) and not os.path.isfile(source):
         raise _bad("unreadable", name, "is not a file")  # a named pipe, above all, would never end
     piece = _read(source, name, max_sec, cut, channel)
     if channel is None and quality.cancelled(piece.mono_energy(), piece.channel_energy()):

@@ -9,6 +9,7 @@ slmkit codec copy CODEC IN.wav OUT.wav   encodes IN.wav, decodes it again, and p
 
 import argparse
 import itertools
+import os
 import textwrap
 import time
 from collections import Counter
@@ -123,9 +124,9 @@ def _fit(args: argparse.Namespace) -> int:
     from slmkit.codec.melvq import SAMPLE_RATE, SPEC_FILE, WEIGHTS_FILE, MelVQ
     from slmkit.files import provenance, write_json
 
-    if not args.audio_dir.is_dir():
+    if not os.path.isdir(args.audio_dir):
         raise UserError("the audio folder does not exist", got=args.audio_dir, next_step="give a folder of audio files")
-    taken = [name for name in (WEIGHTS_FILE, SPEC_FILE) if (args.out / name).exists()]
+    taken = [name for name in (WEIGHTS_FILE, SPEC_FILE) if os.path.exists(args.out / name)]
     if taken and not args.replace:
         raise UserError(f"{args.out} holds a codec already", got=", ".join(taken), next_step="add --replace")
     started = time.perf_counter()
@@ -173,7 +174,7 @@ def _copy_recording(args: argparse.Namespace) -> int:
     from slmkit.audio.mel import log_mel_distance
     from slmkit.codec.open import open_codec
 
-    if args.out.exists() and not args.replace:
+    if os.path.exists(args.out) and not args.replace:
         raise UserError("the file already exists", got=args.out, next_step="add --replace or choose another name")
     codec = open_codec(local_path(args.codec, what="the codec"), args.device)
     rate = codec.spec.sample_rate

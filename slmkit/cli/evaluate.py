@@ -23,6 +23,7 @@ utterances.
 """
 
 import argparse
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,11 +181,11 @@ def _check_paths(args: argparse.Namespace) -> None:
         (args.keys, "", "a list of keys"),
         (args.unseen_speakers, "", "a list of speakers"),
     ):
-        if path and not Path(path).exists():
+        if path and not os.path.exists(path):
             raise UserError(f"{path} does not exist", expected=what)
-        if path and file and not (Path(path) / file).is_file():
+        if path and file and not os.path.isfile(Path(path) / file):
             raise UserError(f"{path} is not {what}", expected=f"a directory with {file}")
-    is_begun = (Path(args.out) / JOB).is_file()
+    is_begun = os.path.isfile(Path(args.out) / JOB)
     if args.only == "score" and not is_begun:
         raise UserError(f"{args.out} holds no generated outputs", next_step="generate them first, without --only score")
     if not is_begun:

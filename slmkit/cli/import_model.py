@@ -11,6 +11,7 @@ The float type stays. `slmkit consolidate OUT DIR --format published` (or hf) co
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from slmkit import log
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     log.set_up()
     checkpoint = local_path(args.checkpoint, what="the checkpoint")
-    is_hf = checkpoint.is_dir()
+    is_hf = os.path.isdir(checkpoint)
     if is_hf and (args.base or args.codec):
         raise UserError(
             "a directory of format hf has its own tokenizer and codec", next_step="leave out --base and --codec"

@@ -6,8 +6,8 @@ text, architecture, sizes and seed give the same files.
 """
 
 import argparse
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from slmkit.errors import UserError
 from slmkit.files import check_directory, check_new_directory
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     check_new_directory(args.out)
     if args.corpus:
         check_directory("the corpus", args.corpus)
-    elif not Path(args.text).exists():
+    elif not os.path.exists(args.text):
         raise UserError(f"cannot read {args.text}: there is no such file", next_step="check the path")
     from slmkit.model.init_base import init_base
 

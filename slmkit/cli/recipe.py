@@ -9,6 +9,7 @@ config.
 """
 
 import argparse
+import os
 import shutil
 import textwrap
 from pathlib import Path
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "copy":
         asset = find(args.name)
         path = Path(args.dest or ".")
-        path = path / asset.path.name if path.is_dir() else path
+        path = path / asset.path.name if os.path.isdir(path) else path
         with atomic_write(path) as file:  # never replaces a file
             file.write(asset.path.read_bytes())
         print(f"copied to {path}\nnext: {NEXT[asset.kind].format(path=path)}")

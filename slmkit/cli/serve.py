@@ -23,6 +23,7 @@ to finish, then it exits with code 0. Needs `pip install 'slmkit[serve]'`.
 """
 
 import argparse
+import os
 import socket
 from pathlib import Path
 
@@ -104,7 +105,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 def run(args: argparse.Namespace) -> int:
     import importlib.util
-    import os
     import time
 
     from slmkit import log
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"the server needs {', '.join(missing)}", next_step="pip install 'slmkit[serve]'")
     log.set_up()
     find_model(args)
-    if not Path(args.model, "config.json").is_file():
+    if not os.path.isfile(Path(args.model, "config.json")):
         raise UserError(f"{args.model} holds no model", next_step="name a directory that `slmkit consolidate` wrote")
     sources = find_voices(args.voices or ()) or voices_beside(args.model)
     if not sources and not may_need_no_voice(args.model):

@@ -182,9 +182,9 @@ def prepare_answer(
         raise UserError(f"{', '.join(of_files)}: there is no file of lines", expected="--jsonl FILE with it")
     path = Path(out)
     if not (is_stream and out == STDOUT):
-        if path.exists() and not args.overwrite:
+        if os.path.exists(path) and not args.overwrite:
             raise UserError("the WAV file exists", got=out, next_step="give another --out, or --overwrite")
-        if not is_stream and (out == STDOUT or (path.exists() and not path.is_file())):
+        if not is_stream and (out == STDOUT or (os.path.exists(path) and not os.path.isfile(path))):
             raise UserError("only --stream writes to standard output, a device or a pipe", got=out)
     log.set_up()
     find_model(args)
@@ -225,7 +225,7 @@ def speak_file(args: argparse.Namespace, task: "SpeakingTask") -> int:
     from slmkit.cli.devices import run_processes
     from slmkit.stopping import STOPPED, Stopped, stopping
 
-    if not Path(args.jsonl).exists():
+    if not os.path.exists(args.jsonl):
         raise UserError(f"cannot read {args.jsonl}: there is no such file", next_step="check the path")
     log.set_up()
     find_model(args)

@@ -11,6 +11,7 @@ Example:
 """
 
 import math
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ def plan_array(
     """
     check_no_secrets(options.more)
     for script in (ARRAY, FINALIZE):
-        if not (options.scripts / script).is_file():
+        if not os.path.isfile(options.scripts / script):
             raise UserError("there is no sbatch script", got=options.scripts / script)
     if not shard_sec:
         raise UserError(f"the plan has no {work.unit}", next_step="look at the source and the filters of the recipe")

@@ -11,6 +11,7 @@ Example:
     "\\n".join(plan_lines(plan))
 """
 
+import os
 import re
 import shlex
 import sys
@@ -225,7 +226,7 @@ def plan_slurm(
 ) -> LaunchPlan:
     """A job of launch/train.sbatch. Raises UserError when the script is not there, or a word holds a secret."""
     script = Path(options.script or folder("launch") / "train.sbatch")
-    if not script.is_file():
+    if not os.path.isfile(script):
         raise UserError("there is no sbatch script", got=script, next_step="name launch/train.sbatch with --script")
     check_no_secrets(options.more)
     nodes, count = request.nodes or 1, request.processes or 1

@@ -15,6 +15,7 @@ Example:
 
 import functools
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,13 @@ class Source:
     def __init__(self, path: Path, num_streams: int | None) -> None:
         """`num_streams`: how many the user wants; None for the family's usual number."""
         self.path, self.num_streams = path, num_streams
-        self.directory = path if path.is_dir() else path.parent
+        self.directory = path if os.path.isdir(path) else path.parent
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """config.json beside the weights, empty without one."""
         file = self.directory / "config.json"
-        values = read_json(file) if file.is_file() else {}
+        values = read_json(file) if os.path.isfile(file) else {}
         if not isinstance(values, dict):
             raise UserError(f"{file} does not hold a mapping", got=f"{values!r:.100}")
         return values
@@ -66,7 +67,7 @@ class Source:
         """What the model card beside the weights (README.md) says, empty where it says nothing."""
         card = self.directory / "README.md"
         try:
-            text = read_bounded(card, MAX_CARD_BYTES).decode() if card.is_file() else ""
+            text = read_bounded(card, MAX_CARD_BYTES).decode() if os.path.isfile(card) else ""
             head = parse_yaml(text.split("---", 2)[1]) if text.startswith("---\n") and text.count("---") > 1 else {}
         except (OSError, ValueError, yaml.YAMLError, RecursionError):
             return ""  # a card that cannot be read says nothing
@@ -146,10 +147,10 @@ def add_codec(
     Raises UserError when `out` exists, no family knows the source, it does not give a codec that can be opened, or it
     has speaker vectors of its own.
     """
-    if speaker is not None and (Path(source) / CODEC_JSON).is_file():
+    if speaker is not None and os.path.isfile(Path(source) / CODEC_JSON):
         return _add_voice(Path(source), Path(out), speaker, num_streams)
     found = Source(Path(source), num_streams)
-    if not found.path.exists():
+    if not os.path.exists(found.path):
         raise UserError(f"cannot add the codec {source}: there is no such file or directory")
     families = codec_families()
     for family in families.values():
@@ -198,7 +199,7 @@ def _add_voice(source: Path, out: Path, speaker: str | Path, num_streams: int | 
 
 def _refuse_published(source: Path, families: dict[str, CodecFamily], speaker: str | Path | None) -> None:
     """Raise UserError for a directory that `open_codec` opens as it is."""
-    present = {file.name for file in source.iterdir()} if source.is_dir() else set()
+    present = {file.name for file in source.iterdir()} if os.path.isdir(source) else set()
     for family in families.values():
         if family.load and present.issuperset(family.files):
             if speaker is not None:
@@ -228,7 +229,7 @@ def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily
     if family is None or family.build is None:
         known = ", ".join(name for name, one in families.items() if one.build)
         raise UserError(f"{path} holds a codec of a kind that is not known", got=described.kind, expected=known)
-    weights_sha256 = sha256_file(path / WEIGHTS) if (path / WEIGHTS).is_file() else "no such file"
+    weights_sha256 = sha256_file(path / WEIGHTS) if os.path.isfile(path / WEIGHTS) else "no such file"
     if weights_sha256 != described.weights_sha256:
         raise UserError(
             f"{path / WEIGHTS} is not the file that {CODEC_JSON} names: damaged, or of another codec",
@@ -242,7 +243,7 @@ def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily
     if not described.voice:
         return codec
     voice = path / VOICE
-    found = _hashes(voice) if voice.is_dir() else {}
+    found = _hashes(voice) if os.path.isdir(voice) else {}
     if wrong := sorted(name for name in found | described.voice if found.get(name) != described.voice.get(name)):
         raise UserError(
             f"{voice / wrong[0]} is not the file that {CODEC_JSON} names: damaged, or of another voice encoder",

@@ -10,6 +10,7 @@ Example:
 """
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -99,10 +100,10 @@ def usable_device(name: str | torch.device) -> torch.device:
 def codec_files(path: str | Path) -> list[Path]:
     """The files that make the directory `path` the codec it is. Raises UserError where it holds none."""
     path = Path(path)
-    if (path / CODEC_JSON).is_file():
+    if os.path.isfile(path / CODEC_JSON):
         return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     for family in codec_families().values():
-        if family.load and all((path / name).is_file() for name in family.files):
+        if family.load and all(os.path.isfile(path / name) for name in family.files):
             return sorted({*(path / name for name in family.files), *path.glob("*.json")})
     raise UserError(f"{path} is not a codec directory")
 
@@ -113,7 +114,7 @@ def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
     Raises UserError when the directory holds none or only a part of one, a file is damaged, or the device is not there.
     """
     path, device = Path(path), usable_device(device)
-    present = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    present = {file.name for file in path.iterdir()} if os.path.isdir(path) else set()
     families = codec_families()
     if CODEC_JSON in present:
         from slmkit.codec.added import open_added
@@ -125,7 +126,7 @@ def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
     published = [f"{' and '.join(family.files)} ({family.name})" for family in families.values() if family.files]
     raise UserError(
         f"{path} is not a codec directory",
-        got=f"{', '.join(sorted(present)[:8]) or 'no files'}" if path.is_dir() else "no such directory",
+        got=f"{', '.join(sorted(present)[:8]) or 'no files'}" if os.path.isdir(path) else "no such directory",
         expected=", or ".join([CODEC_JSON, *published]),
         next_step="make one with `slmkit codec add` or `slmkit codec fit`, or fetch the FACodec V2 files",
     )

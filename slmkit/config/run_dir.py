@@ -18,6 +18,7 @@ Example:
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ def name(step: int) -> str:
 
 def complete_steps(run_dir: str | Path) -> list[int]:
     """Steps of the complete checkpoints, oldest first."""
-    return sorted(step for step, path in directories(run_dir) if (path / MARKER).is_file())
+    return sorted(step for step, path in directories(run_dir) if os.path.isfile(path / MARKER))
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
@@ -72,9 +73,9 @@ def read(run_dir: str | Path, step: int) -> Checkpoint:
     its files have not the names and sizes that the marker tells. What they hold is looked at by `check_contents`.
     """
     path = root(run_dir) / name(step)
-    if not (path / MARKER).is_file():
+    if not os.path.isfile(path / MARKER):
         steps = complete_steps(run_dir)
-        what = "the save of the checkpoint was interrupted" if path.exists() else "there is no such checkpoint"
+        what = "the save of the checkpoint was interrupted" if os.path.exists(path) else "there is no such checkpoint"
         known = f"newest complete: {root(run_dir) / name(steps[-1])}" if steps else f"none in {run_dir} is complete"
         raise UserError(what, got=path, expected=known)
     marker = read_json(path / MARKER)
@@ -98,7 +99,7 @@ def read(run_dir: str | Path, step: int) -> Checkpoint:
         )
     others = {file.name for file in path.iterdir() if not file.name.startswith(".")} - {MARKER}
     for file in sorted(sizes.keys() | others):
-        found = (path / file).stat().st_size if (path / file).is_file() else None
+        found = (path / file).stat().st_size if os.path.isfile(path / file) else None
         if file not in sizes or found != sizes[file]:
             raise UserError(
                 f"checkpoint {path} is damaged: {file}",
@@ -137,16 +138,16 @@ def marker_digest(marker: Mapping[str, Any]) -> str:
 def directories(run_dir: str | Path) -> list[tuple[int, Path]]:
     """(step, directory) of everything that looks like a checkpoint, complete or not."""
     found = []
-    for path in root(run_dir).glob(f"{PREFIX}*") if root(run_dir).is_dir() else ():
+    for path in root(run_dir).glob(f"{PREFIX}*") if os.path.isdir(root(run_dir)) else ():
         digits = path.name[len(PREFIX) :]
-        if digits.isdecimal() and len(digits) <= STEP_DIGITS and path.name == name(int(digits)) and path.is_dir():
+        if digits.isdecimal() and len(digits) <= STEP_DIGITS and path.name == name(int(digits)) and os.path.isdir(path):
             found.append((int(digits), path))
     return found
 
 
 def odd_entries(run_dir: str | Path) -> list[Path]:
     """What lies among the checkpoints and is none, nor one that was set aside."""
-    if not root(run_dir).is_dir():
+    if not os.path.isdir(root(run_dir)):
         return []
     known = {path for _, path in directories(run_dir)}
     return sorted(
@@ -160,7 +161,7 @@ def check_model_directory(path: str | Path) -> None:
     """Raise UserError where an exported model is wanted; where `path` is a run, it says how to export that."""
     path = Path(path)
     check_directory("the model", path)
-    run = next((place for place in (path, *path.resolve().parents[:2]) if root(place).is_dir()), None)
+    run = next((place for place in (path, *path.resolve().parents[:2]) if os.path.isdir(root(place))), None)
     is_part = run is not None and (path == run or path.parent == root(run) or path.name in (MODEL, "checkpoints"))
     if run is not None and is_part and not any(path.glob("*.safetensors")):
         raise UserError(

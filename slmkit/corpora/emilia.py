@@ -77,7 +77,7 @@ def emilia_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
     Raises UserError when something cannot be read, or there is no tar and no JSONL file at all.
     """
     found = False
-    folders = [Folder(str(source.parent), "", [source.name])] if source.is_file() else walk(source)
+    folders = [Folder(str(source.parent), "", [source.name])] if os.path.isfile(source) else walk(source)
     # Audio beside and below JSONL files is that of their lines, and no item by itself. Lines elsewhere may name it too.
     with_lone = not any(True for _ in files_under(source, LINES))
     with_lines: tuple[str, ...] = ()  # folders in which JSONL files lie

@@ -52,13 +52,13 @@ def read_kaldi(directory: str | Path, language: str = "") -> Iterator[Utterance 
     """
     directory = Path(directory)
     for name in ("wav.scp", "text"):
-        if not (directory / name).is_file():
+        if not os.path.isfile(directory / name):
             raise UserError(
                 f"{directory} has no file {name}",
                 expected="a Kaldi data directory: wav.scp, text, and optionally segments, utt2spk, utt2dur, utt2lang",
                 next_step="check the path, and `kind`, the layout of the source",
             )
-    places = "segments" if (directory / "segments").is_file() else "wav.scp"
+    places = "segments" if os.path.isfile(directory / "segments") else "wav.scp"
     recordings: dict[bytes, bytes] = {}
     if places == "segments":
         scp = _Table(directory / "wav.scp")
@@ -67,7 +67,7 @@ def read_kaldi(directory: str | Path, language: str = "") -> Iterator[Utterance 
             scp.advance()
         yield from scp.take_failures()
     tables = {name: _Table(directory / name) for name in (places, "text")}
-    tables |= {name: _Table(directory / name) for name in OPTIONAL_TABLES if (directory / name).is_file()}
+    tables |= {name: _Table(directory / name) for name in OPTIONAL_TABLES if os.path.isfile(directory / name)}
     for key, row in _side_by_side(tables):
         if isinstance(row, Failure):
             yield row

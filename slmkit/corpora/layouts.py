@@ -103,7 +103,7 @@ def other_layout(kind: str, source: str | Path, options: ReadOptions) -> str:
     """The settings with which most of the source's first items can be used, in another layout than `kind`, such as
     "kind=emilia"; "" where no layout reads them. A file in the source folder may be what should have been given."""
     source = Path(source)
-    top = next(walk(source)).names if source.is_dir() else []
+    top = next(walk(source)).names if os.path.isdir(source) else []
     files = [source / name for name in top if not is_audio(name)][:TRIED_FILES]
     for place in (source, *files):
         for entry in LAYOUTS.values():

@@ -113,10 +113,10 @@ def manifest_parts(path: Path, options: ReadOptions) -> Iterator[SourcePart]:
 
     Raises UserError when the file cannot be read, is of an unknown kind, or its header lacks a column.
     """
-    if path.is_dir():
-        path = next((path / name for name in METADATA if (path / name).is_file()), path)
+    if os.path.isdir(path):
+        path = next((path / name for name in METADATA if os.path.isfile(path / name)), path)
     separators = SUFFIXES.get(path.suffix.lower())
-    if separators is None or path.is_dir():
+    if separators is None or os.path.isdir(path):
         expected = f"{', '.join(SUFFIXES)}, or a folder with {' or '.join(METADATA)}"
         raise UserError(f"{path} is not a manifest", got=path.suffix or "no suffix", expected=expected)
     forms = _forms(options.columns)

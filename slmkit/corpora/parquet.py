@@ -80,7 +80,7 @@ def parquet_parts(source: Path, options: ReadOptions) -> Iterator[SourcePart]:
     if "path" in mapped and "audio" not in mapped:  # as manifests call it
         mapped["audio"] = mapped.pop("path")
     found = False
-    for path, name in [(str(source), source.name)] if source.is_file() else files_under(source, (".parquet",)):
+    for path, name in [(str(source), source.name)] if os.path.isfile(source) else files_under(source, (".parquet",)):
         found = True
         yield partial(_read_file, path, name, mapped, options.language)
     if not found:
@@ -381,7 +381,7 @@ def read_cell(audio: Audio) -> io.BytesIO | Path:
     if content:
         return io.BytesIO(content)
     path = Path(_beside(audio.path, name or ""))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadSample("missing", f"{printable(where)} has no audio, and {printable(str(path))} is not a file")
     return path
 

@@ -19,6 +19,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -222,7 +223,7 @@ class Corpus:
         """
         directory = Path(directory)
         path = directory / MANIFEST
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(
                 f"{directory} holds no finished corpus: {MANIFEST} is missing",
                 next_step="give the directory that `slmkit tokenize` or `slmkit import` wrote, or let that job finish",
@@ -285,7 +286,7 @@ def _counts(values: Any) -> dict[str, int]:
 def _open_index(directory: Path, tar: str, sha256: str, samples: int) -> ShardIndex:
     """The index of a tar, which need not lie beside it."""
     path = index_path(directory, tar)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{directory} lacks {path.name}", next_step=AGAIN)
     index = ShardIndex.read(path)
     if (index.tar, index.sha256, len(index)) != (tar, sha256, samples):
@@ -300,7 +301,7 @@ def _open_index(directory: Path, tar: str, sha256: str, samples: int) -> ShardIn
 
 def _check_tar(directory: Path, index: ShardIndex) -> None:
     path = directory / index.tar
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{directory} lacks {index.tar}", next_step=AGAIN)
     end_bytes = max((int((index.offsets[m] + index.sizes[m]).max()) for m in index.offsets if len(index)), default=0)
     size_bytes = path.stat().st_size

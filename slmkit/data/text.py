@@ -15,6 +15,7 @@ Example:
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,10 @@ def load_transformers_tokenizer(directory: str | Path) -> Any:
     """The fast transformers tokenizer in a local directory; never from a hub, never with code of its own."""
     from transformers import AutoTokenizer
 
-    if not Path(directory).is_dir():
+    if not os.path.isdir(directory):
         raise UserError("there is no such model directory", got=directory, next_step="give a local directory")
     file = Path(directory) / "tokenizer.json"
-    if file.is_file():
+    if os.path.isfile(file):
         _check_token_ids(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)

@@ -21,6 +21,7 @@ Example:
 
 import dataclasses
 import hashlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def _with_earlier(
     An utterance that is there in a voice is not new: another choice may give it another speaker's voice to swap with.
     """
     hashes = {voice.name: hashlib.sha256(voice.vector.tobytes()).hexdigest() for voice in voices}
-    if not (Path(out) / JOB).is_file():
+    if not os.path.isfile(Path(out) / JOB):
         return list(selected), hashes
     settings = read_description(out)["settings"]
     try:

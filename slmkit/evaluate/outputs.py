@@ -15,6 +15,7 @@ Example:
 
 import dataclasses
 import json
+import os
 import wave as wave_files
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ class Finished:
 def finished(directory: str | Path) -> Finished:
     """The outputs in a directory. Raises UserError when it holds none, or not all."""
     directory = Path(directory)
-    if not (directory / JOB).is_file():
+    if not os.path.isfile(directory / JOB):
         raise UserError(f"{directory} holds no generated outputs", next_step="generate them first")
     description = read_description(directory)
     settings, names = description["settings"], description.get("names")
@@ -169,7 +170,7 @@ def finished(directory: str | Path) -> Finished:
         raise UserError(what, got=excerpt(error, SHOWN_ERROR), next_step="generate again") from error
     path, expected = directory / RECORDS, len(settings["utterances"])
     try:
-        records = [OutputRecord.from_dict(values) for values in read_job_records(path)] if path.exists() else []
+        records = [OutputRecord.from_dict(values) for values in read_job_records(path)] if os.path.exists(path) else []
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: {excerpt(error, SHOWN_ERROR)}", next_step=AGAIN) from error
     if [record.place for record in records] != list(range(expected)):

@@ -14,6 +14,7 @@ Example:
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -161,7 +162,7 @@ def groups(rows: Sequence[Json], unseen: frozenset[str]) -> dict[str, list[Json]
 def read_report(directory: str | Path) -> Json:
     """The report in a directory. Raises UserError when there is none, or it is something else."""
     path = Path(directory) / REPORT
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{directory} holds no scores", expected=REPORT, next_step="score the outputs first")
     report: Json = read_json(path)
     try:

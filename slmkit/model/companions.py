@@ -113,11 +113,11 @@ def copy_companions(source: Path, target: Path) -> None:
         write_json(target / SOURCE_FILE, {**noted, "source": place}, replace=True)
     for name, path in voices_beside(source).items():
         _copy(Path(path), target / VOICES_DIR / f"{name}{Path(path).suffix}")
-    if (source / VOICES_DIR / VOICES_FILE).is_file():
+    if os.path.isfile(source / VOICES_DIR / VOICES_FILE):
         _copy(source / VOICES_DIR / VOICES_FILE, target / VOICES_DIR / VOICES_FILE)
     for file in (source / TRAINED_ON_DIR).glob("*"):
         _copy(file, target / TRAINED_ON_DIR / file.name)
-    if (source / RATES_FILE).is_file():
+    if os.path.isfile(source / RATES_FILE):
         _copy(source / RATES_FILE, target / RATES_FILE)
 
 
@@ -180,7 +180,7 @@ def codec_source(directory: str | Path) -> str:
 def voices_beside(directory: str | Path) -> dict[str, str]:
     """The voices of an exported model: files by name, sorted."""
     folder = Path(directory) / VOICES_DIR
-    files = sorted(folder.iterdir(), key=lambda file: file.stem) if folder.is_dir() else []
+    files = sorted(folder.iterdir(), key=lambda file: file.stem) if os.path.isdir(folder) else []
     usable = [file for file in files if file.suffix.lower() in (*AUDIO_SUFFIXES, ".npy") and file.name[0] != "."]
     return {file.stem: str(file) for file in usable}
 
@@ -190,7 +190,7 @@ def rates_beside(directory: str | Path) -> "SpeechRates | None":
     from slmkit.data.rates import SpeechRates
 
     path = Path(directory) / RATES_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     values = read_json(path)
     try:
@@ -202,7 +202,7 @@ def rates_beside(directory: str | Path) -> "SpeechRates | None":
 
 def _noted(directory: Path) -> dict[str, Any] | None:
     path = directory / SOURCE_FILE
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     values = read_json(path)
     names = ("source", *HASHES)

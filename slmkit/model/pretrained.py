@@ -21,6 +21,7 @@ Example:
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -357,9 +358,9 @@ def from_export(directory: str | Path, config: SpeechLMConfig, *, seed: int) -> 
 def read_export_config(directory: str | Path) -> SpeechLMConfig:
     """The config of an export in slmkit's format. Raises UserError when `directory` holds none."""
     directory = Path(directory)
-    if directory.is_dir():
+    if os.path.isdir(directory):
         check_model_directory(directory)  # says what to do with a run
-    if not (directory / LAYOUT_FILE).is_file():
+    if not os.path.isfile(directory / LAYOUT_FILE):
         raise UserError(
             "init_from is not the directory of an exported model",
             got=directory,

@@ -88,7 +88,7 @@ def look(plan: StudyPlan) -> dict[str, Status]:
 def look_at(plan: StudyPlan, step: Step, *, is_mine: bool = False) -> Status:
     """How a step stands by itself; `is_mine` where this process holds it. Raises UserError when a record is damaged."""
     record_path, _, lock_path = paths(plan, step)
-    record = read_json(record_path) if record_path.exists() else {}
+    record = read_json(record_path) if os.path.exists(record_path) else {}
     try:
         seconds, starts = float(record.get("seconds", 0.0)), int(record.get("starts", 0))
         state, why, is_same = record.get("state"), str(record.get("why", "")), record.get("digest") == step.digest

@@ -19,6 +19,7 @@ Example:
     finalize(job, plan.shards, refused=plan.refused, max_failure_share=0.05)
 """
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +71,7 @@ class CorpusJob:
     def open(directory: str | Path) -> "CorpusJob":
         """The job that a directory was begun with. Raises UserError when it holds none."""
         path = Path(directory) / JOB
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(
                 f"{directory} holds no job: {JOB} is missing",
                 next_step="give the directory that `slmkit tokenize plan` or `run` wrote",
@@ -88,7 +89,7 @@ class CorpusJob:
 
     def is_done(self, shard: int) -> bool:
         """Whether this shard is finished."""
-        return self.index_path(shard).exists()
+        return os.path.exists(self.index_path(shard))
 
     def index_path(self, shard: int) -> Path:
         """Where the index of this shard stands, or will."""
@@ -128,7 +129,7 @@ def check_job_directory(directory: str | Path, work: dict[str, Any]) -> dict[str
     """
     directory, path = Path(directory), Path(directory) / JOB
     may_begin = is_free(directory)
-    if path.exists():
+    if os.path.exists(path):
         found = read_json(path)
         stored: dict[str, Any] = found if isinstance(found, dict) else {}
         check_same(directory, _flat({group: stored.get(group) for group in work}), _flat(work))
@@ -237,7 +238,7 @@ def _check_shard(
             next_step="remove this index and run its task again",
         )
     tar = job.directory / index.tar
-    if not tar.is_file():
+    if not os.path.isfile(tar):
         raise UserError(f"{path} has no tar beside it", got=tar, next_step="remove this index and run its task again")
     ledger.writelines(failure.line() for failure in index.failures)
     search.add(index)

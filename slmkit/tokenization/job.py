@@ -17,6 +17,7 @@ Example:
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import textwrap
 from collections import Counter
@@ -186,7 +187,7 @@ def encode_share(codec: Codec, config: TokenizeConfig, *, show: bool = True) -> 
 def finalize_corpus(out: str | Path, max_failure_share: float) -> None:
     """Check the job in `out` against its plan and make it a corpus. Raises UserError as `finalize` does."""
     ledger = Path(out) / FAILURES_FILE
-    if not TokenizationPlan.exists(out) and ledger.is_file() and (Path(out) / JOB).is_file():
+    if not TokenizationPlan.exists(out) and os.path.isfile(ledger) and os.path.isfile(Path(out) / JOB):
         raise UserError(
             f"{out} holds no plan: too many items of its source were refused when it was planned",
             expected="a plan that is encoded",

@@ -74,14 +74,14 @@ class TokenizationPlan:
     @staticmethod
     def exists(out: str | Path) -> bool:
         """Whether `out` holds a finished plan."""
-        return (Path(out) / DIRECTORY / PLAN).is_file()
+        return os.path.isfile(Path(out) / DIRECTORY / PLAN)
 
     @staticmethod
     def open(out: str | Path) -> "TokenizationPlan":
         """The plan in `out`. Raises UserError when there is none, or it is damaged."""
         directory = Path(out) / DIRECTORY
         path = directory / PLAN
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError(f"{out} holds no plan", next_step="make one with `slmkit tokenize plan`")
         values = read_json(path)
         try:
@@ -162,7 +162,7 @@ def make_plan(out: str | Path, chunks: Iterable[Sifted], *, shard_samples: int) 
     Raises UserError when there is a plan already, the disk refuses, or a reader does.
     """
     directory = Path(out) / DIRECTORY
-    if directory.exists():
+    if os.path.exists(directory):
         raise UserError(f"{directory} exists already", next_step="continue with `slmkit tokenize run`, or remove it")
     reasons: Counter[str] = Counter()
     with new_directory(directory) as temporary:

@@ -227,7 +227,7 @@ def look(job: CorpusJob, plan: TokenizationPlan, now: float | None = None) -> St
     seconds_left = sum(plan.shards[shard].seconds for shard in missing) if known else None
     paths = sorted((job.directory / TASKS).glob("*-of-*.json"))
     tasks = [task for path in paths if (task := _read_task(path, now, missing)) is not None]
-    is_finalized = (job.directory / MANIFEST).is_file()
+    is_finalized = os.path.isfile(job.directory / MANIFEST)
     return Status(len(plan.shards), missing, seconds_left, tasks, is_finalized)
 
 

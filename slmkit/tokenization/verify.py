@@ -12,6 +12,7 @@ Example:
     print("\\n".join(verification.lines()))
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def verify_corpus(
     report is written, when anything is damaged or not as planned: then all of it is named.
     """
     corpus, report = Corpus.open(directory), Path(report)
-    if report.exists():
+    if os.path.exists(report):
         raise UserError("the report exists already", got=report, next_step="remove it, or give another directory")
     if codec is not None:
         corpus.codec.check_compatible(codec.spec, this=str(corpus.directory), that="this command")

@@ -257,7 +257,7 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
     with check("vocabulary") as said:
         layout = base_layout(TextTokenizer.load(config.base_path), codec, config.model.group)
         saved = Path(config.run_dir) / runs.MODEL / LAYOUT_FILE
-        if saved.is_file():  # of the model that the run has begun
+        if os.path.isfile(saved):  # of the model that the run has begun
             begun = VocabLayout.from_dict(read_json(saved))
             begun.check_equal(layout, this=str(saved), that=f"{config.base} with {sources[0].path}")
         said.append(f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}")

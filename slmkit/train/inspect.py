@@ -10,6 +10,7 @@ Example:
     print("\n".join(table(run_rows(view, now=time.time()))))
 """
 
+import os
 import statistics
 import time
 from dataclasses import dataclass
@@ -44,16 +45,16 @@ class RunView:
     def read(directory: str | Path) -> "RunView":
         """Raises UserError when it is no directory of a run, or its files are damaged."""
         directory = Path(directory)
-        if not (directory / run_dir.CONFIG).is_file():
+        if not os.path.isfile(directory / run_dir.CONFIG):
             raise UserError(
                 f"{directory} is not the directory of a run",
-                got="no such directory" if not directory.is_dir() else f"no {run_dir.CONFIG} in it",
+                got="no such directory" if not os.path.isdir(directory) else f"no {run_dir.CONFIG} in it",
                 expected="the run_dir of a run that `slmkit train` has started",
             )
         metrics = directory / run_dir.METRICS
-        lines = read_metrics(metrics) if metrics.exists() else []
+        lines = read_metrics(metrics) if os.path.exists(metrics) else []
         sized = [
-            (step, (path / run_dir.MARKER).is_file(), _bytes(path)) for step, path in run_dir.directories(directory)
+            (step, os.path.isfile(path / run_dir.MARKER), _bytes(path)) for step, path in run_dir.directories(directory)
         ]
         return RunView(
             directory=directory,

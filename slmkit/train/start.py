@@ -123,7 +123,7 @@ def record_start(run: Run, engine: TrainEngine, found: Checkpoint | None, log: M
         write_json(run.directory / name, {**made, "facts": run.facts}, replace=True)
     log.start(done_steps, processes=run.world.size, total_steps=run.total_steps, made=made, changes=changes)
     model = run.directory / run_dir.MODEL
-    if done_steps and model.is_dir():
+    if done_steps and os.path.isdir(model):
         if TrainedOn.read(model) is None:  # an earlier version began the run
             with log.allowed(model):
                 trained_on(run).write(model)

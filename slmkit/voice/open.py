@@ -5,6 +5,7 @@ Example:
     voice = open_voice("site-packages/resemblyzer")     # or its pretrained.pt
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -24,14 +25,14 @@ def open_voice(path: str | Path, device: str | torch.device = "cpu") -> VoiceEnc
     from slmkit.voice import ge2e
 
     path = Path(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return ge2e.GE2EVoice.load(path, device)
-    if (path / ge2e.PUBLISHED_FILE).is_file():
+    if os.path.isfile(path / ge2e.PUBLISHED_FILE):
         return ge2e.GE2EVoice.load(path / ge2e.PUBLISHED_FILE, device)
-    if not (path / ge2e.CONFIG_FILE).is_file():
+    if not os.path.isfile(path / ge2e.CONFIG_FILE):
         raise UserError(
             f"{path} holds no voice encoder",
-            got="a directory without config.json" if path.is_dir() else "no such file or directory",
+            got="a directory without config.json" if os.path.isdir(path) else "no such file or directory",
             expected=EXPECTED,
         )
     config = read_json(path / ge2e.CONFIG_FILE)

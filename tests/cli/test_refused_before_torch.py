@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from slmkit.cli.main import main
+
 CODE = """
 import contextlib, io, json, sys
 from slmkit.cli.main import main
@@ -16,6 +20,7 @@ for words in json.loads(sys.argv[1]):
     found.append([code, said.getvalue()])
 print(json.dumps([found, [name for name in ("torch", "transformers", "numpy") if name in sys.modules]]))
 """
+LONG = "a sentence where a path is wanted, " * 20  # at which pathlib raises
 SPEAK = ["--codec", "codec", "--speaker", "voice.wav"]
 REFUSED = [
     (["synthesize", "nowhere", "Hello", *SPEAK], "the model does not exist"),
@@ -40,6 +45,22 @@ REFUSED = [
     (["import-model", "model", "out", "--codec", "codec"], "has its own tokenizer and codec"),
     (["init-base", "out", "--text", "nothing"], "cannot read nothing"),
     (["init-base", "codec", "--text", "voice.wav"], "the directory already exists"),
+    (["init-base", "out", "--text", LONG], "there is no such file"),
+    (["recipe", "copy", "zero2_bf16", LONG], "File name too long"),
+    (["synthesize", "model", "--jsonl", LONG, *SPEAK, "--out", "out"], "there is no such file"),
+    (["synthesize", "nowhere", "Hello", *SPEAK, "--out", LONG], "the model does not exist"),
+]
+TOO_LONG = [
+    (["inspect", LONG], "is not the directory of a run"),
+    (["launch", "--config", "libritts_ntp", "--slurm", "--script", LONG], "there is no sbatch script"),
+    (["tokenize", "status", LONG], "holds no job"),
+    (["tokenize", "finalize", LONG], "holds no plan"),
+    (["tokenize", "verify", LONG], "holds no finished corpus"),
+    (["codec", "fit", LONG, "out"], "the audio folder does not exist"),
+    (["codec", "fit", ".", LONG], "no usable audio file"),
+    (["codec", "copy", "nowhere", "voice.wav", LONG], "the codec does not exist"),
+    (["evaluate", "--copy", "--corpus", LONG, "--codec", "codec", "--out", "out"], "does not exist"),
+    (["evaluate", "--compare", LONG, "codec", "--out", "out"], "holds no scores"),
 ]
 
 
@@ -55,3 +76,13 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(tmp_path: Path) -
         assert message in said, words
     assert imported == []
     assert {path.name for path in tmp_path.iterdir()} == {"model", "codec", "voice.wav"}
+
+
+@pytest.mark.parametrize(("words", "message"), TOO_LONG)
+def test_a_name_too_long_is_refused_in_words(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "codec").mkdir()
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

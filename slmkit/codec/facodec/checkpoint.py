@@ -12,6 +12,7 @@ Example:
 """
 
 import hashlib
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ def published_layout() -> dict[str, dict[str, tuple[int, ...]]]:
 
 def read_state(path: Path) -> Any:
     """What `torch.save` wrote to `path`, tensors and plain containers only. Raises UserError."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         names = " and ".join(FILES.values())
         raise UserError(f"there is no {path}", expected=f"a directory with {names}", next_step=NEXT_STEP)
     try:
