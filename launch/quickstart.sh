@@ -11,20 +11,20 @@
 #
 # Without an active virtual environment it makes .venv and installs slmkit there.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 MTP=3 OUT="" CODEC="" ARCH=qwen2
 while [ $# -gt 0 ]; do
     case "$1" in
         --mtp) MTP="${2:?--mtp needs a number}"; shift 2 ;;
-        --codec) CODEC="${2:?--codec needs a directory}"; shift 2 ;;
+        --codec) CODEC="${2:?--codec needs a directory}"; [ ! -e "$CODEC" ] || CODEC="$(realpath "$CODEC")"; shift 2 ;;
         --arch) ARCH="${2:?--arch needs a name}"; shift 2 ;;
-        --out) OUT="${2:?--out needs a directory}"; shift 2 ;;
+        --out) OUT="$(realpath -m "${2:?--out needs a directory}")"; shift 2 ;;
         -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "unknown option $1; see --help" >&2; exit 2 ;;
     esac
 done
 case "$MTP" in '' | *[!0-9]*) echo "--mtp is a number such as 0, 3, 6 or 12, not $MTP" >&2; exit 2 ;; esac
+cd "$(dirname "$0")/.."
 OUT="${OUT:-runs/quickstart-mtp$MTP}"
 if [ -e "$OUT" ]; then echo "$OUT exists; remove it or give another --out" >&2; exit 2; fi
 

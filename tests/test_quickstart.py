@@ -12,11 +12,11 @@ import soundfile
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def quickstart(*words: str) -> subprocess.CompletedProcess[str]:
+def quickstart(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run the script in this Python's environment."""
     env = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["bash", str(ROOT / "launch" / "quickstart.sh"), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=900, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=900, check=False)
 
 
 @pytest.mark.full
@@ -44,3 +44,10 @@ def test_bad_options_are_named(words: list[str], message: str) -> None:
     done = quickstart(*words)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_directory_is_the_callers(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    done = quickstart("--out", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}/out exists" in done.stderr
