@@ -33,14 +33,18 @@ def submit_study(
 ) -> dict[str, str]:
     """Submit what is neither done nor queued; gives the ids of the jobs by the name of the step, queued ones too.
 
-    `more` are words for sbatch, of all jobs. Raises UserError when there is no Slurm or it refuses a job; jobs that it
-    has taken before stay.
+    `more` are words for sbatch, of all jobs. Raises UserError when a step was made with other settings or is done by a
+    process outside Slurm, and when there is no Slurm or it refuses a job; jobs that it has taken before stay.
     """
     check_no_secrets(more)
     file, statuses, queued = str(Path(file).resolve()), look(plan), queued_jobs(plan, env)
     changed = [name for name, status in statuses.items() if status.state == "changed"]
     if changed:
         raise UserError(f"{changed[0]} was made with other settings", next_step=statuses[changed[0]].why)
+    held = [name for name, status in statuses.items() if status.state == "running" and name not in queued]
+    if held:  # its job would end at once, and those that need it be cancelled
+        what = f"{held[0]} is being done by a process that is no job of this study"
+        raise UserError(what, next_step="stop it, or wait for its end, and submit again")
     ids: dict[str, str] = {}
     for name, status in statuses.items():
         if status.state == "done":

@@ -20,7 +20,7 @@ from slmkit.errors import UserError
 from slmkit.study.config import StudyConfig
 from slmkit.study.plan import StudyPlan, plan_study
 from slmkit.study.slurm import job_name, submit_study
-from slmkit.study.work import paths
+from slmkit.study.work import paths, take
 
 STEPS, SOME = 300, 8  # of a training, and after how many of them the node dies
 FAKE = """#!/bin/sh
@@ -83,6 +83,17 @@ def test_jobs_depend_on_those_that_they_need_and_none_is_submitted_twice(tmp_pat
     assert (tmp_path / "cancelled").read_text().split() == [ids["table"]]
     jobs = [line.split() for line in (tmp_path / "jobs").read_text().splitlines()]
     assert f"--dependency=afterok:{ids['train-a-qwen-ntp-s']}" in jobs[int(again["export-a-qwen-ntp-s"]) - 1]
+    held = take(plan, plan.step("train-a-qwen-ntp-s"))  # by its job, as the queue says
+    assert held is not None
+    assert "train-a-qwen-ntp-s" in submit_study(plan, "study.yaml", [], env=env)
+    held.release()
+    held = take(plan, plan.step("shards-c-b"))  # by a `slmkit study run`
+    assert held is not None
+    num_jobs = len((tmp_path / "jobs").read_text().splitlines())
+    with pytest.raises(UserError, match="shards-c-b is being done by a process that is no job of this study"):
+        submit_study(plan, "study.yaml", [], env=env)
+    assert len((tmp_path / "jobs").read_text().splitlines()) == num_jobs
+    held.release()
     with pytest.raises(UserError, match="a secret would stand in a command line"):
         submit_study(plan, "study.yaml", [], more=["--export=ALL,MY_TOKEN=1"], env=env)
 
