@@ -1,4 +1,4 @@
-"""Texts of strangers, and words for people: what may be printed, what is empty, and how many.
+"""Texts of strangers, and words for people: what may be printed, what is empty, how many, and numbers as words.
 
 A terminal obeys control characters, and text that is written from right to left can be made to reorder what stands
 around it. So whatever comes from a file, a model or a client goes through `visible` before it is shown: the command
@@ -10,6 +10,7 @@ Example:
     counted(1, "shard")        # "1 shard"
 """
 
+import math
 import re
 
 SHOWN_CHARS = 60  # of a text, in a message about it
@@ -43,3 +44,35 @@ def excerpt(text: object, limit: int = SHOWN_CHARS) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: "1 shard", "2 shards"; `plural` where an s is not enough."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def positive(text: str) -> int:
+    """A whole number from 1. argparse names the argument where ValueError is raised."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def natural(text: str) -> int:
+    """A whole number from 0. argparse names the argument where ValueError is raised."""
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1. argparse names the argument where ValueError is raised."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError
+    return number
+
+
+def above_zero(text: str) -> float:
+    """A number above 0. argparse names the argument where ValueError is raised."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError
+    return number

@@ -34,10 +34,10 @@ from slmkit.bench.train import TOY
 from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
 from slmkit.config.train import OptimizerConfig
-from slmkit.errors import UserError
 from slmkit.group import barrier, from_first, sum_over_ranks
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import positive
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.world import World
 
@@ -65,8 +65,8 @@ HALF = {  # as in ds_configs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--directory", help="where to write, on the disk of your runs (default: the temporary one)")
-    parser.add_argument("--saves", type=int, default=5, help="timed saves of each kind (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="steps timed without a save (default: %(default)s)")
+    parser.add_argument("--saves", type=positive, default=5, help="timed saves of each kind (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=5, help="steps timed without a save (default: %(default)s)")
     parser.add_argument("--size", choices=tuple(SIZES), default="75M", help="of the model (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a toy model; its ratio means little")
@@ -74,8 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if min(args.saves, args.steps) < 1:
-        raise UserError("nothing would be timed", got=f"{args.saves} saves, {args.steps} steps", expected="1 or more")
     world = World.from_env()
     shape, half = SMALL if args.quick else SIZES[args.size], args.dtype == "bfloat16"
     with process_group(world) as device, shared_directory(args.directory, world) as directory:

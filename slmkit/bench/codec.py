@@ -26,6 +26,7 @@ from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.weights import Weights, fold
 from slmkit.errors import UserError
 from slmkit.precision import exact_float32
+from slmkit.texts import above_zero, positive
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"
 PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes
@@ -38,12 +39,14 @@ States = Mapping[str, Mapping[str, torch.Tensor]]  # "encoder" and "decoder" sta
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codec", metavar="DIR", help="directory of the published files; default: random weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of the longest utterance (default: 4)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="utterances at a time (default: 1)")
+    parser.add_argument("--seconds", type=above_zero, default=4.0, help="of the longest utterance (default: 4)")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1], help="utterances at a time (default: 1)")
     parser.add_argument(
         "--shorter", type=float, default=SHORTER, help="length of each against the one before (default: %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="timed rounds, of which the best counts (default: 3)")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, help="timed rounds, of which the best counts (default: 3)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 

@@ -24,6 +24,7 @@ from slmkit.codec.open import CODEC_JSON, open_codec
 from slmkit.codec.stream import StreamDecoder
 from slmkit.errors import UserError
 from slmkit.files import read_json
+from slmkit.texts import above_zero, positive
 
 SUMMARY = "table of codecs: seconds of audio per second, agreement with the plain loop, streams, reach"
 STREAM_FRAMES = 25  # of one push
@@ -35,9 +36,11 @@ HEAD = ("codec", "Hz", "per s", "streams", "encode", "plain", "decode", "plain",
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("codec", nargs="+", type=Path, metavar="DIR", help="directories of codecs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of the longest utterance (default: 4)")
-    parser.add_argument("--batch", type=int, default=1, help="utterances (default: 1)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed rounds, of which the best counts (default: 3)")
+    parser.add_argument("--seconds", type=above_zero, default=4.0, help="of the longest utterance (default: 4)")
+    parser.add_argument("--batch", type=positive, default=1, help="utterances (default: 1)")
+    parser.add_argument(
+        "--repeats", type=positive, default=3, help="timed rounds, of which the best counts (default: 3)"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 

@@ -56,6 +56,7 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.files import write_json
 from slmkit.model.init_base import init_base
 from slmkit.model.pretrained import base_layout, from_base
+from slmkit.texts import positive
 from slmkit.world import BatchSplit
 
 SUMMARY = "finding and planning steps of large corpora, and the loader's speed"
@@ -89,8 +90,10 @@ QUICK = DataSizes(resume_samples=50_000, plan_samples=100_000, utterances=40, lo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
     parser.add_argument("--quick", action="store_true", help="toy sizes that take seconds; their figures mean little")
-    parser.add_argument("--resume-samples", type=int, help=f"utterances of resume (default: {FULL.resume_samples})")
-    parser.add_argument("--plan-samples", type=int, help=f"utterances of plan (default: {FULL.plan_samples})")
+    parser.add_argument(
+        "--resume-samples", type=positive, help=f"utterances of resume (default: {FULL.resume_samples})"
+    )
+    parser.add_argument("--plan-samples", type=positive, help=f"utterances of plan (default: {FULL.plan_samples})")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -51,6 +51,7 @@ from slmkit.infer.request import Output, Request, from_ids
 from slmkit.infer.stream import SpeechStream
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import above_zero, natural, positive
 
 SUMMARY = "steps, tokens and frames per second of generation, the engine against the plain loop"
 GROUPS = (0, 3, 6, 12)
@@ -68,22 +69,22 @@ QUICK = ModelShape(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1, 8], help="answers at a time (default: 1 8; add 64 on a GPU)"
+        "--batch", type=positive, nargs="+", default=[1, 8], help="answers at a time (default: 1 8; add 64 on a GPU)"
     )
-    parser.add_argument("--group", type=int, nargs="+", default=GROUPS, help="0 for NTP (default: 0 3 6 12)")
-    parser.add_argument("--steps", type=int, help="speech steps of an answer (default: 24, on a GPU 240)")
-    parser.add_argument("--positions", type=int, default=1024, help="of an answer's memory (default: %(default)s)")
+    parser.add_argument("--group", type=natural, nargs="+", default=GROUPS, help="0 for NTP (default: 0 3 6 12)")
+    parser.add_argument("--steps", type=positive, help="speech steps of an answer (default: 24, on a GPU 240)")
+    parser.add_argument("--positions", type=positive, default=1024, help="of an answer's memory (default: %(default)s)")
     parser.add_argument(
-        "--plain", type=int, default=8, help="answers of the plain loop at most, one by one (default: %(default)s)"
+        "--plain", type=positive, default=8, help="answers of the plain loop at most, one by one (default: %(default)s)"
     )
     parser.add_argument(
-        "--repeats", type=int, default=2, help="rounds, of which the best counts (default: %(default)s)"
+        "--repeats", type=positive, default=2, help="rounds, of which the best counts (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     parser.add_argument("--dtype", default="float32", choices=tuple(DTYPES), help="of the model (default: %(default)s)")
     parser.add_argument("--codec", metavar="DIR", help="that makes the first audio; default: FACodec of random weights")
     parser.add_argument(
-        "--listen", type=float, metavar="SEC", help="of each answer, for gaps (default: 0, the first sound alone)"
+        "--listen", type=above_zero, metavar="SEC", help="of each answer, for gaps (default: 0, the first sound alone)"
     )
     parser.add_argument("--quick", action="store_true", help="a toy shape that takes seconds; its ratios mean little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -23,6 +23,7 @@ from slmkit.bench.codecs import NAME_CHARS
 from slmkit.bench.race import command_alone
 from slmkit.codec.open import open_codec
 from slmkit.errors import UserError
+from slmkit.texts import above_zero
 
 SUMMARY = "peak memory of tokenizing a short and a long recording, for each codec"
 MINUTES = (10.0, 60.0)
@@ -35,7 +36,7 @@ HEAD = ("codec", "Hz", "MiB short", "MiB long", "MiB/min", "of waves", "CPU s")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("codec", nargs="+", type=Path, metavar="DIR", help="directories of codecs")
     parser.add_argument(
-        "--minutes", nargs=2, type=float, default=MINUTES, metavar="M", help="of both recordings (default: 10 60)"
+        "--minutes", nargs=2, type=above_zero, default=MINUTES, metavar="M", help="of both recordings (default: 10 60)"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
 

@@ -26,6 +26,7 @@ from slmkit.bench.synthetic import codec_spec
 from slmkit.config.tokenize import FilterConfig, TokenizeConfig
 from slmkit.data.index import ShardIndex, index_path, shard_name
 from slmkit.data.ledger import Failure
+from slmkit.texts import positive
 from slmkit.tokenization.corpus_job import CorpusJob, finalize
 from slmkit.tokenization.job import plan_corpus
 from slmkit.tokenization.plan import ShardPlan
@@ -46,8 +47,8 @@ LINE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
-    parser.add_argument("--items", type=int, help=f"utterances to plan (default: {ITEMS})")
-    parser.add_argument("--shards", type=int, help=f"shards to finalize (default: {SHARDS})")
+    parser.add_argument("--items", type=positive, help=f"utterances to plan (default: {ITEMS})")
+    parser.add_argument("--shards", type=positive, help=f"shards to finalize (default: {SHARDS})")
     parser.add_argument("--quick", action="store_true", help="toy sizes that take seconds; their figures mean little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -43,6 +43,7 @@ from slmkit.model.config import SpeechLMConfig
 from slmkit.model.flops import TRAINING_PASSES, BatchSizes, Flops
 from slmkit.model.heads.base import linear_weights
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import natural, positive
 
 SUMMARY = "what bounds training and decoding on a GPU, from arithmetic"
 GROUPS, POSITIONS, SLOTS = (0, 3, 12), (1024, 16_384, 65_536), (1, 8, 64)
@@ -310,9 +311,13 @@ def decoding_step(config: SpeechLMConfig, slots: int, forward_launches: int) -> 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--groups", type=int, nargs="+", default=GROUPS, help="0: NTP (default: 0 3 12)")
-    parser.add_argument("--positions", type=int, nargs="+", default=POSITIONS, help="of a step (default: %(default)s)")
-    parser.add_argument("--gpus", type=int, default=1, help="that share the optimizer, ZeRO-2 (default: %(default)s)")
+    parser.add_argument("--groups", type=natural, nargs="+", default=GROUPS, help="0: NTP (default: 0 3 12)")
+    parser.add_argument(
+        "--positions", type=positive, nargs="+", default=POSITIONS, help="of a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--gpus", type=positive, default=1, help="that share the optimizer, ZeRO-2 (default: %(default)s)"
+    )
     parser.add_argument("--fused", action="store_true", help="the table of parts with fused kernels")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from slmkit.errors import UserError
 from slmkit.infer.playback import Continuity, PlaybackClock
+from slmkit.texts import above_zero, positive
 
 SUMMARY = "what clients of the server hear: first sound, gaps, whether every answer is whole and equal to itself alone"
 TEXTS = (
@@ -57,10 +58,10 @@ HEAD = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `slmkit consolidate` wrote, or a hub id")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], help="at a time (default: 1 4 16)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each number of clients (default: 20)")
-    parser.add_argument("--slots", type=int, help="answers at a time (default: the most clients)")
-    parser.add_argument("--max-sec", type=float, default=10.0, help="longest answer (default: %(default)s)")
+    parser.add_argument("--clients", type=positive, nargs="+", default=[1, 4, 16], help="at a time (default: 1 4 16)")
+    parser.add_argument("--seconds", type=above_zero, default=20.0, help="for each number of clients (default: 20)")
+    parser.add_argument("--slots", type=positive, help="answers at a time (default: the most clients)")
+    parser.add_argument("--max-sec", type=above_zero, default=10.0, help="longest answer (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="of speech (default: %(default)s)")
     parser.add_argument("--codec", help="as of `slmkit serve`")
     parser.add_argument("--voices", nargs="+", metavar="SOURCE", help="as of `slmkit serve`")
@@ -69,9 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if min(args.clients) < 1 or args.seconds <= 0:
-        got = f"{min(args.clients)} clients for {args.seconds} s"
-        raise UserError("nothing would be measured", got=got, expected="1 client or more, for more than 0 s")
     slots = args.slots or max(args.clients)
     words = [args.model, "--slots", str(slots), "--max-sec", str(args.max_sec), "--device", args.device]
     words += ["--codec", args.codec] if args.codec else []

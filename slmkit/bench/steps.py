@@ -43,10 +43,10 @@ from slmkit.bench.train import TOY, TOY_LOAD, known_peak
 from slmkit.config.load import to_dict
 from slmkit.config.train import TrainConfig, load_run
 from slmkit.data.batch import Batch
-from slmkit.errors import UserError
 from slmkit.model.flops import BatchSizes, Flops
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import positive
 from slmkit.train.engine import TrainEngine, process_group
 from slmkit.train.settings import deepspeed_settings, precision
 from slmkit.train.start import choose_execution
@@ -70,15 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE,...",
         help="options to change, as in model.group=6; may be repeated; the first is what the others are compared with",
     )
-    parser.add_argument("--laps", type=int, default=3, help=f"of {STEPS} steps; the median counts (default: 3)")
+    parser.add_argument("--laps", type=positive, default=3, help=f"of {STEPS} steps; the median counts (default: 3)")
     parser.add_argument("--no-profile", action="store_true", help="do not look at the kernels of a step")
     parser.add_argument("--quick", action="store_true", help="a toy shape that takes seconds; its figures mean little")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each variant when it is done")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.laps < 1:
-        raise UserError("nothing would be timed", got=f"{args.laps} laps", expected="1 or more")
     path, world = config_file(args.recipe, "train"), World.from_env()
     variants = args.variant or [""]
     configs = [

@@ -46,6 +46,7 @@ from slmkit.codec.open import open_codec
 from slmkit.config.tokenize import TokenizeConfig
 from slmkit.data.index import Corpus, ShardIndex, index_path
 from slmkit.errors import UserError
+from slmkit.texts import natural, positive
 from slmkit.tokenization.corpus_job import CorpusJob
 from slmkit.tokenization.decode import Decoding, decode_in_order
 from slmkit.tokenization.encode import encode_in_order
@@ -90,10 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", metavar="DIR", help="LibriTTS-like folder of FLAC files; default: the sample corpus")
     parser.add_argument("--device", default="cpu", help="of the parts codec and stage (default: %(default)s)")
     parser.add_argument(
-        "--num-workers", type=int, default=0, help="processes that decode audio in the stage (default: %(default)s)"
+        "--num-workers", type=natural, default=0, help="processes that decode audio in the stage (default: %(default)s)"
     )
-    parser.add_argument("--utterances", type=int, help=f"of the smaller corpus (default: {FULL.utterances})")
-    parser.add_argument("--shard-samples", type=int, help=f"utterances of a shard (default: {FULL.shard_samples})")
+    parser.add_argument("--utterances", type=positive, help=f"of the smaller corpus (default: {FULL.utterances})")
+    parser.add_argument("--shard-samples", type=positive, help=f"utterances of a shard (default: {FULL.shard_samples})")
     parser.add_argument("--quick", action="store_true", help="toy sizes that take seconds; their figures mean little")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     sizes = QUICK if args.quick else FULL
     changes = {name: value for name in ("utterances", "shard_samples") if (value := getattr(args, name)) is not None}
     sizes = replace(sizes, **changes, device=args.device, num_workers=args.num_workers)
-    if min(sizes.utterances, sizes.shard_samples) < 1 or sizes.utterances < 2 * sizes.shard_samples:
+    if sizes.utterances < 2 * sizes.shard_samples:
         got = f"{sizes.utterances} utterances in shards of {sizes.shard_samples}"
         raise UserError("too few shards to time the stage", got=got, expected="utterances for 2 shards or more")
     result: dict[str, Any] = {}

@@ -43,6 +43,7 @@ from slmkit.data.batch import Batch
 from slmkit.model.flops import BatchSizes, Flops, peak_tflops
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import above_zero, natural, positive
 
 M = TypeVar("M", bound=nn.Module)
 SUMMARY = "training speed, packed against padded with full logits"
@@ -82,13 +83,13 @@ CASES = (Case("NTP", 0, "full", 2.0), Case("NTP, stream softmax", 0, "stream", 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batches", type=int, default=2, help="timed batches of 5 utterances (default: %(default)s)")
+    parser.add_argument("--batches", type=positive, default=2, help="of 5 utterances, timed (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a toy shape that takes seconds; its ratios mean little")
     parser.add_argument("--optimizer", action="store_true", help="add an AdamW step on both sides")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default: %(default)s")
-    parser.add_argument("--peak-tflops", type=float, help="of the device, for MFU; not needed for known GPUs")
-    parser.add_argument("--seed", type=int, default=0, help="of lengths, codes and weights (default: %(default)s)")
+    parser.add_argument("--peak-tflops", type=above_zero, help="of the device, for MFU; not needed for known GPUs")
+    parser.add_argument("--seed", type=natural, default=0, help="of lengths, codes and weights (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

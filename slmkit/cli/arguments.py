@@ -16,36 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slmkit.assets import config_file
+from slmkit.texts import positive
 
 if TYPE_CHECKING:
     from slmkit.cluster.array import ArrayOptions
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 CONTINUED = 4  # columns by which the further lines of a long one are indented
-
-
-def positive(text: str) -> int:
-    """A whole number from 1. argparse names the argument where ValueError is raised."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
-
-
-def natural(text: str) -> int:
-    """A whole number from 0. argparse names the argument where ValueError is raised."""
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1. argparse names the argument where ValueError is raised."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise ValueError
-    return number
 
 
 def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False, with_option: bool = True) -> None:

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 
 from slmkit import log
 from slmkit.audio import AUDIO_SUFFIXES
-from slmkit.cli.arguments import positive
 from slmkit.corpora.folders import files_under
 from slmkit.errors import BadSample, UserError
 from slmkit.files import check_new_directory
 from slmkit.hub import local_path
-from slmkit.texts import counted
+from slmkit.texts import counted, positive
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
-from slmkit.cli.arguments import natural, positive
 from slmkit.cli.speaking import MODEL, add_sampling_arguments, open_synthesizer, settings_of
 from slmkit.errors import UserError
+from slmkit.texts import natural, positive
 
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec

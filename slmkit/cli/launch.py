@@ -24,10 +24,11 @@ import os
 
 from slmkit import log
 from slmkit.assets import deepspeed_file
-from slmkit.cli.arguments import Parser, add_config_arguments, natural, positive
+from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.cluster.slurm import submit
 from slmkit.errors import UserError
 from slmkit.hub import parse
+from slmkit.texts import natural, positive
 from slmkit.world import World
 
 

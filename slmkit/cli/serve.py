@@ -27,9 +27,9 @@ import os
 import socket
 from pathlib import Path
 
-from slmkit.cli.arguments import natural, positive
 from slmkit.cli.speaking import CODEC, DTYPE, DTYPES, MODEL, find_model, may_need_no_voice
 from slmkit.errors import UserError
+from slmkit.texts import natural, positive
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
-from slmkit.cli.arguments import add_array_arguments, array_options, natural, positive, share
+from slmkit.cli.arguments import add_array_arguments, array_options
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory, read_json
 from slmkit.hub import local_path, shown
 from slmkit.model.companions import codec_beside, voices_beside
-from slmkit.texts import excerpt
+from slmkit.texts import excerpt, natural, positive, share
 
 if TYPE_CHECKING:
     from slmkit.codec.base import Codec

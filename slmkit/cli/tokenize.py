@@ -38,11 +38,10 @@ from slmkit.cli.arguments import (
     add_array_arguments,
     add_config_arguments,
     array_options,
-    natural,
-    share,
 )
 from slmkit.errors import UserError
 from slmkit.hub import local_path
+from slmkit.texts import natural, share
 
 if TYPE_CHECKING:
     from slmkit.config.tokenize import TokenizeConfig

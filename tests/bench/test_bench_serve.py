@@ -85,12 +85,6 @@ def failing_late(deliver: Callable[..., None]) -> Callable[..., None]:
     return failing
 
 
-@pytest.mark.parametrize("words", [["--clients", "0"], ["--seconds", "0"]])
-def test_nothing_to_measure_is_named(words: list[str], chain: Path) -> None:
-    with pytest.raises(UserError, match="nothing would be measured"):
-        run(chain, *words)
-
-
 @pytest.mark.full
 def test_the_command_itself_is_measured(
     chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -73,7 +73,6 @@ def test_kernels_by_their_time() -> None:
 @pytest.mark.parametrize(
     ("words", "error", "said"),
     [
-        (["--laps", "0"], UserError, "nothing would be timed"),
         (["--variant", "model.group=-1"], ConfigError, "model.group"),
         (["no_such_recipe"], UserError, "no file of this name"),
     ],

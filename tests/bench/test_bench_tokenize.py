@@ -98,10 +98,9 @@ def test_other_shards_of_two_processes_are_no_result(monkeypatch: pytest.MonkeyP
         tokenize.bench_stage(audio, str(codecs[0]), tmp_path / "work", tokenize.QUICK)
 
 
-@pytest.mark.parametrize("words", [["--utterances", "3"], ["--utterances", "0", "--shard-samples", "0"]])
-def test_too_few_shards_are_refused(words: list[str]) -> None:
+def test_too_few_shards_are_refused() -> None:
     with pytest.raises(UserError, match="too few shards to time the stage"):
-        tokenize.run(arguments("--quick", *words))
+        tokenize.run(arguments("--quick", "--utterances", "3"))
 
 
 def test_a_folder_without_audio_is_refused(tmp_path: Path) -> None:
