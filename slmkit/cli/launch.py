@@ -13,8 +13,8 @@ are those of `slmkit train`; 1 if a machine is lost, or a process of the run or 
 this process is killed, the run writes a checkpoint and ends within 10 s.
 
 These variables are passed on to other machines: PYTHONPATH, PATH, LD_LIBRARY_PATH, OMP_NUM_THREADS, VIRTUAL_ENV,
-TOKENIZERS_PARALLELISM, where libraries keep files (HF_HOME, HF_HUB_CACHE, TORCH_HOME, TORCH_EXTENSIONS_DIR, ...), all
-that begin with NCCL_, TORCH_NCCL_, GLOO_, UCX_ or SLMKIT_, and those in ~/.deepspeed_env or ./.deepspeed_env. They
+TOKENIZERS_PARALLELISM, TRITON_CACHE_DIR, CUDA_HOME, all that begin with HF_, TRANSFORMERS_, TORCH_, TORCHINDUCTOR_,
+DS_, NCCL_, GLOO_, UCX_ or SLMKIT_, and those in ~/.deepspeed_env or ./.deepspeed_env. They
 stand in command lines, so that none whose name looks like a token, key or password is: set those on the machines.
 PDSH_SSH_ARGS_APPEND holds options for ssh, such as "-p 2222".
 """

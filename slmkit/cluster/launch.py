@@ -24,26 +24,16 @@ from slmkit.cluster.hosts import Host
 from slmkit.errors import UserError
 from slmkit.world import BatchSplit
 
-# Variables that the processes on other machines get from the one that launches, by name; of communication libraries
-# and slmkit all that begin so. PATH is among them because DeepSpeed compiles operators with ninja and a compiler.
+# Variables that the processes on other machines get from the one that launches, by name; of libraries and slmkit all
+# that begin so. PATH is among them because DeepSpeed compiles operators with ninja and a compiler.
 TRAVELLING = frozenset(
     (
         *("PYTHONPATH", "PATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
-        *(
-            "HF_HOME",
-            "HF_HUB_CACHE",
-            "HF_HUB_OFFLINE",
-            "HF_ENDPOINT",
-            "HF_HUB_DISABLE_PROGRESS_BARS",
-            "HF_HUB_DISABLE_TELEMETRY",
-        ),
-        *("TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE", "TRANSFORMERS_VERBOSITY"),
-        *("TORCH_HOME", "TORCH_EXTENSIONS_DIR", "TORCH_CUDA_ARCH_LIST", "TORCH_DISTRIBUTED_DEBUG", "TORCH_LOGS"),
-        *("TORCH_SHOW_CPP_STACKTRACES", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_HOME"),
-        *("DS_ACCELERATOR", "DS_SKIP_CUDA_CHECK", "DS_BUILD_OPS"),
+        *("TRITON_CACHE_DIR", "CUDA_HOME"),
     )
 )
-TRAVELLING_PREFIXES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "UCX_", "SLMKIT_")
+LIBRARIES = ("HF_", "TRANSFORMERS_", "TORCH_", "TORCHINDUCTOR_", "DS_", "NCCL_", "GLOO_", "UCX_")  # not TORCHELASTIC_
+TRAVELLING_PREFIXES = (*LIBRARIES, "SLMKIT_")
 # Names of variables whose values must not stand where others can read them: command lines, logs, dry runs.
 SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|KEY|(^|_)(PAT|AUTH))S?($|_)", re.IGNORECASE)
 SECRET_IN_TEXT = re.compile(r"(?<![\w.])([A-Za-z_]\w*)=([^\s,'\"]+)")

@@ -168,7 +168,16 @@ def test_an_sbatch_script_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_the_variables_that_travel() -> None:
     names = ["PYTHONPATH", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", "NCCL_IB_HCA", "SLMKIT_X", "HF_HOME", "PATH"]
-    staying = ["HOME", "CUDA_VISIBLE_DEVICES", "PATHOLOGY", "DS_ENV_FILE", "SSH_AUTH_SOCK", "RANK"]
+    names += ["DS_BUILD_OPS", "TORCHINDUCTOR_CACHE_DIR", "TRANSFORMERS_OFFLINE", "TRITON_CACHE_DIR", "CUDA_HOME"]
+    staying = [
+        "HOME",
+        "CUDA_VISIBLE_DEVICES",
+        "PATHOLOGY",
+        "DS_ENV_FILE",
+        "SSH_AUTH_SOCK",
+        "RANK",
+        "TORCHELASTIC_RUN_ID",
+    ]
     assert sorted(names) == list(travelling(dict.fromkeys(names + staying, "1")))
     with pytest.raises(UserError, match="HF_HOME holds a line break"):
         travelling({"HF_HOME": "a\nb"})
