@@ -1,25 +1,21 @@
-"""Times the offline stage: the codecs, and the whole way from audio files to shards.
+"""Times the offline stage: the whole way from audio files to shards.
 
-Three parts:
+It is `slmkit tokenize run` as users start it, on --device with one process and with two, each with one thread and
+--num-workers processes that decode audio, on a corpus made of copies of the audio in --audio (links to a file each of
+FLAC and WAV, so the disk's own speed does not count). The speed of a process is what it did after its first shard, by
+the times of its index files, so that start-up, planning and the end count for nothing; speeds of processes add up.
+`wall_sec` has all of it. On a machine with other work look at `cpu_sec`, the time of processors it took. Peak memory is
+the one process's, with a corpus and with four times as much. Shares of time are of one process that reads, encodes and
+writes in turns, which the command does partly at once. `slmkit bench codecs` times the codecs alone.
 
-- codec: FACodec against its plain twin, as `slmkit bench codec`.
-- melvq: how fast the built-in codec encodes.
-- stage: `slmkit tokenize run` as users start it, on --device with one process and with two, each with one thread and
-  --num-workers processes that decode audio, on a corpus made of copies of the audio in --audio (links to a file each of
-  FLAC and WAV, so the disk's own speed does not count). The speed of a process is what it did after its first shard, by
-  the times of its index files, so that start-up, planning and the end count for nothing; speeds of processes add up.
-  `wall_sec` has all of it. On a machine with other work look at `cpu_sec`, the time of processors it took. Peak memory
-  is the one process's, with a corpus and with four times as much. Shares of time are of one process that reads, encodes
-  and writes in turns, which the command does partly at once.
+Random weights of the right shapes stand in for a codec that is not given; speed does not depend on what they are.
 
-Random weights of the right shapes stand in for those not given; speed does not depend on what they are.
-
-Invariant: on a CPU no figure of the stage is given unless one and two processes made the same shards. On a GPU, whose
+Invariant: on a CPU no figure is given unless one and two processes made the same shards. On a GPU, whose
 kernels may add in another order, it is said whether they did.
 
 Example:
-    OMP_NUM_THREADS=1 slmkit bench tokenize --part stage --utterances 1000
-    slmkit bench tokenize --part stage --device cuda --num-workers 8
+    OMP_NUM_THREADS=1 slmkit bench tokenize --utterances 1000
+    slmkit bench tokenize --device cuda --num-workers 8
 """
 
 import argparse
@@ -39,7 +35,7 @@ import slmkit
 from slmkit.audio.io import read_audio, write_wav
 from slmkit.audio.units import seconds_to_samples
 from slmkit.bench import codec as facodec
-from slmkit.bench.race import command_alone, race
+from slmkit.bench.race import command_alone
 from slmkit.codec.base import Codec
 from slmkit.codec.melvq import NUM_BANDS, NUM_ENTRIES, SAMPLE_RATE, STREAM_NAMES, MelVQ
 from slmkit.codec.open import open_codec
@@ -53,14 +49,12 @@ from slmkit.tokenization.encode import encode_in_order
 from slmkit.tokenization.job import plan_corpus
 from slmkit.tokenization.plan import TokenizationPlan
 
-SUMMARY = "the offline stage: the codecs' speed, and audio files to shards with one process and two"
-PARTS = ("codec", "melvq", "stage")
+SUMMARY = "the offline stage: audio files to shards with one process and two"
 PACKAGE = Path(slmkit.__file__).parent
 AUDIO = PACKAGE.parent / "tokenize_jobs" / "sample_corpus"
 TRANSCRIPT = ".normalized.txt"
 CORPUS = "bench"
-REQUIRED = {"melvq": 300.0, "processes_ratio": 1.7, "peak_ratio": 1.1}
-MELVQ_ROUNDS = 5  # for each of FACodec: they are short
+REQUIRED = {"processes_ratio": 1.7, "peak_ratio": 1.1}
 TIMES_MORE = 4  # utterances of the larger corpus
 
 
@@ -68,30 +62,24 @@ TIMES_MORE = 4  # utterances of the larger corpus
 class StageSizes:
     """How much is done, and where."""
 
-    codec_sec: float  # of FACodec's utterance
-    repeats: int
     utterances: int  # of the smaller corpus
     shard_samples: int
     device: str = "cpu"
     num_workers: int = 0  # that decode audio, for each process
 
 
-FULL = StageSizes(codec_sec=4.0, repeats=3, utterances=2000, shard_samples=250)
-QUICK = StageSizes(codec_sec=0.2, repeats=1, utterances=8, shard_samples=4)
+FULL = StageSizes(utterances=2000, shard_samples=250)
+QUICK = StageSizes(utterances=8, shard_samples=4)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
-    parser.add_argument("--codec", metavar="DIR", help="FACodec's published files; default: random weights")
     parser.add_argument(
-        "--stage-codec",
-        metavar="DIR",
-        help="codec of the stage; default: a melvq of random weights, on a GPU FACodec of random weights",
+        "--codec", metavar="DIR", help="default: a melvq of random weights, on a GPU FACodec of random weights"
     )
     parser.add_argument("--audio", metavar="DIR", help="LibriTTS-like folder of FLAC files; default: the sample corpus")
-    parser.add_argument("--device", default="cpu", help="of the parts codec and stage (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument(
-        "--num-workers", type=natural, default=0, help="processes that decode audio in the stage (default: %(default)s)"
+        "--num-workers", type=natural, default=0, help="processes that decode audio (default: %(default)s)"
     )
     parser.add_argument("--utterances", type=positive, help=f"of the smaller corpus (default: {FULL.utterances})")
     parser.add_argument("--shard-samples", type=positive, help=f"utterances of a shard (default: {FULL.shard_samples})")
@@ -106,17 +94,8 @@ def run(args: argparse.Namespace) -> int:
     if sizes.utterances < 2 * sizes.shard_samples:
         got = f"{sizes.utterances} utterances in shards of {sizes.shard_samples}"
         raise UserError("too few shards to time the stage", got=got, expected="utterances for 2 shards or more")
-    result: dict[str, Any] = {}
-    for part in args.part or PARTS:
-        if part == "codec":
-            states = facodec.read_states(args.codec) if args.codec else facodec.random_states()
-            device = torch.device(args.device)
-            result[part] = facodec.bench_codec(states, device, sizes.codec_sec, rounds=sizes.repeats)
-        elif part == "melvq":
-            result[part] = bench_melvq(find_audio(args.audio), MELVQ_ROUNDS * sizes.repeats)
-        else:
-            with tempfile.TemporaryDirectory(prefix="slmkit-bench-") as directory:
-                result[part] = bench_stage(find_audio(args.audio), args.stage_codec, Path(directory), sizes)
+    with tempfile.TemporaryDirectory(prefix="slmkit-bench-") as directory:
+        result = bench_stage(find_audio(args.audio), args.codec, Path(directory), sizes)
     print(json.dumps(result, indent=2) if args.json else describe(result))
     return 0
 
@@ -134,27 +113,6 @@ def random_melvq() -> MelVQ:
     generator = torch.Generator().manual_seed(0)
     codebooks = torch.randn(len(STREAM_NAMES), NUM_ENTRIES, NUM_BANDS, generator=generator)
     return MelVQ(codebooks, torch.zeros(NUM_BANDS))
-
-
-@torch.inference_mode()
-def bench_melvq(audio: list[Path], repeats: int) -> dict[str, Any]:
-    """Speed of encoding the files one by one, and whether a batch of all gives the same codes."""
-    codec, waves = random_melvq(), [torch.from_numpy(read_audio(path, SAMPLE_RATE)) for path in audio]
-    lengths = torch.tensor([len(wave) for wave in waves])
-    audio_sec = int(lengths.sum()) / SAMPLE_RATE
-
-    def encode() -> list[torch.Tensor]:
-        return [codec.encode(wave[None], length[None]).codes[0] for wave, length in zip(waves, lengths, strict=True)]
-
-    together = codec.encode(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
-    equal = [torch.equal(row[:, : codes.shape[1]], codes) for row, codes in zip(together.codes, encode(), strict=True)]
-    (lap,) = race([encode], rounds=repeats, device=codec.device)
-    return {
-        "threads": torch.get_num_threads(),
-        "audio_sec": audio_sec,
-        "audio_sec_per_sec": audio_sec / lap.seconds,
-        "equal_codes": sum(equal) / len(equal),
-    }
 
 
 def bench_stage(audio: list[Path], codec_dir: str | None, directory: Path, sizes: StageSizes) -> dict[str, Any]:
@@ -283,28 +241,17 @@ def time_shares(source: Path, codec_dir: str, out: Path, sizes: StageSizes) -> d
 
 def describe(result: Mapping[str, Any]) -> str:
     """The result as lines for a reader, with what is required."""
-    lines = []
-    if "codec" in result:
-        lines.append("facodec: " + facodec.describe(result["codec"]))
-    if "melvq" in result:
-        melvq = result["melvq"]
-        lines.append(
-            f"melvq, {melvq['threads']} threads: {melvq['audio_sec_per_sec']:.0f} s of audio per second (required: "
-            f"{REQUIRED['melvq']:.0f}), equal codes alone and in a batch: {100 * melvq['equal_codes']:.0f} %"
-        )
-    if "stage" in result:
-        stage = result["stage"]
-        lines += [
-            f"stage, {stage['codec']} on {stage['device']}, {stage['utterances']} utterances, "
-            f"{stage['audio_sec']:.0f} s of audio: "
-            f"{stage['audio_sec_per_sec']:.1f} s of audio per second with one process, "
-            f"{stage['two_audio_sec_per_sec']:.1f} with two, {stage['processes_ratio']:.2f} times (required: "
-            f"{REQUIRED['processes_ratio']}); whole commands {stage['wall_sec']:.1f} s and "
-            f"{stage['two_wall_sec']:.1f} s, of processors {stage['cpu_sec']:.1f} s and {stage['two_cpu_sec']:.1f} s; "
-            f"{'equal' if stage['equal_shards'] else 'other'} shards",
-            "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in stage["shares"].items()),
-            f"  peak memory {stage['peak_mib']:.0f} MiB, with {TIMES_MORE} times the corpus "
-            f"{stage['peak_mib_of_more']:.0f} MiB: {stage['peak_ratio']:.2f} times (required: at most "
-            f"{REQUIRED['peak_ratio']})",
-        ]
+    lines = [
+        f"stage, {result['codec']} on {result['device']}, {result['utterances']} utterances, "
+        f"{result['audio_sec']:.0f} s of audio: "
+        f"{result['audio_sec_per_sec']:.1f} s of audio per second with one process, "
+        f"{result['two_audio_sec_per_sec']:.1f} with two, {result['processes_ratio']:.2f} times (required: "
+        f"{REQUIRED['processes_ratio']}); whole commands {result['wall_sec']:.1f} s and "
+        f"{result['two_wall_sec']:.1f} s, of processors {result['cpu_sec']:.1f} s and {result['two_cpu_sec']:.1f} s; "
+        f"{'equal' if result['equal_shards'] else 'other'} shards",
+        "  time: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in result["shares"].items()),
+        f"  peak memory {result['peak_mib']:.0f} MiB, with {TIMES_MORE} times the corpus "
+        f"{result['peak_mib_of_more']:.0f} MiB: {result['peak_ratio']:.2f} times (required: at most "
+        f"{REQUIRED['peak_ratio']})",
+    ]
     return "\n".join(lines)

@@ -3,7 +3,7 @@
   slmkit bench codec       speed of FACodec against its plain twin
   slmkit bench codecs      table of converted codecs: speed, agreement with the plain loop, streams, reach
   slmkit bench memory      peak memory of tokenizing long recordings, for each codec
-  slmkit bench tokenize    speed of the codecs, and of tokenizing audio files into shards
+  slmkit bench tokenize    speed of tokenizing audio files into shards
   slmkit bench train       speed of training
   slmkit bench steps       training steps of a recipe through DeepSpeed: tokens/s, MFU, kernels
   slmkit bench roofline    what bounds training and decoding on a GPU, from arithmetic

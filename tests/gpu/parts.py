@@ -78,7 +78,7 @@ def all_parts(*, on_gpu: bool) -> list[Part]:
         decode_commands = [(f"{decode} --repeats 1 --group 0 12 --batch 1 2 --quick --steps 6", 0)]
         codec = "--batch 1 2 --seconds 0.2 --repeats 1"
         stage, save, curve_steps = "--quick", "--quick --saves 1 --steps 1", 3
-    stage_command = f"slmkit bench tokenize --json --part stage --device {device} {stage}"
+    stage_command = f"slmkit bench tokenize --json --device {device} {stage}"
     curve = f"python tests/gpu/curve.py --device {device} --steps {curve_steps}"
     return [
         part("tests", "Tests on the GPU (`tests/gpu`)", of_tests, (tests, 110), is_timed=False),
@@ -194,7 +194,7 @@ def of_stage(output: Output) -> list[Table]:
             "equal shards": "yes" if stage["equal_shards"] else "no",
             **{name: figure(share, ".0%") for name, share in stage["shares"].items()},
         }
-        for stage in (result["stage"] for result in output.objects)
+        for stage in output.objects
     ]
     return [Table("", rows)]
 
