@@ -166,12 +166,9 @@ class StudyConfig(Config):
             named += [(f"bases.{name}.texts", "corpus", base.texts)] if base.texts else []
         for name, codec in self.codecs.items():
             yield _not_one(f"codecs.{name}", codec, "path", "add", "fit")
-        for kind, asked in self.resources.items():
+        for step, asked in self.resources.items():
             got, is_one = f"{asked.processes} processes on {asked.nodes} nodes", asked.processes == asked.nodes == 1
-            yield (
-                kind != "train" and not is_one,
-                f"resources.{kind}: got {got}, expected 1 on 1: it is for train alone",
-            )
+            yield step != "train" and not is_one, f"resources.{step}: got {got}, expected 1 on 1; only train has more"
         for number, stage in enumerate(self.stages):
             for place, source in enumerate(stage.sources):
                 option = f"stages[{number}].sources[{place}]"
