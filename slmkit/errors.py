@@ -37,6 +37,12 @@ def _rebuild(kind: type[UserError], message: str, fields: dict[str, Any]) -> Use
     return error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator complains: for a CPU, and for pinned memory, torch has no error of its own."""
+    words = ("out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
 class ConfigError(UserError):
     """One or more problems in a configuration, all reported at once."""
 

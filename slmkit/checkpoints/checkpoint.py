@@ -26,6 +26,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from slmkit.config.run_dir import (
     MARKER,
@@ -39,10 +40,12 @@ from slmkit.config.run_dir import (
     name,
     root,
 )
-from slmkit.errors import UserError
+from slmkit.errors import UserError, is_out_of_memory
 from slmkit.files import disk_error, sha256_file, sync_directory, write_json
 
 UNREADABLE = (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError)  # torch.load of garbage
+NO_DAMAGE = (dist.DistError, torch.AcceleratorError, ConnectionError)
+GLOO = "gloo/transport"  # in what it says of a lost process, for which torch has no error of its own
 FORBIDDEN = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module)")  # how torch refuses a pickle
 
 
@@ -202,7 +205,14 @@ def load_random(path: Path, rank: int) -> None:
 
 
 def unreadable(path: Path, reason: object) -> UserError:
-    """For a checkpoint, or a file of it, that cannot be loaded, because of an error or another reason."""
+    """For a checkpoint, or a file of it, that cannot be loaded, because of an error or another reason.
+
+    An error that is no fault of the files is raised again: too little memory, a device or another process that failed.
+    """
+    if isinstance(reason, Exception) and (
+        is_out_of_memory(reason) or isinstance(reason, NO_DAMAGE) or GLOO in str(reason)
+    ):
+        raise reason
     forbidden = FORBIDDEN.search(str(reason))
     what = str(reason).partition("\n")[0]
     if forbidden:

@@ -83,6 +83,7 @@ class Saver:
         """With more than one process, inside torch's process group. Not `asynchronous`: `save` returns when all is
         written, and nothing is copied."""
         self.failures = 0
+        self.last_error: UserError | None = None  # of the last save that has ended
         self.stall_sec = 0.0  # for which training was stopped by all saves so far
         self._run_dir, self._world, self._on_error = Path(run_dir), world, on_error
         self._keep = (keep_last, keep_every_steps)
@@ -138,6 +139,7 @@ class Saver:
             return
         writing, self._writing = self._writing, None
         outcome = writing.result()
+        self.last_error = outcome.error
         if outcome.error is None:
             self._saved_step = outcome.step
             return

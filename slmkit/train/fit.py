@@ -31,17 +31,16 @@ from slmkit.data.batch import Batch
 from slmkit.data.loader import micro_batches
 from slmkit.data.sequence import Size
 from slmkit.data.steps import PlannedStep
-from slmkit.errors import UserError
+from slmkit.errors import UserError, is_out_of_memory
 from slmkit.group import is_grouped, largest
 from slmkit.log import get_logger
 from slmkit.model.flops import BatchSizes, Flops
 from slmkit.train.engine import process_group
-from slmkit.train.loop import is_out_of_memory
 from slmkit.train.names import with_commits
 from slmkit.train.pace import Memory, peak_of
 from slmkit.train.run import Run, check_agreement, prepare_run
 from slmkit.train.settings import zero_stage
-from slmkit.train.start import start_engine
+from slmkit.train.start import out_of_memory_named, start_engine
 from slmkit.world import BatchSplit, World
 
 logger = get_logger(__name__)
@@ -84,7 +83,8 @@ def fit(config: TrainConfig) -> int:
         run = prepare_run(config, world)
         check_agreement(config, run)
         batch = {"train_batch_size": ACCUMULATION * world.size, "gradient_accumulation_steps": ACCUMULATION}
-        engine = start_engine(dataclasses.replace(run, settings={**run.settings, **batch}), None)
+        with out_of_memory_named(lambda: "while loading the model"):
+            engine = start_engine(dataclasses.replace(run, settings={**run.settings, **batch}), None)
         return Trials(run, engine, device, Flops(engine.module), peak_of(run, device)).choose()
 
 

@@ -20,9 +20,9 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,7 +33,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.steps import Cursor
-from slmkit.errors import UserError
+from slmkit.errors import UserError, is_out_of_memory
 from slmkit.garbage import settle
 from slmkit.group import from_all, from_first, largest
 from slmkit.log import get_logger
@@ -46,7 +46,7 @@ from slmkit.train.owner import owned
 from slmkit.train.pace import Pace, pace_of
 from slmkit.train.peers import Peers
 from slmkit.train.run import Run, check_agreement, prepare_run
-from slmkit.train.start import record_start, resume_point, start_engine, start_saver
+from slmkit.train.start import out_of_memory_named, record_start, resume_point, start_engine, start_saver
 from slmkit.world import World
 
 logger = get_logger(__name__)
@@ -59,7 +59,9 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
     Raises UserError for everything that a user can fix.
     """
     world = World.from_env()
+    peers = peers or Peers(world)
     with process_group(world) as device, contextlib.ExitStack() as stack:
+        stack.enter_context(out_of_memory_named(lambda: f"while {peers.activity}"))
         check_agreement(config)
         stack.enter_context(owned(config.run_dir, world))
         config = with_commits(config, world)
@@ -71,12 +73,13 @@ def train(config: TrainConfig, peers: Peers | None = None) -> bool:
             done = f"step {found.step} of {run.total_steps}"
             logger.info("the run is complete: %s; raise %s to train longer", done, option)
             return True
+        peers.at("loading the model", found.step if found else 0)
         engine = start_engine(run, found)
         resumed = found.step if found else 0
         log = MetricsLog(run.directory, resumed, is_first=world.is_first, on_error=config.on_save_error)
         record_start(run, engine, found, log)
         with start_saver(run, engine) as saver:
-            training = Training(run, engine, saver, log, device, peers or Peers(world), found)
+            training = Training(run, engine, saver, log, device, peers, found)
             settle()
             return training.go()
 
@@ -112,7 +115,10 @@ class Training:
         self.progress = RunProgress(total_steps=run.total_steps, done_steps=self.step)
 
     def go(self) -> bool:
-        """All steps that are left; whether the run is complete."""
+        """All steps that are left; whether the run is complete.
+
+        Raises UserError when the checkpoint of the last step could not be written: nothing would be left of it.
+        """
         run = self.run
         with self.peers.watched(run.config.hang_timeout_sec):
             agreed = self.agree()
@@ -128,7 +134,7 @@ class Training:
                     self.peers.at("reading data", step + 1)
             if self.saved_step != self.step:
                 self.save()
-            self.peers.at("finishing the checkpoint", self.step)
+            self.peers.at("finishing the checkpoint", self.step, is_timed=False)
             self.saver.wait()
             self.log.close()
             if agreed.stop and run.world.is_first:
@@ -136,7 +142,10 @@ class Training:
                 where = newest.path if newest else "the beginning"
                 stopped = f"stopped at step {self.step} of {run.total_steps}"
                 logger.warning("%s; the same command continues from %s", stopped, where)
-        return self.step >= run.total_steps and not self.pending
+        is_complete = self.step >= run.total_steps and not self.pending
+        if is_complete and self.saver.last_error is not None:
+            raise self.saver.last_error
+        return is_complete
 
     def agree(self) -> "Agreement":
         """What all processes do next, since one of them was signalled or the first one's clock says so."""
@@ -160,7 +169,7 @@ class Training:
         for number, batch in enumerate(batches):
             self.peers.at(f"computing micro-batch {number}", step)
             self.pace.add(batch)
-            with out_of_memory_named(run.config, batch, step):
+            with with_batch_named(run.config, batch, step):
                 output = engine.micro_step(batch, lr=lr)
             losses.append((batch.keys, output.loss.detach()))
             for what in batch.skipped:
@@ -228,10 +237,17 @@ class Training:
     def speak(self) -> None:
         """Speech samples of the first process in TensorBoard; the others wait."""
         self.peers.at("speaking", self.step)
+        shown = Calls()
         with self.engine.plain_module() as model:
-            speech = self.run.speech
-            if model is not None and speech is not None:
-                self.log.plot(lambda writer: speech(model, writer, self.step))
+            if model is not None and self.run.speech is not None:
+                try:
+                    self.run.speech(model, shown, self.step)
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    logger.warning("step %d has not all speech samples, out of memory: %s", self.step, error)
+                    model.train()
+        self.log.plot(shown.again)
         self.pace.restart()
 
     def evaluate(self) -> "Agreement":
@@ -243,6 +259,7 @@ class Training:
         def is_stopped() -> bool:
             nonlocal agreed
             agreed = self.agree()
+            self.peers.at("evaluating", self.step)
             return agreed.stop
 
         record = held_out_losses(
@@ -265,7 +282,6 @@ class Training:
 
     def save(self) -> None:
         """Begin the checkpoint of this step."""
-        self.peers.at("saving", self.step)
         state = {
             "facts": self.run.facts,
             **written_by(self.run.config, self.run.total_steps),
@@ -274,9 +290,25 @@ class Training:
             "damaged_samples": self.count_damaged(),
             "cursor": self.run.cursor(self.step),
         }
+        self.peers.at("saving", self.step, is_timed=False)
         self.saver.save(self.engine, self.step, state)
         self.saved_step, self.saved_at = self.step, time.monotonic()
         self.pace.restart()
+
+
+class Calls:
+    """Takes the place of an object, and notes which methods are called, to call them of it later."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **options: self.noted.append((name, args, options))
+
+    def again(self, owner: Any) -> None:
+        """Call the same methods of `owner`, in the same order."""
+        for name, args, options in self.noted:
+            getattr(owner, name)(*args, **options)
 
 
 class Agreement(NamedTuple):
@@ -307,7 +339,7 @@ def planned_batches(
     step = done_steps + 1
 
     def copied(batch: Batch) -> Batch:
-        with out_of_memory_named(run.config, batch, step):
+        with with_batch_named(run.config, batch, step):
             return batch.to(device)
 
     by_step = itertools.groupby(ahead(pace.timed(batches), copied), key=lambda item: (item[0].epoch, item[0].number))
@@ -320,22 +352,13 @@ def finite(record: Record) -> Record:
     return {name: None if value is None or not math.isfinite(value) else value for name, value in record.items()}
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocator complains: for a CPU, torch has no error of its own."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-@contextmanager
-def out_of_memory_named(config: TrainConfig, batch: Batch, step: int) -> Iterator[None]:
-    """Turns an allocator's complaint into a UserError that names the batch."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(
-            f"out of memory at step {step}: {str(error).splitlines()[0] if str(error) else 'the host has no more'}",
-            got=f"a micro-batch of {config.micro_rows} rows of data.row_tokens = {config.data.row_tokens}: "
-            f"{batch.num_tokens} positions in {len(batch.lengths)} utterances, the longest of {max(batch.lengths)}",
-            next_step="lower micro_rows (the steps stay the same), then data.row_tokens, or choose an offload config",
-        ) from error
+def with_batch_named(config: TrainConfig, batch: Batch, step: int) -> AbstractContextManager[None]:
+    """`out_of_memory_named`, with what the memory was for."""
+    return out_of_memory_named(
+        lambda: f"at step {step}",
+        got=lambda: (
+            f"a micro-batch of {config.micro_rows} rows of data.row_tokens = {config.data.row_tokens}: "
+            f"{batch.num_tokens} positions in {len(batch.lengths)} utterances, the longest of {max(batch.lengths)}"
+        ),
+        next_step="lower micro_rows (the steps stay the same), then data.row_tokens, or choose an offload config",
+    )

@@ -59,6 +59,7 @@ class Activity(NamedTuple):
     calls: int = 0  # of `at`
     doing: str = "starting"
     step: int = 0
+    is_timed: bool = True  # whether standing still in it counts
 
     def __str__(self) -> str:
         return f"{self.doing} at step {self.step}" if self.step else self.doing
@@ -73,9 +74,12 @@ class Peers:
         self.timeout_sec: float | None = None  # of progress; None before and after training
         self.ends_on_signal = True  # until training begins
 
-    def at(self, doing: str, step: int) -> None:
-        """Say what the main thread does next; every process says the same in the same order."""
-        self.activity = Activity(self.activity.calls + 1, doing, step)
+    def at(self, doing: str, step: int, *, is_timed: bool = True) -> None:
+        """Say what the main thread does next; every process says the same in the same order.
+
+        What is not timed may take as long as it takes, such as waiting for a disk.
+        """
+        self.activity = Activity(self.activity.calls + 1, doing, step, is_timed)
 
     @property
     def signal(self) -> str | None:
@@ -212,7 +216,7 @@ class _Watch:
             after = self._signs(self.store)
         except dist.DistError:
             return f"{reason}: lost the first process of the run"
-        dead = [_named(rank, sign) for rank, sign in after.items() if before.get(rank) == sign]
+        dead = [_named(rank, json.loads(sign)) for rank, sign in after.items() if before.get(rank) == sign]
         return f"{reason}: no sign of life from {'; '.join(dead)}" if dead else reason
 
     def fail(self, code: int, reason: str = "") -> bool:
@@ -369,15 +373,16 @@ class _Jury:
             self._lowest = (-1, now)
             return
         lowest = min(calls for _, calls, *_ in parsed.values())
-        if lowest != self._lowest[0]:
+        slow = [rank for rank, (_, calls, *_) in parsed.items() if calls == lowest]
+        is_timed = all(_activity(parsed[rank]).is_timed for rank in slow)
+        if lowest != self._lowest[0] or not is_timed:
             self._lowest = (lowest, now)
         elif timeout_sec and not silent and now - self._lowest[1] > timeout_sec:
-            slow = [rank for rank, (_, calls, *_) in parsed.items() if calls == lowest]
             self._blame(slow, parsed, f"no progress for {timeout_sec:.0f} s")
 
     def _blame(self, ranks: list[int], parsed: dict[int, list[Any]], what: str) -> None:
         self.blamed = ranks
-        named = [_named(rank, json.dumps(parsed[rank])) for rank in ranks[:STACKS_SHOWN]]
+        named = [_named(rank, parsed[rank]) for rank in ranks[:STACKS_SHOWN]]
         more = f" and {len(ranks) - STACKS_SHOWN} more" if len(ranks) > STACKS_SHOWN else ""
         self.reason = f"{what} from {'; '.join(named)}{more}; the run ends"
 
@@ -392,10 +397,14 @@ def _tell(store: dist.Store, code: int, reason: str) -> bool:
     return is_first
 
 
-def _named(rank: int, sign: str) -> str:
+def _activity(sign: list[Any]) -> Activity:
+    return Activity(*sign[1:-2])
+
+
+def _named(rank: int, sign: list[Any]) -> str:
     """A process in words, from its sign of life."""
-    _, *activity, host, pid = json.loads(sign)
-    return f"rank {rank} ({host}, process {pid}), {Activity(*activity)}"
+    *_, host, pid = sign
+    return f"rank {rank} ({host}, process {pid}), {_activity(sign)}"
 
 
 def _stack() -> str:

@@ -9,6 +9,8 @@ Example:
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from slmkit.config.run_dir import Checkpoint
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.rates import speech_rates
-from slmkit.errors import UserError
+from slmkit.errors import UserError, is_out_of_memory
 from slmkit.files import atomic_write, clean_parts, disk_errors_named, new_directory, provenance, write_json
 from slmkit.group import from_all, from_first, in_first
 from slmkit.hub import parse, source_of
@@ -161,6 +163,23 @@ def _write_companions(run: Run, directory: Path) -> None:
     voices = choose_voices(spoken[0], without=run.config.data.unseen_speakers)
     place, rates = next(iter([*usable, *known]), ""), speech_rates(run.data.parts)
     write_companions(directory, run.codec, codec_source=place, voices=voices, rates=rates)
+
+
+@contextmanager
+def out_of_memory_named(
+    doing: Callable[[], str],
+    *,
+    got: Callable[[], str | None] = lambda: None,
+    next_step: str = "choose an offload or ZeRO-3 config, take more GPUs, or lower micro_rows, then data.row_tokens",
+) -> Iterator[None]:
+    """Turns an allocator's complaint into a UserError that says what was done, as in "at step 7"."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0] or "the host has no more"
+        raise UserError(f"out of memory {doing()}: {reason}", got=got(), next_step=next_step) from error
 
 
 def start_engine(run: Run, found: Checkpoint | None) -> TrainEngine:

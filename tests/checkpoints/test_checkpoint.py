@@ -262,6 +262,27 @@ def test_no_code_runs_whoever_loads(tmp_path: Path) -> None:
     assert load_as_deepspeed_does(tmp_path / "good.pt")["scaler"].cur_scale == 2.0
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        torch.distributed.DistBackendError("NCCL error"),
+        RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer"),
+        ConnectionResetError("reset by peer"),
+    ],
+    ids=lambda error: str(error)[-12:],
+)
+def test_what_is_no_damage_is_not_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)) as caught:
+        checkpoint.load_random(tmp_path, 0)
+    assert caught.value is error
+
+
 def load_as_deepspeed_does(file: Path) -> Any:
     try:
         with checkpoint.no_code_runs():

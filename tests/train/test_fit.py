@@ -1,5 +1,6 @@
 """`slmkit train --fit`: which micro-batches are tried, what ends that, which is chosen, and what it leaves behind."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -94,6 +95,17 @@ def test_a_process_that_cannot_tell_the_others_ends_with_what_fits(run: Run) -> 
     trials = trials_of(run, StandIn(12, backward=3), processes=2)
     with pytest.raises(UserError, match=r"(?s)while gradients were exchanged.*train with micro_rows=3"):
         trials.choose()
+
+
+def test_a_model_that_does_not_fit_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(fit, "process_group", lambda world: contextlib.nullcontext(torch.device("cpu")))
+    monkeypatch.setattr(fit, "check_agreement", lambda *_: None)
+    monkeypatch.setattr(fit, "start_engine", full)
+    with pytest.raises(UserError, match="out of memory while loading the model"):
+        fit.fit(tiny_config(place))
 
 
 def test_another_error_is_none_of_memory(run: Run) -> None:

@@ -1,26 +1,31 @@
 """The loop beside a device, which it lets run ahead."""
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from checkpoints.saving import Weights, saver_of
 from rehearsal import DEVICE, on_device, rehearsal
 from train.ranks import ROOT
 from train.tiny_run import make_tiny, tiny_config
 
+from slmkit.checkpoints import checkpoint
 from slmkit.data.batch import Batch
 from slmkit.errors import UserError
 from slmkit.model.slm import SpeechLM
 from slmkit.train import evaluation, loop
 from slmkit.train import pace as pace_module
-from slmkit.train.loop import Training, planned_batches
+from slmkit.train.loop import Training, planned_batches, train
+from slmkit.train.metrics import MetricsLog
 from slmkit.train.pace import Pace
 from slmkit.train.peers import Peers
 from slmkit.train.run import prepare_run
 from slmkit.world import World
 
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 READS, UPLOADS = 3, 1  # of a logged step: losses and accuracies, norm, speeds; and the speeds of this process
 
 
@@ -31,12 +36,83 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_device_without_room_for_the_next_batch_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(batch: Batch, device: Any) -> Batch:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+        raise OUT_OF_MEMORY
 
     monkeypatch.setattr(Batch, "to", full)
     run = prepare_run(tiny_config(place), World())
     with pytest.raises(UserError, match=r"out of memory at step 8: CUDA out of memory(.|\n)*lower micro_rows"):
         next(planned_batches(run, 7, Pace(), None, "cuda"))
+
+
+def test_a_start_without_room_for_the_model_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(loop, "process_group", lambda world: contextlib.nullcontext(torch.device("cpu")))
+    for name in ("check_agreement", "resume_point"):
+        monkeypatch.setattr(loop, name, lambda *_: None)
+    monkeypatch.setattr(loop, "start_engine", full)
+    with pytest.raises(UserError, match="out of memory while loading the model: CUDA out of memory"):
+        train(tiny_config(place))
+
+
+def idle(place: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, **change: Any) -> Training:
+    """A training alone whose one step does nothing."""
+    monkeypatch.setattr(loop, "largest", lambda values: values)
+    monkeypatch.setattr(loop, "from_all", lambda value: [value])
+    monkeypatch.setattr(loop, "from_first", lambda value: value)
+    monkeypatch.setattr(Training, "take_step", lambda training, epoch, step, batches: setattr(training, "step", step))
+    run = prepare_run(tiny_config(place, run_dir, steps=1, data={"num_workers": 0}, **change), World())
+    engine: Any = Weights()
+    engine.module = torch.nn.Linear(1, 1)
+    engine.plain_module = lambda: contextlib.nullcontext(engine.module)
+    monkeypatch.setattr(loop, "pace_of", lambda *_: Pace())
+    log = MetricsLog(run_dir, 0, is_first=True, on_error=run.config.on_save_error)
+    saver = saver_of(run_dir, on_error=run.config.on_save_error)
+    return Training(run, engine, saver, log, torch.device("cpu"), Peers(World()), None)
+
+
+@pytest.mark.parametrize("on_save_error", ["stop", "continue"])
+def test_a_run_whose_last_checkpoint_is_not_written_is_not_complete(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_save_error: str
+) -> None:
+    training = idle(place, tmp_path, monkeypatch, on_save_error=on_save_error)
+
+    def full(path: Path, value: Any) -> Any:
+        raise UserError("cannot write: no space left")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    with training.saver, pytest.raises(UserError, match="no space left"):
+        training.go()
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"), [(OUT_OF_MEMORY, None), (RuntimeError("a bug"), RuntimeError), (OSError("no file"), OSError)]
+)
+def test_speech_samples_that_do_not_fit_into_memory_are_left_out(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    raised: type[Exception] | None,
+) -> None:
+    """What else fails is raised as it is, and not taken for the disk of TensorBoard."""
+    training = idle(place, tmp_path, monkeypatch, on_save_error="continue")
+    written: list[Any] = []
+    training.log.plot = lambda show: show(SimpleNamespace(add_text=lambda *args: written.append(args)))  # type: ignore
+
+    def speak(model: torch.nn.Module, writer: Any, step: int) -> None:
+        writer.add_text("said", "words", step)
+        model.eval()
+        raise error
+
+    object.__setattr__(training.run, "speech", speak)
+    with training.saver, contextlib.nullcontext() if raised is None else pytest.raises(raised, match=str(error)):
+        training.speak()
+        assert written == [("said", "words", 0)]
+        assert training.engine.module.training
+        assert "not all speech samples, out of memory: CUDA out of memory" in caplog.text
 
 
 class ForwardAndBackward:

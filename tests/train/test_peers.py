@@ -124,8 +124,8 @@ def test_processes_that_do_not_come_are_named(tmp_path: Path) -> None:
     finish_ranks(others)
 
 
-def sign(number: int, calls: int, doing: str = "reading data", step: int = 7) -> str:
-    return json.dumps([number, calls, doing, step, "node", 100 + calls])
+def sign(number: int, calls: int, doing: str = "reading data", step: int = 7, is_timed: bool = True) -> str:
+    return json.dumps([number, calls, doing, step, is_timed, "node", 100 + calls])
 
 
 def heard(jury: _Jury, now: float, signs: dict[int, str], timeout_sec: float | None = 10.0) -> list[int]:
@@ -157,6 +157,15 @@ def test_without_a_time_limit_standing_still_is_allowed() -> None:
     jury = _Jury(1)
     for second in range(0, 1000, 5):
         assert not heard(jury, second, {0: sign(0, 0)}, 0)
+
+
+def test_a_disk_may_take_longer_but_who_does_not_come_to_it_is_named() -> None:
+    jury = _Jury(2)
+    for second in range(0, 1000, 5):
+        writing, moved_on = sign(second, 6, is_timed=False), sign(second, 7)
+        assert not heard(jury, second, {0: writing, 1: writing if second < 500 else moved_on})
+    assert heard(jury, 1000, {0: sign(0, 6, is_timed=False), 1: sign(1000, 5)}) == []
+    assert heard(jury, 1011, {0: sign(1, 6, is_timed=False), 1: sign(1011, 5)}) == [1]
 
 
 def test_the_silent_are_named_rather_than_those_who_wait_for_them() -> None:
