@@ -170,7 +170,7 @@ class Side:
         """Read the checkpoint of the present state back, and compare."""
         weights = [parameter.detach().clone() for parameter in self.trainer.module.parameters()]
         self.times(1)
-        self.trainer.load(runs.root(run_dir), runs.read(run_dir, step).path.name)
+        self.trainer.load(runs.root(run_dir), runs.name(step))
         for parameter, weight in zip(self.trainer.module.parameters(), weights, strict=True):
             assert torch.equal(parameter, weight), "the checkpoint does not hold the state that was saved"
 

@@ -16,13 +16,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from slmkit.assets import config_file
-from slmkit.texts import positive
+from slmkit.texts import natural, positive
+from slmkit.world import MAX_PORT
 
 if TYPE_CHECKING:
     from slmkit.cluster.array import ArrayOptions
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 CONTINUED = 4  # columns by which the further lines of a long one are indented
+
+
+def port_number(text: str) -> int:
+    """A port, or 0 for a free one. argparse names the argument where ValueError is raised."""
+    number = natural(text)
+    if number > MAX_PORT:
+        raise ValueError
+    return number
 
 
 def add_config_arguments(parser: "Parser", kind: str, *, required: bool = False, with_option: bool = True) -> None:

@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     world = World.from_env()
     log.set_up(world.rank)
-    with deadline(args.limit_sec, world):
+    with deadline(args.limit_sec, world) as checked:
         from slmkit.config.train import load_run
 
         config, refused = None, None  # first of all, since torch takes seconds
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
             try:
                 for result in examine(world, run_dir=args.run_dir, config=config):
                     checks.append(result)
+                    checked.append(result.name)
                     if not args.json and (world.is_first or result.status != "ok"):
                         print(as_text(result, world), flush=True)
                 is_ok = all(result.status != "FAIL" for result in checks)
@@ -100,12 +101,20 @@ def as_text(result: "CheckResult", world: World) -> str:
 
 
 @contextmanager
-def deadline(limit_sec: float, world: World) -> Iterator[None]:
-    """End the process with an error if the block takes longer: a process that never starts would be waited for."""
+def deadline(limit_sec: float, world: World) -> Iterator[list[str]]:
+    """End the process with an error if the block takes longer: a process that never starts would be waited for.
+
+    The block puts the names of the checks that are done into the list.
+    """
+    checked: list[str] = []
 
     def expire() -> None:
-        message = f"slmkit doctor: not done within {limit_sec:g} s; rank {world.rank} of {world.size} was still waiting"
-        advice = "  next:     check that every process runs and can reach the others, or raise --limit-sec"
+        done = f"rank {world.rank} of {world.size} has done the checks: {', '.join(checked) or 'none'}"
+        message = f"slmkit doctor: not done within {limit_sec:g} s; {done}"
+        advice = (
+            "  next:     check that every process runs and can reach the others; where a corpus of many shards takes "
+            "longer, raise --limit-sec"
+        )
         print(f"{message}\n{advice}", file=sys.stderr, flush=True)
         os._exit(FAILED)
 
@@ -113,6 +122,6 @@ def deadline(limit_sec: float, world: World) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield checked
     finally:
         timer.cancel()

@@ -24,7 +24,7 @@ import os
 
 from slmkit import log
 from slmkit.assets import deepspeed_file
-from slmkit.cli.arguments import Parser, add_config_arguments
+from slmkit.cli.arguments import Parser, add_config_arguments, port_number
 from slmkit.cluster.slurm import submit
 from slmkit.errors import UserError
 from slmkit.hub import parse
@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--nodes", type=positive, help="number of machines: the first N of the hostfile, or those of the Slurm job"
     )
-    parser.add_argument("--master-port", type=positive, help="port of the first process (default: a free one)")
+    parser.add_argument("--master-port", type=port_number, help="port of the first process (default: a free one)")
     parser.add_argument("--verbose", action="store_true", help="more messages, also from DeepSpeed and its launcher")
     hosts = parser.add_argument_group("several machines over ssh")
     hosts.add_argument("--hostfile", metavar="FILE", help='DeepSpeed hostfile, lines such as "node1 slots=8"')

@@ -27,19 +27,12 @@ import os
 import socket
 from pathlib import Path
 
+from slmkit.cli.arguments import port_number
 from slmkit.cli.speaking import CODEC, DTYPE, DTYPES, MODEL, find_model, may_need_no_voice
 from slmkit.errors import UserError
 from slmkit.texts import natural, positive
 
 PACKAGES = ("fastapi", "uvicorn", "sse_starlette", "prometheus_client")  # of the extra `serve`
-
-
-def port_number(text: str) -> int:
-    """0 to 65535. Raises ValueError for others."""
-    number = natural(text)
-    if number > 65535:
-        raise ValueError
-    return number
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -113,11 +113,18 @@ def parse_yaml(text: str) -> Any:
             return None
         _num_values(node, {}, 0)
         try:
-            return loader.construct_document(node)
+            return _unshared(loader.construct_document(node))
         except (LookupError, AttributeError, TypeError) as error:  # PyYAML's, of tags such as `!!bool maybe`
             raise ValueError(f"a value does not fit its tag: {error!r:.100}") from error
     finally:
         loader.dispose()
+
+
+def _unshared(value: Any) -> Any:
+    """A value whose parts are all its own: what an alias names is there once for each place."""
+    if isinstance(value, dict):
+        return {key: _unshared(part) for key, part in value.items()}
+    return [_unshared(part) for part in value] if isinstance(value, list) else value
 
 
 def _num_values(node: yaml.Node, known: dict[int, int], depth: int) -> int:
@@ -189,7 +196,7 @@ def _apply_override(values: dict[str, Any], text: str) -> Iterator[str]:
     key, equals, raw = text.partition("=")
     steps = re.findall(r"\[[0-9]{1,9}\]|[^.\[\]]+", key.strip())
     parts = [int(step[1:-1]) if step[0] == "[" else step for step in steps]
-    if not equals or not parts:
+    if not equals or not parts or _dotted(parts) != key.strip():
         yield f"override {_shown(text)}: expected key=value"
         return
     if len(parts) > MAX_DEPTH or len(text) > MAX_BYTES:

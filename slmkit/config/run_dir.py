@@ -26,7 +26,9 @@ from typing import Any
 
 from slmkit.errors import UserError
 from slmkit.files import check_directory, read_json, sha256_file
+from slmkit.log import get_logger
 
+logger = get_logger(__name__)
 CONFIG, METRICS, TENSORBOARD, CACHE, MODEL = "config.yaml", "metrics.jsonl", "tensorboard", "cache", "model"
 UNIVERSAL = "universal"
 MARKER, OWN_DIGEST = "complete.json", "marker_sha256"
@@ -60,10 +62,17 @@ def complete_steps(run_dir: str | Path) -> list[int]:
     return sorted(step for step, path in directories(run_dir) if os.path.isfile(path / MARKER))
 
 
-def newest(run_dir: str | Path) -> Checkpoint | None:
-    """The newest complete checkpoint."""
+def newest(run_dir: str | Path, *, skip_damaged: bool = False) -> Checkpoint | None:
+    """The newest complete checkpoint. Raises UserError as `read`; with `skip_damaged` where all are damaged."""
     steps = complete_steps(run_dir)
-    return read(run_dir, steps[-1]) if steps else None
+    for step in reversed(steps):
+        try:
+            return read(run_dir, step)
+        except UserError as error:
+            if not skip_damaged or step == steps[0]:
+                raise
+            logger.warning("%s\n  the checkpoint before it counts", error)
+    return None
 
 
 def read(run_dir: str | Path, step: int) -> Checkpoint:
@@ -83,6 +92,8 @@ def read(run_dir: str | Path, step: int) -> Checkpoint:
         sizes, state = {str(file): int(size) for file, size in marker["files"].items()}, dict(marker["state"])
         digests = {str(file): str(digest) for file, digest in marker.get("sha256", {}).items()}
         of_step = int(marker["step"])
+        if not isinstance(state["facts"]["vocabulary"], str) or type(state["facts"]["processes"]) is not int:
+            raise ValueError("it does not say of which run it is")
         if digests and digests.keys() != sizes.keys():
             raise ValueError("a file has no SHA-256")
         if (digests or OWN_DIGEST in marker) and marker.get(OWN_DIGEST) != marker_digest(marker):

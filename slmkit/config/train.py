@@ -113,6 +113,11 @@ class DataConfig(Config):
         given = "neither" if self.corpus is None else "both"
         yield (self.corpus is None) == (not self.sources), f"corpus, sources: got {given}, expected one of the two"
         yield (
+            bool(self.sources) and (self.task != "tts" or self.max_samples is not None),
+            "sources, task, max_samples: got sources and one of the others, which are for a single corpus; expected "
+            "task and max_samples in each of sources",
+        )
+        yield (
             has_share and has_corpus,
             "eval_corpus, eval_share: got a corpus and a share, expected one of the two",
         )

@@ -249,6 +249,8 @@ class _Steps:
             "base": base,
             "codec": codec,
             "data.corpus": None,
+            "data.task": "tts",  # these two are for a single corpus
+            "data.max_samples": None,
             "data.sources": sources,
             "model.group": cell.group,
             "model.speaker": cell.speaker,

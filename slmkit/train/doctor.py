@@ -30,6 +30,7 @@ from packaging.specifiers import SpecifierSet
 
 from slmkit.codec.open import open_codec
 from slmkit.config import run_dir as runs
+from slmkit.config.load import to_dict
 from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.data.remote import is_url
@@ -41,10 +42,10 @@ from slmkit.files import disk_error, nearest_existing, read_json
 from slmkit.group import sum_over_ranks
 from slmkit.log import get_logger
 from slmkit.model import kernels
-from slmkit.model.pretrained import LAYOUT_FILE, base_layout
+from slmkit.model.pretrained import LAYOUT_FILE, base_layout, check_export, config_on_base
 from slmkit.train.engine import process_group
 from slmkit.train.parity import ACCUMULATION, StepComparison, compare_steps
-from slmkit.train.run import check_facts, known_facts, open_sources
+from slmkit.train.run import check_facts, known_facts, open_sources, parameters, speech_samples
 from slmkit.train.settings import Attempts, deepspeed_settings, precision, zero_stage
 from slmkit.world import BatchSplit, World
 
@@ -153,17 +154,8 @@ def check_accelerator(world: World) -> CheckResult:
                 next_step="install torch for the CUDA version that nvidia-smi shows",
             )
         return CheckResult(name=name, status="ok", what=f"cpu; attention: {kernels.attention_kernel(on_cuda=False)}")
-    if world.local_rank >= torch.cuda.device_count():
-        return CheckResult(
-            name=name,
-            status="FAIL",
-            what="there are more processes on this machine than GPUs",
-            got=f"local rank {world.local_rank}, {torch.cuda.device_count()} GPUs",
-            expected="one process per GPU",
-            next_step="start fewer processes, or give the job more GPUs",
-        )
     found = f"attention in bf16: {kernels.attention_kernel(on_cuda=True)}"
-    device = torch.cuda.get_device_name(world.local_rank)
+    device = torch.cuda.get_device_name(world.local_rank % torch.cuda.device_count())
     usable = [kernel.name for kernel in kernels.installed()]
     for package, kernel in FLASH_PACKAGES.items():
         if kernel not in usable and _installed(package) is not None:
@@ -219,7 +211,7 @@ def judge_disk(path: Path, mb_per_sec: float, free_gb: float) -> CheckResult:
 
 
 def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
-    """DeepSpeed file and batch, corpus and vocabulary, codec, newest checkpoint: one result each, as far as they go."""
+    """Batch, corpus, vocabulary, codec, model, newest checkpoint: one result each, as far as they go."""
     results: list[CheckResult] = []
 
     @contextmanager
@@ -263,18 +255,25 @@ def check_data(config: TrainConfig, world: World) -> list[CheckResult]:
         said.append(f"{layout.kind}, {layout.size} tokens, sha256 {_short(layout.sha256)}")
     if config.codec is not None:
         with check("codec") as said:
-            spec = open_codec(config.codec_path).spec
+            speech = speech_samples(config, world, sources)
+            spec = speech.codec.spec if speech is not None else open_codec(config.codec_path).spec
             codec.check_compatible(spec, this=sources[0].path, that=config.codec)
             weights = f"weights sha256 {_short(spec.weights_sha256)}"
             said.append(f"{config.codec}: {spec.name}, {weights}, made the corpus")
+    if layout is not None:
+        with check("model") as said:
+            model = config_on_base(config.base_path, codec=codec, **to_dict(config.model))
+            if config.init_from is not None:
+                check_export(config.init_path, model, base_dir=config.base_path)
+            said.append(f"{sum(parameters(model).values()):,} parameters, on {config.init_from or config.base}")
     if layout is not None and settings is not None:
         with check("checkpoint") as said:
-            found = runs.newest(config.run_dir)
+            found = runs.newest(config.run_dir, skip_damaged=config.on_damaged_checkpoint == "previous")
             if found is None:
                 said.append(f"{config.run_dir} has none: the run would start at step 0")
             else:
                 facts = known_facts(config, settings, sources, layout)
-                check_facts(facts, found.state.get("facts", {}), found.path)
+                check_facts(facts, found.state["facts"], found.path)
                 said.append(f"{found.path} fits: the run would continue at step {found.step}")
     return results
 

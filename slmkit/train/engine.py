@@ -27,7 +27,8 @@ import importlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from torch.utils import cpp_extension
 from slmkit import group
 from slmkit.checkpoints import checkpoint
 from slmkit.config.train import OptimizerConfig
+from slmkit.errors import UserError
 from slmkit.log import get_logger
 from slmkit.model.pretrained import seeded
 from slmkit.world import World, agent_attempt, free_port
@@ -52,7 +54,7 @@ def process_group(world: World) -> Iterator[torch.device]:
     """Join the process group (nccl with GPUs, gloo without) for the block; gives this process's device.
 
     Without a launcher, this process becomes a world of one at a free port of its own. Inside another such block it
-    uses the group there is.
+    uses the group there is. Raises UserError, in every process, where two of them have the same GPU.
     """
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
@@ -78,7 +80,10 @@ def process_group(world: World) -> Iterator[torch.device]:
     # DeepSpeed prints that its operator is built, even if it was before.
     with contextlib.redirect_stdout(io.StringIO()), _compiling_announced():
         _deepspeed().init_distributed(backend, auto_mpi_discovery=False, verbose=False)
-    if not on_gpu:
+    if on_gpu:
+        gpu = str(torch.cuda.get_device_properties(device).uuid)
+        refuse_shared(group.from_all((socket.gethostname(), gpu)))
+    else:
         # Processes of one machine share memory, 66 MiB each, which DeepSpeed would leave behind. Once all have it open
         # its name can go; the memory itself goes with the last of them, however that ends.
         dist.barrier()
@@ -87,6 +92,19 @@ def process_group(world: World) -> Iterator[torch.device]:
         (SHARED_MEMORY / buffer).unlink(missing_ok=True)
     yield device
     group.leave()
+
+
+def refuse_shared(places: Sequence[tuple[str, str]]) -> None:
+    """Raise UserError where two processes have the same (machine, GPU); `places` are those of all, by rank."""
+    for place in places:
+        sharing = [rank for rank, other in enumerate(places) if other == place]
+        if len(sharing) > 1:
+            raise UserError(
+                f"several processes are on one GPU of {place[0]}",
+                got=f"ranks {', '.join(map(str, sharing))} on GPU {place[1]}",
+                expected="one process per GPU",
+                next_step="start fewer processes on this machine, or give the job more GPUs",
+            )
 
 
 class TrainEngine:

@@ -26,6 +26,7 @@ from slmkit.train.metrics import is_start, read_metrics, thousands
 
 Records = list[dict[str, Any]]
 SHOWN_STARTS = 8
+LARGEST = 1e11  # as a time it is in the year 5138
 SPEEDS = ("tokens_per_sec", "audio_hours_per_hour", "mfu", "data_wait_share", "padding_share")
 MAX_EVALUATED_CURVES = 5  # with more terms than these, training curves alone are drawn
 
@@ -166,7 +167,7 @@ def run_json(view: RunView, *, now: float) -> dict[str, Any]:
 def time_left_sec(view: RunView) -> float | None:
     """From the first logged step of the last start to the last, with all that came between; None before the second."""
     timed = [line for line in view.current if "time" in line]
-    if view.total_steps is None or len(timed) < 2:
+    if view.total_steps is None or len(timed) < 2 or timed[0]["step"] == timed[-1]["step"]:
         return None
     (first, last) = timed[0], timed[-1]
     return (last["time"] - first["time"]) / (last["step"] - first["step"]) * max(0, view.total_steps - last["step"])
@@ -192,8 +193,8 @@ def run_picture(view: RunView) -> bytes:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """What of a line is a number."""
-    return {name: value for name, value in record.items() if isinstance(value, int | float)}
+    """What of a line is a number, of a size that times, speeds and losses have."""
+    return {name: value for name, value in record.items() if isinstance(value, int | float) and abs(value) < LARGEST}
 
 
 def _options(values: Any) -> str:

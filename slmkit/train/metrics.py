@@ -27,6 +27,7 @@ Example:
 
 import contextlib
 import json
+import math
 import os
 import threading
 import time
@@ -38,7 +39,7 @@ from typing import Any, Literal
 
 import yaml
 
-from slmkit.config.run_dir import METRICS, TENSORBOARD
+from slmkit.config.run_dir import METRICS, STEP_DIGITS, TENSORBOARD
 from slmkit.errors import UserError
 from slmkit.files import atomic_write, disk_errors_named
 from slmkit.log import duration, get_logger
@@ -68,14 +69,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if not line.endswith("\n"):
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError):
             record = None
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
+        if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] >= 10**STEP_DIGITS:
             where = f"{path}, line {number}"
             raise UserError(f"{where} is not a line of metrics", got=line.strip()[:80], expected='{"step": ...}')
         records.append(record)
     return records
+
+
+def _finite(text: str) -> float:
+    """A number of JSON. Raises ValueError for those that JSON has not, or that are too large for a float."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def as_line(record: dict[str, Any]) -> str:

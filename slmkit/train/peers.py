@@ -38,7 +38,7 @@ import torch.distributed as dist
 from slmkit.errors import UserError
 from slmkit.stopping import STOPPED, Signals
 from slmkit.texts import visible
-from slmkit.world import World, agent_attempt, launch_identity
+from slmkit.world import MAX_PORT, World, agent_attempt, launch_identity
 
 POLL_SEC = 0.5
 LINGER_SEC = 10.0  # the longest wait for the others to notice a failure
@@ -130,7 +130,7 @@ class _Watch:
         self.store: dist.Store | None = None
         self.jury: _Jury | None = None
         self.answered_at = time.monotonic()  # when the store last did what it was asked
-        self.done = threading.Event()
+        self.done, self.left = threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._watch, name="peers", daemon=True)
 
     def start(self) -> None:
@@ -141,6 +141,8 @@ class _Watch:
             return
         try:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            if not 0 < port <= MAX_PORT:
+                raise ValueError(f"MASTER_PORT is {port}")
             self.store = self._meet(address, port)
         except (KeyError, ValueError, dist.DistError) as error:
             raise UserError(
@@ -228,15 +230,17 @@ class _Watch:
             return True
         try:
             is_first = _tell(self.store, code, reason)
+            self._linger("slmkit/seen")
         except dist.DistError:
-            return True
-        self._linger("slmkit/seen")
+            is_first = True
+        self.left.set()
         return is_first
 
     def leave(self) -> None:
         """The end of the block."""
         self._stop()
         self._linger("slmkit/left")
+        self.left.set()
 
     def _stop(self) -> None:
         self.done.set()
@@ -277,7 +281,7 @@ class _Watch:
 
     def _guard(self) -> None:
         """A request to a first process that is there but does not run waits for ever: watch the thread that asks."""
-        while not self.done.wait(POLL_SEC):
+        while not self.left.wait(POLL_SEC):
             timeout_sec = self.peers.timeout_sec
             limit_sec = SILENCE_SEC if timeout_sec is None else timeout_sec
             if limit_sec and time.monotonic() - self.answered_at > limit_sec:

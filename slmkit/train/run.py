@@ -143,6 +143,10 @@ def prepare_run(config: TrainConfig, world: World) -> Run:
     decide = functools.partial(_decide, config, sources, eval_source, tokenizer, layout)
     in_first(lambda: _report(config, *decide()[:2]))
     data, held_out, steps, total_steps = decide()
+    warmup = config.schedule.num_warmup(total_steps)
+    if warmup > total_steps and world.is_first:
+        short = "the learning rate does not reach optimizer.lr: the run has %d steps, and %d of warm-up"
+        logger.warning(short, total_steps, warmup)
     return Run(
         config=config,
         world=world,
@@ -280,7 +284,7 @@ def _fixed(fact: Any) -> Any:
 def run_table(run: Run) -> list[tuple[str, str]]:
     """The run as rows of (name, value). Raises UserError when it cannot continue the checkpoint it finds."""
     config, split = run.config, run.split
-    found = run_dir.newest(run.directory)
+    found = run_dir.newest(run.directory, skip_damaged=config.on_damaged_checkpoint == "previous")
     if found is not None:
         check_facts(run.facts, found.state["facts"], found.path)
     where = "starts at step 0" if found is None else f"continues at step {found.step}"

@@ -88,8 +88,6 @@ def _read_whole(run: Run, step: int) -> Checkpoint:
     try:
         found = run_dir.read(run.directory, step)
         run_dir.check_contents(found, sorted(found.digests)[run.world.rank :: run.world.size])
-        if not isinstance(found.state.get("facts"), dict) or type(found.state["facts"].get("processes")) is not int:
-            raise UserError(f"{found.path} does not say of which run it is", next_step=run_dir.REMOVE)
     except UserError as raised:
         error = raised
     for other in from_all(error):

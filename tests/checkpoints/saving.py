@@ -10,7 +10,7 @@ from slmkit.checkpoints.saver import Saver
 from slmkit.config import run_dir as runs
 from slmkit.world import World
 
-STATE = {"facts": {}}
+STATE = {"facts": {"vocabulary": "v", "processes": 1}}
 
 
 class Weights:

@@ -28,7 +28,8 @@ from slmkit.config.run_dir import (
 )
 from slmkit.errors import UserError
 
-STATE = {"facts": {"seed": 1}}
+FACTS = {"vocabulary": "v", "processes": 1}
+STATE = {"facts": {**FACTS, "seed": 1}}
 
 
 def saved(run_dir: Path, step: int, *, complete: bool = True) -> Path:
@@ -46,6 +47,18 @@ def test_the_newest_is_found_by_number_not_by_name(tmp_path: Path) -> None:
     found = newest(tmp_path)
     assert found is not None
     assert (found.step, found.path.name, found.state) == (100, "step-100", STATE)
+
+
+@pytest.mark.parametrize("facts", [None, {"processes": 1}, {"vocabulary": "v"}, {**FACTS, "processes": "two"}])
+def test_one_that_does_not_say_of_which_run_it_is_is_damaged(tmp_path: Path, facts: Any) -> None:
+    saved(tmp_path, 1)
+    saved(tmp_path, 2, complete=False)
+    checkpoint.finish(tmp_path, 2, {"facts": facts})
+    with pytest.raises(UserError, match="is not the marker of a checkpoint"):
+        newest(tmp_path)
+    before = newest(tmp_path, skip_damaged=True)
+    assert before is not None
+    assert before.step == 1
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:
@@ -186,7 +199,7 @@ def test_files_of_no_checkpoint_and_of_another_step_are_named(tmp_path: Path) ->
 def test_a_changed_marker_is_named_and_an_old_one_is_read(tmp_path: Path) -> None:
     path = saved(tmp_path, 5)
     marker = json.loads((path / MARKER).read_text())
-    (path / MARKER).write_text(json.dumps({**marker, "state": {"facts": {"seed": 2}}}))
+    (path / MARKER).write_text(json.dumps({**marker, "state": {"facts": {**FACTS, "seed": 2}}}))
     with pytest.raises(UserError, match="it was changed after it was written"):
         newest(tmp_path)
     (path / MARKER).write_text(json.dumps({**marker, "sha256": {"other": "0"}}))

@@ -94,11 +94,11 @@ def test_a_missing_program_is_a_user_error(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--processes", "--nodes", "--master-port"])
-def test_counts_start_at_one(place: Place, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["--processes 0", "--nodes 0", "--master-port 70000"])
+def test_counts_start_at_one_and_ports_end(place: Place, option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["launch", *words(place, "never"), option, "0"])
-    assert f"argument {option}" in capsys.readouterr().err
+        main(["launch", *words(place, "never"), *option.split()])
+    assert f"argument {option.split()[0]}" in capsys.readouterr().err
 
 
 def test_the_script_passes_its_variables_on(place: Place) -> None:

@@ -112,6 +112,12 @@ def test_a_clash_is_not_claimed_of_a_value_that_is_wrong_itself() -> None:
     assert problems({"name": "a", "first": 11, "last": "x"}) == ("last: got 'x', expected a whole number, at least 0",)
 
 
+def test_an_override_changes_one_of_the_places_an_alias_names(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: a\nparts: [&part {rate: 0.5}, *part]\n")
+    config = load_config(Outer, tmp_path / "c.yaml", ["parts[0].rate=0.25"])
+    assert [part.rate for part in config.parts] == [0.25, 0.5]
+
+
 def test_an_override_reaches_into_a_list(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("name: a\nparts: [{}, {rate: 1}]\n")
     config = load_config(Outer, tmp_path / "c.yaml", ["parts[1].rate=0.25", "flags=[true, true]", "flags[0]=false"])
@@ -127,6 +133,8 @@ def test_an_override_reaches_into_a_list(tmp_path: Path) -> None:
     [
         "name",
         "=3",
+        "name]=a",
+        "..name..=a",
         "name=[",
         "name.deep=1",
         "name=*a",
@@ -150,7 +158,7 @@ ABSURD = {
     "list": ("flags=[" + "true," * 2_000_000 + "]", "too large"),
     "groups": ("inner." * 50_000 + "rate=1", "too large"),
     "depth": ("name=" + "[" * 60_000, "the value is not YAML"),
-    "place": ("flags[" + "9" * 5000 + "]=1", "flags: got {'9999"),
+    "place": ("flags[" + "9" * 5000 + "]=1", "expected key=value"),
     "text that goes on": ("name=" + "x" * 100_000, "name: got 'xxx"),
 }
 

@@ -31,6 +31,8 @@ WRONG = [
     ({"data": {"task": "sing"}}, "data.task: got 'sing', expected one of 'tts', 'asr'"),
     ({"data": {"corpus": None}}, "data.corpus, sources: got neither, expected one of the two"),
     ({"data": {"sources": [{"path": "p"}]}}, "data.corpus, sources: got both, expected one of the two"),
+    ({"data": {"corpus": None, "sources": [{"path": "p"}], "task": "asr"}}, "data.sources, task, max_samples: got"),
+    ({"data": {"corpus": None, "sources": [{"path": "p"}], "max_samples": 9}}, "data.sources, task, max_samples: got"),
     ({"data": {"sources": [{"path": "p", "weight": 0}]}}, "data.sources[0].weight: got 0, expected a number, more"),
     ({"data": {"sources": [{"path": "p", "max_samples": 0}]}}, "data.sources[0].max_samples: got 0"),
     ({"data": {"shard_cache_gib": 0}}, "data.shard_cache_gib: got 0, expected a number of GiB, more than 0"),

@@ -19,6 +19,7 @@ from train.tiny_run import make_tiny, tiny_config
 
 from slmkit.checkpoints import checkpoint
 from slmkit.config import run_dir as runs
+from slmkit.config.train import TrainConfig
 from slmkit.data.index import Corpus
 from slmkit.errors import UserError
 from slmkit.files import write_json
@@ -152,8 +153,8 @@ def test_accelerator_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.status, result.what) == ("warn", "flash-attn-4 is installed but cannot be used")
     install(kernels.FLASH_4, kernels.FLASH_2, kernels.TORCH_VARLEN)
     assert doctor.check_accelerator(World()).what == "H200; attention in bf16: flash-attn 4"
-    result = doctor.check_accelerator(World(rank=1, size=2, local_rank=1))
-    assert (result.status, result.got) == ("FAIL", "local rank 1, 1 GPUs")
+    result = doctor.check_accelerator(World(rank=1, size=2, local_rank=1))  # as under `srun --gpus-per-task=1`
+    assert (result.status, result.what) == ("ok", "H200; attention in bf16: flash-attn 4")
 
 
 def test_run_directory_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
@@ -200,6 +201,8 @@ def test_data_that_fits(place: Path, tmp_path: Path) -> None:
         ("vocabulary", {"base": "/nowhere"}, "no such model directory"),
         ("batch", {"global_rows": 3}, "must equal global_rows exactly"),
         ("codec", {"codec": "/nowhere"}, "is not a codec directory"),
+        ("model", {"model": {"group": 3, "head": "lnear"}}, "unknown head of the model"),
+        ("model", {"init_from": "/nowhere"}, "is not the directory of an exported model"),
     ],
 )
 def test_data_that_does_not_fit_is_named(
@@ -235,6 +238,13 @@ def test_a_codec_that_did_not_make_the_corpus_fails(
     Opened.spec = codec_spec()
     result = by_name(doctor.check_data(tiny_config(place, tmp_path, codec="CODEC"), World()))["codec"]
     assert result.status == "ok"
+
+    def refuse(config: TrainConfig, *_: Any) -> None:
+        raise UserError("speech samples need speaker vectors")
+
+    monkeypatch.setattr(doctor, "speech_samples", refuse)
+    result = by_name(doctor.check_data(tiny_config(place, tmp_path, codec="CODEC"), World()))["codec"]
+    assert (result.status, result.what) == ("FAIL", "speech samples need speaker vectors")
 
 
 def test_a_run_begun_with_another_vocabulary_fails(place: Path, tmp_path: Path) -> None:

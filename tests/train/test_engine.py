@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from train.ranks import ROOT, run_ranks
 
+from slmkit.errors import UserError
+from slmkit.train.engine import refuse_shared
+
 DEFAULT = ("zero2_fp32",)
 OTHERS = tuple(sorted({file.stem for file in (ROOT / "ds_configs").iterdir()} - set(DEFAULT)))
 FILES = [*DEFAULT, *(pytest.param(file, marks=pytest.mark.full) for file in OTHERS)]
@@ -98,6 +101,14 @@ def test_a_checkpoint_merges_to_the_weights_in_training(of_file: Results) -> Non
 def test_the_first_process_can_use_the_model_alone(of_file: Results) -> None:
     expected = dict.fromkeys(("loss", "weights", "names", "tied", "training", "random"), True)
     assert of_file["alone"] == expected
+
+
+def test_two_processes_on_one_gpu_are_refused() -> None:
+    """The same name of a GPU on two machines is two GPUs."""
+    refuse_shared([("a", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1")])
+    with pytest.raises(UserError, match="several processes are on one GPU of b") as caught:
+        refuse_shared([("a", "GPU-1"), ("b", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1")])
+    assert caught.value.got == "ranks 1, 3 on GPU GPU-1"
 
 
 SHARES = """

@@ -13,7 +13,7 @@ from slmkit.checkpoints import checkpoint
 from slmkit.cli.main import main
 from slmkit.errors import UserError
 from slmkit.log import table
-from slmkit.train.inspect import RunView, run_picture, run_rows
+from slmkit.train.inspect import RunView, run_json, run_picture, run_rows
 from slmkit.train.metrics import as_line
 
 CONFIG = """\
@@ -73,12 +73,33 @@ def run(tmp_path: Path) -> Path:
     for step in (20, 40):
         (directory / "checkpoints" / f"step-{step}").mkdir(parents=True)
         (directory / "checkpoints" / f"step-{step}" / "weights.pt").write_bytes(bytes(3 * 2**20))
-    checkpoint.finish(directory, 20, {"facts": {}})
+    checkpoint.finish(directory, 20, {})
     return directory
 
 
 def summary(view: RunView, *, now: float) -> list[str]:
     return table(run_rows(view, now=now))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 20, "event": "start", "processes": 2, "total_steps": 50, "time": 1e30},
+        {"step": 21, "loss": 1.0, "time": 10**400, "epoch": 0},
+        {"step": 10**14, "loss": 10**400, "loss/a1": 1.0, "time": 5.0},
+    ],
+)
+def test_absurd_numbers_are_left_out(run: Path, line: dict[str, Any]) -> None:
+    (run / "metrics.jsonl").write_text("".join(map(as_line, [step_line(20), line, line])))
+    view = RunView.read(run)
+    assert summary(view, now=1_760_001_040.0)
+    assert run_json(view, now=1_760_001_040.0)["left_sec"] is None
+    assert view.done_steps == max(20, line["step"] if "loss" in line and line["loss"] == 1.0 else 20)
+
+
+def test_two_lines_of_a_step_have_no_pace(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(as_line(step_line(21)) * 2)
+    assert run_json(RunView.read(run), now=1_760_001_040.0)["left_sec"] is None
 
 
 def test_the_summary_tells_how_it_stands(run: Path) -> None:

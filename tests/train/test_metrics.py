@@ -108,7 +108,12 @@ def test_a_half_written_line_is_not_there(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 0, "event": "start"}\n{"step": 1}\n'
 
 
-@pytest.mark.parametrize("line", ["hello", "[1]", "{}", '{"step": "1"}', '{"step": true}', "\0\0", "[" * 100_000])
+ABSURD = ['{"step": 2, "loss": NaN}', '{"step": 2, "loss": 1e999}', f'{{"step": 1{"0" * 400}}}']
+
+
+@pytest.mark.parametrize(
+    "line", ["hello", "[1]", "{}", '{"step": "1"}', '{"step": true}', "\0\0", "[" * 100_000, *ABSURD]
+)
 def test_a_line_of_something_else_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' + line + "\n")

@@ -1,14 +1,17 @@
 """A failure anywhere ends every process, with one message; who holds the others up, on a made-up clock."""
 
 import json
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from train.ranks import finish_ranks, free_port, start_ranks
 
 from slmkit.errors import UserError
-from slmkit.train.peers import SILENCE_SEC, _Jury, together
+from slmkit.train import peers
+from slmkit.train.peers import CRASH, SILENCE_SEC, _Jury, _Watch, together
 from slmkit.world import World
 
 SCRIPT = """
@@ -67,10 +70,39 @@ def test_alone_it_does_nothing() -> None:
         raise UserError("mine")
 
 
-def test_a_world_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MASTER_ADDR", raising=False)
+@pytest.mark.parametrize("variables", [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "70000"}])
+def test_a_world_without_a_meeting_place_is_refused(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="the 2 processes cannot connect"), together(World(rank=0, size=2)):
         pass
+
+
+def test_a_first_process_that_does_not_answer_is_not_waited_for_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped while this one asks it for something."""
+    asked, answers, codes = threading.Event(), threading.Event(), list[int]()
+
+    def ask(*_: object) -> int:
+        asked.set()
+        answers.wait(10)
+        return 0
+
+    def end(watch: _Watch, code: int, reason: str = "") -> None:
+        codes.append(code)
+        answers.set()
+
+    for name, seconds in (("POLL_SEC", 0.01), ("SILENCE_SEC", 0.1), ("LINGER_SEC", 0.1)):
+        monkeypatch.setattr(peers, name, seconds)
+    monkeypatch.setattr(_Watch, "_exit", end)
+    watch = _Watch(peers.Peers(World(rank=1, size=2)))
+    watch.store = SimpleNamespace(set=ask, add=ask, check=lambda keys: False)  # type: ignore[assignment]
+    watch.thread.start()
+    threading.Thread(target=watch._guard, daemon=True).start()
+    assert asked.wait(10)
+    watch.leave()
+    assert set(codes) == {CRASH}
 
 
 STRANGER = """

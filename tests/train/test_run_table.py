@@ -80,6 +80,14 @@ def test_the_batch_and_the_data_are_shown(place: Path) -> None:
     assert lines["run_dir"] == f"{place / 'run'}, starts at step 0"
 
 
+@pytest.mark.parametrize(("warmup_steps", "is_said"), [(50, False), (51, True)])
+def test_a_rate_that_is_not_reached_is_said(
+    place: Path, caplog: pytest.LogCaptureFixture, warmup_steps: int, is_said: bool
+) -> None:
+    prepare_run(tiny_config(place, schedule={"warmup_steps": warmup_steps}), World())
+    assert ("does not reach optimizer.lr: the run has 50 steps, and 51 of warm-up" in caplog.text) == is_said
+
+
 def test_only_length_tables_are_written(place: Path, tmp_path: Path) -> None:
     run_table(prepare_run(tiny_config(place, tmp_path / "run"), World(size=1)))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {runs.CACHE}
@@ -104,6 +112,12 @@ def test_a_run_that_has_begun_is_checked_like_its_next_start(place: Path, tmp_pa
     assert shown(config)["run_dir"] == f"{tmp_path / 'run'}, continues at step 4"
     with pytest.raises(UserError, match="seed has changed"):
         run_table(prepare_run(config.model_copy(update={"seed": 1}), World(size=1)))
+    (runs.root(tmp_path / "run") / runs.name(6)).mkdir()
+    checkpoint.finish(tmp_path / "run", 6, {})
+    with pytest.raises(UserError, match="is not the marker of a checkpoint"):
+        shown(config)
+    patient = config.model_copy(update={"on_damaged_checkpoint": "previous"})
+    assert shown(patient)["run_dir"] == f"{tmp_path / 'run'}, continues at step 4"
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,10 @@ def test_a_marker_that_does_not_say_of_which_run_it_is_is_named(place: Place, co
     (copied / "step-4" / MARKER).write_text(json.dumps({**marker, OWN_DIGEST: marker_digest(marker)}))
     done = start(place, copied.parent.name)
     assert done.returncode == 2
-    assert "step-4 does not say of which run it is" in done.stderr
+    assert (
+        "step-4/complete.json is not the marker of a checkpoint: ValueError('it does not say of which run it is')"
+        in done.stderr
+    )
 
 
 class FullDisk:
