@@ -23,6 +23,7 @@ from types import FrameType
 from typing import NoReturn
 
 STOPPED = 75  # exit code; EX_TEMPFAIL of sysexits.h: try again
+USER_ERROR, CRASH = 2, 1  # exit codes: what another start does not mend, and all else
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

@@ -39,11 +39,11 @@ from slmkit.assets import config_file
 from slmkit.bench.batches import full_batches, num_tokens
 from slmkit.bench.race import clock
 from slmkit.bench.synthetic import QWEN, ModelShape, model_config
-from slmkit.bench.train import TOY, TOY_LOAD, known_peak
+from slmkit.bench.train import TOY, TOY_LOAD
 from slmkit.config.load import to_dict
 from slmkit.config.train import TrainConfig, load_run
 from slmkit.data.batch import Batch
-from slmkit.model.flops import BatchSizes, Flops
+from slmkit.model.flops import BatchSizes, Flops, known_peak
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import positive
@@ -144,8 +144,7 @@ def bench_steps(
         seconds.append(clock(device) - start)
     peak_bytes = allocated(device, peak=True) - before
     lap_sec = statistics.median(seconds[1:])
-    kind = torch.bfloat16 if precision(settings) == "bf16" else torch.float32
-    peak = config.peak_tflops or known_peak(device, kind)
+    peak = config.peak_tflops or known_peak(device, in_bf16=precision(settings) == "bf16")
     tflops = flops / lap_sec / 1e12
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -40,7 +40,7 @@ from slmkit.bench.synthetic import (
     model_config,
 )
 from slmkit.data.batch import Batch
-from slmkit.model.flops import BatchSizes, Flops, peak_tflops
+from slmkit.model.flops import BatchSizes, Flops, known_peak
 from slmkit.model.pretrained import seeded
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import above_zero, natural, positive
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     cases = bench_training(
         load, batches=args.batches, seed=args.seed, optimizer=args.optimizer, device=device, dtype=dtype
     )
-    peak = args.peak_tflops or known_peak(device, dtype)
+    peak = args.peak_tflops or known_peak(device, in_bf16=dtype == torch.bfloat16)
     for case in cases:
         case["mfu"] = case["tflops"] / peak if peak else None
     result = {
@@ -112,13 +112,6 @@ def run(args: argparse.Namespace) -> int:
     }
     print(json.dumps(result, indent=2) if args.json else describe(result))
     return 0
-
-
-def known_peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Dense TFLOP/s of a device; None where it is not known. The peaks we know are those of bfloat16 on GPUs."""
-    if device.type != "cuda" or dtype != torch.bfloat16:
-        return None
-    return peak_tflops(torch.cuda.get_device_name(device))
 
 
 def bench_training(

@@ -41,11 +41,6 @@ class HostCopy:
         self._made.set()
         self._stream = torch.cuda.Stream() if torch.cuda.is_available() else None
 
-    @property
-    def num_bytes(self) -> int:
-        """Host memory held."""
-        return sum(buffer.nbytes for buffer in self._buffers)
-
     def begin(self) -> None:
         """Start a round: the copies of the last one are no longer needed."""
         self._made.clear()

@@ -25,12 +25,11 @@ from typing import TYPE_CHECKING
 from slmkit import log
 from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.errors import UserError
+from slmkit.stopping import USER_ERROR
 from slmkit.world import World
 
 if TYPE_CHECKING:
     from slmkit.train.doctor import CheckResult
-
-FAILED = 2  # exit code
 
 
 def add_arguments(parser: Parser) -> None:
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
                 if args.json and (world.is_first or any(result.status != "ok" for result in checks)):
                     listed = [dataclasses.asdict(result) for result in checks]
                     print(json.dumps({"rank": world.rank, "ok": is_ok, "checks": listed}), flush=True)
-    return 0 if is_ok else FAILED
+    return 0 if is_ok else USER_ERROR
 
 
 def as_text(result: "CheckResult", world: World) -> str:
@@ -116,7 +115,7 @@ def deadline(limit_sec: float, world: World) -> Iterator[list[str]]:
             "longer, raise --limit-sec"
         )
         print(f"{message}\n{advice}", file=sys.stderr, flush=True)
-        os._exit(FAILED)
+        os._exit(USER_ERROR)
 
     timer = threading.Timer(limit_sec, expire)
     timer.daemon = True

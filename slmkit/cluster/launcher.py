@@ -36,14 +36,13 @@ from slmkit.cluster.launch import LaunchPlan, is_secret, pdsh_value
 from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
 from slmkit.log import get_logger
-from slmkit.stopping import STOPPED
+from slmkit.stopping import CRASH, STOPPED, USER_ERROR
 from slmkit.world import LAUNCH_ID, free_port
 
 log = get_logger(__name__)
 POLL_SEC = 0.2
 CRASH_GRACE_SEC = 30.0  # how long the other machines may go on after one has failed
 SURVIVED_GRACE_SEC = 10.0  # how long ranks may go on when this process was killed
-CRASH, USER_ERROR = 1, 2  # exit codes, beside STOPPED
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A machine that vanishes without closing its connection is noticed within 40 s.

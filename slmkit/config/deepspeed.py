@@ -19,9 +19,9 @@ from annotated_types import Ge, Le
 from pydantic import BeforeValidator, Field
 from pydantic.types import Strict
 
-from slmkit.config.load import MAX_BYTES, Config, problems_in
+from slmkit.config.load import MAX_BYTES, Config, from_dict
 from slmkit.config.values import Count, Flag, Takes
-from slmkit.errors import UserError
+from slmkit.errors import ConfigError, UserError
 from slmkit.files import read_bounded
 
 AUTO = "auto"  # the value of Hugging Face's files for what the program decides
@@ -188,7 +188,11 @@ def read_deepspeed(path: str | Path) -> tuple[dict[str, Any], list[str]]:
     zero = values.get("zero_optimization")
     if isinstance(zero, dict):
         values["zero_optimization"] = {name: value for name, value in zero.items() if value != AUTO}
-    return values, problems + problems_in(DeepSpeedFile, values)
+    try:
+        from_dict(DeepSpeedFile, values)
+    except ConfigError as error:
+        problems += error.problems
+    return values, problems
 
 
 def _is_off(section: Any) -> bool:

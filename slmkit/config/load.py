@@ -68,15 +68,6 @@ def from_dict(kind: type[C], values: dict[str, Any], source: str = "configuratio
     return _build(kind, values, source, [])
 
 
-def problems_in(kind: type[C], values: dict[str, Any]) -> list[str]:
-    """What is wrong with plain values for a `kind`, a line each."""
-    try:
-        from_dict(kind, values)
-    except ConfigError as error:
-        return list(error.problems)
-    return []
-
-
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain values of a configuration, ready for YAML or JSON."""
     return config.model_dump()

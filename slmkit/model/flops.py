@@ -27,6 +27,8 @@ Example:
 
 from dataclasses import dataclass
 
+import torch
+
 from slmkit.data.batch import Batch
 from slmkit.model import losses
 from slmkit.model.architecture import attention_of, head_width
@@ -129,3 +131,8 @@ def peak_tflops(device_name: str) -> float | None:
     The whole name counts: a slice of a device (MIG) has another name, and so has no peak.
     """
     return PEAK_BF16_TFLOPS.get(device_name)
+
+
+def known_peak(device: torch.device, *, in_bf16: bool) -> float | None:
+    """Dense TFLOP/s of a device; None where it is not known. The peaks we know are those of bf16 on GPUs."""
+    return peak_tflops(torch.cuda.get_device_name(device)) if in_bf16 and device.type == "cuda" else None

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from slmkit.log import duration, get_logger
+from slmkit.stopping import USER_ERROR
 from slmkit.study.plan import StudyPlan
-from slmkit.study.work import PROGRAM, USER_ERROR, Status, Work, look, look_at, take
+from slmkit.study.work import PROGRAM, Status, Work, look, look_at, take
 from slmkit.world import threads_each
 
 log = get_logger(__name__)

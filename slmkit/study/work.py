@@ -50,7 +50,6 @@ STATES: dict[State, str] = {
     "blocked": "needs a step that failed",
 }
 PROGRAM = (sys.executable, "-m", "slmkit")
-USER_ERROR = 2  # exit code that another start does not mend
 WHY_LINES, WHY_BYTES = 6, 4096  # of a log, that say why a step failed
 log = get_logger(__name__)
 

@@ -9,13 +9,13 @@ Example:
 """
 
 import json
+import math
 from typing import Any
 
 from slmkit.config.load import from_dict, to_dict
 from slmkit.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from slmkit.errors import UserError
 from slmkit.texts import excerpt
-from slmkit.train.schedule import learning_rate
 
 MAX_SHOWN = 120  # characters of a value
 
@@ -47,15 +47,18 @@ def changes_since(state: dict[str, Any], config: TrainConfig, *, done_steps: int
 
 
 def rate_of(optimizer: OptimizerConfig, schedule: ScheduleConfig, step: int, total_steps: int) -> float:
-    """The learning rate of a step, of which 1 is the first."""
-    return learning_rate(
-        step - 1,
-        lr=optimizer.lr,
-        total_steps=total_steps,
-        num_warmup=schedule.num_warmup(total_steps),
-        kind=schedule.kind,
-        min_lr_share=schedule.min_lr_share,
-    )
+    """The learning rate of a step, of which 1 is the first.
+
+    It rises linearly and reaches `lr` in the last step of the warm-up. The cosine (Loshchilov and Hutter 2017) then
+    falls and would be `lr * min_lr_share` in the step after the last; "constant" stays.
+    """
+    lr, num_warmup = optimizer.lr, schedule.num_warmup(total_steps)
+    if step <= num_warmup:
+        return lr * step / num_warmup
+    if schedule.kind == "constant":
+        return lr
+    progress = min(1.0, (step - 1 - num_warmup) / max(1, total_steps - num_warmup))
+    return lr * (schedule.min_lr_share + (1 - schedule.min_lr_share) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _jump(

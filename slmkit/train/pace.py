@@ -23,9 +23,9 @@ Example:
 
 import gc
 import re
+import resource
 import socket
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from typing import Any, TypeVar
 import torch
 
 from slmkit.group import from_all, is_grouped, sum_over_ranks
-from slmkit.model.flops import BatchSizes, Flops, peak_tflops
+from slmkit.model.flops import BatchSizes, Flops, known_peak
 from slmkit.train.metrics import Record
 from slmkit.train.run import Run
 from slmkit.train.settings import precision
@@ -193,10 +193,8 @@ def pace_of(run: Run, model: Any, device: torch.device) -> Pace:
 
 
 def peak_of(run: Run, device: torch.device) -> float | None:
-    """TFLOP/s of a device, dense, if known. The peaks we know are those of bf16: float32 has only one that is given."""
-    if run.config.peak_tflops is None and device.type == "cuda" and precision(run.settings) == "bf16":
-        return peak_tflops(torch.cuda.get_device_name(device))
-    return run.config.peak_tflops
+    """TFLOP/s of a device, dense, if known."""
+    return run.config.peak_tflops or known_peak(device, in_bf16=precision(run.settings) == "bf16")
 
 
 def slowest(own_sec: list[float]) -> Record:
@@ -214,10 +212,7 @@ def device_gib(device: torch.device) -> float:
 
 def host_gib() -> float:
     """The most memory this process had on the host. Its workers are not in it."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB here
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class Memory:

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 
 from slmkit.errors import UserError
-from slmkit.stopping import STOPPED, Signals
+from slmkit.stopping import CRASH, STOPPED, USER_ERROR, Signals
 from slmkit.texts import visible
 from slmkit.world import MAX_PORT, World, agent_attempt, launch_identity
 
@@ -46,7 +46,6 @@ DEAD_SEC = 6 * POLL_SEC  # a process that gives no sign for so long after anothe
 STACK_SEC = 5.0  # the longest wait for the stack of a process that hangs
 MEET_TIMEOUT = timedelta(minutes=10)
 SILENCE_SEC = 120.0  # before training, how long a process may give no sign of life
-USER_ERROR, CRASH = 2, 1  # exit codes, beside STOPPED
 FAILURES, CODE, REASON, BLAMED = "slmkit/failures", "slmkit/code", "slmkit/reason", "slmkit/blamed"
 SIGN, STACK, PLACE = "slmkit/sign", "slmkit/stack", "slmkit/place"  # of a rank
 LAUNCH = "slmkit/launch"  # whose store it is

@@ -23,7 +23,7 @@ from slmkit.train.doctor import CheckResult
 from slmkit.world import World
 
 CHECKS = ("versions", "accelerator", "run directory", "all-reduce", "gradient parity")
-DATA = ("batch", "corpus", "vocabulary", "checkpoint")
+DATA = ("batch", "corpus", "vocabulary", "model", "checkpoint")
 
 
 @pytest.fixture(scope="module")

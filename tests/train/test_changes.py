@@ -1,14 +1,17 @@
 """What a start says of a run that goes on with other options."""
 
 import json
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slmkit.config.load import from_dict
-from slmkit.config.train import TrainConfig
+from slmkit.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from slmkit.train.changes import changes_since, rate_of, written_by
-from slmkit.train.schedule import learning_rate
 
 
 def config(**options: Any) -> TrainConfig:
@@ -62,10 +65,37 @@ def test_no_jump_is_claimed_where_the_rate_goes_on() -> None:
     assert not any("jumps" in line for line in changes(config(), config(steps=40), total=40))  # nothing comes after
 
 
-def test_the_rate_is_that_of_the_schedule() -> None:
-    now = config(schedule={"warmup_steps": 4, "min_lr_share": 0.1})
-    expected = learning_rate(9, lr=5e-4, total_steps=100, num_warmup=4, min_lr_share=0.1)
-    assert rate_of(now.optimizer, now.schedule, 10, 100) == expected
+def rates(lr: float, total: int, warmup: int, steps: Iterable[int], **schedule: Any) -> list[float]:
+    shape = from_dict(ScheduleConfig, {"warmup_steps": warmup, **schedule})
+    return [rate_of(OptimizerConfig(lr=lr), shape, step, total) for step in steps]
+
+
+def test_warmup_reaches_the_rate_in_its_last_step() -> None:
+    assert rates(1.0, 100, 4, range(1, 6)) == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_cosine_is_half_way_down_in_the_middle_and_ends_at_its_share() -> None:
+    middle, early, end = rates(2.0, 110, 10, (61, 36, 111), min_lr_share=0.1)
+    assert middle == pytest.approx(2.0 * 0.55)
+    assert early == pytest.approx(2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
+    assert end == pytest.approx(0.2)
+
+
+def test_constant_stays() -> None:
+    assert rates(0.5, 1000, 3, [1000], kind="constant") == [0.5]
+
+
+@given(
+    total=st.integers(1, 500),
+    warmup=st.integers(0, 600),
+    share=st.floats(0, 1),
+    kind=st.sampled_from(["cosine", "constant"]),
+)
+def test_rates_rise_then_fall_and_stay_within_bounds(total: int, warmup: int, share: float, kind: str) -> None:
+    found = rates(1.0, total, warmup, range(1, total + 1), kind=kind, min_lr_share=share)
+    assert all(0 < rate <= 1 for rate in found)
+    assert found[:warmup] == sorted(found[:warmup])
+    assert found[warmup:] == sorted(found[warmup:], reverse=True)
 
 
 def test_a_config_of_another_version_gives_no_rate() -> None:

@@ -10,8 +10,9 @@ import pytest
 from train.ranks import finish_ranks, free_port, start_ranks
 
 from slmkit.errors import UserError
+from slmkit.stopping import CRASH
 from slmkit.train import peers
-from slmkit.train.peers import CRASH, SILENCE_SEC, _Jury, _Watch, together
+from slmkit.train.peers import SILENCE_SEC, _Jury, _Watch, together
 from slmkit.world import World
 
 SCRIPT = """
