@@ -98,7 +98,8 @@ def test_absurd_numbers_are_left_out(run: Path, line: dict[str, Any]) -> None:
 
 
 def test_two_lines_of_a_step_have_no_pace(run: Path) -> None:
-    (run / "metrics.jsonl").write_text(as_line(step_line(21)) * 2)
+    start = {"step": 20, "event": "start", "total_steps": 50}
+    (run / "metrics.jsonl").write_text(as_line(start) + as_line(step_line(21)) * 2)
     assert run_json(RunView.read(run), now=1_760_001_040.0)["left_sec"] is None
 
 
