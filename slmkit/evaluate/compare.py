@@ -30,6 +30,7 @@ from slmkit.evaluate.results import (
     NOT_AVAILABLE,
     REPORT,
     REPORT_PAGE,
+    SEVERAL_MACHINES,
     TASK_TITLES,
     Json,
     cell,
@@ -167,7 +168,7 @@ def _is_copy(report: Json) -> bool:
 def _speed_of(report: Json) -> dict[str, str] | None:
     """What the speeds of a report depend on; None where it is not known, or was not one machine all along."""
     settings, machine = report["settings"], report.get("machine")
-    if not machine or not all(name in settings for name in SPEED_SETTINGS):
+    if not machine or SEVERAL_MACHINES in machine.values() or not all(name in settings for name in SPEED_SETTINGS):
         return None
     return {**machine, **{name: str(settings[name]) for name in SPEED_SETTINGS}}
 

@@ -34,11 +34,11 @@ from slmkit.codec.base import Codec, Codes
 from slmkit.data.index import Corpus
 from slmkit.data.shards import Sample, ShardReader
 from slmkit.errors import UserError
-from slmkit.evaluate.outputs import utterance_id, voice_path
-from slmkit.evaluate.results import COPY
+from slmkit.evaluate.outputs import read_voice, utterance_id, voice_path
+from slmkit.evaluate.results import COPY, SEVERAL_MACHINES
 from slmkit.evaluate.selection import NamedVoice, Selected, numbers_of
 from slmkit.files import atomic_write
-from slmkit.infer.batch import BatchSpeaker, engine_shape, store
+from slmkit.infer.batch import BatchSpeaker, engine_shape, forget_lost, store
 from slmkit.infer.items import SpeakingTask, SpeechItem
 from slmkit.infer.request import SpeakingSettings
 from slmkit.infer.synthesizer import Synthesizer, Vector
@@ -87,7 +87,7 @@ def generate(
     with ResumableJob.open(out, stored, growing=GROWING, names=names) as job:
         machine = _machine(synthesizer.model.device)
         if job.records and job.description.get("machine") != machine:
-            machine = {"cpu": "several machines"}  # whose speeds are no one's
+            machine = {"cpu": SEVERAL_MACHINES}
         job.describe(machine=machine, trained_on=_described(trained_on, corpus))
         for voice in voices:
             number = list(known_voices).index(voice.name)
@@ -234,9 +234,10 @@ def _items(
     voices: Sequence[NamedVoice],
     trained_on: TrainedOn | None,
 ) -> tuple[list[SpeechItem], dict[str, Vector]]:
-    """What is to be spoken and has no record yet, with all that is known of it before; and the voices by id."""
+    """What is to be spoken and has no whole record yet, with all that is known of it before; and the voices by id."""
+    forget_lost(job, is_scored=True)
     reader, items, vectors = ShardReader(corpus), [], {}
-    outside = {voice.name: voice.vector for voice in voices}
+    outside, known_voices = {voice.name: voice.vector for voice in voices}, list(job.description["settings"]["voices"])
     for place, one in enumerate(selected):
         name = utterance_id(place)
         if name in job.records:
@@ -248,6 +249,9 @@ def _items(
         if one.voice_number is not None:
             spoken_by = sample if one.voice_number == one.number else reader.read(one.voice_number)
             speaker, vector = str(spoken_by.meta.get("speaker", "")), spoken_by.speaker
+        elif vector is None and one.voice in known_voices:  # of an earlier start
+            number = known_voices.index(one.voice)
+            vector = outside[one.voice] = read_voice(job.directory, number, corpus.codec.speaker_dim)
         if vector is None:
             vector = np.zeros(corpus.codec.speaker_dim, np.float32)
         voice = f"{one.voice} {one.voice_key}"

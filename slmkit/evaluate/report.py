@@ -125,15 +125,6 @@ def _worst_example(
     if picture:
         with atomic_write(directory / picture, replace=True) as file:
             file.write(plot.png(plot.spectra(levels, sec_per_column=HOP_SEC)))
-    failure = ""
-    if row["reason"] == "refused":
-        failure = f"Not asked of the model: {row['why']}."
-    elif row["reason"] == "limit":
-        failure = f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
-    elif row.get("warning") == "short" and row["frames"]:
-        failure = "The speech is far shorter than its text."
-    elif not row["frames"]:
-        failure = "The model ended its answer without speech."
     values = []
     for name, score in row["scores"].items():
         if name in metrics:
@@ -142,7 +133,7 @@ def _worst_example(
             values.append((metrics[name].label, f"{value} {metrics[name].unit}".strip() if is_known else value, False))
     return {
         "text": row["text"],
-        "failure": failure,
+        "failure": failure_of(row),
         "is_trained_on": row.get("trained_on") is True,
         "worst_by": worst_by,
         "sounds": sounds,
@@ -154,6 +145,19 @@ def _worst_example(
         ],
         "values": values,
     }
+
+
+def failure_of(row: Json) -> str:
+    """What is wrong with an utterance, as a sentence; "" where nothing is."""
+    if row["reason"] == "refused":
+        return f"There is no answer: {row['why']}."
+    if row["reason"] == "runaway":
+        return f"Stopped by the watch ({row['limit']}): it would not have ended."
+    if row["reason"] == "limit":
+        return f"Cut off at the limit of {str(row['limit']).replace('_', ' ')}."
+    if not row["frames"]:
+        return "The model ended its answer without speech."
+    return "The speech is far shorter than its text." if row.get("warning") == "short" else ""
 
 
 def _trained_keys(report: Json) -> list[str]:

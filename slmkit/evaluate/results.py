@@ -36,6 +36,7 @@ RESAMPLES, CONFIDENCE = 1000, 0.95
 BATCH_VALUES = 2**20  # drawn at a time, so that memory is bounded
 NOT_AVAILABLE = "n/a"
 COPY = "copy synthesis"  # in place of a model
+SEVERAL_MACHINES = "several machines"  # in place of one, whose speeds are then no one's
 TASK_TITLES = {"tts": "reading sentences", "qa": "answering questions"}
 SHOWN_ERROR = 200  # characters
 HEADLINES = (  # name, metrics any of which it is, which side is better, and why it may be missing

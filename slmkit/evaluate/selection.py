@@ -66,9 +66,12 @@ def select(
     `spread` some from all over the corpus, which are also among those of a larger limit. Voices: "own"; "swapped", that
     of the next chosen utterance by another speaker; "default", for a model that takes none; or a `NamedVoice`.
 
-    Raises UserError for a key that the corpus lacks, a voice given twice, nothing chosen, or speakers that cannot be
-    swapped because there is only one.
+    Raises UserError for a key that the corpus lacks, a voice given twice, nothing chosen, `trained` where `trained_on`
+    is not known, or speakers that cannot be swapped because there is only one.
     """
+    if trained and trained_on is None:
+        what = "the model does not note what it was trained on, so there is no telling what --trained would choose"
+        raise UserError(what, next_step="name the utterances with --keys, or export the model from its run again")
     if keys is not None:
         numbers = numbers_of(corpus, keys)
     elif trained_on is not None:

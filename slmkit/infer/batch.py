@@ -10,7 +10,8 @@ utterances of an evaluation.
     OUT/job.json          model, codec and task; and the engines that did the work
 
 `jobs` says how a job that was killed continues. Whatever is wrong with a line, it is that line's failure and stops no
-other; the next start tries it again. Lines may be added to a file, and failed ones corrected; a change to a line that
+other; the next start tries it again. An engine that fails at one line after the other ends the start instead: that is
+the machine's fault. Lines may be added to a file, and failed ones corrected; a change to a line that
 was spoken is an error, since nothing is replaced unasked.
 
 Law: an answer depends on its item, the model, the codec and the engine (slots, positions, threads, device), not on what
@@ -60,6 +61,9 @@ from slmkit.log import get_logger
 from slmkit.texts import counted, excerpt
 
 CODES_DIR = "codes"
+ENGINE_FAILED = "engine_failed"  # the reason for what the machine failed at, as for want of memory
+MAX_LONE_FAILURES = 8  # of the engine in a row, each at one answer without company; then the machine is at fault
+MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 log = get_logger(__name__)
 
 
@@ -74,6 +78,7 @@ class Summary(NamedTuple):
     num_runaways: int = 0  # of the outputs, stopped by the watch in their best attempt
     num_short: int = 0  # far shorter than their text
     num_retried: int = 0  # tried more than once
+    is_joined: bool = False  # other processes spoke them
 
     def line(self) -> str:
         """For people."""
@@ -84,7 +89,7 @@ class Summary(NamedTuple):
         words = f"{counted(self.num_outputs, 'answer')} ({', '.join(notes)}), "
         words += f"{counted(len(self.failures), 'failure')}; "
         if not self.spoken_sec:
-            return words + "nothing was left to speak"
+            return words + ("joined from what tasks have spoken" if self.is_joined else "nothing was left to speak")
         factor = self.took_sec / self.spoken_sec
         return f"{words}{self.spoken_sec:.1f} s of speech in {self.took_sec:.1f} s, real-time factor {factor:.3f}"
 
@@ -110,6 +115,7 @@ def speak_all(
     with ResumableJob.open(out_dir if share is None else share.directory(out_dir), settings) as job:
         items, asked = listed.items, {item.id: item.digest for item in listed.items}
         _check_same_lines(out_dir, asked, job.records)
+        forget_lost(job)
         if share is None:
             _take_in(job, asked, read_shares(out_dir))
         else:
@@ -118,6 +124,8 @@ def speak_all(
         _note_engines(job, [engine_shape(synthesizer)])
         speaker = BatchSpeaker(synthesizer, job, task=task, vector_of=lambda item: voices.vector(item.speaker))
         speaker.run(items, len(items))
+        if share is not None:
+            speaker.check_engine()  # whoever joins the tasks would take the failure for the line's
         failures = [speaker.failures[item.id] for item in items if item.id in speaker.failures]
         failures = [*(listed.failures if share is None else ()), *failures]
         records = _finish(job, [*asked], failures)
@@ -148,7 +156,7 @@ def join_shares(listed: Listed, out_dir: str | Path, *, task: SpeakingTask, max_
         failures = [*listed.failures, *(failed[name] for name in asked if name not in job.records)]
         records = _finish(job, [*asked], failures)
     remove_shares(out_dir)
-    summary = _summary(records, failures, 0.0, began)
+    summary = _summary(records, failures, 0.0, began)._replace(is_joined=bool(spoken.records))
     _check_failure_share(failures, len(records), max_failure_share, Path(out_dir))
     return summary
 
@@ -228,7 +236,7 @@ class BatchSpeaker:
 
     Whatever is wrong with an item, or with the answer to it, is that item's failure, and the others go on. Where
     answers are to be scored, texts are read in one piece, as in training; their codes are kept, and failures are
-    records, too: "refused", and why.
+    records, too: "refused", and why. What the engine failed at has no record: another start may be luckier.
     """
 
     def __init__(
@@ -240,10 +248,7 @@ class BatchSpeaker:
         vector_of: Callable[[SpeechItem], Vector],
         is_scored: bool = False,
     ) -> None:
-        """`vector_of` gives the voice of an item, float32 [D], or raises UserError.
-
-        Forgets records of lost waves, and damaged ones.
-        """
+        """`vector_of` gives the voice of an item, float32 [D], or raises UserError."""
         self.failures: dict[str, Failure] = {}
         self.spoken_sec = 0.0
         self._synthesizer, self._job, self._task = synthesizer, job, task
@@ -251,12 +256,11 @@ class BatchSpeaker:
         self._begun: dict[str, _Begun] = {}  # by id
         self._asked: dict[int, tuple[_Begun, int]] = {}  # item and place of the sentence, by number of the request
         self._began, self._preparing_sec = time.perf_counter(), 0.0
-        for name, record in list(job.records.items()):
-            if not is_whole(record, job.directory):
-                del job.records[name]
+        self._num_lone_failures = 0  # since the engine gave an answer
 
     def run(self, items: Iterable[SpeechItem], total: int) -> None:
-        """Speak them; `total` counts them all. Raises UserError when the disk refuses."""
+        """Speak them; `total` counts them all. Raises UserError when the disk refuses, or the engine fails at
+        `MAX_LONE_FAILURES` answers in a row; and where answers are to be scored as `check_engine`."""
         if self._job.records:
             log.info("%d of %d are spoken already", len(self._job.records), total)
         waiting = iter(items)
@@ -271,10 +275,25 @@ class BatchSpeaker:
                         self._asked = {0: (begun, place)}
                         if not self._run_engine(iter([request]), bar):
                             self._fail(
-                                begun.item, BadSample("engine_failed", "the engine failed at it; the log says how")
+                                begun.item, BadSample(ENGINE_FAILED, "the engine failed at it; the log says how")
                             )
+                            self._num_lone_failures += 1
+                            if self._num_lone_failures == MAX_LONE_FAILURES:
+                                self.check_engine()
                             break
                 self._asked, self._begun = {}, {}
+        if self._is_scored:
+            self.check_engine()
+
+    def check_engine(self) -> None:
+        """Raise UserError where the engine failed at items, which then have no record."""
+        names = [name for name, failure in self.failures.items() if failure.reason == ENGINE_FAILED]
+        if names:
+            raise UserError(
+                f"the engine failed at {counted(len(names), 'answer')}; the log says how",
+                got=f"{names[0]} was the first",
+                next_step="start the same command again, perhaps with fewer --slots: all else that is spoken is kept",
+            )
 
     def _run_engine(self, requests: Iterator[Request], bar: ProgressBar) -> bool:
         """Keep what the engine answers. False when it fails; `_asked` then has those who were in it."""
@@ -289,6 +308,7 @@ class BatchSpeaker:
                 engine_sec = time.perf_counter() - began - self._preparing_sec
                 if output is None:
                     return True
+                self._num_lone_failures = 0
                 begun, place = self._asked.pop(number)
                 begun.outputs[place] = output
                 begun.engine_sec += engine_sec
@@ -319,6 +339,7 @@ class BatchSpeaker:
                 self._fail(item, BadSample(reason, error.what, got=error.got, expected=error.expected))
                 continue
             except (RuntimeError, ValueError, OSError) as error:  # whatever libraries find odd about a strange file
+                reason = ENGINE_FAILED if isinstance(error, MACHINE_ERRORS) else reason
                 self._fail(item, BadSample(reason, f"it cannot be asked: {error}"))
                 continue
             finally:
@@ -362,13 +383,21 @@ class BatchSpeaker:
         self.spoken_sec += record["seconds"]
 
     def _fail(self, item: SpeechItem, error: BadSample) -> None:
-        if not self._is_scored:
+        if not self._is_scored or error.reason == ENGINE_FAILED:
             self.failures[item.id] = Failure.of(item.id, error)
             return
         columns = {"steps": 0, "reason": "refused", "limit": None, "why": error.what, "answer": "", "engine_sec": 0.0}
         codec = self._synthesizer.codec
         no_codes = np.zeros((len(codec.spec.lm_streams), 0), np.uint16)
         store(self._job, codec, item, np.zeros(codec.spec.speaker_dim, np.float32), no_codes, columns, True)
+
+
+def forget_lost(job: ResumableJob, *, is_scored: bool = False) -> None:
+    """Leave out damaged records, and those whose wave, or codes where they are scored, is not there any more."""
+    for name, record in list(job.records.items()):
+        has_codes = not is_scored or (job.directory / CODES_DIR / f"{name}.npy").is_file()
+        if not (has_codes and is_whole(record, job.directory)):
+            del job.records[name]
 
 
 def store(
@@ -384,8 +413,8 @@ def store(
     """Write the wave of codes uint16 [K, T] in the voice `vector`, float32 [D], those of `sentences` where there are
     several; the codes, if they are to be scored; and then the record.
 
-    Raises UserError when the disk refuses, and BadSample where the codec makes no sound of the codes. To be scored,
-    that is a record, too, without frames.
+    Raises UserError when the disk refuses, and BadSample where the codec makes no sound of the codes, or the machine
+    fails at that. To be scored, the former is a record, too, without frames.
     """
     record: JobRecord = {"id": item.id, "wav": None, "seconds": 0.0, "frames": codes.shape[1]}
     content = b""
@@ -395,6 +424,8 @@ def store(
             wave = joined_wave(codec, codes, vector, sentences)
             content = encoded(wave, rate, "wav")
             record |= {"wav": f"{WAVES_DIR}/{item.id}.wav", "seconds": len(wave) / rate}
+        except MACHINE_ERRORS as error:
+            raise BadSample(ENGINE_FAILED, f"the machine failed to turn the codes into sound: {error}") from error
         except (RuntimeError, ValueError) as error:
             failure = BadSample("no_sound", f"the codec could not turn the codes into sound: {error}")
             if not is_scored:

@@ -39,11 +39,14 @@ class Sentence(NamedTuple):
 
 
 def split(text: str) -> list[Sentence]:
-    """The sentences of a text; of one without anything to see, none. A text that is one sentence stays as it is."""
+    """The sentences of a text; of one without anything to see, none. A text that is one sentence stays as it is,
+    unless its white space makes it too long for one."""
     found: list[Sentence] = []
     for paragraph in _paragraphs(text):
         found += _settled(Sentence(paragraph, PARAGRAPH_SEC))
-    return [*found[:-1], Sentence(text if len(found) == 1 else found[-1].text, 0.0)] if found else []
+    if len(found) == 1 and _num_bytes(text) <= MAX_SENTENCE_BYTES:
+        return [Sentence(text, 0.0)]
+    return [*found[:-1], found[-1]._replace(pause_sec=0.0)] if found else []
 
 
 def rewritten(sentences: Iterable[Sentence], write: Callable[[str], str]) -> list[Sentence]:

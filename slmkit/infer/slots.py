@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
+from slmkit.errors import UserError
 from slmkit.model.attention import check_plain, packed_attention
 
 STEP_ATTENTION = "slmkit_step"
@@ -53,8 +54,15 @@ class SlotCache:
         self.num_positions = -(-num_positions // ALIGNED_POSITIONS) * ALIGNED_POSITIONS
         shape = (num_slots, num_heads, self.num_positions, width)
         take = like.new_zeros if clear else like.new_empty
-        self._keys = [take(shape) for _ in range(num_layers)]
-        self._values = [take(shape) for _ in range(num_layers)]
+        try:
+            self._keys, self._values = ([take(shape) for _ in range(num_layers)] for _ in range(2))
+        except RuntimeError as error:  # so torch says that there is no memory
+            size = 2 * num_layers * math.prod(shape) * like.element_size()
+            raise UserError(
+                "there is no memory for so many answers at a time",
+                got=f"{num_slots} slots of {self.num_positions} positions, which are {size} bytes",
+                next_step="take fewer slots (--slots), or shorter speech (--max-sec)",
+            ) from error
         self._slots = torch.arange(num_slots, device=like.device)
         self.dtype = like.dtype
 

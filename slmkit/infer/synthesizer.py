@@ -320,7 +320,7 @@ class Voices:
     """
 
     def __init__(self, codec: Codec, named: Mapping[str, str] | None = None, *, is_taken: bool = True) -> None:
-        """`codec` takes the voice of an audio file. `named` are files by name; a path that exists goes before them, and
+        """`codec` takes the voice of an audio file. `named` are files by name; a file that exists goes before them, and
         the source "" stands for the first. `is_taken`: whether a voice changes anything (`Synthesizer.takes_voice`); if
         not, the only source is "", which stands for no voice."""
         self._codec, self._named, self._is_taken = codec, dict(named or {}), is_taken
@@ -349,11 +349,10 @@ class Voices:
             return np.zeros(self._codec.spec.speaker_dim, np.float32)
         if not self._is_taken:
             raise voice_not_taken(self._codec, source)
-        source = source or next(iter(self._named), "")
-        if not source:
+        if not source and not self._named:
             raise UserError("no voice was given", expected=VOICE)
-        if source in self._named and not os.path.exists(source):
-            source = self._named[source]
+        if not source or (source in self._named and not os.path.isfile(source)):
+            source = self._named.get(source) or next(iter(self._named.values()))
         directory, colon, key = source.rpartition(":")
         # os.path and not Path, which takes some names from strangers for errors: too long ones, or none of UTF-8.
         if source.endswith(".npy"):

@@ -24,7 +24,7 @@ from slmkit.data.index import Corpus
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.generation import copy_synthesis, generate
 from slmkit.evaluate.metrics.voices import codec_vector
-from slmkit.evaluate.outputs import finished
+from slmkit.evaluate.outputs import finished, read_wave, voice_path, wav_path
 from slmkit.evaluate.report import write_page
 from slmkit.evaluate.results import read_report
 from slmkit.evaluate.scoring import score_outputs
@@ -269,7 +269,31 @@ def test_what_cannot_be_asked_counts_as_a_failure(
     asked = spoken(tmp_path / "qa", small, corpus, task="qa", limit=2)
     assert (means(asked)["exact_match"], means(asked)["speech_f1"], means(asked)["wer"]) == (0, 0, 1)
     write_page(tmp_path / "out", report, Truths(corpus, small.codec))
-    assert "Not asked of the model: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
+    assert "There is no answer: the prompt leaves no room" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("part", ["engine", "codec"])
+def test_what_the_machine_failed_at_has_no_score(
+    part: str, corpus: Corpus, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither for good nor for this time: the start is an error, and the next one speaks what is left."""
+    name = {"engine": "step", "codec": "decode"}[part]
+    place = getattr(synthesizer, part)
+    works, calls = getattr(place, name), 0
+
+    def failing(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < 4 if part == "engine" else calls == 1:
+            raise torch.OutOfMemoryError("no memory")
+        return works(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing)
+        with pytest.raises(UserError, match="the engine failed at"):
+            spoken(tmp_path / "out", synthesizer, corpus, SpeakingSettings(max_sec=0.3, watch=False))
+    report = spoken(tmp_path / "out", synthesizer, corpus, SpeakingSettings(max_sec=0.3, watch=False))
+    assert {row["reason"] for row in report["utterances"]} == {"limit"}
 
 
 @pytest.mark.full
@@ -339,6 +363,51 @@ def test_a_voice_from_outside_is_followed(
     narrow = NamedVoice("narrow", np.zeros(3, np.float32))
     with pytest.raises(UserError, match="the voice narrow is not of this codec"):
         generate(synthesizer, corpus, items, SpeakingSettings(), tmp_path / "x", model=MODEL, voices=[narrow])
+
+
+def test_a_voice_that_is_not_given_again_is_the_one_that_was_stored(
+    corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    """By a start that was killed before it spoke all of its utterances."""
+    voice, out, asked = NamedVoice("v.npy", np.full(80, 0.5, np.float32)), tmp_path / "out", []
+    settings = SpeakingSettings(max_sec=0.1)
+
+    def speak(*voices: str | NamedVoice) -> None:
+        outside = [voice for voice in voices if isinstance(voice, NamedVoice)]
+        selected = select(corpus, voices, limit=1)
+        generate(synthesizer, corpus, selected, settings, out, model=MODEL, voices=outside)
+        asked.append([codes.tobytes() for codes in codes_of(out)])
+
+    speak(voice)
+    wav_path(out, 0).unlink()
+    speak("own")
+    assert asked[1][:1] == asked[0]
+    wave = read_wave(wav_path(out, 0))
+    assert np.abs(wave - synthesizer.decode(codes_of(out)[0], torch.from_numpy(voice.vector))).max() < 1e-4
+    wav_path(out, 0).unlink()
+    voice_path(out, 0).unlink()
+    with pytest.raises(UserError, match=r"voices/00\.npy"):
+        speak("own")
+
+
+@pytest.mark.parametrize("lost", ["wav/00001.wav", "codes/00001.npy"])
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_what_is_lost_is_made_again(
+    is_copy: bool, lost: str, corpus: Corpus, synthesizer: Synthesizer, tmp_path: Path
+) -> None:
+    def speak() -> None:
+        chosen = corpus, select(corpus, limit=2), SpeakingSettings(max_sec=0.1), tmp_path / "o"
+        if is_copy:
+            copy_synthesis(synthesizer.codec, *chosen)
+        else:
+            generate(synthesizer, *chosen, model=MODEL)
+
+    speak()
+    content = (tmp_path / "o" / lost).read_bytes()
+    (tmp_path / "o" / lost).unlink()
+    speak()
+    assert (tmp_path / "o" / lost).read_bytes() == content
+    assert len(finished(tmp_path / "o").records) == 2
 
 
 def test_what_does_not_fit_together_is_refused(

@@ -62,6 +62,8 @@ def test_held_out_utterances_are_chosen(corpus: Corpus) -> None:
     assert chosen(trained_on=known, limit=1) == [1]
     assert chosen(trained_on=known, keys=[corpus.key(2), corpus.key(1)]) == [2, 1]
     assert chosen(trained_on=None) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match=r"does not note what it was trained on"):
+        chosen(trained_on=None, trained=True)
     with pytest.raises(UserError, match=r"(?s)trained on every utterance of .*--trained measures memoris"):
         chosen(trained_on=record(corpus, 0, 1, 2, 3))
     with pytest.raises(UserError, match=r"(?s)trained on no utterance of .*leave out --trained"):

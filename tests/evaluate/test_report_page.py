@@ -21,7 +21,7 @@ from slmkit.data.index import Corpus, ShardIndex, index_path, write_manifest
 from slmkit.data.shards import Sample
 from slmkit.evaluate.generation import copy_synthesis
 from slmkit.evaluate.metrics import families
-from slmkit.evaluate.report import worst, write_page
+from slmkit.evaluate.report import failure_of, worst, write_page
 from slmkit.evaluate.scoring import score_outputs
 from slmkit.evaluate.selection import select
 from slmkit.evaluate.spoken import Tools, Truths
@@ -83,6 +83,21 @@ def test_sounds_and_pictures_load_and_no_text_becomes_code(tmp_path: Path) -> No
         assert browser.value("document.querySelectorAll('script, iframe, svg').length") == 0
         assert browser.value("performance.getEntriesByType('resource').every((one) => one.name.startsWith('file:'))")
         assert browser.value("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"reason": "refused", "why": "the codec failed", "frames": 0}, "There is no answer: the codec failed."),
+        ({"reason": "runaway", "limit": "loop", "frames": 9}, "Stopped by the watch (loop): it would not have ended."),
+        ({"reason": "limit", "limit": "text_tokens", "frames": 0}, "Cut off at the limit of text tokens."),
+        ({"reason": "end", "warning": "short", "frames": 1}, "The speech is far shorter than its text."),
+        ({"reason": "end", "warning": "short", "frames": 0}, "The model ended its answer without speech."),
+        ({"reason": "end", "warning": None, "frames": 9}, ""),
+    ],
+)
+def test_what_is_wrong_with_an_utterance_is_said(row: dict[str, Any], expected: str) -> None:
+    assert failure_of(row) == expected
 
 
 def report_of(*scores: dict[str, list[float] | None]) -> dict[str, Any]:

@@ -427,6 +427,29 @@ def test_a_line_at_which_the_engine_fails_fails_alone(
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize(("share", "number"), [(None, 8), (Share(0, 1), 1)])
+def test_what_the_machine_failed_at_is_tried_again(
+    share: Share | None,
+    number: int,
+    speak: Callable[..., Summary],
+    loaded: dict[int, Synthesizer],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A start ends where the machine fails at all; a task that has lost a line is no success."""
+    lines: Lines = [{"text": "A clock", "max_sec": 0.1} for _ in range(1 if share else 10)]
+
+    def failing_step() -> list:
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded[4].engine, "step", failing_step)
+        with pytest.raises(UserError, match=f"the engine failed at {number} answer"):
+            speak("out", lines, share=share)
+    assert not list((tmp_path / "out").rglob(FAILURES_FILE))
+    assert speak("out", lines, share=share).failures == []
+
+
 ODD: Lines = [
     {"speaker": "x" * 5000},
     {"speaker": "\ud800.wav"},

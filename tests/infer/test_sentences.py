@@ -9,6 +9,7 @@ from slmkit.infer.sentences import CLAUSE_SEC, MAX_SENTENCE_BYTES, PARAGRAPH_SEC
 TABLE = [
     ("One word", ["One word"]),
     (" Hello\nthere. ", [" Hello\nthere. "]),  # one sentence stays as it is
+    (f"Hello{3000 * ' '}there{3000 * chr(10)}\n", ["Hello there"]),  # but where it is too long for one
     ("Dr. Smith paid $3.50. Mr. A. B. Jones left at 5 p.m. on no. 7.", 2),
     ("It was 3.14 or 1.000.000. See http://a.b/c.d?e=f. Go.", 3),
     ("Wait... what?! No!! Yes.", ["Wait... what?!", "No!!", "Yes."]),

@@ -29,7 +29,7 @@ from slmkit.infer.request import Output, Request, SpeakingSettings
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.sentences import split
-from slmkit.infer.synthesizer import Synthesizer
+from slmkit.infer.synthesizer import Synthesizer, Voices
 from slmkit.infer.watch import LEAST_SEC
 from slmkit.model.companions import rates_beside, write_companions
 from slmkit.model.pretrained import extended_tokenizer, save
@@ -115,7 +115,9 @@ def test_damaged_weights_are_named(chain: Path) -> None:
         broken.speak("The kettle is on the stove.", np.zeros(80, dtype=np.float32))
 
 
-def test_voices_come_from_audio_vectors_and_corpora(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
+def test_voices_come_from_audio_vectors_and_corpora(
+    chain: Path, synthesizer: Synthesizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = Corpus.open(chain / "corpus")
     stored = synthesizer.read_speaker(f"{chain / 'corpus'}:{corpus.key(1)}")
     np.save(tmp_path / "voice.npy", stored)
@@ -125,6 +127,21 @@ def test_voices_come_from_audio_vectors_and_corpora(chain: Path, synthesizer: Sy
     heard = synthesizer.read_speaker(tmp_path / "voice.wav")
     assert heard.shape == stored.shape
     assert np.abs(heard - stored).max() < 0.1
+    named = Voices(synthesizer.codec, {"11": str(tmp_path / "voice.npy")})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "11").mkdir()  # no file, and so no voice
+    assert np.array_equal(named.vector("11"), stored)
+    assert np.array_equal(named.vector(""), stored)
+    (tmp_path / "11").rmdir()
+    (tmp_path / "11").write_bytes((tmp_path / "voice.wav").read_bytes())
+    assert np.array_equal(Voices(synthesizer.codec, {"11": str(tmp_path / "voice.npy")}).vector("11"), heard)
+    assert np.array_equal(named.vector(""), stored)
+
+
+def test_more_slots_than_memory_are_an_error(synthesizer: Synthesizer) -> None:
+    large = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=2**44)
+    with pytest.raises(UserError, match=r"no memory for so many(.|\n)*17592186044416 slots of \d+ positions, .* bytes"):
+        large.engine  # noqa: B018 - made now
 
 
 def test_bad_voices_are_named(chain: Path, synthesizer: Synthesizer, tmp_path: Path) -> None:
