@@ -14,6 +14,7 @@ one piece of it at a time; it holds the answers up for as long as it takes.
 
 Invariant: every call gets exactly one last event (a `Sound` with an output, or an ApiError) unless it was given up.
 An answer without speech, or with numbers or sound that are not finite, is an ApiError.
+Where the engine fails at one request after the other the worker ends, with an error.
 Whatever happens to a request, its slot is free afterwards, and the other requests get the answers that they would
 have got without it.
 
@@ -50,6 +51,7 @@ from slmkit.serve.schema import ApiError, from_user_error, internal, no_speech, 
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # upper bounds of the histograms' buckets
 MAX_BETWEEN = 4  # pieces of other work that wait
+MAX_LONE_FAILURES = 8  # of the engine in a row, without an answer in between: then the worker ends
 NEWEST_SHARE = 0.2  # of the newest answer in the mean time of an answer
 
 Wave = npt.NDArray[np.float32]
@@ -176,7 +178,7 @@ class Worker:
         self._stop_at: float | None = None
         # The thread's own:
         self._suspects: deque[Call] = deque()
-        self._next_number = 0
+        self._next_number = self._num_lone_failures = 0
         self._mean_answer_sec = 1.0
         metrics.running.set_function(lambda: len(self._running))
         metrics.waiting.set_function(lambda: len(self._waiting))
@@ -250,6 +252,11 @@ class Worker:
                 if self._running:
                     self._step()
                 self._metrics.busy_sec.inc(time.perf_counter() - began)
+                if self._num_lone_failures >= MAX_LONE_FAILURES:  # as after an error of the GPU that stays
+                    raise UserError(
+                        f"the engine failed at {self._num_lone_failures} requests in a row, each without company",
+                        next_step="the log says how; start the server again, perhaps with fewer --slots",
+                    )
         finally:
             with self._changed:
                 self._is_open = False
@@ -347,6 +354,7 @@ class Worker:
         except (RuntimeError, ValueError):
             log.get_logger(__name__).exception("a prompt could not be read")
             self._fail(self._leave_slot(number), internal())
+            self._num_lone_failures += not self._running
 
     def _step(self) -> None:
         """One position of every running answer."""
@@ -357,6 +365,7 @@ class Worker:
             calls = [self._leave_slot(number) for number in list(self._running)]
             if len(calls) == 1:
                 self._fail(calls[0], internal())
+                self._num_lone_failures += 1
                 return
             # Which of them it was is not known. An answer depends on its request alone, so each is computed again
             # from its beginning, without company, and whoever fails then is the one. What was sent stays sent.
@@ -364,6 +373,8 @@ class Worker:
                 call.is_suspect = True
             self._suspects.extend(calls)
             return
+        if done:
+            self._num_lone_failures = 0
         for number, call in list(self._running.items()):
             output = done.get(number)
             try:
@@ -415,7 +426,12 @@ class Worker:
         if len(wave) or output is not None:
             call.deliver(Sound(wave, output))
         if ended is not None and output is None:
-            self._begin(number, call)
+            if call.is_suspect:  # no more: it may have company again, and gives way to those who may not
+                call.is_suspect = False
+                with self._changed:
+                    self._waiting.appendleft(self._leave_slot(number))
+            else:
+                self._begin(number, call)
 
     def _fail(self, call: Call, error: ApiError) -> None:
         self._metrics.requests.labels("failed").inc()

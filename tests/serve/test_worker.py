@@ -18,7 +18,7 @@ from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.serve import worker as workers
 from slmkit.serve.schema import ApiError
-from slmkit.serve.worker import Call, ServeMetrics, Sound, Worker
+from slmkit.serve.worker import MAX_LONE_FAILURES, Call, ServeMetrics, Sound, Worker
 
 
 @pytest.fixture
@@ -193,6 +193,55 @@ def test_a_row_that_fails_fails_alone(
     assert bad.wait()[-1].code == "internal_error"
     assert outcomes(metrics) == {"done": 6, "refused": 0, "failed": 1, "given_up": 0}
     assert synthesizer.engine.num_free == 2
+
+
+def test_a_long_text_has_company_again_once_its_sentence_is_done(
+    worker: Worker, synthesizer: Synthesizer, metrics: ServeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one bad step; the other that was in it is computed between two of its sentences."""
+    step, fails, companies = synthesizer.engine.step, iter([True]), []
+
+    def failing_step() -> list:
+        companies.append(synthesizer.engine.num_slots - synthesizer.engine.num_free)
+        if companies[-1] == 2 and next(fails, False):
+            raise torch.OutOfMemoryError("a detail")
+        return step()
+
+    first, second = Listener(synthesizer), Listener(synthesizer, 0.5, seed=3)
+    speaker = first.call.speaker
+    passage = synthesizer.passage(" ".join([f"{TEXT}."] * 4), speaker, max_sec=0.5)
+    first.call = Call(passage, speaker, is_streamed=False, deliver=first.events.put)
+    alone = [listener.wave() for listener in submitted(worker, Listener(synthesizer, 0.5, seed=3))]
+    monkeypatch.setattr(synthesizer.engine, "step", failing_step)
+    submitted(worker, first, second)
+    assert np.array_equal(second.wave(), alone[0])
+    assert load_of(metrics)[0] + load_of(metrics)[1] == 1, "the long text is not done yet"
+    third = submitted(worker, Listener(synthesizer))[0]
+    assert len(third.wave())
+    assert len(first.wave())
+    failed = companies.index(2)
+    assert 2 in companies[failed + 1 :]
+
+
+@pytest.mark.parametrize("name", ["step", "admit"])
+def test_an_engine_that_fails_at_everything_ends_the_worker(
+    name: str, synthesizer: Synthesizer, metrics: ServeMetrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any) -> None:
+        raise torch.OutOfMemoryError("a detail")
+
+    worker = Worker(synthesizer, metrics, max_waiting=99)
+    worker.start()
+    good = submitted(worker, *(Listener(synthesizer, 0.1) for _ in range(3)))
+    assert all(len(listener.wave()) for listener in good)
+    monkeypatch.setattr(synthesizer.engine, name, fails)
+    listeners = [Listener(synthesizer) for _ in range(MAX_LONE_FAILURES)]
+    for listener in listeners:
+        assert worker.is_open
+        assert submitted(worker, listener)[0].wait()[-1].code == "internal_error"
+    until(lambda: not worker.is_open)
+    with pytest.raises(UserError, match=f"the engine failed at {MAX_LONE_FAILURES} requests in a row"):
+        worker.close(0)
 
 
 def test_an_answer_of_numbers_that_are_not_finite_is_an_error(
