@@ -137,7 +137,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     return description
 
 
-def read_job_records(path: Path) -> list[JobRecord]:
+def read_job_records(path: Path, *, missing_ok: bool = False) -> list[JobRecord]:
     """The records in a file of them; a torn last line is left out. Raises UserError when the file is damaged."""
     try:
         content = path.read_bytes()
@@ -145,6 +145,8 @@ def read_job_records(path: Path) -> list[JobRecord]:
         if not all(isinstance(record["id"], str) for record in records):
             raise TypeError("an id is not text")
     except OSError as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            return []
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(

@@ -88,6 +88,13 @@ def array_options(args: argparse.Namespace) -> "ArrayOptions":
     return ArrayOptions(**{name: getattr(args, name) for name in names}, more=tuple(args.sbatch))
 
 
+def given(args: argparse.Namespace) -> dict[str, str]:
+    """Arguments and options of the command that have other values than without them: as they are typed, by name."""
+    actions = [action for action in args.parser._actions if hasattr(args, action.dest)]
+    changed = [action for action in actions if getattr(args, action.dest) != action.default]
+    return {one.dest: one.option_strings[-1] if one.option_strings else one.dest.upper() for one in changed}
+
+
 def parse(parser: "Parser", words: Sequence[str]) -> argparse.Namespace:
     """The arguments. Overrides may stand anywhere; `args.overrides` has them in the order of the words."""
     args, unknown = parser.parse_known_args(words)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
+from slmkit.cli.arguments import given
 from slmkit.cli.speaking import MODEL, add_sampling_arguments, open_synthesizer, settings_of
 from slmkit.errors import UserError
 from slmkit.texts import natural, positive
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from slmkit.data.index import Corpus
 
 DEFAULT_LIMIT = 100
+OF_COMPARISONS = ("compare", "common", "out")
 PACKAGE_OF = {"distillmos": "distillmos", "dnsmos": "speechmos"}
 
 
@@ -110,10 +112,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     log.set_up()
     if args.compare:
+        if others := [flag for name, flag in given(args).items() if name not in OF_COMPARISONS]:
+            expected = "DIR of several evaluations, --out and perhaps --common"
+            raise UserError(f"{', '.join(others)}: --compare takes no such thing", expected=expected)
         from slmkit.evaluate.compare import compare_directories, text_table
 
         print("\n".join(text_table(compare_directories(args.compare, args.out, common=args.common))))
         return 0
+    if args.common:
+        raise UserError("--common: there are no evaluations to compare", next_step="name them with --compare")
     if not args.corpus:
         raise UserError("an evaluation needs a corpus", next_step="give --corpus")
     if args.only != "score" and not args.model and not args.copy:
@@ -121,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
     if args.trained and (args.keys or not args.model):
         what = "--trained chooses what a model was trained on"
         raise UserError(what, got="--keys, too" if args.keys else "no model", next_step="leave out one, or give MODEL")
+    if args.copy_quality and not args.copy and args.only != "score":
+        raise UserError("--copy-quality: it is the codec's copies that are measured so", next_step="give --copy, too")
     _check_paths(args)
     from slmkit.data.index import Corpus
 

@@ -73,7 +73,7 @@ def build_parser(command: str | None = None) -> Parser:
             module = importlib.import_module(f"slmkit.cli.{module_name}")
             sub.description = module.__doc__
             module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
+            sub.set_defaults(run=module.run, parser=sub)
     return parser
 
 

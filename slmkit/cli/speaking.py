@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slmkit import log
-from slmkit.cli.arguments import add_array_arguments, array_options
+from slmkit.cli.arguments import add_array_arguments, array_options, given
 from slmkit.config.run_dir import check_model_directory
 from slmkit.errors import UserError
 from slmkit.files import check_directory, read_json
@@ -37,8 +37,8 @@ STDOUT = "-"
 CODEC_FILE = "codec_spec.json"  # of an exported model
 SHOWN_CHARS = 200  # of an error about a number, which may have thousands of digits
 NUM_SLOTS = 8  # of a file of lines, unless asked otherwise
-# Flags that need --jsonl, and what they are unless given.
-OF_FILES = {"slots": None, "devices": None, "task": None, "num_tasks": None, "join": False, "submit": "no"}
+OF_FILES = {"slots", "max_failure_share", "devices", "task", "num_tasks", "join", "submit"}  # flags that need --jsonl
+OF_FILES |= {"tasks", "limit", "cpus", "gpus", "time", "partition", "sbatch"}
 VOICE = "an audio file, a .npy vector, CORPUS:KEY, or the name of a voice of the model"
 SPEAKING_FLAGS: dict[str, tuple[Any, Any, str]] = {  # of `SpeakingSettings`: type, default, help
     "temperature": (
@@ -177,8 +177,7 @@ def prepare_answer(
 
     A stream may go to standard output, a device or a pipe, which are no files to replace.
     """
-    of_files = [f"--{name.replace('_', '-')}" for name, unset in OF_FILES.items() if getattr(args, name) != unset]
-    if of_files:
+    if of_files := [flag for name, flag in given(args).items() if name in OF_FILES]:
         raise UserError(f"{', '.join(of_files)}: there is no file of lines", expected="--jsonl FILE with it")
     path = Path(out)
     if not (is_stream and out == STDOUT):

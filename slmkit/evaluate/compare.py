@@ -77,7 +77,7 @@ def _sentences(reports: Mapping[str, Json], paths: Mapping[str, Path], directory
         spoken = []
         for j, (name, table) in enumerate(tables.items()):
             row, sound = table[pair], ""
-            wave = paths[name] / WAVES_DIR / f"{row.get('place', 0):05d}.wav"
+            wave = paths[name] / WAVES_DIR / f"{row.get('place', -1):05d}.wav"
             if row.get("frames") and wave.is_file():
                 sound = f"{LISTEN}/{i:02d}-{j}.wav"
                 with disk_errors_named(directory / sound):
@@ -96,8 +96,8 @@ def _by_utterance(report: Json) -> dict[tuple[str, str, str], Json]:
 def compare_reports(reports: Mapping[str, dict[str, Any]], *, common: bool = False) -> dict[str, Any]:
     """The comparison as plain values. With `common` utterances that not all reports have are left out.
 
-    Raises UserError when there are fewer than two reports, or they are of different tasks, texts or, without `common`,
-    utterances.
+    Raises UserError when there are fewer than two reports, they have no scores, or they are of different tasks, texts
+    or, without `common`, utterances.
     """
     if len(reports) < 2:
         raise UserError("there is nothing to compare", got=f"{len(reports)} evaluations", expected="two or more")
@@ -139,6 +139,8 @@ def compare_reports(reports: Mapping[str, dict[str, Any]], *, common: bool = Fal
         name: metric for name, metric in described.items() if not metric.is_detail and (is_fair or not metric.is_timed)
     }
     metrics = dict(sorted(metrics.items(), key=lambda item: (item[1].order, item[0])))
+    if not metrics:
+        raise UserError("the evaluations have no score to compare", got=counts, next_step="score them again")
     rows = {name: [table[pair] for pair in shared] for name, table in tables.items()}
     baseline = next(iter(rows))
     models = {name: summarize(members, metrics)["metrics"] for name, members in rows.items()}

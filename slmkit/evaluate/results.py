@@ -195,7 +195,7 @@ class _SettingsOf(_Part):
 
 
 class _Utterance(_Part):
-    place: int | None = None
+    place: int = -1
     frames: int = 0
     trained_on: bool | None = None
     key: str

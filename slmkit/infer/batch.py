@@ -274,9 +274,8 @@ class BatchSpeaker:
                             continue
                         self._asked = {0: (begun, place)}
                         if not self._run_engine(iter([request]), bar):
-                            self._fail(
-                                begun.item, BadSample(ENGINE_FAILED, "the engine failed at it; the log says how")
-                            )
+                            why = "the engine failed at it; the log says how"
+                            self._fail(begun.item, BadSample(ENGINE_FAILED, why))
                             self._num_lone_failures += 1
                             if self._num_lone_failures == MAX_LONE_FAILURES:
                                 self.check_engine()

@@ -25,7 +25,9 @@ from slmkit.errors import UserError
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.log import get_logger
 from slmkit.model.slm import SpeechLM
+from slmkit.texts import excerpt
 
+SHOWN_ERROR = 200  # characters
 MAX_SEC = 12.0  # of a sample; an untrained model would speak without end
 log = get_logger(__name__)
 
@@ -59,16 +61,19 @@ class SpeechSamples:
         """Add sound and pictures of `step` to TensorBoard's `writer`; the model goes on in the mode it was in.
 
         A model that gives no speech for a sentence has the reference alone; what is wrong with a sentence or with its
-        sound is logged, and ends no training.
+        sound, or that there is no memory for it, is logged, and ends no training.
         """
         was_training = model.training
-        synthesizer = Synthesizer(model, self.tokenizer, self.codec)
-        for sample in self.samples:
-            try:
-                self._add(synthesizer, sample, writer, step)
-            except UserError as error:
-                log.warning("%s is not in TensorBoard: %s", sample.key, error.what)
-        model.train(was_training)
+        try:
+            synthesizer = Synthesizer(model, self.tokenizer, self.codec)
+            for sample in self.samples:
+                try:
+                    self._add(synthesizer, sample, writer, step)
+                except (UserError, RuntimeError, ValueError) as error:
+                    what = excerpt(getattr(error, "what", error), SHOWN_ERROR)
+                    log.warning("%s is not in TensorBoard: %s", sample.key, what)
+        finally:
+            model.train(was_training)
 
     def _add(self, synthesizer: Synthesizer, sample: Sample, writer: Any, step: int) -> None:
         vector = synthesizer.no_voice if sample.speaker is None else sample.speaker

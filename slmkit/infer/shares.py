@@ -65,8 +65,9 @@ def shares_of(out_dir: str | Path) -> Iterator[Path]:
 def spoken_elsewhere(out_dir: str | Path, share: Share) -> set[str]:
     """The lines that other tasks, or earlier ones, have spoken. They may be at work."""
     others = [path for path in (Path(out_dir), *shares_of(out_dir)) if path != share.directory(out_dir)]
-    paths = [path / name for path in others for name in (RECORDS, NOTES) if (path / name).is_file()]
-    return {record["id"] for path in paths for record in read_job_records(path)}
+    # Notes first: a task that ends in between has written all of its records before it removes its notes.
+    paths = [path / name for path in others for name in (NOTES, RECORDS)]
+    return {record["id"] for path in paths for record in read_job_records(path, missing_ok=True)}
 
 
 def read_shares(out_dir: str | Path) -> Spoken:

@@ -294,6 +294,8 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
         (["\u200b\ufeff", "--out", "o.wav"], "there is no text to speak"),
         (["Hello", "--out", "o.wav", "--devices", "cpu,cpu", "--join"], "--devices, --join: there is no file of lines"),
         (["Hello", "--out", "o.wav", "--task", "0", "--num-tasks", "2"], "--task, --num-tasks: there is no file"),
+        (["Hello", "--max-failure-share", "0.1", "--sbatch=-x"], "--max-failure-share, --sbatch: there is no file"),
+        (["Hello", "--tasks", "2", "--limit", "1", "--cpus", "2"], "--tasks, --limit, --cpus: there is no file"),
     ],
 )
 def test_what_is_wrong_is_said(words: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,6 +218,14 @@ def test_directories_are_read_and_named(tmp_path: Path) -> None:
         compare_directories(same[:1], tmp_path / "t3")
     with pytest.raises(UserError, match="holds no scores"):
         compare_directories([tmp_path, same[0]], tmp_path / "t3")
+    damaged = [{"metrics": []}, {"utterances": [{**report({"x": 1})["utterances"][0], "place": None}]}]
+    for number, change in enumerate(damaged):
+        paths = [tmp_path / f"d{number}{which}" for which in "ab"]
+        for path in paths:
+            write_json(path / "report.json", {**report({"x": 1}), **change})
+        with pytest.raises(UserError, match="have no score to compare|place: Input should be a valid integer"):
+            compare_directories(paths, tmp_path / "t3")
+        assert not (tmp_path / "t3").exists()
     broken = report({"x": 1})
     del broken["settings"]["codec"]
     with pytest.raises(UserError, match="not that of an evaluation"):

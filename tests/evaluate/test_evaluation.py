@@ -469,6 +469,9 @@ def test_what_is_not_there_is_refused_before_torch_is_imported(
         ([model, *parts, "--out", out, "--asr", str(tmp_path / "no")], "the Whisper model does not exist"),
         ([model, *parts, "--out", str(tmp_path / "full")], "the output directory exists and holds something else"),
         ([*parts, "--out", out, "--only", "score"], "holds no generated outputs"),
+        ([model, *parts, "--out", out, "--copy-quality"], "--copy-quality: it is the codec's copies"),
+        ([model, *parts, "--out", out, "--common"], "--common: there are no evaluations to compare"),
+        ([model, *parts, "--out", out, "--compare", out], "MODEL, --corpus, --codec: --compare takes no such thing"),
     ):
         assert main(["evaluate", *words]) == 2
         assert message in capsys.readouterr().err

@@ -29,6 +29,7 @@ from slmkit.infer.request import Output, Request, SpeakingSettings
 from slmkit.infer.samples import SpeechSamples
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.sentences import split
+from slmkit.infer.slots import SlotCache
 from slmkit.infer.synthesizer import Synthesizer, Voices
 from slmkit.infer.watch import LEAST_SEC
 from slmkit.model.companions import rates_beside, write_companions
@@ -395,6 +396,20 @@ def test_a_sample_for_tensorboard_that_cannot_be_is_told_and_ends_nothing(
         "there is no text to speak",
         "the model gave numbers that are not finite",
     ]
+
+
+def test_a_sample_for_tensorboard_without_memory_ends_nothing(
+    chain: Path, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    speak = SpeechSamples(codec=chain / "codec", tokenizer=BASE, source=open_source(chain / "corpus", "tts"))
+    model = synthesizer.model.train()
+    monkeypatch.setattr(SlotCache, "__init__", full)
+    speak(model, Writer(), 7)
+    assert model.training
+    assert "is not in TensorBoard: no memory" in caplog.text
 
 
 def test_samples_need_a_corpus_of_the_same_codec(chain: Path, tmp_path: Path) -> None:
