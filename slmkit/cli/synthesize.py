@@ -45,6 +45,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from slmkit.cli.speaking import MODEL, STDOUT, add_speaking_arguments, prepare_answer, speak_file
@@ -136,9 +137,12 @@ def _stream(synthesizer: "Synthesizer", passage: "Passage", speaker: "Vector", o
 def _sink(out: str) -> Iterator[BinaryIO]:
     """The file or standard output. A file that stays empty is removed."""
     try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
         with open(1, "wb", closefd=False) if out == STDOUT else open(out, "wb") as file:
             yield file
     except OSError as error:
+        if out == STDOUT and isinstance(error, BrokenPipeError):  # nobody reads any more, which is no error
+            raise
         what = f"cannot write {out}: {error.strerror or error}"
         raise UserError(what, next_step="free space or check the path; what was written is kept") from error
     finally:

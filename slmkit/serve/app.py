@@ -332,8 +332,8 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-def make_app(service: Service, hosts: Sequence[str]) -> FastAPI:
-    """The application; `hosts` are the names that it may be called by, `["*"]` for any."""
+def make_app(service: Service, hosts: Sequence[str]) -> "Guard":
+    """The application in its guard; `hosts` are the names that it may be called by, `["*"]` for any."""
     app = FastAPI(title="slmkit", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(speaking)
@@ -345,5 +345,4 @@ def make_app(service: Service, hosts: Sequence[str]) -> FastAPI:
     vector_bytes = VECTOR_BYTES * service.synthesizer.codec.spec.speaker_dim
     text_bytes = ESCAPED_BYTES * service.settings.max_chars + vector_bytes + OTHER_FIELDS_BYTES
     limits = {SPEAKER_PATH: (RECORDING_BYTES, RECORDING_BODY_SEC)}
-    app.add_middleware(Guard, limits=limits, default=(text_bytes, BODY_SEC))
-    return app
+    return Guard(app, limits, (text_bytes, BODY_SEC))

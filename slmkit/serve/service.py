@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from slmkit.errors import BadSample, UserError
 from slmkit.infer.passage import MAX_TEXT_CHARS, SHOWN_SENTENCES, Passage
 from slmkit.infer.request import MOST_SEC, Output
 from slmkit.infer.sampling import LEAST_FACTOR, Sampling
-from slmkit.infer.synthesizer import Synthesizer, voice_not_taken, voice_of
+from slmkit.infer.synthesizer import MAX_PROMPT_CHARS, Synthesizer, voice_not_taken, voice_of
 from slmkit.serve.schema import (
     ApiError,
     OwnVoice,
@@ -39,6 +40,7 @@ from slmkit.serve.worker import Call, Queued, ServeMetrics, Sound, Wave, Worker
 from slmkit.texts import excerpt, is_blank
 
 DEFAULT_CHARS = 20_000  # some 3000 words
+MAX_UNSPOKEN_BYTES = 4096  # of the sentences without speech that an answer names
 SHOWN_VOICES = 20  # in a message
 DEFAULT_VOICE = "default"  # of a server that takes no voice
 UNSUPPORTED = "unsupported_value"
@@ -71,6 +73,11 @@ class ServeSettings:
             raise UserError("a name of the model is empty", got=self.names, next_step="give --name and --alias words")
         if self.max_waiting < 0:
             raise UserError("max_waiting is out of range", got=self.max_waiting, expected="0 or more")
+
+    @property
+    def max_question_chars(self) -> int:
+        """Of a question, which is not split into sentences."""
+        return min(self.max_chars, MAX_PROMPT_CHARS)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,6 +115,7 @@ class Service:
         recording = {"max_bytes": RECORDING_BYTES, "min_sec": RECORDING_SEC[0], "max_sec": RECORDING_SEC[1]}
         limits = {
             "max_chars": settings.max_chars,
+            "max_question_chars": settings.max_question_chars,
             "max_sec": settings.max_sec,
             "recording": recording if synthesizer.takes_voice else None,
         }
@@ -121,9 +129,10 @@ class Service:
             raise refused("model", "no such model", got=body.model, expected=names, code="model_not_found", status=404)
         if is_blank(body.text):
             raise refused(field, "there is no text", code="empty_text")
-        if len(body.text) > settings.max_chars:
+        most = settings.max_question_chars if isinstance(body, QuestionBody) else settings.max_chars
+        if len(body.text) > most:
             what = f"the text has {len(body.text)} characters; split it into parts"
-            raise refused(field, what, expected=f"at most {settings.max_chars}", code="string_above_max_length")
+            raise refused(field, what, expected=f"at most {most}", code="string_above_max_length")
         if isinstance(body.voice, str) and body.voice not in self.voices:
             expected = f"one of {', '.join([*self.voices][:SHOWN_VOICES])}"
             expected += f" and {len(self.voices) - SHOWN_VOICES} more" if len(self.voices) > SHOWN_VOICES else ""
@@ -242,5 +251,9 @@ class Service:
         facts: dict[str, Any] = {"seconds": seconds, "reason": output.reason, "limit": output.limit}
         facts |= {"warning": output.warning, "attempts": output.attempts}
         if silent := [excerpt(sentence.text) for sentence in spoken if not sentence.frames]:
-            facts["unspoken"] = silent[:SHOWN_SENTENCES]
+            shown = silent[:SHOWN_SENTENCES]
+            while len(quote(str(shown))) > MAX_UNSPOKEN_BYTES:  # it may become a header
+                del shown[-1]
+            left = len(silent) - len(shown)
+            facts["unspoken"] = shown + [f"and {left} more"] * (left > 0)
         return facts | {"text": self.synthesizer.words_of(output).text} if isinstance(body, QuestionBody) else facts

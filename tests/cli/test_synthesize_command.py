@@ -20,6 +20,7 @@ from spoken import hashes, make_spoken
 from slmkit.audio.io import read_audio
 from slmkit.cli.main import main
 from slmkit.cli.speaking import add_sampling_arguments, open_synthesizer, settings_of
+from slmkit.cli.synthesize import _sink
 from slmkit.codec.melvq import MelVQ
 from slmkit.errors import UserError
 from slmkit.infer import batch
@@ -232,7 +233,7 @@ def test_a_sentence_is_spoken_as_it_is_in_a_file(
 
 def test_a_stream_is_what_is_spoken(here: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """To a file that says how long it is, and to standard output, which cannot."""
-    whole, streamed = tmp_path / "whole.wav", tmp_path / "streamed.wav"
+    whole, streamed = tmp_path / "whole.wav", tmp_path / "new" / "streamed.wav"
     text = "The last boat left the harbour"
     assert main(["synthesize", "model", text, *options(whole)]) == 0
     assert main(["synthesize", "model", text, *options(streamed, "--stream")]) == 0
@@ -256,6 +257,9 @@ def test_a_stream_that_nobody_hears_and_one_without_a_sound(
     assert full.is_char_device()
     assert main(["synthesize", "model", "A clock", *options(full, "--overwrite")]) == 2
     assert "only --stream writes to standard output" in capsys.readouterr().err
+    for name, kind in (("-", BrokenPipeError), (str(tmp_path / "pipe"), UserError)):  # the first ends without a word
+        with pytest.raises(kind), _sink(name):
+            raise BrokenPipeError
     out = tmp_path / "mute.wav"
     assert main(["synthesize", "model", "A clock", *options(out, "--stream", "--max-text-tokens", "1")]) == 2
     assert "the model gave no speech" in capsys.readouterr().err

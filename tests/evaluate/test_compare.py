@@ -223,7 +223,7 @@ def test_directories_are_read_and_named(tmp_path: Path) -> None:
         paths = [tmp_path / f"d{number}{which}" for which in "ab"]
         for path in paths:
             write_json(path / "report.json", {**report({"x": 1}), **change})
-        with pytest.raises(UserError, match="have no score to compare|place: Input should be a valid integer"):
+        with pytest.raises(UserError, match=r"have no score to compare|place: Input should be"):
             compare_directories(paths, tmp_path / "t3")
         assert not (tmp_path / "t3").exists()
     broken = report({"x": 1})

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -75,7 +76,7 @@ PASSAGE = "It rained. Nobody came!\n\nWho saw Dr. Smith? No."
 
 
 def test_a_text_of_several_sentences_is_read_in_order(
-    client: Client, synthesizer: Synthesizer, anna: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    client: Client, synthesizer: Synthesizer, chain: Path, anna: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole it is what the synthesizer speaks, streamed the same sound; what gives no speech is named."""
     fields = {"input": PASSAGE, "max_sec": 0.2, "temperature": 0.9, "seed": 4}
@@ -99,6 +100,13 @@ def test_a_text_of_several_sentences_is_read_in_order(
     assert done["seconds"] == pytest.approx(spoken.seconds - 0.2 - 0.6)
     assert "Nobody" in client.speech(**fields).headers["X-Slmkit-Unspoken"]
     assert code_of(client.speech(input="Nobody came. Nobody!")) == "no_speech"
+    text = " ".join(
+        [PASSAGE[:20], *(f"Nobody {'中文' * 40}." for _ in range(30))]
+    )  # of characters that a header quotes
+    with serving(synthesizer, chain, max_sec=0.2) as (_, other):
+        header = other.speech(input=text, max_sec=0.1).headers["X-Slmkit-Unspoken"]
+    assert len(header) < 4200
+    assert re.search(r"'and \d+ more'\]$", unquote(header))
 
 
 def test_numbers_are_said_in_words_where_a_request_asks_for_it(
@@ -162,6 +170,9 @@ def test_the_format_of_the_server_counts_where_a_request_names_none(synthesizer:
         models = client.get("/v1/models").json()["data"]
         assert [model["id"] for model in models] == ["tiny", "tts-1", "gpt-4o-mini-tts"]
         assert {(model["max_chars"], model["max_sec"]) for model in models} == {(20_000, 60.0)}
+        assert {model["max_question_chars"] for model in models} == {2000}
+        response = client.speech("/v1/answer", input="x" * 2001)
+        assert (code_of(response), response.json()["error"]["param"]) == ("string_above_max_length", "question")
         assert client.get("/v1/models/tts-1").json() == models[1]
         response = client.speech(model="tts-2")
         assert (response.status_code, code_of(response)) == (404, "model_not_found")
@@ -412,6 +423,7 @@ def test_a_defect_is_500_without_a_word_of_it(
     response = client.speech()
     assert (response.status_code, code_of(response)) == (500, "internal_error")
     assert "detail" not in response.text
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
     monkeypatch.undo()
     assert client.speech().status_code == 200
 

@@ -12,12 +12,14 @@ const SETTINGS = [  // of an answer; the limits are those of the server
   {name: 'max_sec', label: 'Longest, seconds', min: 0.1, max: 86400, step: 0.1, value: 10},
 ];
 const TASKS = {
-  read: {path: '/v1/audio/speech', field: 'input', label: 'Text', placeholder: 'Type a sentence', examples: [
+  read: {path: '/v1/audio/speech', field: 'input', label: 'Text', most: 'max_chars',
+         placeholder: 'Type a sentence', examples: [
     'A small boat crossed the lake.',
     'The river froze over one winter night, and in the morning the children walked to the other side.',
     'Are you sure? I had thought that nobody lived here.',
   ]},
-  ask: {path: '/v1/answer', field: 'question', label: 'Question', placeholder: 'Type a question', examples: [
+  ask: {path: '/v1/answer', field: 'question', label: 'Question', most: 'max_question_chars',
+        placeholder: 'Type a question', examples: [
     'Who are you, and what do you do all day?',
     'You are the captain of a ship. Where are we going?',
     'What is the capital of France?',
@@ -91,14 +93,16 @@ const taskOf = () => TASKS[part('ask').checked ? 'ask' : 'read'];
 const isComparing = () => part('compare').checked;
 
 function showTask() {
-  const {label, placeholder, examples} = taskOf();
+  const {label, placeholder, examples, most} = taskOf();
+  part('text').maxLength = model[most];
   part('text-label').textContent = label;
   part('text').placeholder = placeholder;
-  part('examples').replaceChildren(...examples.filter((text) => text.length <= model.max_chars).map((text) => {
+  part('examples').replaceChildren(...examples.filter((text) => text.length <= model[most]).map((text) => {
     const button = Object.assign(document.createElement('button'), {type: 'button', textContent: text});
     button.addEventListener('click', () => { part('text').value = text; showLength(); });
     return button;
   }));
+  showLength();
 }
 
 function showComparing() {
@@ -323,7 +327,6 @@ function showModel(voices) {
     longest.value = model.max_sec;
   }
   part('model').textContent = document.title = model.id;
-  part('text').maxLength = model.max_chars;
   if (model.recording) {
     const {min_sec: least, max_sec: most} = model.recording;
     part('own-note').textContent = `${least} to ${most} seconds of one person speaking. The server measures the ` +
@@ -355,7 +358,6 @@ async function start() {
     part('text').addEventListener('input', showLength);
     showTask();
     showComparing();
-    showLength();
   } catch (error) {
     showError(`The server cannot be reached: ${error.message}`);
   }
