@@ -112,7 +112,7 @@ def _stream(synthesizer: "Synthesizer", passage: "Passage", speaker: "Vector", o
 
     rate, num_samples = synthesizer.codec.spec.sample_rate, 0
     began = time.perf_counter()
-    with contextlib.closing(synthesizer.stream_passage(passage, speaker)) as speaking:
+    with contextlib.closing(synthesizer.stream(passage, speaker)) as speaking:
         first_wave = next(speaking)
         with _sink(out) as file:
             file.write(wav_header(rate, None))

@@ -16,8 +16,7 @@ Example:
 """
 
 import dataclasses
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +24,8 @@ import numpy.typing as npt
 
 from slmkit.audio.units import seconds_to_samples
 from slmkit.codec.base import Codec, Codes, decode_alone
-from slmkit.errors import UserError
 from slmkit.infer.request import Output, Request
 from slmkit.infer.sentences import Sentence
-from slmkit.infer.stream import Speaking
 from slmkit.texts import counted, excerpt
 
 Wave = npt.NDArray[np.float32]
@@ -125,50 +122,3 @@ def _named(what: str, spoken: Sequence[SpokenSentence], some: Sequence[SpokenSen
     named = ", ".join(f"{excerpt(sentence.text)!r}" for sentence in some[:SHOWN_SENTENCES])
     more = f" and {len(some) - SHOWN_SENTENCES} more" if len(some) > SHOWN_SENTENCES else ""
     return f"{what} {len(some)} of {counted(len(spoken), 'sentence')}: {named}{more}"
-
-
-class PassageSpeaking(Iterator[Wave]):
-    """The pieces of the wave of a passage, in order, none of them empty; as `Speaking`, which each sentence is.
-
-    Held in memory: what one sentence needs, and the codes of those that were heard.
-    """
-
-    def __init__(self, passage: Passage, stream: Callable[[Request], Speaking], codec: Codec) -> None:
-        """`stream` speaks one request. Raises UserError as it does, before anything is spoken."""
-        self.output: Output | None = None  # of the whole, once the last frame is decoded
-        self.spoken: list[SpokenSentence] = []  # sentences that have come to their end
-        self.first_audio_sec: float | None = None  # from the first call for a piece
-        self._passage, self._rate = passage, codec.spec.sample_rate
-        self._pieces = self._run([stream(request) for request in passage.requests])
-
-    def __next__(self) -> Wave:
-        """Raises UserError as `Speaking` does; where there are several sentences, for want of speech only if none of
-        them gave any."""
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Give up what is not decoded yet."""
-        self._pieces.close()
-
-    def _run(self, sentences: Sequence[Speaking]) -> Generator[Wave]:
-        outputs: list[Output] = []
-        began, pause_sec = time.perf_counter(), 0.0
-        for sentence, speaking in zip(self._passage.sentences, sentences, strict=True):
-            pause = silence(pause_sec, self._rate)
-            try:
-                for wave in speaking:
-                    if self.first_audio_sec is None:
-                        self.first_audio_sec = time.perf_counter() - began
-                    yield np.concatenate([pause, wave]) if len(pause) else wave
-                    pause, pause_sec = pause[:0], sentence.pause_sec
-            except UserError:
-                output = speaking.output
-                if output is None or output.codes.shape[1] or output.limit == "not_finite" or len(sentences) == 1:
-                    raise
-            finally:
-                speaking.close()
-            assert speaking.output is not None, "the last piece has come"
-            outputs.append(speaking.output)
-            self.spoken = self._passage.told(outputs)
-        self.output = joined(outputs)
-        self.output.check_speech()

@@ -1,7 +1,8 @@
 """Sound while an answer is still being decoded.
 
-`SpeechStream` turns the frames of one answer into pieces of its wave as they come; `Speaking` runs one request through
-an engine and hands the pieces out. `codec.stream` says when pieces come, how long they are and what they cost.
+`SpeechStream` turns the frames of one answer into pieces of its wave as they come; `Speaking` runs the requests of a
+passage through an engine, one after the other, and hands the pieces out. `codec.stream` says when pieces come, how long
+they are and what they cost.
 
 Invariant: the codes are those of the first attempt at the same request in a batch, and the joined pieces are the wave
 of decoding them at once, within `codec.stream.JOINED_BOUND`.
@@ -17,27 +18,24 @@ import time
 from collections.abc import Generator, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from slmkit.codec.base import Codec, Codes, to_tensor
 from slmkit.codec.stream import StreamDecoder
 from slmkit.errors import UserError
 from slmkit.infer.engine import Engine
-from slmkit.infer.request import Output, Request
+from slmkit.infer.passage import Passage, SpokenSentence, Wave, joined, silence
+from slmkit.infer.request import Output
 
-Wave = npt.NDArray[np.float32]
 NUMBER = 0  # of the one request that an engine has
 
 
 class SpeechStream:
-    """The wave of one answer, piece by piece. Its clock starts when it is made."""
+    """The wave of one answer, piece by piece."""
 
     def __init__(self, codec: Codec, speaker: Wave) -> None:
         """`speaker` float32 [D]."""
         self._decoder = StreamDecoder(codec, torch.from_numpy(speaker))
-        self._start = time.perf_counter()
-        self.first_audio_sec: float | None = None  # until the first piece was ready
 
     @property
     def num_frames(self) -> int:
@@ -49,17 +47,11 @@ class SpeechStream:
 
         Raises ValueError as `StreamDecoder.push`, and UserError as `checked_wave`.
         """
-        return self._heard(self._decoder.push(to_tensor(codes)))
+        return checked_wave(self._decoder.push(to_tensor(codes)).cpu().numpy())
 
     def finish(self) -> Wave:
         """The samples float32 [n] that are left. Raises ValueError when called again."""
-        return self._heard(self._decoder.finish())
-
-    def _heard(self, samples: torch.Tensor) -> Wave:
-        wave = checked_wave(samples.cpu().numpy())
-        if len(wave) and self.first_audio_sec is None:
-            self.first_audio_sec = time.perf_counter() - self._start
-        return wave
+        return checked_wave(self._decoder.finish().cpu().numpy())
 
 
 def checked_wave(wave: Wave) -> Wave:
@@ -73,27 +65,37 @@ def checked_wave(wave: Wave) -> Wave:
 
 
 class Speaking(Iterator[Wave]):
-    """The pieces of the wave of one request, none of them empty; the engine decodes when the next one is asked for.
+    """The pieces of the wave of a passage, in order, none of them empty; the engine decodes when the next one is asked
+    for. Held in memory: what one sentence needs, and the codes of those that were heard.
 
     Left early it must be closed, or dropped: until then its place in the engine is taken.
     """
 
-    def __init__(self, engine: Engine, codec: Codec, request: Request, speaker: Wave) -> None:
+    def __init__(self, engine: Engine, codec: Codec, passage: Passage, speaker: Wave) -> None:
         """`speaker` float32 [D], the voice the codec gives. Raises UserError as `Engine.check`."""
-        engine.check(request)
-        self.output: Output | None = None  # there once the last frame is decoded
+        for request in passage.requests:
+            engine.check(request)
+        self.output: Output | None = None  # of the whole, once the last frame is decoded
+        self.spoken: list[SpokenSentence] = []  # sentences that have come to their end
         self.first_audio_sec: float | None = None  # from the first call for a piece: prompt, steps and codec
-        self._pieces = _pieces(engine, codec, request.tried_once(), speaker)  # what was heard cannot be said again
+        self._began: float | None = None
+        self._passage, self._outputs = passage, list[Output]()
+        self._pieces = _pieces(engine, codec, passage, speaker)
 
     def __next__(self) -> Wave:
-        """Raises UserError when another answer is in the engine at the first call; and at the end, where the model gave
-        no speech or numbers that are not finite."""
-        for wave, output, first_audio_sec in self._pieces:
-            self.output, self.first_audio_sec = output, first_audio_sec
+        """Raises UserError when another answer is in the engine at the first call; where the model gave numbers that
+        are not finite; and at the end, where no sentence has speech."""
+        self._began = self._began or time.perf_counter()
+        for wave, output in self._pieces:
+            if output is not None:
+                self._outputs.append(output)
+                self.spoken = self._passage.told(self._outputs)
+                if len(self.spoken) == len(self._passage.requests):
+                    self.output = joined(self._outputs)
             if len(wave):
+                self.first_audio_sec = self.first_audio_sec or time.perf_counter() - self._began
                 return wave
         if self.output is not None:
-            self.output.check_finite()
             self.output.check_speech()
         raise StopIteration
 
@@ -102,22 +104,27 @@ class Speaking(Iterator[Wave]):
         self._pieces.close()
 
 
-def _pieces(
-    engine: Engine, codec: Codec, request: Request, speaker: Wave
-) -> Generator[tuple[Wave, Output | None, float | None]]:
-    """After each step: samples, the output once there is one, seconds until the first samples."""
+def _pieces(engine: Engine, codec: Codec, passage: Passage, speaker: Wave) -> Generator[tuple[Wave, Output | None]]:
+    """After each step: samples, and the output of a sentence that is done. (No method: it would hold a `Speaking` that
+    was dropped.)"""
     if engine.num_free < engine.num_slots:
         raise UserError("the engine is busy with other requests", next_step="wait for them, or make another engine")
-    stream, output = SpeechStream(codec, speaker), None
-    engine.admit(request, NUMBER)
-    try:
-        while output is None:
-            output = dict(engine.step()).get(NUMBER)
-            first = stream.num_frames
-            wave = stream.push(output.codes[:, first:] if output else engine.frames(NUMBER, first))
-            yield wave, output, stream.first_audio_sec
-    finally:
-        if output is None:
-            engine.cancel(NUMBER)
-    wave = stream.finish()  # before the next line, which asks it for the time
-    yield wave, output, stream.first_audio_sec
+    pause_sec = 0.0
+    for sentence, request in zip(passage.sentences, passage.requests, strict=True):
+        stream, output = SpeechStream(codec, speaker), None
+        engine.admit(request.tried_once(), NUMBER)  # what was heard cannot be said again
+        try:
+            while output is None:
+                output, first = dict(engine.step()).get(NUMBER), stream.num_frames
+                wave = stream.push(engine.frames(NUMBER, first) if output is None else output.codes[:, first:])
+                if output is not None:
+                    wave = np.concatenate([wave, stream.finish()])
+                if len(wave) and pause_sec:
+                    wave, pause_sec = np.concatenate([silence(pause_sec, codec.spec.sample_rate), wave]), 0.0
+                yield wave, output
+        finally:
+            if output is None:
+                engine.cancel(NUMBER)
+        output.check_finite()
+        if output.codes.shape[1]:
+            pause_sec = sentence.pause_sec

@@ -38,7 +38,7 @@ from slmkit.errors import BadSample, UserError
 from slmkit.files import read_npy
 from slmkit.hub import local_path
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
-from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, PassageSpeaking, SpokenSentence, joined, joined_wave
+from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, SpokenSentence, joined, joined_wave
 from slmkit.infer.product import multiplies_bfloat16
 from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
 from slmkit.infer.sampling import Sampling
@@ -287,14 +287,11 @@ class Synthesizer:
         rate = self.codec.spec.sample_rate
         return Speech(wave=wave, sample_rate=rate, output=whole, words=words, sentences=tuple(sentences))
 
-    def stream(self, request: Request, speaker: Vector) -> Speaking:
-        """The wave that answers `request`, once, in the voice of `speaker`, float32 [D], in pieces. Raises as
-        `Speaking`."""
-        return Speaking(self.engine, self.codec, request, speaker)
-
-    def stream_passage(self, passage: Passage, speaker: Vector) -> PassageSpeaking:
-        """The wave of a text in pieces, as `stream`, sentence by sentence. Raises as `PassageSpeaking`."""
-        return PassageSpeaking(passage, lambda request: self.stream(request, speaker), self.codec)
+    def stream(self, asked: Passage | Request, speaker: Vector) -> Speaking:
+        """The wave of what is asked, tried once, in the voice of `speaker`, float32 [D], in pieces, sentence by
+        sentence. Raises as `Speaking`."""
+        passage = asked if isinstance(asked, Passage) else Passage.of("", asked)
+        return Speaking(self.engine, self.codec, passage, speaker)
 
     def words_of(self, output: Output) -> Words:
         """The words of an answer, without the marks around them."""

@@ -17,6 +17,7 @@ from slmkit.codec.base import CodecSpec, Reach, to_codes
 from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.infer.engine import Engine
+from slmkit.infer.passage import Passage
 from slmkit.infer.request import Request, from_ids
 from slmkit.infer.sampling import Sampling
 from slmkit.infer.stream import Speaking
@@ -95,7 +96,7 @@ def spoken_alike(model: SpeechLM, sizes: tuple[int, ...], group: int, max_sec: f
         assert (sizes > output.codes.T).all()
         assert np.array_equal(engine.generate([request])[0].codes, output.codes)
         if output.codes.shape[1]:
-            wave = np.concatenate([*Speaking(engine, codec, request, np.zeros(8, np.float32))])
+            wave = np.concatenate([*Speaking(engine, codec, Passage.of("", request), np.zeros(8, np.float32))])
             assert np.array_equal(wave.reshape(-1, len(sizes)).T, output.codes)
     for request, output in zip(asked[:1], together, strict=False):
         if not output.codes.size:

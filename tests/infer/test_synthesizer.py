@@ -291,7 +291,7 @@ def test_law_a_sentence_of_a_text_has_the_codes_of_the_sentence_alone(chain: Pat
     assert speech.output.num_steps == sum(output.num_steps for output in alone)
 
     passage = synthesizer.passage(TEXT, voice, **options)
-    speaking = synthesizer.stream_passage(passage, voice)
+    speaking = synthesizer.stream(passage, voice)
     wave = np.concatenate(list(speaking))
     assert np.abs(wave - speech.wave).max() <= JOINED_BOUND
     assert np.array_equal(speaking.output.codes, speech.output.codes)
@@ -316,12 +316,12 @@ def test_what_gives_no_speech_in_a_text_is_named(synthesizer: Synthesizer, monke
     with pytest.raises(UserError, match=r"the model gave no speech for 'Mute one! Mute two\.'"):
         synthesizer.speak("Mute one! Mute two.", voice)
     with pytest.raises(UserError, match="the model gave no speech"):
-        list(synthesizer.stream_passage(synthesizer.passage("Mute one! Mute two.", voice), voice))
+        list(synthesizer.stream(synthesizer.passage("Mute one! Mute two.", voice), voice))
 
 
 def test_a_stream_that_is_left_early_frees_the_engine(synthesizer: Synthesizer) -> None:
     voice = np.zeros(80, np.float32)
-    speaking = synthesizer.stream_passage(synthesizer.passage("The kettle sang. Who?", voice, max_sec=0.3), voice)
+    speaking = synthesizer.stream(synthesizer.passage("The kettle sang. Who?", voice, max_sec=0.3), voice)
     for _ in speaking:
         break
     speaking.close()
