@@ -137,6 +137,16 @@ class _Settings(BaseModel):
     sampling: _Sampling
 
 
+class _Description(BaseModel):
+    """What is read of job.json."""
+
+    model_config = ConfigDict(strict=True)
+    settings: _Settings
+    names: dict[str, str]
+    machine: dict[str, str] = {}
+    trained_on: _TrainedOn = _TrainedOn(is_known=False)
+
+
 @dataclass(frozen=True)
 class Finished:
     """All outputs of a choice."""
@@ -155,16 +165,10 @@ def finished(directory: str | Path) -> Finished:
     if not os.path.isfile(directory / JOB):
         raise UserError(f"{directory} holds no generated outputs", next_step="generate them first")
     description = read_description(directory)
-    settings, names = description["settings"], description.get("names")
-    machine, trained_on = description.get("machine", {}), description.get("trained_on", {"is_known": False})
+    settings = description["settings"]
     try:
-        _Settings.model_validate(settings)
+        told = _Description.model_validate(description)
         CodecSpec.from_dict(settings["codec"])
-        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise ValueError("names are no texts")
-        if not isinstance(machine, dict) or not all(isinstance(fact, str) for fact in machine.values()):
-            raise ValueError("facts of the machine are no texts")
-        _TrainedOn.model_validate(trained_on)
     except (ValueError, UserError) as error:
         what = f"{directory / JOB} does not say how outputs were made"
         raise UserError(what, got=excerpt(error, SHOWN_ERROR), next_step="generate again") from error
@@ -180,7 +184,8 @@ def finished(directory: str | Path) -> Finished:
             expected=expected,
             next_step="start the same command again to continue",
         )
-    return Finished(directory, settings, names, tuple(records), machine, trained_on)
+    trained_on = description.get("trained_on", {"is_known": False})
+    return Finished(directory, settings, told.names, tuple(records), told.machine, trained_on)
 
 
 def utterance_id(place: int) -> str:

@@ -42,7 +42,7 @@ from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
 from slmkit.infer.items import Listed, SpeakingTask, SpeechItem
 from slmkit.infer.passage import Passage, SpokenSentence, joined, joined_wave, unspoken
-from slmkit.infer.request import SHOWN_WORDS_CHARS, Output, Request
+from slmkit.infer.request import NOT_FINITE, SHOWN_WORDS_CHARS, Output, Request, without_speech
 from slmkit.infer.shares import (
     WAVES_DIR,
     Share,
@@ -361,7 +361,7 @@ class BatchSpeaker:
         """Write the files of an answer, then its record. Raises BadSample where there is nothing to keep."""
         item, outputs = begun.item, [begun.outputs[place] for place in range(len(begun.outputs))]
         if any(output.limit == "not_finite" for output in outputs):
-            raise BadSample("not_finite", "the model gave numbers that are not finite")
+            raise BadSample("not_finite", NOT_FINITE)
         output, sentences = joined(outputs), begun.passage.told(outputs)
         words = self._synthesizer.words_of(output).text
         columns: JobRecord = {"steps": output.num_steps, "reason": output.reason, "limit": output.limit}
@@ -370,7 +370,7 @@ class BatchSpeaker:
             columns |= {"why": "", "answer": words, "engine_sec": begun.engine_sec}
         elif not output.codes.shape[1]:
             said = f"; its words: {excerpt(words, SHOWN_WORDS_CHARS)}" if self._task == "qa" else ""
-            raise BadSample("no_speech", f"the model gave no speech (it stopped by: {output.limit or 'its end'}){said}")
+            raise BadSample("no_speech", without_speech(output.limit) + said)
         elif self._task == "qa":
             columns["answer"] = words
         elif len(sentences) > 1:

@@ -39,6 +39,7 @@ Limit = Literal["seconds", "text_tokens", "steps", "positions", "not_finite"]
 Reason = Literal["end", "limit", "runaway"]
 Warned = Literal["short"]
 WARNINGS: dict[Warned, str] = {"short": "the speech is far shorter than its text"}
+NOT_FINITE = "the model gave numbers that are not finite"
 LIMITS = ("max_sec", "max_text_tokens", "seed")  # numbers of `SpeakingSettings` that are a request's own
 _MARK = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
 
@@ -74,6 +75,11 @@ class Request:
         return dataclasses.replace(self, watch=dataclasses.replace(self.watch, max_retries=0))
 
 
+def without_speech(limit: str | None, asked: str = "") -> str:
+    """Says that an answer has none; `limit` is what stopped it, if anything did."""
+    return f"the model gave no speech{asked} (it stopped by: {limit or 'its end'})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Output:
     """One answer, the best of `attempts`. `reason`: it came to its end, to a limit, or would not have ended."""
@@ -97,7 +103,7 @@ class Output:
         """Raise UserError where the model's logits were not finite: damaged weights may have spoiled the rest, too."""
         if self.limit == "not_finite":
             raise UserError(
-                "the model gave numbers that are not finite",
+                NOT_FINITE,
                 next_step="its weights may be damaged: export the checkpoint again, or take an earlier one",
             )
 
@@ -106,7 +112,7 @@ class Output:
         if not self.codes.shape[1]:
             asked = f" for {excerpt(text)!r}" if text else ""
             raise UserError(
-                f"the model gave no speech{asked} (it stopped by: {self.limit or 'its end'})",
+                without_speech(self.limit, asked),
                 got=f"the words {excerpt(words, SHOWN_WORDS_CHARS)!r}" if words else None,
                 next_step="train it longer, or check that text and task are like those of the training data",
             )

@@ -13,7 +13,7 @@ Invariant: -inf is never chosen; a row gives the same class in any company.
 
 Example:
     choices = [Choice(Sampling(temperature=0.8, top_p=0.9), seed=7, draw=0, lately=())]
-    choose(logits, choices)
+    choose(logits, choices, torch.from_numpy(packed(choices)))
 """
 
 import math
@@ -104,12 +104,11 @@ def packed(choices: Sequence[Choice]) -> npt.NDArray[np.float64]:
     return numbers
 
 
-def choose(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tensor | None = None) -> torch.Tensor:
+def choose(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tensor) -> torch.Tensor:
     """int64 [M]: a class for each row of logits, float [M, C], in which -inf marks what may not be chosen.
 
-    numbers: `packed(choices)` on the device of the logits, where it is there already, perhaps with a wider history.
+    numbers: `packed(choices)` on the device of the logits, perhaps with a wider history.
     """
-    numbers = _numbers(logits, choices) if numbers is None else numbers
     logits = penalized(logits.float(), choices, numbers)
     chosen = logits.argmax(dim=-1)
     if any(choice.is_drawn for choice in choices):
@@ -117,22 +116,17 @@ def choose(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tenso
     return chosen
 
 
-def penalized(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tensor | None = None) -> torch.Tensor:
+def penalized(logits: torch.Tensor, choices: Sequence[Choice], numbers: torch.Tensor) -> torch.Tensor:
     """`logits` float32 [M, C] with each row's recent classes made less probable (more, by a penalty below 1).
 
     numbers: as `choose` takes them.
     """
     if not any(choice.is_penalized for choice in choices):
         return logits
-    numbers = _numbers(logits, choices) if numbers is None else numbers
     classes, penalty = numbers[:, HISTORY:].long(), numbers[:, PENALTY, None].float()
     values = logits.gather(1, classes)
     values = torch.where(values > 0, values / penalty, values * penalty).clamp(max=LARGEST)
     return logits.scatter(1, classes, values)  # a class that is there twice gets the same value twice
-
-
-def _numbers(logits: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
-    return torch.from_numpy(packed(choices)).to(logits.device)
 
 
 def _sample(logits: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:

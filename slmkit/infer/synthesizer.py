@@ -50,6 +50,7 @@ from slmkit.model.companions import check_codec_beside, codec_beside, rates_besi
 from slmkit.model.pretrained import load
 from slmkit.model.slm import SpeechLM
 from slmkit.texts import excerpt, is_blank
+from slmkit.voice.base import too_short
 
 MAX_PROMPT_CHARS = 2000  # of a text that is not cut into sentences
 MAX_SPEAKER_SEC = 60.0
@@ -262,10 +263,6 @@ class Synthesizer:
         speech = next(i for i, segment in enumerate(answer) if segment.value == "<sosp>")
         return text_size(tokenize(answer[:speech], self.tokenizer.encode, self.model.layout))[0]
 
-    def generate(self, text: str, speaker: Vector, **options: Any) -> Output:
-        """The codes that read `text` in the voice of `speaker`; as `reading`."""
-        return self.engine.generate([self.reading(text, speaker, **options)])[0]
-
     def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
         """Read `text` in the voice of `speaker`, float32 [D]; as `passage`. Raises UserError for no speech at all, too;
         `Speech.sentences` has those that gave none beside others."""
@@ -369,15 +366,13 @@ class Voices:
         if not os.path.isfile(source):
             raise UserError(f"cannot use {excerpt(source, 200)} as a voice: there is no such file", expected=VOICE)
         try:
-            wave = read_audio(source, rate, max_sec=MAX_SPEAKER_SEC)
+            return voice_of(self._codec, read_audio(source, rate, max_sec=MAX_SPEAKER_SEC))
         except BadSample as error:
             raise UserError(
                 f"cannot use {source} as a voice: {error.what}",
+                got=error.got,
                 expected=f"an audio file of at most {MAX_SPEAKER_SEC:.0f} s, a .npy vector, or CORPUS:KEY",
             ) from error
-        if self._codec.num_frames(len(wave)) == 0:
-            raise UserError(f"cannot use {source} as a voice: it is too short", got=f"{len(wave)} samples")
-        return voice_of(self._codec, wave)
 
     def _corpus_vector(self, directory: str, key: str) -> Vector:
         if directory not in self._corpora:
@@ -394,8 +389,11 @@ class Voices:
         return vector
 
 
+@torch.inference_mode()
 def voice_of(codec: Codec, wave: npt.NDArray[np.float32]) -> Vector:
-    """Speaker vector float32 [D] of a wave float32 [samples] at the rate of the codec, long enough for a frame."""
+    """Speaker vector float32 [D] of a wave float32 [samples] at the rate of the codec. Raises BadSample "too_short"."""
+    if codec.num_frames(len(wave)) == 0:
+        raise too_short(wave, codec.spec.sample_rate)
     device = codec.device
     encoded = codec.encode(torch.from_numpy(wave)[None].to(device), torch.tensor([len(wave)], device=device))
     return encoded.speaker[0].float().cpu().numpy()

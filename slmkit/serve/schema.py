@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from slmkit.errors import UserError
-from slmkit.infer.request import MAX_SEED, Reason
+from slmkit.infer.request import MAX_SEED, Reason, without_speech
 from slmkit.infer.sampling import LEAST_FACTOR
 from slmkit.infer.watch import MAX_RETRIES
 from slmkit.texts import excerpt
@@ -71,7 +71,7 @@ def shutting_down() -> ApiError:
 
 def no_speech(limit: str | None) -> ApiError:
     """An answer that has no sound; `limit` is what stopped it, if anything did."""
-    return ApiError(500, f"the model gave no speech (it stopped by: {limit or 'its end'})", code="no_speech")
+    return ApiError(500, without_speech(limit), code="no_speech")
 
 
 def internal() -> ApiError:

@@ -196,8 +196,6 @@ class Service:
         except BadSample as error:
             expected = f"a sound file of {least_sec:g} to {most_sec:g} s"
             raise refused("recording", f"{error.reason}: {error.what}", expected=expected) from error
-        if self.synthesizer.codec.num_frames(len(wave)) == 0:
-            raise refused("recording", "too short for this codec")
         return wave
 
     def measure(self, wave: Wave) -> "Future[Speaker]":

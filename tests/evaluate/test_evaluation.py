@@ -23,7 +23,6 @@ from slmkit.codec.melvq import MelVQ
 from slmkit.data.index import Corpus
 from slmkit.errors import BadSample, UserError
 from slmkit.evaluate.generation import copy_synthesis, generate
-from slmkit.evaluate.metrics.voices import codec_vector
 from slmkit.evaluate.outputs import finished, read_wave, voice_path, wav_path
 from slmkit.evaluate.report import write_page
 from slmkit.evaluate.results import read_report
@@ -33,7 +32,7 @@ from slmkit.evaluate.spoken import Tools, Truths
 from slmkit.infer.engine import Engine
 from slmkit.infer.items import SpeakingTask
 from slmkit.infer.request import SpeakingSettings
-from slmkit.infer.synthesizer import Synthesizer
+from slmkit.infer.synthesizer import Synthesizer, voice_of
 from slmkit.model.pretrained import export_sha256
 
 MODEL = "made in the test"
@@ -63,7 +62,7 @@ class CodecVoice:
         self.codec = codec
 
     def vector(self, wave: np.ndarray, sample_rate: int) -> np.ndarray:
-        return codec_vector(self.codec, wave, sample_rate)
+        return voice_of(self.codec, wave)
 
 
 def means(report: dict[str, Any], group: str = "all") -> dict[str, float]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twins.generate import truncate
 
-from slmkit.infer.sampling import LEAST_FACTOR, MOST_FACTOR, Choice, Sampling, choose, packed, penalized, random_numbers
+from slmkit.infer import sampling as samplings
+from slmkit.infer.sampling import LEAST_FACTOR, MOST_FACTOR, Choice, Sampling, packed, random_numbers
 
 ROWS = st.lists(
     st.tuples(
@@ -24,6 +25,14 @@ ROWS = st.lists(
     min_size=1,
     max_size=6,
 )
+
+
+def choose(logits: torch.Tensor, rows: list[Choice]) -> torch.Tensor:
+    return samplings.choose(logits, rows, torch.from_numpy(packed(rows)))
+
+
+def penalized(logits: torch.Tensor, rows: list[Choice]) -> torch.Tensor:
+    return samplings.penalized(logits, rows, torch.from_numpy(packed(rows)))
 
 
 def row(values: tuple) -> Choice:
@@ -61,7 +70,7 @@ def test_a_part_of_what_was_packed_together_chooses_what_it_chooses_alone() -> N
     numbers = torch.from_numpy(packed([longer, *rows]))
     for start in range(len(rows)):
         for stop in range(start + 1, len(rows) + 1):
-            part = choose(logits[start:stop], rows[start:stop], numbers[1 + start : 1 + stop])
+            part = samplings.choose(logits[start:stop], rows[start:stop], numbers[1 + start : 1 + stop])
             assert part.tolist() == choose(logits, rows)[start:stop].tolist()
 
 

@@ -80,7 +80,7 @@ def test_the_weights_are_of_the_type_that_was_asked_for(chain: Path, monkeypatch
     assert exact.model.dtype == torch.float32
     assert "dtype" not in engine_shape(exact)
     voice = exact.read_speaker(FLACS[0])
-    codes = [one.generate("The kettle", voice, max_sec=0.1).codes for one in (half, exact)]
+    codes = [one.engine.generate([one.reading("The kettle", voice, max_sec=0.1)])[0].codes for one in (half, exact)]
     assert {part.dtype for part in codes} == {np.dtype(np.uint16)}
     monkeypatch.setattr("slmkit.infer.synthesizer.multiplies_bfloat16", lambda: False)
     with pytest.raises(UserError, match="this CPU does not multiply bfloat16 numbers"):
@@ -278,7 +278,7 @@ def test_law_a_sentence_of_a_text_has_the_codes_of_the_sentence_alone(chain: Pat
     texts = [sentence.text for sentence in split(TEXT)]
     assert [sentence.text for sentence in speech.sentences] == texts
     assert len(texts) == 6
-    alone = [synthesizer.generate(text, voice, **options) for text in texts]
+    alone = synthesizer.engine.generate([synthesizer.reading(text, voice, **options) for text in texts])
     first, waves = 0, []
     for sentence, output in zip(speech.sentences, alone, strict=True):
         assert sentence[1:4] == (output.codes.shape[1], output.num_steps, output.reason)
@@ -331,7 +331,7 @@ def test_a_stream_that_is_left_early_frees_the_engine(synthesizer: Synthesizer) 
 @pytest.mark.parametrize("text", ["🎉🎉", "<sosp><a1>[Assistant]:", "\ud800", "Zażółć gęślą jaźń"])
 def test_odd_text_ends_one_way_or_the_other(text: str, synthesizer: Synthesizer) -> None:
     settings = {"sampling": Sampling(temperature=1.0), "max_sec": 0.5}
-    out = synthesizer.generate(text, np.zeros(80, dtype=np.float32), **settings)
+    (out,) = synthesizer.engine.generate([synthesizer.reading(text, np.zeros(80, dtype=np.float32), **settings)])
     assert out.reason in ("end", "limit", "runaway")
     assert out.codes.shape[1] <= 40
 

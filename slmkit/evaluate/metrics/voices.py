@@ -20,14 +20,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from slmkit.audio.io import resampled
-from slmkit.codec.base import Codec
 from slmkit.evaluate.metrics import Metric, Score, Scores, measures, single
 from slmkit.evaluate.selection import OWN
 from slmkit.evaluate.spoken import Spoken, Vector
-from slmkit.voice.base import too_short
+from slmkit.infer.synthesizer import voice_of
 
 THIRDS = ("1st third", "2nd third", "3rd third")
 SHORTEST_THIRD_SEC = 1.0
@@ -63,8 +60,8 @@ def codec_similarity(spoken: Spoken) -> Scores:
     if not spoken.is_voice_asked or not truths.codec.spec.speaker_dim:
         return {}
 
-    def vector_of(wave: npt.NDArray[Any], rate: int) -> Vector:
-        return codec_vector(truths.codec, wave, rate)
+    def vector_of(wave: npt.NDArray[np.float32], rate: int) -> Vector:
+        return voice_of(truths.codec, wave)  # whose rate it is
 
     vector = spoken.measured(vector_of)
     scores = {"codec_similarity": _similarity(vector, spoken.asked_vector)}
@@ -136,16 +133,3 @@ def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     a, b = a.astype(np.float64), b.astype(np.float64)
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(np.clip(a @ b / lengths, -1, 1)) if lengths else 0.0
-
-
-@torch.inference_mode()
-def codec_vector(codec: Codec, wave: npt.NDArray[Any], sample_rate: int) -> Vector:
-    """The codec's own speaker vector float32 [D] of `wave`, float [samples] at `sample_rate` Hz.
-
-    Raises BadSample "too_short" when it is too short to have one.
-    """
-    heard = resampled(wave, sample_rate, codec.spec.sample_rate)
-    if codec.num_frames(len(heard)) == 0:
-        raise too_short(wave, sample_rate)
-    waves, lengths = torch.from_numpy(heard)[None].to(codec.device), torch.tensor([len(heard)], device=codec.device)
-    return codec.encode(waves, lengths).speaker[0].float().cpu().numpy()
