@@ -159,7 +159,8 @@ def check_directory(what: str, path: str | Path) -> None:
 def new_directory(path: str | Path) -> Iterator[Path]:
     """A temporary directory that takes the name `path` when the block ends without an error.
 
-    Raises UserError if `path` exists, or the disk refuses to make or rename the directory.
+    All files in it get the permissions that the umask gives to new ones, whoever wrote them. Raises UserError if `path`
+    exists, or the disk refuses to make, flush or rename the directory.
     """
     path = Path(path)
     check_new_directory(path)
@@ -170,6 +171,11 @@ def new_directory(path: str | Path) -> Iterator[Path]:
             temporary.mkdir(parents=True)
         yield temporary
         with disk_errors_named(path):
+            permissions = temporary.stat().st_mode & 0o666  # safetensors lets nobody but the owner read its files
+            for inner in temporary.rglob("*"):
+                if inner.is_file():
+                    inner.chmod(permissions)
+                sync_directory(inner)  # flushes files, too
             sync_directory(temporary)
             os.replace(temporary, path)
             sync_directory(path.parent)

@@ -10,7 +10,7 @@ The files lie in the cache of `huggingface_hub`; its variables HF_HOME, HF_ENDPO
 Processes that fetch the same files wait for each other by its locks, and a download that was killed keeps the files
 that were whole.
 
-Invariant: a commit has one content, so the cache answers for it without the network.
+Invariant: a commit has one content, so a cache that has all of it answers without the network.
 
 Example:
     directory = local_path("Qwen/Qwen2.5-0.5B", what="the base model")
@@ -27,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from slmkit.audio import AUDIO_SUFFIXES
 from slmkit.errors import UserError
 from slmkit.files import disk_error
 from slmkit.log import get_logger
@@ -41,7 +42,9 @@ SETTINGS = (".json", ".txt", ".model", ".jinja", ".yaml", ".yml", "README.md")  
 WEIGHTS = ((".safetensors",), (".bin",), (".pt", ".pth", ".ckpt", ".th"))  # the first kind that is there is fetched
 USUAL_NAMES = ("model", "pytorch_model")  # of weights; beside them may lie copies of other float types
 OF_TRAINERS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-PARTS_OF_EXPORTS = ("codec", "voices", "trained_on")  # folders beside the weights of an exported model
+VOICES = "voices"
+# Folders beside the weights of an exported model, or of a codec.
+PARTS = ("codec", "codec/voice", "voice", VOICES, "trained_on")
 SHORT = 12  # characters of a commit, in messages
 DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR)
 logger = get_logger(__name__)
@@ -133,10 +136,11 @@ def chosen(files: Iterable[str], inside: str = "") -> list[str]:
         folder = _parent(inside)
         return [file for file in listed if file == inside or (_parent(file) == folder and file.endswith(SETTINGS))]
     found = _of_folder(listed, inside)
-    for part in PARTS_OF_EXPORTS:
+    for part in PARTS:
         below = f"{inside}/{part}".strip("/")
-        found += [file for file in _of_folder(listed, below) if file.endswith(SETTINGS) or _kind(file) is not None]
-        found += [file for file in listed if _parent(file) == below and file.endswith(".npy")]
+        found += _of_folder(listed, below)
+        arrays = (".npy", *AUDIO_SUFFIXES) if part == VOICES else (".npy",)
+        found += [file for file in listed if _parent(file) == below and file.lower().endswith(arrays)]
     return found
 
 
@@ -174,7 +178,7 @@ class _Download:
     def path(self) -> Path:
         """Where its files are, all of them. Raises UserError."""
         is_commit = COMMIT.fullmatch(self.wanted.revision) is not None
-        folder = self._cached() if is_commit else None
+        folder = self._cached() if is_commit and self._listed() else None  # or nobody knows whether all is there
         if folder is None:
             folder = self._fetched()
         path = folder / self.wanted.inside
@@ -230,17 +234,23 @@ class _Download:
 
         return isinstance(try_to_load_from_cache(self.wanted.repo, name, revision=commit), str)
 
+    def _listed(self) -> list[str]:
+        """All files of the repository, as the cache knows them; none where it was fetched by an older program."""
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+        try:
+            return [file.path for file in get_cached_repo_tree(self.wanted.repo, revision=self.wanted.revision)]
+        except CachedRepoTreeNotFoundError:
+            return []
+
     def _cached(self) -> Path | None:
-        """The folder in the cache where all wanted files are in it."""
-        from huggingface_hub import get_cached_repo_tree, snapshot_download
-        from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+        """The folder in the cache where all wanted files are in it. Without a list, what is there is taken for all."""
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
         repo, revision = self.wanted.repo, self.wanted.revision
-        try:
-            listed = [file.path for file in get_cached_repo_tree(repo, revision=revision)]
-        except CachedRepoTreeNotFoundError:  # fetched by an older program: what is there is taken for all
-            listed = []
-        patterns = [glob.escape(name) for name in chosen(listed, self.wanted.inside)] or None
+        patterns = [glob.escape(name) for name in chosen(self._listed(), self.wanted.inside)] or None
         try:
             folder = snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)
         except LocalEntryNotFoundError:

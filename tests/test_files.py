@@ -41,6 +41,24 @@ def test_a_disk_that_refuses_is_named_and_the_old_file_kept(tmp_path: Path, monk
     assert files.read_json(tmp_path / "a") == 1
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_a_new_directory_is_on_disk_and_as_readable_as_the_umask_says(tmp_path, monkeypatch, umask):
+    synced, sync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.add(os.fstat(handle).st_ino), sync(handle)))
+    before = os.umask(umask)
+    try:
+        with files.new_directory(tmp_path / "new") as directory:
+            (directory / "inner").mkdir()
+            for name in ("a", "inner/b"):
+                (directory / name).write_text("x")
+                (directory / name).chmod(0o600)  # as safetensors writes
+    finally:
+        os.umask(before)
+    found = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert {file.stat().st_mode & 0o777 for file in found if file.is_file()} == {0o666 & ~umask}
+    assert {file.stat().st_ino for file in found} <= synced
+
+
 def test_json_from_windows_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{\r\n"a": 1}\r\n')
     assert files.read_json(tmp_path / "a.json") == {"a": 1}

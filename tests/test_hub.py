@@ -82,6 +82,13 @@ def test_settings_and_the_best_weights_are_fetched_and_no_code(hub: HubServer) -
             "",
             ["model.safetensors", "codec/codec.json", "codec/model.safetensors", "voices/a.npy"],
         ),
+        (["codec.json", "voice/config.json", "voice/x.py"], "", ["codec.json", "voice/config.json"]),
+        (
+            ["e/codec/codec.json", "e/codec/voice/config.json", "e/codec/voice/pretrained.pt"],
+            "e",
+            ["e/codec/codec.json", "e/codec/voice/config.json", "e/codec/voice/pretrained.pt"],
+        ),
+        (["voices/anna.WAV", "voices/b.flac", "voices/b.exe"], "", ["voices/anna.WAV", "voices/b.flac"]),
         (
             ["model.safetensors", "trained_on/sources.json", "trained_on/keys.npy", "trained_on/x.pkl"],
             "",
@@ -130,6 +137,14 @@ def test_a_revision_is_a_commit_that_stays(hub: HubServer, tmp_path: Path, monke
     assert hub.requests == []
     with pytest.raises(UserError, match=r"org/base has no revision v9\n.*got: +org/base@v9"):
         local_path("org/base@v9", what="the model")
+
+
+def test_a_part_of_a_commit_in_the_cache_is_not_taken_for_all(hub: HubServer) -> None:
+    from huggingface_hub import hf_hub_download
+
+    commit = hub.publish("org/base", FILES)
+    hf_hub_download("org/base", "tokenizer.json", revision=commit)  # as a tokenizer is loaded by its id
+    assert listed(local_path(f"org/base@{commit}", what="the model")) == FETCHED
 
 
 def test_one_file_or_folder_of_a_repository(hub: HubServer) -> None:

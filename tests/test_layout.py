@@ -14,9 +14,10 @@ PACKAGE = ROOT / "slmkit"
 RANKS = [
     ("errors", "texts"),
     ("log", "world", "group", "files", "stopping", "plot", "pages", "assets"),
-    ("jobs", "weights", "hub", "precision", "native", "garbage"),
-    ("config",),
+    ("jobs", "weights", "precision", "native", "garbage"),
     ("audio",),
+    ("hub",),
+    ("config",),
     ("voice",),
     ("codec",),
     ("data",),

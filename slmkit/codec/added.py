@@ -219,7 +219,14 @@ def _copy_voice(speaker: str | Path, directory: Path) -> dict[str, str]:
 
 def _hashes(directory: Path) -> dict[str, str]:
     files = sorted(file for file in directory.iterdir() if file.is_file() and not file.name.startswith("."))
-    return {file.name: sha256_file(file) for file in files}
+    return {file.name: _sha256(file) for file in files}
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return sha256_file(file)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}", next_step="check its permissions") from error
 
 
 def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily]) -> Codec:
@@ -229,7 +236,7 @@ def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily
     if family is None or family.build is None:
         known = ", ".join(name for name, one in families.items() if one.build)
         raise UserError(f"{path} holds a codec of a kind that is not known", got=described.kind, expected=known)
-    weights_sha256 = sha256_file(path / WEIGHTS) if os.path.isfile(path / WEIGHTS) else "no such file"
+    weights_sha256 = _sha256(path / WEIGHTS) if os.path.isfile(path / WEIGHTS) else "no such file"
     if weights_sha256 != described.weights_sha256:
         raise UserError(
             f"{path / WEIGHTS} is not the file that {CODEC_JSON} names: damaged, or of another codec",
