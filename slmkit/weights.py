@@ -10,6 +10,7 @@ Example:
 """
 
 import pickle
+import struct
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,11 @@ from slmkit.errors import UserError
 from slmkit.files import read_json
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
+# What torch, safetensors and transformers raise at damaged files.
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(AssertionError, MemoryError, struct.error, pickle.UnpicklingError, SafetensorError),
+)
 
 
 class _LeftOut:
@@ -42,7 +47,7 @@ class _LeftOutMapping:
         return OrderedDict()
 
 
-def read_weights(path: Path) -> dict[str, Any]:
+def read_weights(path: Path, *, next_step: str = "") -> dict[str, Any]:
     """What a file of weights holds, on the CPU, without running any code of it.
 
     A trainer's checkpoint may hold objects of its own types beside the weights (callbacks, settings). Their types are
@@ -61,11 +66,11 @@ def read_weights(path: Path) -> dict[str, Any]:
     except UNREADABLE as error:
         # torch's own text advises to run the file's code.
         refused = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than weights and plain values" if refused else str(error)[:500]
+        reason = "it holds more than weights and plain values" if refused else str(error)[:500] or type(error).__name__
         expected = "safetensors, or a torch file of tensors and plain values"
-        raise UserError(f"cannot read {path}: {reason}", expected=expected) from error
+        raise UserError(f"cannot read {path}: {reason}", expected=expected, next_step=next_step) from error
     if not isinstance(state, dict):
-        raise UserError(f"{path} does not hold weights by name", got=type(state).__name__)
+        raise UserError(f"{path} does not hold weights by name", got=type(state).__name__, next_step=next_step)
     return state
 
 

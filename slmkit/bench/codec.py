@@ -21,12 +21,13 @@ import torch
 from slmkit.bench.race import race, twin
 from slmkit.codec.base import Codec
 from slmkit.codec.facodec import FILES
-from slmkit.codec.facodec.checkpoint import check_state, published_layout, read_state
+from slmkit.codec.facodec.checkpoint import check_state, published_layout
 from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.weights import Weights, fold
 from slmkit.errors import UserError
 from slmkit.precision import exact_float32
 from slmkit.texts import above_zero, positive
+from slmkit.weights import read_weights
 
 SUMMARY = "seconds of audio per second, FACodec against its plain twin"
 PLAIN_ORDER = (2, 0, 1, 3, 4, 5)  # the codec's stream for each row of the plain twin's codes
@@ -138,7 +139,7 @@ def read_states(directory: str | Path) -> dict[str, dict[str, torch.Tensor]]:
     """The published files' state dicts. Raises UserError as `FACodec.from_directory` does."""
     paths = {part: Path(directory) / name for part, name in FILES.items()}
     return {
-        part: check_state(read_state(paths[part]), layout, paths[part]) for part, layout in published_layout().items()
+        part: check_state(read_weights(paths[part]), layout, paths[part]) for part, layout in published_layout().items()
     }
 
 

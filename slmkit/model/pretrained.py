@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from slmkit.codec.base import CodecSpec
@@ -45,7 +44,7 @@ from slmkit.model.backbone import DEFAULT_TYPE, new_causal_lm
 from slmkit.model.companions import SOURCE_FILE
 from slmkit.model.config import SpeechLMConfig, check_backbone_file
 from slmkit.model.slm import SpeechLM
-from slmkit.weights import LOCAL
+from slmkit.weights import LOCAL, UNREADABLE
 
 log = get_logger(__name__)
 
@@ -56,10 +55,7 @@ WEIGHTS = "*.safetensors"
 SHAPING_OPTIONS = ("group", "head", "fusion")  # they shape the weights, so an export must have the same
 LOSS_OPTIONS = ("softmax", "text_loss_weight")  # they have no weights
 # What transformers raises where config.json or the weights are damaged.
-UNLOADABLE = (
-    *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
-    *(SafetensorError, StrictDataclassError),
-)
+UNLOADABLE = (*UNREADABLE, StrictDataclassError)
 PROJECTOR = "spk_emb_proj."
 
 

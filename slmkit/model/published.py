@@ -12,12 +12,10 @@ Example:
 """
 
 import functools
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.sequence import head_classes
@@ -28,6 +26,7 @@ from slmkit.model.config import SpeechLMConfig
 from slmkit.model.heads.kinds import HEADS
 from slmkit.model.pretrained import backbone_values, base_layout, check_finite, read_base_config
 from slmkit.model.slm import SpeechLM
+from slmkit.weights import read_weights
 
 StateDict = dict[str, torch.Tensor]
 NO_CLASS = -100
@@ -81,7 +80,9 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
 
     Raises UserError when the file cannot be read, or its keys, shapes or lookup buffers are not those of such a model.
     """
-    state = _read_state(Path(checkpoint))
+    state = read_weights(Path(checkpoint))
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{checkpoint} does not hold a state dict", expected="tensors by name")
     for name in (EMBEDDING, SPEAKER) if SPEAKER in state else (EMBEDDING,):
         if name not in state or state[name].ndim != 2 or not state[name].is_floating_point():
             raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a matrix of floats {name}")
@@ -124,15 +125,3 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
     model.load_state_dict(weights)
     check_finite(model, checkpoint)
     return model
-
-
-def _read_state(path: Path) -> StateDict:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"cannot read {path}: {error}", expected="safetensors, or a torch file of tensors") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path} does not hold a state dict", got=type(state).__name__)
-    return state

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import os
 from pathlib import PurePosixPath
 
@@ -60,6 +61,18 @@ def test_a_file_that_is_none(tmp_path, content, suffix):
     (tmp_path / f"a{suffix}").write_bytes(content)
     with pytest.raises(UserError, match="cannot read"):
         read_weights(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_torch_files_are_read_or_refused(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "a.pt").read_bytes()
+    damaged = [whole[:size] for size in range(0, len(whole), 9)]
+    damaged += [whole[:at] + b"~" + whole[at + 1 :] for at in range(0, len(whole), 5)]
+    for content in damaged:
+        (tmp_path / "a.pt").write_bytes(content)
+        with contextlib.suppress(UserError):
+            read_weights(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(

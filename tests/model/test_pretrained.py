@@ -306,9 +306,10 @@ def test_published_checkpoints_that_do_not_fit(base: Path, tmp_path: Path) -> No
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot read"):
         from_published(path, base_dir=base, codec=codec_spec())
-    torch.save([1], tmp_path / "list.bin")
-    with pytest.raises(UserError, match="does not hold a state dict"):
-        from_published(tmp_path / "list.bin", base_dir=base, codec=codec_spec())
+    for content, message in (([1], "does not hold weights by name"), ({"a": 1}, "does not hold a state dict")):
+        torch.save(content, tmp_path / "other.bin")
+        with pytest.raises(UserError, match=message):
+            from_published(tmp_path / "other.bin", base_dir=base, codec=codec_spec())
     with pytest.raises(UserError, match="published format has no mlp fusion"):
         to_published(tiny_model(3, fusion="mlp"))
 

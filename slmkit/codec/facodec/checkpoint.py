@@ -12,8 +12,6 @@ Example:
 """
 
 import hashlib
-import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +21,12 @@ import torch
 
 from slmkit.codec.facodec import FILES
 from slmkit.codec.weights import Weights, check_layout, fold
-from slmkit.errors import UserError
 from slmkit.files import read_json
+from slmkit.weights import read_weights
 
 LAYOUT = Path(__file__).with_name("layout.json")
 TRAINING_ONLY = re.compile(r"(f0|phone|res_\w+|x_timbre)_predictor\.")
 NEXT_STEP = "download the file again from huggingface.co/amphion/naturalspeech3_facodec"
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError)
 
 
 def load_weights(directory: str | Path, device: torch.device | str = "cpu") -> dict[str, Weights]:
@@ -40,7 +37,7 @@ def load_weights(directory: str | Path, device: torch.device | str = "cpu") -> d
     loaded = {}
     for part, layout in published_layout().items():
         path = Path(directory) / FILES[part]
-        state = check_state(read_state(path), layout, path)
+        state = check_state(read_weights(path, next_step=NEXT_STEP), layout, path)
         loaded[part] = Weights({key: value.to(device) for key, value in fold(state).items()})
     return loaded
 
@@ -60,28 +57,7 @@ def published_layout() -> dict[str, dict[str, tuple[int, ...]]]:
     return {part: {key: tuple(shape) for key, shape in stored[part].items()} for part in FILES}
 
 
-def read_state(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, tensors and plain containers only. Raises UserError."""
-    if not os.path.isfile(path):
-        names = " and ".join(FILES.values())
-        raise UserError(f"there is no {path}", expected=f"a directory with {names}", next_step=NEXT_STEP)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than weights",
-            got=str(error).splitlines()[0],
-            expected="tensors only, no code",
-            next_step=NEXT_STEP,
-        ) from error
-    except UNREADABLE as error:
-        got = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read: cut short or damaged", got=got, next_step=NEXT_STEP) from error
-
-
-def check_state(state: Any, layout: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
+def check_state(state: Mapping[str, Any], layout: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
     """The tensors of `state` that `layout` names, float32. Raises UserError that names every other key."""
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise UserError(f"{path} holds no state dict", got=type(state).__name__, next_step=NEXT_STEP)
-    found = {key: value for key, value in state.items() if not TRAINING_ONLY.match(key)}
+    found = {key: value for key, value in state.items() if not TRAINING_ONLY.match(str(key))}
     return check_layout(found, layout, f"{path} does not hold FACodec V2", NEXT_STEP)

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
-import safetensors
 import torch
 from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic import ConfigDict, Field
@@ -35,6 +34,7 @@ from slmkit.config.load import Config, from_dict
 from slmkit.config.values import Positive, Takes
 from slmkit.errors import UserError
 from slmkit.precision import exact_float32
+from slmkit.weights import UNREADABLE
 
 Size = Annotated[int, Strict(), Ge(1), Le(2**16)]
 Few = Annotated[int, Strict(), Ge(1), Le(64)]  # layers, kernels, strides
@@ -150,10 +150,6 @@ def load_network(model_class: str, config_class: str, added: Added, device: torc
             next_step="pip install -U transformers",
         )
     network = getattr(transformers, model_class)
-    unfit = (
-        *(OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
-        *(NotImplementedError, safetensors.SafetensorError, StrictDataclassError),
-    )
     try:
         config = getattr(transformers, config_class).from_dict(dict(added.config))
         with torch.random.fork_rng(devices=[]):  # weights may be drawn before they are loaded
@@ -162,7 +158,7 @@ def load_network(model_class: str, config_class: str, added: Added, device: torc
             state = _fitting(added.weights, expected)
             with _quietly():
                 model = network.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
-    except unfit as error:
+    except (*UNREADABLE, StrictDataclassError) as error:
         raise UserError(f"the codec's config does not describe a {model_class}: {str(error)[:500]}") from error
     model.eval().requires_grad_(False)
     with torch.no_grad(), exact_float32(torch.device("cpu")):
