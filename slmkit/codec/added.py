@@ -29,20 +29,19 @@ from pydantic import Field
 from pydantic.types import Strict
 
 from slmkit.codec.base import MAX_LM_STREAMS, Codec, CodecSpec
-from slmkit.codec.open import CODEC_JSON, CodecFamily, codec_families
+from slmkit.codec.open import CODEC_JSON, CodecFamily, codec_families, published_family
 from slmkit.codec.voiced import refuse_own_vectors, with_voice
 from slmkit.config.load import Config, from_dict, parse_yaml, to_dict
 from slmkit.config.values import Name, Text
 from slmkit.errors import UserError
 from slmkit.files import new_directory, read_bounded, read_json, sha256_file, write_json
-from slmkit.hub import source_of
+from slmkit.hub import local_file, source_of
 from slmkit.voice.open import open_voice
 from slmkit.weights import read_weights
 
 WEIGHTS, VOICE = "model.safetensors", "voice"
 MAX_CARD_BYTES = 2**20
 MAX_LICENCE_CHARS = 100
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".th")
 
 
 class Source:
@@ -69,29 +68,15 @@ class Source:
         try:
             text = read_bounded(card, MAX_CARD_BYTES).decode() if os.path.isfile(card) else ""
             head = parse_yaml(text.split("---", 2)[1]) if text.startswith("---\n") and text.count("---") > 1 else {}
-        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        except (OSError, ValueError, yaml.YAMLError, RecursionError, UserError):
             return ""  # a card that cannot be read says nothing
         licence = head.get("license", "") if isinstance(head, dict) else ""
         return licence[:MAX_LICENCE_CHARS] if isinstance(licence, str) else ""
 
     @functools.cached_property
-    def weight_files(self) -> list[Path]:
-        """The files that may hold weights, safetensors first."""
-        files = [self.path] if self.path.is_file() else [f for f in self.path.iterdir() if f.suffix in WEIGHT_SUFFIXES]
-        return sorted(files, key=lambda file: (WEIGHT_SUFFIXES.index(file.suffix), file.name))
-
-    @functools.cached_property
     def weights_file(self) -> Path:
         """The file that holds the weights. Raises UserError where it is not clear which."""
-        kinds = [file for file in self.weight_files if file.suffix == self.weight_files[0].suffix]
-        if len(kinds) != 1:
-            raise UserError(
-                f"{self.path} does not hold one file of weights",
-                got=", ".join(file.name for file in self.weight_files[:8]) or "none",
-                expected=f"one that ends in {', '.join(WEIGHT_SUFFIXES)}",
-                next_step="name the file itself, or fetch it",
-            )
-        return kinds[0]
+        return local_file(self.path, what="the weights")
 
     @functools.cached_property
     def weights(self) -> dict[str, Any]:
@@ -152,13 +137,16 @@ def add_codec(
     found = Source(Path(source), num_streams)
     if not os.path.exists(found.path):
         raise UserError(f"cannot add the codec {source}: there is no such file or directory")
+    opened = published_family(found.path)
+    if opened is not None or os.path.isfile(found.path / CODEC_JSON):
+        what = f"{source} is a codec as it is: {opened.name if opened else 'added before'}"
+        raise UserError(what, next_step="give it to --codec; nothing has to be added")
     families = codec_families()
     for family in families.values():
         added = family.read(found) if family.read else None
         if added is not None:
             break
     else:
-        _refuse_published(found.path, families, speaker)
         known = ", ".join(family.name for family in families.values() if family.read)
         raise UserError(f"{source} is not a codec that slmkit knows", expected=f"published files of {known}")
     with new_directory(Path(out)) as temporary:
@@ -197,18 +185,6 @@ def _add_voice(source: Path, out: Path, speaker: str | Path, num_streams: int | 
         return open_added(temporary, torch.device("cpu"), families).spec
 
 
-def _refuse_published(source: Path, families: dict[str, CodecFamily], speaker: str | Path | None) -> None:
-    """Raise UserError for a directory that `open_codec` opens as it is."""
-    present = {file.name for file in source.iterdir()} if os.path.isdir(source) else set()
-    for family in families.values():
-        if family.load and present.issuperset(family.files):
-            if speaker is not None:
-                refuse_own_vectors(family.load(source, torch.device("cpu")).spec)
-            raise UserError(
-                f"{source} is a codec as it is: {family.name}", next_step="give it to --codec; nothing has to be added"
-            )
-
-
 def _copy_voice(speaker: str | Path, directory: Path) -> dict[str, str]:
     """Write the voice encoder at `speaker` into the new `directory`; hashes of its files by name."""
     voice = open_voice(speaker)
@@ -227,6 +203,13 @@ def _sha256(file: Path) -> str:
         return sha256_file(file)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}", next_step="check its permissions") from error
+
+
+def added_files(path: Path) -> list[Path]:
+    """The files of the codec in a directory that `add_codec` wrote, and none that lie beside them."""
+    described = from_dict(_CodecFile, read_json(path / CODEC_JSON), f"{path / CODEC_JSON}")
+    voice = (file for file in sorted((path / VOICE).glob("*")) if file.name in described.voice)
+    return [path / CODEC_JSON, path / WEIGHTS, *voice]
 
 
 def open_added(path: Path, device: torch.device, families: dict[str, CodecFamily]) -> Codec:

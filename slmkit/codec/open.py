@@ -97,15 +97,24 @@ def usable_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def published_family(path: Path) -> CodecFamily | None:
+    """The family of a directory whose published files are read as they are."""
+    present = {file.name for file in path.iterdir()} if os.path.isdir(path) else set()
+    found = (family for family in codec_families().values() if family.load and present.issuperset(family.files))
+    return next(found, None)
+
+
 def codec_files(path: str | Path) -> list[Path]:
     """The files that make the directory `path` the codec it is. Raises UserError where it holds none."""
     path = Path(path)
     if os.path.isfile(path / CODEC_JSON):
-        return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    for family in codec_families().values():
-        if family.load and all(os.path.isfile(path / name) for name in family.files):
-            return sorted({*(path / name for name in family.files), *path.glob("*.json")})
-    raise UserError(f"{path} is not a codec directory")
+        from slmkit.codec.added import added_files
+
+        return added_files(path)
+    family = published_family(path)
+    if family is None:
+        raise UserError(f"{path} is not a codec directory")
+    return sorted({*(path / name for name in family.files), *path.glob("*.json")})
 
 
 def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
@@ -114,15 +123,15 @@ def open_codec(path: str | Path, device: str | torch.device = "cpu") -> Codec:
     Raises UserError when the directory holds none or only a part of one, a file is damaged, or the device is not there.
     """
     path, device = Path(path), usable_device(device)
-    present = {file.name for file in path.iterdir()} if os.path.isdir(path) else set()
     families = codec_families()
-    if CODEC_JSON in present:
+    if os.path.isfile(path / CODEC_JSON):
         from slmkit.codec.added import open_added
 
         return open_added(path, device, families)
-    for family in families.values():
-        if family.load and present.issuperset(family.files):
-            return family.load(path, device)
+    family = published_family(path)
+    if family is not None and family.load is not None:
+        return family.load(path, device)
+    present = {file.name for file in path.iterdir()} if os.path.isdir(path) else set()
     published = [f"{' and '.join(family.files)} ({family.name})" for family in families.values() if family.files]
     raise UserError(
         f"{path} is not a codec directory",

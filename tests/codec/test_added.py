@@ -84,6 +84,7 @@ def test_damaged_torch_files_are_read_or_refused(tmp_path):
         ("---\nlicense: 3\n---\n", ""),
         ("# no card\n---\n", ""),
         ("---\n", ""),
+        pytest.param("---\nlicense: mit\n---\n" + "x" * 2**20, "", id="large"),
     ],
 )
 def test_licence_of_the_card(tmp_path, card, licence):

@@ -12,10 +12,11 @@ from tiny_codec import TinyCodec
 from tiny_wavlm import WIDTH, write_wavlm
 
 from slmkit.cli.main import main
+from slmkit.codec import added
 from slmkit.codec.added import Added
 from slmkit.codec.base import Codec
 from slmkit.codec.melvq import MelVQ
-from slmkit.codec.open import open_codec
+from slmkit.codec.open import codec_families, codec_files, open_codec
 from slmkit.codec.stages import StagedCodec
 from slmkit.codec.stream import StreamDecoder
 from slmkit.codec.voiced import VoicedCodec, with_voice
@@ -137,15 +138,44 @@ def test_a_wavlm_beside_a_codec(place: Path, tmp_path: Path) -> None:
     assert open_codec(tmp_path / "out").spec.speaker_dim == WIDTH
 
 
-def test_melvq_is_refused_with_a_voice(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_codec_as_it_is_is_not_added(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wave = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
     MelVQ.fit([wave], 0, num_entries=16).save(tmp_path / "melvq")
-    words = ["codec", "add", str(tmp_path / "melvq"), str(tmp_path / "out")]
-    assert main([*words, "--speaker", str(place / "voice")]) == 2
-    assert "the codec melvq has speaker vectors of its own, and takes no others" in capsys.readouterr().err
-    assert main(words) == 2
-    assert "is a codec as it is: melvq" in capsys.readouterr().err
+    (tmp_path / "facodec").mkdir()
+    for name in codec_families()["facodec"].files:
+        (tmp_path / "facodec" / name).touch()
+    sources = {tmp_path / "melvq": "melvq", tmp_path / "facodec": "facodec", place / "plain": "added before"}
+    for source, kind in sources.items():
+        for options in ([], ["--speaker", str(place / "voice")])[: 1 + (source.name == "melvq")]:
+            assert main(["codec", "add", str(source), str(tmp_path / "out"), *options]) == 2
+            assert f"is a codec as it is: {kind}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_torch_file_may_have_any_name(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "published", tmp_path / "published")
+    (tmp_path / "published" / "model.safetensors").unlink()
+    torch.save({"gain": torch.tensor(60.0)}, tmp_path / "published" / "model.pth.tar")
+    assert main(["codec", "add", str(tmp_path / "published" / "model.pth.tar"), str(tmp_path / "out")]) == 0
+    assert equal(open_codec(tmp_path / "out"), open_codec(place / "plain"))
+
+
+def test_only_the_files_of_a_codec_are_its_own(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "voiced", tmp_path / "codec")
+    for name in ("old.ckpt", ".git/config", "voice/old.pt"):
+        (tmp_path / "codec" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "codec" / name).write_text("x")
+    names = [file.relative_to(tmp_path / "codec").as_posix() for file in codec_files(tmp_path / "codec")]
+    assert names == ["codec.json", "model.safetensors", "voice/config.json", "voice/model.safetensors"]
+
+
+def test_a_file_that_may_not_be_read_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(added, "sha256_file", refused)
+    with pytest.raises(UserError, match=r"cannot read .*model\.safetensors: Permission denied"):
+        open_codec(place / "plain")
 
 
 def test_a_voice_that_is_none_leaves_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,7 @@ def test_both_forms_are_one_codec(tmp_path):
     made = {"state_dict": weights | more, "hyper_parameters": argparse.Namespace(lr=2e-4)}
     torch.save(made, tmp_path / "a.ckpt")
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(settings(320, [8, 5, 4, 2], vq_bins=256)))
+    (tmp_path / "config.json").write_text('{"epochs": 3}')  # of something else
     add_codec(tmp_path / "a.ckpt", tmp_path / "codec")
     read, known = open_codec(tmp_path / "codec"), open_family("wavtokenizer")
     wave = audio(24000)[None, :30000]

@@ -116,10 +116,8 @@ class _AttentionInSteps(nn.Module):
 
 
 def _read(source: Source) -> Added | None:
-    if source.config:
+    if "model_type" in source.config:
         return read_pretrained(source, NAME, CODEBOOK)
-    if not source.weight_files or source.weight_files[0].suffix == ".safetensors":
-        return None
     state = source.weights.get("state_dict")
     if not isinstance(state, dict) or f"{QUANTIZER}embed" not in state:
         return None
