@@ -70,6 +70,14 @@ def share(text: str) -> float:
     return number
 
 
+def seed(text: str) -> int:
+    """A whole number of 64 bits, as torch takes it. argparse names the argument where ValueError is raised."""
+    number = int(text)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError
+    return number
+
+
 def above_zero(text: str) -> float:
     """A number above 0. argparse names the argument where ValueError is raised."""
     number = float(text)

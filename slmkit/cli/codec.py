@@ -23,7 +23,7 @@ from slmkit.corpora.folders import files_under
 from slmkit.errors import BadSample, UserError
 from slmkit.files import check_new_directory
 from slmkit.hub import local_path
-from slmkit.texts import counted, positive
+from slmkit.texts import above_zero, counted, positive, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_HOURS = 2.0
 DEFAULT_MAX_SEC = 60.0
 SECONDS_PER_HOUR = 3600.0
+PROVENANCE_FILE = "provenance.json"
 
 logger = log.get_logger(__name__)
 
@@ -57,16 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--streams", type=int, choices=(1, 2, 3), default=3, metavar="N", help="streams, 1 to 3 (default: %(default)s)"
     )
-    fit.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    fit.add_argument("--seed", type=seed, default=0, help="random seed (default: %(default)s)")
     fit.add_argument(
         "--max-hours",
-        type=float,
+        type=above_zero,
         default=DEFAULT_MAX_HOURS,
         help="hours of audio to read at most (default: %(default)s)",
     )
     fit.add_argument(
         "--max-sec",
-        type=float,
+        type=above_zero,
         default=DEFAULT_MAX_SEC,
         help="skip files longer than this, in seconds (default: %(default)s)",
     )
@@ -125,7 +126,9 @@ def _fit(args: argparse.Namespace) -> int:
 
     if not os.path.isdir(args.audio_dir):
         raise UserError("the audio folder does not exist", got=args.audio_dir, next_step="give a folder of audio files")
-    taken = [name for name in (WEIGHTS_FILE, SPEC_FILE) if os.path.exists(args.out / name)]
+    if os.path.isfile(args.out):
+        raise UserError("OUT is a file", got=args.out, expected="a directory, new or not")
+    taken = [name for name in (WEIGHTS_FILE, SPEC_FILE, PROVENANCE_FILE) if os.path.exists(args.out / name)]
     if taken and not args.replace:
         raise UserError(f"{args.out} holds a codec already", got=", ".join(taken), next_step="add --replace")
     started = time.perf_counter()
@@ -157,8 +160,8 @@ def _fit(args: argparse.Namespace) -> int:
     codec = MelVQ.fit(waves(), args.seed, num_streams=args.streams)
     config = {"streams": args.streams, "seed": args.seed, "max_sec": args.max_sec, "max_hours": args.max_hours}
     counts = {"files": len(used_sec), "seconds": round(sum(used_sec), 3), "skipped": dict(sorted(skipped.items()))}
-    write_json(args.out / "provenance.json", {**provenance(config), "counts": counts}, replace=args.replace)
     codec.save(args.out, replace=args.replace)
+    write_json(args.out / PROVENANCE_FILE, {**provenance(config), "counts": counts}, replace=args.replace)
     took_sec = time.perf_counter() - started
     print(f"{args.out}: fitted to {len(used_sec)} files, {sum(used_sec):.1f} s of audio, in {took_sec:.1f} s")
     for reason, number in sorted(skipped.items()):

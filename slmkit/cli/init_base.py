@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from slmkit.errors import UserError
 from slmkit.files import check_directory, check_new_directory
+from slmkit.texts import positive, seed
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "smollm3")  # those of model/init_base.py, which imports torch
 
@@ -25,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--hidden-size", 256, "width of the model"),
         ("--num-layers", 6, "decoder layers"),
         ("--vocab-size", 4096, "largest number of tokens, 259 or more"),
-        ("--seed", 0, "seed of the random weights"),
     ]
     for name, default, meaning in sizes:
-        parser.add_argument(name, type=int, default=default, help=f"{meaning} (default: %(default)s)")
-    parser.add_argument("--num-heads", type=int, help="attention heads (default: one per 64 of the width)")
-    parser.add_argument("--num-key-value-heads", type=int, help="key-value heads (default: half the heads)")
+        parser.add_argument(name, type=positive, default=default, help=f"{meaning} (default: %(default)s)")
+    parser.add_argument("--num-heads", type=positive, help="attention heads (default: one per 64 of the width)")
+    parser.add_argument("--num-key-value-heads", type=positive, help="key-value heads (default: half the heads)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the random weights (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

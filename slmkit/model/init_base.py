@@ -67,12 +67,16 @@ def init_base(
     """Write config, tokenizer and float32 weights to `out_dir`, which must not exist.
 
     `arch`: one of `ROTARY`, as transformers calls its `model_type`. `vocab_size` is the most tokens the tokenizer may
-    have; little text gives fewer. Without `num_heads`, heads are 64 wide where that divides hidden_size, else there is
-    one; key-value heads default to half of them. Raises UserError when the sizes do not fit.
+    have; little text gives fewer. Without `num_heads` there are as many as fit and are 64 wide or wider; of key-value
+    heads at most half as many, as divide them. Raises UserError when the sizes do not fit.
     """
-    heads = num_heads or max(1, hidden_size // FEATURES_PER_HEAD)
-    shared = num_key_value_heads or max(1, heads // 2)
-    if min(hidden_size, num_layers) < 1 or hidden_size % (2 * heads) or heads % shared:
+    heads = num_heads
+    if heads is None:
+        heads = next((n for n in range(hidden_size // FEATURES_PER_HEAD, 1, -1) if hidden_size % (2 * n) == 0), 1)
+    shared = num_key_value_heads
+    if shared is None:
+        shared = next((n for n in range(heads // 2, 1, -1) if heads % n == 0), 1)
+    if min(hidden_size, num_layers, heads, shared) < 1 or hidden_size % (2 * heads) or heads % shared:
         raise UserError(
             "the sizes of the base model do not fit",
             got=f"hidden_size {hidden_size}, {num_layers} layers, {heads} heads, {shared} key-value heads",

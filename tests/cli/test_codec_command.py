@@ -11,6 +11,7 @@ from codec.tiny_snac import write_published
 from hub_server import HubServer
 
 from slmkit.cli.main import main
+from slmkit.codec.melvq import MelVQ
 from slmkit.codec.open import open_codec
 from slmkit.files import read_json
 
@@ -97,6 +98,8 @@ def test_fit_overwrites_only_when_asked(codec_folder, tmp_path, capsys):
     [
         (["fit", "{tmp}/nowhere", "{tmp}/out"], "the audio folder does not exist"),
         (["fit", "{tmp}", "{tmp}/out"], "no usable audio file below"),
+        (["fit", str(CORPUS), "{tmp}/text.wav"], "OUT is a file"),
+        (["fit", str(CORPUS), "{tmp}/rest"], "holds a codec already"),
         (["fit", str(SPOKEN.parent), "{tmp}/out"], "too little audio to fit a codec"),
         (["copy", "{tmp}", str(SPOKEN), "{tmp}/out.wav"], "is not a codec directory"),
         (["copy", "{codec}", "{tmp}/text.wav", "{tmp}/out.wav"], "cannot be read as audio"),
@@ -104,8 +107,12 @@ def test_fit_overwrites_only_when_asked(codec_folder, tmp_path, capsys):
         (["copy", "{codec}", str(SPOKEN), "{tmp}/out.wav", "--device", "gpu"], "cannot use device gpu"),
     ],
 )
-def test_user_errors_have_exit_code_2(codec_folder, tmp_path, capsys, words, message):
+def test_user_errors_have_exit_code_2(codec_folder, tmp_path, capsys, monkeypatch, words, message):
+    if words[1] == str(CORPUS):
+        monkeypatch.delattr(MelVQ, "fit")  # refused before
     (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "rest").mkdir()
+    (tmp_path / "rest" / "provenance.json").touch()
     if "short" in " ".join(words):
         soundfile.write(tmp_path / "short.flac", [0.5, -0.5, 0.5], 16000)
     assert main(["codec", *(word.format(tmp=tmp_path, codec=codec_folder) for word in words)]) == 2

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic import codec_spec
 from tiny_models import tiny_layout, tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from slmkit.data.text import TextTokenizer
 from slmkit.errors import UserError
@@ -77,9 +77,22 @@ def test_equal_seeds_give_equal_base_models(base: Path, tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(("width", "heads", "shared"), [(320, 5, 1), (200, 2, 1), (576, 9, 3), (256, 4, 2)])
+def test_heads_that_nobody_named_fit(width: int, heads: int, shared: int, tmp_path: Path) -> None:
+    init_base(TEXTS, tmp_path / "base", hidden_size=width, num_layers=1, vocab_size=300)
+    config = AutoConfig.from_pretrained(tmp_path / "base")
+    assert (config.num_attention_heads, config.num_key_value_heads) == (heads, shared)
+
+
 def test_base_models_that_cannot_be(tmp_path: Path, base: Path) -> None:
-    with pytest.raises(UserError, match="sizes of the base model do not fit"):
-        init_base(TEXTS, tmp_path / "a", hidden_size=30, num_heads=4)
+    for sizes in (
+        {"hidden_size": 30, "num_heads": 4},
+        {"num_heads": -4},
+        {"num_heads": 0},
+        {"num_key_value_heads": -1},
+    ):
+        with pytest.raises(UserError, match="sizes of the base model do not fit"):
+            init_base(TEXTS, tmp_path / "a", **sizes)
     with pytest.raises(UserError, match="vocabulary is too small"):
         init_base(TEXTS, tmp_path / "a", vocab_size=100)
     with pytest.raises(UserError, match="the directory already exists"):
