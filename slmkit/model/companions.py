@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slmkit.audio import AUDIO_SUFFIXES
+from slmkit.corpora.folders import walk
 from slmkit.errors import DamagedSample, UserError
 from slmkit.files import atomic_write, disk_errors_named, read_json, write_json
 from slmkit.hub import local_path, parse
@@ -42,6 +43,7 @@ SOURCE_FILE, CODEC_DIR, VOICES_DIR, VOICES_FILE = "codec_source.json", "codec", 
 TRAINED_ON_DIR = "trained_on"
 RATES_FILE = "speech_rates.json"
 HASHES = ("weights_sha256", "speaker_sha256")
+VOICE_SUFFIXES = (*AUDIO_SUFFIXES, ".npy")
 NUM_VOICES = 4
 LOOKED_AT = 64  # samples of a corpus, evenly spread, among which voices are chosen
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")  # in names of files
@@ -178,11 +180,25 @@ def codec_source(directory: str | Path) -> str:
 
 
 def voices_beside(directory: str | Path) -> dict[str, str]:
-    """The voices of an exported model: files by name, sorted."""
+    """The voices of an exported model: files by name, sorted. Raises UserError where two have the same name."""
     folder = Path(directory) / VOICES_DIR
-    files = sorted(folder.iterdir(), key=lambda file: file.stem) if os.path.isdir(folder) else []
-    usable = [file for file in files if file.suffix.lower() in (*AUDIO_SUFFIXES, ".npy") and file.name[0] != "."]
-    return {file.stem: str(file) for file in usable}
+    return voices_by_name(voices_in(folder)) if os.path.isdir(folder) else {}
+
+
+def voices_in(folder: Path) -> list[tuple[str, str]]:
+    """Names and paths of the audio files and vectors in a folder that are not hidden, sorted."""
+    files = [folder / name for name in next(walk(folder)).names]
+    return sorted((file.stem, str(file)) for file in files if file.suffix.lower() in VOICE_SUFFIXES)
+
+
+def voices_by_name(found: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Raises UserError where two voices have the same name."""
+    voices: dict[str, str] = {}
+    for name, place in found:
+        if name in voices:
+            raise UserError("two voices have the same name", got=name, next_step=f"rename {voices[name]} or {place}")
+        voices[name] = place
+    return voices
 
 
 def rates_beside(directory: str | Path) -> "SpeechRates | None":

@@ -79,6 +79,9 @@ def test_a_note_says_where_the_codec_is(tmp_path: Path) -> None:
     (model / "voices").mkdir()
     (model / "voices" / "anna.wav").touch()
     assert voices_beside(model) == {"anna": str(model / "voices" / "anna.wav")}
+    (model / "voices" / "anna.npy").touch()
+    with pytest.raises(UserError, match=r"(?s)two voices have the same name.*rename .*anna.npy or .*anna.wav"):
+        voices_beside(model)
     for damaged in ("[]", '{"source": 1, "weights_sha256": "", "speaker_sha256": ""}', '{"source": "x"}'):
         (model / SOURCE_FILE).write_text(damaged)
         with pytest.raises(UserError, match="does not say where a codec is"):
