@@ -15,7 +15,7 @@ and what it wrote has to be checked. `from_causal_lm` reads such a directory aga
 elsewhere.
 
 Invariant: OUT exists only if it holds exactly the weights of its source, in the float type asked for; and
-`from_causal_lm` of what `save_hf` wrote is the same model.
+`from_causal_lm` of what `write_hf` wrote is the same model.
 
 Example:
     consolidate("runs/tts", "exports/tts")      # the newest complete checkpoint
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from slmkit.checkpoints.checkpoint import UNREADABLE, no_code_runs, unreadable
@@ -39,7 +39,7 @@ from slmkit.config.run_dir import MODEL, Checkpoint, check_contents, newest, rea
 from slmkit.data.text import load_transformers_tokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.files import check_new_directory, disk_errors_named, new_directory, provenance, read_json, write_json
+from slmkit.files import check_new_directory, disk_errors_named, new_directory, read_json, write_json
 from slmkit.hub import shown, source_of
 from slmkit.model.companions import (
     check_codec_beside,
@@ -48,23 +48,23 @@ from slmkit.model.companions import (
     copy_companions,
     write_companions,
 )
-from slmkit.model.config import SpeechLMConfig, check_backbone_file
+from slmkit.model.config import SpeechLMConfig, check_backbone_file, check_model_file
 from slmkit.model.pretrained import (
-    CODEC_FILE,
+    FLOAT_TYPES,
     LAYOUT_FILE,
     LOCAL,
-    PROVENANCE_FILE,
     UNLOADABLE,
     backbone_values,
     check_finite,
+    check_float_type,
+    describe,
     load,
-    save,
+    write_model,
 )
-from slmkit.model.published import save_published, to_published
+from slmkit.model.published import check_published, to_published
 from slmkit.model.slm import SpeechLM
 
 Format = Literal["slmkit", "hf", "published"]
-FLOAT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE = "config.json", "generation_config.json", "tokenizer_config.json"
 NOTED_OPTIONS = ("layout", "codec", "group", "head", "fusion", "speaker_dim", "softmax", "text_loss_weight")
 # One user message is the human part of the published prompt; "Read this sentence: Hello." asks for speech. Before it
@@ -100,13 +100,14 @@ def consolidate(
     if checkpoint is None:
         raise UserError("the run has no complete checkpoint", got=run_dir, next_step="train until one is saved")
     check_new_directory(out_dir)
-    check_contents(checkpoint)
+    config, described = trained_config(Path(run_dir), checkpoint), Path(run_dir) / MODEL
+    _check_format(config, format)
     with new_directory(Path(out_dir)) as temporary:
-        model = trained_model(Path(run_dir), checkpoint)
+        _add_companions(described, temporary, config, codec, with_codec=with_codec)
+        check_contents(checkpoint)
+        model = trained_model(config, checkpoint)
         source = {"run": Path(run_dir).name, "step": checkpoint.step, "facts": checkpoint.state["facts"]}
-        described = Path(run_dir) / MODEL
         _write_export(model, temporary, described, format=format, dtype=dtype, source=source)
-        _add_companions(described, temporary, model, codec, with_codec=with_codec)
     return checkpoint
 
 
@@ -130,32 +131,56 @@ def convert(
     """
     with new_directory(Path(out_dir)) as temporary:
         model = load(model_dir)
-        dtype = dtype or str(model.dtype).removeprefix("torch.")
+        _check_format(model.config, format)
+        if dtype is None:
+            check_float_type(model.dtype, model_dir)
+            dtype = str(model.dtype).removeprefix("torch.")
+        _add_companions(Path(model_dir), temporary, model.config, codec, with_codec=with_codec)
         source = {"export": shown(Path(model_dir).name, model_dir)}
         _write_export(model, temporary, Path(model_dir), format=format, dtype=dtype, source=source)
-        _add_companions(Path(model_dir), temporary, model, codec, with_codec=with_codec)
     return dtype
 
 
+def _check_format(config: SpeechLMConfig, format: Format) -> None:
+    """Raise UserError where a format cannot hold the model, or a server could not generate with it."""
+    if format == "published":
+        check_published(config)
+    if format != "hf":
+        return
+    if config.group or config.speaker_dim:
+        raise UserError(
+            "AutoModelForCausalLM cannot load a model with speech heads or speaker input",
+            got=f"group {config.group}, speaker_dim {config.speaker_dim}",
+            next_step="use --format slmkit, and load it with SpeechLM.from_pretrained",
+        )
+    if config.softmax != "full":
+        raise UserError(
+            "this model chooses each token from one stream, and a plain server would choose from all",
+            got=f"softmax {config.softmax}",
+            expected="softmax full",
+            next_step="use --format slmkit; it loads with AutoModelForCausalLM, for a program that masks the streams",
+        )
+
+
 def _add_companions(
-    described: Path, directory: Path, model: SpeechLM, codec: str | Path | None, *, with_codec: bool
+    described: Path, directory: Path, config: SpeechLMConfig, codec: str | Path | None, *, with_codec: bool
 ) -> None:
     """Put beside an export what is beside `described`; `codec` in place of the codec that is noted there."""
     copy_companions(described, directory)
     if codec is not None:
         spec = open_codec(codec).spec
-        model.config.codec_spec.check_compatible(spec, this="the model", that=str(codec))
+        config.codec_spec.check_compatible(spec, this="the model", that=str(codec))
         write_companions(directory, spec, codec_source=source_of(codec))
     if with_codec:
         place = codec_beside(directory)
         spec = open_codec(place).spec
         check_codec_beside(directory, spec, place)
-        model.config.codec_spec.check_compatible(spec, this="the model", that=str(place))
+        config.codec_spec.check_compatible(spec, this="the model", that=str(place))
         copy_codec(directory, place, codec_files(place), spec)
 
 
-def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
-    """The float32 model of a checkpoint. Raises UserError when weights and description do not fit together."""
+def trained_config(run_dir: Path, checkpoint: Checkpoint) -> SpeechLMConfig:
+    """What a run says of its model. Raises UserError where that cannot be read, or is not of the checkpoint's model."""
     try:
         config = SpeechLMConfig.from_pretrained(run_dir / MODEL, local_files_only=True)
     except UNLOADABLE as error:
@@ -166,6 +191,11 @@ def trained_model(run_dir: Path, checkpoint: Checkpoint) -> SpeechLM:
             got=config.vocab_layout.sha256,
             expected=checkpoint.state["facts"]["vocabulary"],
         )
+    return config
+
+
+def trained_model(config: SpeechLMConfig, checkpoint: Checkpoint) -> SpeechLM:
+    """The float32 model of a checkpoint. Raises UserError when weights and description do not fit together."""
     state = merged_weights(checkpoint)
     model = SpeechLM(config)
     try:
@@ -205,32 +235,25 @@ def merged_weights(checkpoint: Checkpoint) -> State:
 def _write_export(
     model: SpeechLM, directory: Path, description: Path, *, format: Format, dtype: str, source: dict[str, Any]
 ) -> None:
-    """Write into an empty directory and compare; `description` is one with the model's tokenizer."""
+    """Write into a directory and compare; `description` is one with the model's tokenizer."""
     torch.nn.Module.to(model, FLOAT_TYPES[dtype])
     check_finite(model, f"{source.get('run') or source.get('export')}, as {dtype},")
-    source = {**source, "format": format, "dtype": dtype}
-    export = directory / "export"
-    tokenizer = load_transformers_tokenizer(description)
+    written: dict[str, Any] = {"source": {**source, "format": format, "dtype": dtype}}
+    written["tokenizer"] = load_transformers_tokenizer(description)
+    with disk_errors_named(directory):
+        if format == "published":
+            save_file(to_published(model), directory / "model.safetensors")
+            model.lm_model.config.save_pretrained(directory)
+            describe(model, directory, **written)
+        else:
+            write = write_hf if format == "hf" else write_model
+            write(model, directory, **written)
     if format == "published":
-        with disk_errors_named(directory):
-            export.mkdir()
-            save_published(model, export / "model.safetensors")
-            tokenizer.save_pretrained(export)
-            model.lm_model.config.save_pretrained(export)
-        write_json(export / LAYOUT_FILE, model.layout.to_dict())
-        write_json(export / CODEC_FILE, model.config.codec_spec.to_dict())
-        write_json(export / PROVENANCE_FILE, provenance(source))
-        _compare(load_file(export / "model.safetensors"), to_published(model), str(export))
+        _compare(load_file(directory / "model.safetensors"), to_published(model), str(directory))
     else:
-        write = save_hf if format == "hf" else save
-        with disk_errors_named(directory):
-            write(model, export, tokenizer=tokenizer, source=source)
-        _compare(load(export, layout=model.layout).state_dict(), model.state_dict(), str(export))
+        _compare(load(directory, layout=model.layout).state_dict(), model.state_dict(), str(directory))
     if format == "hf":
-        _compare(from_causal_lm(export).state_dict(), model.state_dict(), str(export))
-    for file in export.iterdir():
-        file.rename(directory / file.name)
-    export.rmdir()
+        _compare(from_causal_lm(directory).state_dict(), model.state_dict(), str(directory))
 
 
 def _compare(found: State, expected: State, where: str) -> None:
@@ -247,26 +270,9 @@ def _compare(found: State, expected: State, where: str) -> None:
             )
 
 
-def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any = None) -> None:
-    """Write a directory for transformers and servers.
-
-    Raises UserError when plain generation over the whole vocabulary is not what the model was trained for.
-    """
-    if not model.is_plain:
-        raise UserError(
-            "AutoModelForCausalLM cannot load a model with speech heads or speaker input",
-            got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
-            next_step="use --format slmkit, and load it with SpeechLM.from_pretrained",
-        )
-    if model.config.softmax != "full":
-        raise UserError(
-            "this model chooses each token from one stream, and a plain server would choose from all",
-            got=f"softmax {model.config.softmax}",
-            expected="softmax full",
-            next_step="use --format slmkit; it loads with AutoModelForCausalLM, for a program that masks the streams",
-        )
-    out_dir = Path(out_dir)
-    save(model, out_dir, tokenizer=tokenizer, source=source)
+def write_hf(model: SpeechLM, out_dir: Path, *, tokenizer: Any, source: Any = None) -> None:
+    """Fill a directory for transformers and servers with a plain model."""
+    write_model(model, out_dir, tokenizer=tokenizer, source=source)
     values = read_json(out_dir / CONFIG_FILE)
     rotary = dict(values["rope_parameters"])
     names = {name: rotary.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rotary}
@@ -294,7 +300,7 @@ def save_hf(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any
 
 
 def from_causal_lm(directory: str | Path) -> SpeechLM:
-    """The model of a directory that `save_hf` wrote, or that a program made from one.
+    """The model of a directory that `write_hf` wrote, or that a program made from one.
 
     Raises UserError when the directory cannot be read, its weights are not those of its config, or it has lost what
     the export noted of vocabulary and codec.
@@ -309,6 +315,8 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
             expected=f"an entry {SpeechLMConfig.model_type!r}, as `slmkit consolidate --format hf` writes it",
             next_step="copy the entry from the config.json of the export that this model was made from",
         )
+    ours = {name: noted[name] for name in NOTED_OPTIONS if name in noted}
+    check_model_file({"backbone": {}, **ours}, f"{directory / CONFIG_FILE}")
     try:
         read: Any = AutoModelForCausalLM.from_pretrained(
             str(directory), use_safetensors=True, dtype="auto", output_loading_info=True, **LOCAL
@@ -319,10 +327,16 @@ def from_causal_lm(directory: str | Path) -> SpeechLM:
     wrong = sorted(map(str, (*found["missing_keys"], *found["unexpected_keys"], *found["mismatched_keys"])))
     if wrong:
         raise UserError(f"the weights in {directory} are not those of its config", got=", ".join(wrong[:3]))
-    ours = {name: noted[name] for name in NOTED_OPTIONS if name in noted}
-    layout = VocabLayout.from_dict(ours.get("layout", {}))
+    check_finite(plain, directory)
+    check_float_type(plain.dtype, directory)
+    layout = VocabLayout.from_dict(ours["layout"])
     backbone = backbone_values(plain.config.to_dict(), layout, plain.config.vocab_size)
     model = SpeechLM(SpeechLMConfig(backbone=backbone, **ours))
+    if not model.is_plain:
+        raise UserError(
+            f"{directory / CONFIG_FILE} describes speech heads or speaker input, of which there are no weights",
+            got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
+        )
     torch.nn.Module.to(model, plain.dtype)
     model.lm_model.load_state_dict(plain.state_dict())
     return model.eval()

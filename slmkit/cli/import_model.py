@@ -12,11 +12,10 @@ The float type stays. `slmkit consolidate OUT DIR --format published` (or hf) co
 
 import argparse
 import os
-from pathlib import Path
 
 from slmkit import log
 from slmkit.errors import UserError
-from slmkit.files import check_new_directory
+from slmkit.files import check_new_directory, disk_errors_named, new_directory
 from slmkit.hub import local_path, shown, source_of
 
 FACODEC_SPEAKER_DIM = 256  # width of FACodec's timbre vector, which speaker-aware checkpoints take
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from slmkit.corpora.published import SPEC
     from slmkit.export import from_causal_lm
     from slmkit.model.companions import copy_companions, write_companions
-    from slmkit.model.pretrained import extended_tokenizer, save
+    from slmkit.model.pretrained import extended_tokenizer, write_model
     from slmkit.model.published import from_published
     from slmkit.model.trained_on import TrainedOn
 
@@ -72,14 +71,16 @@ def run(args: argparse.Namespace) -> int:
         model = from_published(checkpoint, base_dir=base, codec=codec)
         source = {"published": shown(args.checkpoint, checkpoint), "base": shown(args.base, base)}
         described = base
-    save(model, args.out, tokenizer=extended_tokenizer(described, model.layout), source=source)
-    if is_hf:
-        copy_companions(checkpoint, Path(args.out))
-        trained_on = TrainedOn.read(args.out)
-        if trained_on is not None:  # and perhaps on more, by another program
-            dataclasses.replace(trained_on, is_all=False).write(Path(args.out))
-    elif codec_dir is not None:
-        write_companions(Path(args.out), model.config.codec_spec, codec_source=source_of(codec_dir))
+    with new_directory(args.out) as out:
+        with disk_errors_named(args.out):
+            write_model(model, out, tokenizer=extended_tokenizer(described, model.layout), source=source)
+        if is_hf:
+            copy_companions(checkpoint, out)
+            trained_on = TrainedOn.read(out)
+            if trained_on is not None:  # and perhaps on more, by another program
+                dataclasses.replace(trained_on, is_all=False).write(out)
+        elif codec_dir is not None:
+            write_companions(out, model.config.codec_spec, codec_source=source_of(codec_dir))
     speaker = "with" if model.config.speaker_dim else "without"
     kind = f"MTP-{model.group}, {model.config.head} heads" if model.group else "NTP"
     print(f"{args.out}: {kind}, {speaker} speaker input")

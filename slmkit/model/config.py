@@ -70,6 +70,13 @@ def check_backbone_file(values: Any, where: str) -> None:
     from_dict(_BackboneFile, values, where)
 
 
+def check_model_file(values: Any, where: str) -> None:
+    """Raise UserError naming the values of our part of a model's config.json that are of the wrong type or range."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} does not hold a mapping", got=f"{values!r:.100}")
+    from_dict(_ModelFile, values, where)
+
+
 class SpeechLMConfig(PreTrainedConfig):
     """Configuration of `SpeechLM`. Raises UserError when the parts do not fit together."""
 
@@ -102,10 +109,8 @@ class SpeechLMConfig(PreTrainedConfig):
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read config.json; that of a plain export holds ours under our name."""
         values, unused = super().get_config_dict(*args, **kwargs)
-        ours, where = values.get(cls.model_type, values), f"{args[0]}/config.json"
-        if not isinstance(ours, dict):
-            raise UserError(f"{where} does not hold a mapping", got=f"{ours!r:.100}")
-        from_dict(_ModelFile, ours, where)
+        ours = values.get(cls.model_type, values)
+        check_model_file(ours, f"{args[0]}/config.json")
         return ours, unused
 
     @property

@@ -52,6 +52,7 @@ LAYOUT_FILE, CODEC_FILE, PROVENANCE_FILE = "vocab_layout.json", "codec_spec.json
 TRIAL_LENGTHS = (7, 4)  # positions of the two utterances with which a model is compared with transformers' own forward
 TRIAL_TOLERANCE = 1e-3  # of the logits, relative to the largest
 WEIGHTS = "*.safetensors"
+FLOAT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHAPING_OPTIONS = ("group", "head", "fusion")  # they shape the weights, so an export must have the same
 LOSS_OPTIONS = ("softmax", "text_loss_weight")  # they have no weights
 # What transformers raises where config.json or the weights are damaged.
@@ -187,29 +188,30 @@ def save(model: SpeechLM, out_dir: str | Path, *, tokenizer: Any, source: Any = 
 
     The directory appears whole or not at all. Raises UserError when it exists.
     """
-    out_dir = Path(out_dir)
     with new_directory(out_dir) as temporary:
-        if model.is_plain:
-            to_causal_lm(model, temporary)
-        else:
-            model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        write_json(temporary / LAYOUT_FILE, model.layout.to_dict())
-        write_json(temporary / CODEC_FILE, model.config.codec_spec.to_dict())
-        write_json(temporary / PROVENANCE_FILE, provenance(source))
+        write_model(model, temporary, tokenizer=tokenizer, source=source)
+
+
+def write_model(model: SpeechLM, directory: Path, *, tokenizer: Any, source: Any = None) -> None:
+    """As `save`, into a directory that is there."""
+    if model.is_plain:
+        to_causal_lm(model, directory)
+    else:
+        model.save_pretrained(directory)
+    describe(model, directory, tokenizer=tokenizer, source=source)
+
+
+def describe(model: SpeechLM, directory: Path, *, tokenizer: Any, source: Any) -> None:
+    """Write what every export has beside its weights and their config."""
+    tokenizer.save_pretrained(directory)
+    write_json(directory / LAYOUT_FILE, model.layout.to_dict())
+    write_json(directory / CODEC_FILE, model.config.codec_spec.to_dict())
+    write_json(directory / PROVENANCE_FILE, provenance(source))
 
 
 def to_causal_lm(model: SpeechLM, out_dir: str | Path) -> None:
-    """Write weights and config as a causal language model of transformers that also loads as a SpeechLM.
-
-    Raises UserError when the model has parts that such a model lacks.
-    """
-    if not model.is_plain:
-        raise UserError(
-            "only a next-token model without speaker input is a plain causal language model",
-            got=f"group {model.group}, speaker_dim {model.config.speaker_dim}",
-            next_step="load the export with SpeechLM.from_pretrained",
-        )
+    """Write weights and config of a plain model as a causal language model that also loads as a SpeechLM."""
+    assert model.is_plain, "others have parts that such a model lacks"
     config = model.lm_model.config
     dtype = str(model.dtype).removeprefix("torch.")  # the config may still say which type was read
     setattr(config, model.config.model_type, {**model.config.to_dict(), "dtype": dtype})
@@ -250,6 +252,17 @@ def _check_model_type(config: dict[str, Any], directory: Path) -> None:
             f"{directory} holds no slmkit model",
             got=f"a config.json of {config.get('model_type')!s:.100}",
             next_step="convert a published checkpoint with `slmkit import-model`",
+        )
+
+
+def check_float_type(dtype: torch.dtype, place: str | Path) -> None:
+    """Raise UserError where the weights in `place` are of a float type that no export has."""
+    if dtype not in FLOAT_TYPES.values():
+        raise UserError(
+            f"the weights in {place} are of a float type that slmkit does not write",
+            got=str(dtype).removeprefix("torch."),
+            expected=", ".join(FLOAT_TYPES),
+            next_step="convert them with the program that made them",
         )
 
 
@@ -365,7 +378,7 @@ def read_export_config(directory: str | Path) -> SpeechLMConfig:
         )
     values = read_json(directory / "config.json")
     ours = values.get(SpeechLMConfig.model_type, values) if isinstance(values, dict) else {}
-    if "layout" not in ours or "codec" not in ours:
+    if not isinstance(ours, dict) or "layout" not in ours or "codec" not in ours:
         raise UserError(
             f"the model in {directory} is not in slmkit's format",
             expected="what `slmkit consolidate --format slmkit` writes",

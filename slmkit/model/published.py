@@ -15,7 +15,6 @@ import functools
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from slmkit.codec.base import CodecSpec
 from slmkit.data.sequence import head_classes
@@ -24,7 +23,13 @@ from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
 from slmkit.model.config import SpeechLMConfig
 from slmkit.model.heads.kinds import HEADS
-from slmkit.model.pretrained import backbone_values, base_layout, check_finite, read_base_config
+from slmkit.model.pretrained import (
+    backbone_values,
+    base_layout,
+    check_finite,
+    check_float_type,
+    read_base_config,
+)
 from slmkit.model.slm import SpeechLM
 from slmkit.weights import read_weights
 
@@ -36,11 +41,16 @@ SPEAKER = "spk_emb_proj.0.weight"  # [inner width, speaker_dim]
 
 def to_published(model: SpeechLM) -> StateDict:
     """The published state dict of a model. Raises UserError when it has parts the format lacks."""
-    _check_group(model.group, model.layout.num_streams)
-    if model.fusion is not None:
-        raise UserError("the published format has no mlp fusion", got="fusion mlp", expected="fusion mean")
+    check_published(model.config)
     state = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     return state | lookup_buffers(model.layout, model.group)
+
+
+def check_published(config: SpeechLMConfig) -> None:
+    """Raise UserError for a model with parts that the format lacks."""
+    _check_group(config.group, config.vocab_layout.num_streams)
+    if config.group and config.fusion != "mean":
+        raise UserError("the published format has no mlp fusion", got="fusion mlp", expected="fusion mean")
 
 
 def lookup_buffers(layout: VocabLayout, group: int) -> StateDict:
@@ -70,11 +80,6 @@ def _check_group(group: int, num_streams: int) -> None:
         )
 
 
-def save_published(model: SpeechLM, path: str | Path) -> None:
-    """Write the published state dict as safetensors."""
-    save_file(to_published(model), path)
-
-
 def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: CodecSpec) -> SpeechLM:
     """The model of a published checkpoint (.safetensors, or a torch file of tensors) that grew on `base_dir`.
 
@@ -86,6 +91,9 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
     for name in (EMBEDDING, SPEAKER) if SPEAKER in state else (EMBEDDING,):
         if name not in state or state[name].ndim != 2 or not state[name].is_floating_point():
             raise UserError(f"{checkpoint} is not a published checkpoint", expected=f"a matrix of floats {name}")
+    types = {value.dtype for value in state.values() if value.is_floating_point()}
+    for dtype in types:
+        check_float_type(dtype, checkpoint)
     group = sum(name.startswith("speech_heads.") and name.endswith(".small_to_orig") for name in state)
     kinds = [kind for kind, head in HEADS.items() if f"speech_heads.0.{head.published_key}" in state]
     _check_group(group, len(codec.lm_streams))
@@ -100,7 +108,6 @@ def from_published(checkpoint: str | Path, *, base_dir: str | Path, codec: Codec
     )
     model = SpeechLM(config)
     # The narrowest float type that holds every weight exactly.
-    types = {value.dtype for value in state.values() if value.is_floating_point()}
     torch.nn.Module.to(model, functools.reduce(torch.promote_types, types))
     buffers = lookup_buffers(model.layout, model.group)
     for name, expected in buffers.items():

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from memorising import BASE, small_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from slmkit.cli.main import main
 from slmkit.corpora.published import SPEC
 from slmkit.data.text import TextTokenizer
 from slmkit.model.pretrained import load
-from slmkit.model.published import save_published, to_published
+from slmkit.model.published import to_published
 
 CODEC = dataclasses.replace(SPEC, speaker_dim=256)
 
@@ -27,7 +27,7 @@ CODEC = dataclasses.replace(SPEC, speaker_dim=256)
 )
 def test_there_and_back(options: dict, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = small_model(TextTokenizer.load(BASE), CODEC, **options, like=BASE)
-    save_published(model, tmp_path / "model.safetensors")
+    save_file(to_published(model), tmp_path / "model.safetensors")
     assert main(["import-model", str(tmp_path / "model.safetensors"), str(tmp_path / "out"), "--base", str(BASE)]) == 0
     assert said in capsys.readouterr().out
     again = to_published(load(tmp_path / "out"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from synthetic import WORDS, write_corpus
 from train.ranks import ROOT, run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -111,9 +111,22 @@ def test_a_next_token_model_loads_without_slmkit(place: Path, tmp_path: Path) ->
         assert torch.allclose(foreign(tokens).logits, ours.lm_model.lm_head(hidden), atol=1e-5)
 
 
-def test_hf_refuses_what_it_could_not_load(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="AutoModelForCausalLM cannot load a model with speech heads"):
-        consolidate(place / "mtp", tmp_path / "out", format="hf")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "hf"}, "AutoModelForCausalLM cannot load a model with speech heads"),
+        ({"codec": "{place}/base"}, "is not a codec directory"),
+        ({"with_codec": True}, "does not say where its codec is"),
+    ],
+)
+def test_what_does_not_fit_is_named_before_weights_are_read(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    for name in ("check_contents", "merged_weights"):
+        monkeypatch.delattr(module, name)
+    options = {name: value.format(place=place) if name == "codec" else value for name, value in options.items()}
+    with pytest.raises(UserError, match=message):
+        consolidate(place / "mtp", tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,16 +217,16 @@ def test_a_write_that_went_wrong_leaves_nothing(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: Any
 ) -> None:
     """One bit of one weight differs between what is written and what is compared."""
+    write_model, norm = module.write_model, "lm_model.model.norm.weight"
 
-    def spoiled(model: SpeechLM, *args: Any, write: Any, **kwargs: Any) -> None:
+    def spoiled(model: SpeechLM, *args: Any, **kwargs: Any) -> None:
         weight = model.lm_model.model.norm.weight.data
         weight[0] += 1e-3
-        write(model, *args, **kwargs)
+        write_model(model, *args, **kwargs)
         weight[0] -= 1e-3
 
-    for name in ("save", "save_published"):
-        whole = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, whole=whole, **k: spoiled(*a, write=whole, **k))
+    monkeypatch.setattr(module, "write_model", spoiled)
+    monkeypatch.setattr(module, "save_file", lambda state, path: save_file({**state, norm: state[norm] + 1e-3}, path))
     with pytest.raises(UserError, match=r"norm.weight differs from the checkpoint"):
         consolidate(place / "ntp", tmp_path / "out", format=format)
     assert list(tmp_path.iterdir()) == []
@@ -221,7 +234,7 @@ def test_a_write_that_went_wrong_leaves_nothing(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    for name in ("save", "save_published"):
+    for name in ("write_model", "save_file"):
         monkeypatch.setattr(module, name, full)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         consolidate(place / "ntp", tmp_path / "out", format=format)

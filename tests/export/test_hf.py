@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from synthetic import codec_spec
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
+from slmkit import export as module
 from slmkit.cli.main import main
 from slmkit.data.prompt import prompt_only, tts
 from slmkit.data.sequence import build, tokenize
@@ -22,12 +23,12 @@ from slmkit.data.shards import Sample
 from slmkit.data.text import TextTokenizer
 from slmkit.data.vocab import VocabLayout
 from slmkit.errors import UserError
-from slmkit.export import CHAT_TEMPLATE, convert, from_causal_lm, is_export, save_hf
+from slmkit.export import CHAT_TEMPLATE, convert, from_causal_lm, is_export, write_hf
 from slmkit.files import read_json
 from slmkit.infer.engine import Engine
 from slmkit.infer.grammar import make_grammar
 from slmkit.infer.request import Output, Request
-from slmkit.model.pretrained import extended_tokenizer, load, save
+from slmkit.model.pretrained import extended_tokenizer, load, read_export_config, save
 from slmkit.model.slm import SpeechLM
 
 TEXTS = ("The river froze", "Eleven lanterns along the wall")
@@ -72,7 +73,8 @@ def parrot(tokenizer: TextTokenizer) -> tuple[SpeechLM, list[Sample]]:
 
 
 def exported(model: SpeechLM, out: Path) -> Path:
-    save_hf(model, out, tokenizer=extended_tokenizer(BASE, model.layout))
+    out.mkdir()
+    write_hf(model, out, tokenizer=extended_tokenizer(BASE, model.layout))
     return out
 
 
@@ -131,7 +133,8 @@ def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]]
     model, out = parrot[0], tmp_path / "out"
     tokenizer = extended_tokenizer(BASE, model.layout)
     tokenizer.chat_template = "that of the text model"
-    save_hf(model, out, tokenizer=tokenizer)
+    out.mkdir()
+    write_hf(model, out, tokenizer=tokenizer)
     config = read_json(out / "config.json")
     expected = {
         "architectures": ["Qwen2ForCausalLM"],
@@ -163,21 +166,76 @@ def test_the_files_are_what_servers_expect(parrot: tuple[SpeechLM, list[Sample]]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("format", "options", "message"),
     [
-        ({"group": 3}, "speech heads or speaker input\n  got:      group 3, speaker_dim 0"),
-        ({"group": 0, "speaker_dim": 8}, "speech heads or speaker input\n  got:      group 0, speaker_dim 8"),
-        ({"group": 0, "softmax": "stream"}, "a plain server would choose from all"),
+        ("hf", {"group": 3}, "speech heads or speaker input\n  got:      group 3, speaker_dim 0"),
+        ("hf", {"group": 0, "speaker_dim": 8}, "speech heads or speaker input\n  got:      group 0, speaker_dim 8"),
+        ("hf", {"group": 0, "softmax": "stream"}, "a plain server would choose from all"),
+        ("published", {"group": 3, "fusion": "mlp"}, "the published format has no mlp fusion"),
     ],
 )
-def test_what_a_server_cannot_run_is_refused(
-    options: dict[str, Any], message: str, tokenizer: TextTokenizer, tmp_path: Path
+def test_what_a_format_cannot_hold_is_refused_before_it_is_written(
+    format: Any,
+    options: dict[str, Any],
+    message: str,
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delattr(module, "_write_export")
     model = small_model(tokenizer, codec_spec(), hidden_size=16, num_layers=1, **options)
     save(model, tmp_path / "model", tokenizer=extended_tokenizer(BASE, model.layout))
     with pytest.raises(UserError, match=message):
-        convert(tmp_path / "model", tmp_path / "out", format="hf")
+        convert(tmp_path / "model", tmp_path / "out", format=format)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [5, {"group": "x"}, {"layout": {}}, {"codec": 3}, {"group": 3}, {"speaker_dim": 8}, {"text_loss_weight": "much"}],
+    ids=str,
+)
+def test_damaged_notes_of_vocabulary_and_codec_are_named(
+    parrot: tuple[SpeechLM, list[Sample]], tmp_path: Path, ours: Any
+) -> None:
+    out = exported(parrot[0], tmp_path / "out")
+    config = read_json(out / "config.json")
+    ours = {**config["slmkit"], **ours} if isinstance(ours, dict) else ours
+    (out / "config.json").write_text(json.dumps({**config, "slmkit": ours}))
+    with pytest.raises(UserError):
+        from_causal_lm(out)
+    if ours == 5:
+        with pytest.raises(UserError, match="is not in slmkit's format"):
+            read_export_config(out)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(64, dtype=torch.float64), "are of a float type that slmkit does not write"),
+        (torch.full((64,), torch.inf), "are not finite"),
+    ],
+)
+def test_weights_that_cannot_be_written_are_named(
+    parrot: tuple[SpeechLM, list[Sample]], tmp_path: Path, weight: torch.Tensor, message: str
+) -> None:
+    out = exported(parrot[0], tmp_path / "out")
+    weights = {name: value.to(weight.dtype) for name, value in load_file(out / "model.safetensors").items()}
+    weights["model.norm.weight"] = weight[: len(weights["model.norm.weight"])]
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    config, dtype = read_json(out / "config.json"), str(weight.dtype).removeprefix("torch.")
+    config["slmkit"]["dtype"] = dtype
+    (out / "config.json").write_text(json.dumps({**config, "dtype": dtype, "torch_dtype": dtype}))
+    for read in (from_causal_lm, lambda path: convert(path, tmp_path / "other")):
+        with pytest.raises(UserError, match=message):
+            read(out)
+
+
+def test_an_import_that_fails_leaves_nothing(parrot: tuple[SpeechLM, list[Sample]], tmp_path: Path) -> None:
+    out = exported(parrot[0], tmp_path / "out")
+    (out / "codec_source.json").write_text("[]")
+    assert main(["import-model", str(out), str(tmp_path / "imported")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_model_trained_on_elsewhere_comes_back(

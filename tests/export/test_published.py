@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from memorising import BASE, small_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from slmkit.cli.main import main
 from slmkit.corpora.published import SPEC
 from slmkit.data.text import TextTokenizer
 from slmkit.model.pretrained import extended_tokenizer, load, save
-from slmkit.model.published import from_published, save_published
+from slmkit.model.published import from_published, to_published
 from slmkit.model.slm import SpeechLM
 
 GOLDEN = json.loads((BASE.parent / "golden_synthetic.json").read_text())
@@ -55,9 +55,9 @@ def check_weights(state: dict[str, torch.Tensor], model: SpeechLM, dtype: torch.
 def test_there_and_back_bit_for_bit(group: int, head: Any, speaker: int, tmp_path: Path) -> None:
     model = small_model(TextTokenizer.load(BASE), CODEC, group, head=head, speaker_dim=speaker, like=BASE)
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    save_published(model, first)
+    save_file(to_published(model), first)
     check_weights(load_file(first), model, torch.float32)
-    save_published(from_published(first, base_dir=BASE, codec=CODEC), second)
+    save_file(to_published(from_published(first, base_dir=BASE, codec=CODEC)), second)
     assert second.read_bytes() == first.read_bytes()
 
 

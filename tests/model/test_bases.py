@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from synthetic import codec_spec
 from tiny_models import ARCHITECTURES, tiny_batch, tiny_config, tiny_model, untied
 from transformers import (
@@ -27,7 +28,7 @@ from slmkit.model.config import SpeechLMConfig
 from slmkit.model.init_base import ROTARY, init_base
 from slmkit.model.losses import coefficients
 from slmkit.model.pretrained import check_export, config_on_base, extended_tokenizer, from_base, load, save
-from slmkit.model.published import from_published, save_published
+from slmkit.model.published import from_published, to_published
 from slmkit.model.slm import SpeechLM
 
 FRAMES = (9, 4, 0, 13)
@@ -143,7 +144,7 @@ def test_published_and_speaking_models_come_back(head: str, base: Path, tmp_path
     assert model.config.backbone == config_on_base(base, codec=codec_spec(), **options).backbone
     save(model, tmp_path / "out", tokenizer=extended_tokenizer(base, model.layout))
     assert_same(model, load(tmp_path / "out"))
-    save_published(model, tmp_path / "published.safetensors")
+    save_file(to_published(model), tmp_path / "published.safetensors")
     assert_same(model, from_published(tmp_path / "published.safetensors", base_dir=base, codec=codec_spec()))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from synthetic import WORDS, codec_spec
 
 from slmkit.errors import UserError
@@ -21,7 +22,7 @@ from slmkit.model.pretrained import (
     load,
     save,
 )
-from slmkit.model.published import save_published
+from slmkit.model.published import to_published
 
 SIZES = {"hidden_size": 16, "num_layers": 1, "vocab_size": 280}
 KINDS: dict[str, dict[str, Any]] = {
@@ -125,7 +126,7 @@ def test_what_is_no_export_is_refused(place: Path, tmp_path: Path) -> None:
             check(place, path)
     published = tmp_path / "published"
     shutil.copytree(place / "mtp", published)
-    save_published(from_base(place / "base", codec=codec_spec(), group=3), published / "model.safetensors")
+    save_file(to_published(from_base(place / "base", codec=codec_spec(), group=3)), published / "model.safetensors")
     (published / "config.json").write_text((place / "base" / "config.json").read_text())
     with pytest.raises(UserError, match=r"is not in slmkit's format(.|\n)*slmkit import-model"):
         check(place, published)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from memorising import BASE
+from safetensors.torch import save_file
 from synthetic import codec_spec
 from tiny_models import BASE_SIZE, talkative_model, tiny_batch, tiny_config, tiny_model
 from torch import nn
@@ -23,7 +24,7 @@ from slmkit.model.flops import BatchSizes, Flops
 from slmkit.model.heads.base import OutputLayer, RowArithmetic, SpeechHead
 from slmkit.model.heads.kinds import HEADS
 from slmkit.model.pretrained import extended_tokenizer, from_base, load, save
-from slmkit.model.published import from_published, save_published
+from slmkit.model.published import from_published, to_published
 
 
 class GatedHead(SpeechHead):
@@ -73,7 +74,7 @@ def test_it_learns() -> None:
 def test_files_hold_it(tmp_path: Path) -> None:
     model = from_base(BASE, codec=codec_spec(), group=3, head="gated", seed=1)
     save(model, tmp_path / "out", tokenizer=extended_tokenizer(BASE, model.layout))
-    save_published(model, tmp_path / "published.safetensors")
+    save_file(to_published(model), tmp_path / "published.safetensors")
     for back in (
         load(tmp_path / "out"),
         from_published(tmp_path / "published.safetensors", base_dir=BASE, codec=codec_spec()),
