@@ -25,13 +25,12 @@ from torch import nn
 
 from slmkit.errors import UserError
 from slmkit.model.architecture import TESTED, attention_of
+from slmkit.model.kernels import BROKEN
 from slmkit.model.slm import SpeechLM
 
 ROTATION = "apply_rotary_pos_emb"  # transformers' name in the files of all these architectures
 SILU = ("silu", "swish")  # activations by transformers' names
 OFF = "set fused_kernels to false"
-# What liger-kernel may raise where its Triton does not fit torch or the driver.
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
 
 
 class FusedKernels(NamedTuple):

@@ -3,8 +3,8 @@
 The first of these that is installed and fits:
 
 1. flash-attn 4 (`pip install 'slmkit[flash4]'`), on Hopper and later, for heads of 64, 96 or 128 numbers;
-2. flash-attn 2 (`slmkit[flash]`);
-3. torch's own kernel for variable lengths.
+2. flash-attn 2 (`slmkit[flash]`), on Ampere and later, for heads of up to 256 numbers;
+3. torch's own kernel for variable lengths, on Ampere and later, for heads of 8, 16, ... 256 numbers.
 
 Layers that are compiled (`compiled.py`) take 2 or 3, which torch.compile sees through. Elsewhere, on a CPU or in
 float32, scaled_dot_product_attention serves, one call per utterance (`attention.attend_by_utterance`).
@@ -20,7 +20,7 @@ Example:
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ import torch
 FLASH_4, FLASH_2, TORCH_VARLEN = "flash-attn 4", "flash-attn 2", "torch varlen"
 SDPA = "scaled_dot_product_attention"
 FLASH_4_WIDTHS = (64, 96, 128)
-FLASH_4_CAPABILITY = (9, 0)  # of the GPU: Hopper
+FLASH_2_WIDTHS, VARLEN_WIDTHS = range(1, 257), range(8, 257, 8)
+AMPERE, HOPPER = (8, 0), (9, 0)  # capabilities of GPUs
 USUAL_HEAD_WIDTH = 64  # of Qwen2.5-0.5B, Llama-3.2-1B, SmolLM
 # What an installed package may raise that was built for another torch, CUDA or GPU.
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
@@ -45,10 +46,7 @@ class Kernel:
     name: str
     attend: Attend
     is_traced: bool  # torch.compile sees through it
-    head_widths: tuple[int, ...] | None = None  # that it serves; None: all
-
-    def serves(self, head_width: int) -> bool:
-        return self.head_widths is None or head_width in self.head_widths
+    head_widths: Sequence[int]  # that it serves
 
 
 def attention_kernel(*, on_cuda: bool, head_width: int = USUAL_HEAD_WIDTH, compiled: bool = False) -> str:
@@ -62,7 +60,9 @@ def packed_kernel(head_width: int, *, compiled: bool = False) -> Kernel | None:
 
     `compiled`: for layers that are compiled.
     """
-    fitting = (kernel for kernel in installed() if kernel.serves(head_width) and (kernel.is_traced or not compiled))
+    fitting = (
+        kernel for kernel in installed() if head_width in kernel.head_widths and (kernel.is_traced or not compiled)
+    )
     return next(fitting, None)
 
 
@@ -73,8 +73,12 @@ def installed() -> tuple[Kernel, ...]:
     return tuple(kernel for kernel in found if kernel is not None)
 
 
+def _is_before(capability: tuple[int, int]) -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() < capability
+
+
 def _flash_attn_4() -> Kernel | None:
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < FLASH_4_CAPABILITY:
+    if _is_before(HOPPER):
         return None
     try:
         from flash_attn.cute import flash_attn_varlen_func
@@ -87,12 +91,16 @@ def _flash_attn_4() -> Kernel | None:
 
 
 def _flash_attn_2() -> Kernel | None:
+    if _is_before(AMPERE):
+        return None
     try:
         from flash_attn import flash_attn_varlen_func
     except BROKEN:  # of the package flash_attn there may be version 4 alone, which has another place
         return None
 
-    return Kernel(name=FLASH_2, attend=_by_flash_attn(flash_attn_varlen_func), is_traced=True)
+    return Kernel(
+        name=FLASH_2, attend=_by_flash_attn(flash_attn_varlen_func), is_traced=True, head_widths=FLASH_2_WIDTHS
+    )
 
 
 def _by_flash_attn(function: Callable[..., Any]) -> Attend:
@@ -124,13 +132,11 @@ def _by_flash_attn(function: Callable[..., Any]) -> Attend:
 
 
 def _torch_varlen() -> Kernel | None:
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:  # torch before 2.10
+    if _is_before(AMPERE):
         return None
+    from torch.nn.attention.varlen import varlen_attn
+
     known = inspect.signature(varlen_attn).parameters
-    if "scale" not in known:  # torch 2.10 cannot be told the scale
-        return None
     fixed: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     shares_keys = "enable_gqa" in known
     if shares_keys:
@@ -150,4 +156,4 @@ def _torch_varlen() -> Kernel | None:
         assert isinstance(output, torch.Tensor)
         return output
 
-    return Kernel(name=TORCH_VARLEN, attend=attend, is_traced=True)
+    return Kernel(name=TORCH_VARLEN, attend=attend, is_traced=True, head_widths=VARLEN_WIDTHS)

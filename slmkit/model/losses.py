@@ -31,7 +31,6 @@ from slmkit.data.vocab import VocabLayout
 SLICE_BYTES, GPU_SLICE_BYTES = 2**27, 2**30
 ROW_STEP = 256  # the buffer of logits has a multiple of so many rows, or as many as fit
 FLOAT_BYTES = 4
-_WIDE_PRODUCT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)  # half-precision factors, float32 product
 Ranges = tuple[tuple[int, int], ...]  # (first, behind last) rows of the weight, in order
 
 
@@ -226,7 +225,7 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
     """out = a @ b, with the precision of `out` where the device can give it."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.is_cuda and _WIDE_PRODUCT:
+    elif a.is_cuda:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)
@@ -244,7 +243,7 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """total += a @ b, added in the precision of `total`."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.is_cuda and _WIDE_PRODUCT:
+    elif a.is_cuda:
         total += torch.mm(a, b, out_dtype=total.dtype)
     else:
         total += a @ b

@@ -51,6 +51,7 @@ class StepOutput(NamedTuple):
 class SpeechLM(PreTrainedModel):
     """See the module. Raises UserError when the parts of the config do not fit together."""
 
+    config: SpeechLMConfig
     config_class = SpeechLMConfig
     base_model_prefix = "lm_model"
     supports_gradient_checkpointing = True

@@ -9,6 +9,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.errors import OutOfResources
 from twins.facodec import Activation as PlainActivation
 
 from slmkit.codec.snake import fused
@@ -67,7 +68,14 @@ def compile_for_gpus() -> None:
 
 
 def refuse() -> None:
-    """Where triton finds no GPU, the twin is used."""
+    """Where triton finds no GPU, or cannot build or run the kernel there, the twin is used."""
+    assert not fused.works_on(torch.device("cpu"))
+
+    def failing(*_: object) -> None:
+        raise OutOfResources(2**17, 2**16, "shared memory")
+
+    fused.works_on.cache_clear()
+    fused.activate = failing
     assert not fused.works_on(torch.device("cpu"))
 
 

@@ -1,5 +1,6 @@
 """The kernels for packed attention, behind stand-ins with their signatures: tests/gpu runs the real ones."""
 
+import importlib
 import inspect
 import sys
 import types
@@ -75,7 +76,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *, two: Any = None, four: Any = Non
 
 
 def test_torch_kernel_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
-    varlen = pytest.importorskip(VARLEN)
+    varlen = importlib.import_module(VARLEN)
     real = inspect.signature(varlen.varlen_attn)
 
     def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -89,11 +90,6 @@ def test_torch_kernel_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch
     kernel.__signature__ = real  # type: ignore[attr-defined]
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
     check_kernel(kernels._torch_varlen())
-
-
-def test_old_torch_kernels_that_know_no_scale_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pytest.importorskip(VARLEN), "varlen_attn", lambda query, key, value, is_causal=False: None)
-    assert kernels._torch_varlen() is None
 
 
 def test_flash_attn_2_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +109,6 @@ def test_flash_attn_4_is_called_by_its_signature(monkeypatch: pytest.MonkeyPatch
 
 def test_the_best_that_is_installed_and_fits_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """flash-attn 4 has few head widths, needs a recent GPU, and torch.compile does not see through it."""
-    pytest.importorskip(VARLEN)
 
     def chosen(**options: Any) -> str:
         kernels.installed.cache_clear()
@@ -124,11 +119,15 @@ def test_the_best_that_is_installed_and_fits_is_chosen(monkeypatch: pytest.Monke
     install(monkeypatch, four=flash_4)
     assert chosen() == FLASH_4
     assert chosen(compiled=True) == TORCH_VARLEN
+    assert [chosen(head_width=width) for width in (80, 81, 256, 264)] == [TORCH_VARLEN, SDPA, TORCH_VARLEN, SDPA]
     install(monkeypatch, two=flash_2, four=flash_4)
+    assert [chosen(head_width=width) for width in (81, 264)] == [FLASH_2, SDPA]
     assert [chosen(head_width=width) for width in (64, 96, 128, 80)] == [FLASH_4, FLASH_4, FLASH_4, FLASH_2]
     assert chosen(compiled=True) == FLASH_2
     assert chosen(on_cuda=False) == SDPA
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert chosen() == SDPA
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     assert chosen() == FLASH_2
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))

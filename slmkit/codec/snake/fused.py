@@ -23,6 +23,7 @@ import subprocess
 import torch
 import triton
 import triton.language as tl
+from triton.errors import TritonError
 
 from slmkit.codec.snake import FILTER_TAPS
 from slmkit.log import get_logger
@@ -68,7 +69,7 @@ def works_on(device: torch.device) -> bool:
     one, taps = torch.ones(1, device=device), torch.ones(FILTER_TAPS, device=device)
     try:
         activate(one[None, None], one, one, taps, taps, None, 0)
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+    except (RuntimeError, OSError, subprocess.CalledProcessError, TritonError) as error:
         log.warning("%s: the fused activation of codecs does not run (%s); the slower plain one is used", device, error)
         return False
     return True
