@@ -20,8 +20,7 @@ import torch
 
 from slmkit.bench.race import race, twin
 from slmkit.codec.base import Codec
-from slmkit.codec.facodec import FILES
-from slmkit.codec.facodec.checkpoint import check_state, published_layout
+from slmkit.codec.facodec.checkpoint import FILES, check_state, published_layout
 from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.weights import Weights, fold
 from slmkit.errors import UserError

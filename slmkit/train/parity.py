@@ -180,7 +180,7 @@ def _compare_step(
     divisor: float,
 ) -> StepComparison:
     """One step of both, each from its own weights."""
-    config: SpeechLMConfig = plain.config  # type: ignore[assignment]
+    config: SpeechLMConfig = plain.config
     examples = utterances(config, split.global_rows)
     counts = divisor * target_counts(config, examples)
     before = [_copied(engine.weights()), _copied(plain.named_parameters())]

@@ -27,7 +27,6 @@ def test_from_directory_builds_a_codec_that_names_its_weights(directory):
     codec = FACodec.from_directory(directory)
     assert len(codec.spec.streams) == 3
     assert codec.spec.weights_sha256 == hash_files(directory)
-    assert len(FACodec.from_directory(str(directory), "cpu", detail=True).spec.streams) == 6
 
 
 def test_the_hash_covers_both_files(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from slmkit.codec import open as module
 from slmkit.codec.facodec.codec import FACodec
 from slmkit.codec.melvq import MelVQ
 from slmkit.codec.open import codec_families, open_codec, usable_device
@@ -31,9 +32,11 @@ def test_hands_facodec_files_to_facodec(tmp_path, monkeypatch):
     for name in FACODEC_FILES:
         (tmp_path / name).touch()
     calls = []
-    monkeypatch.setattr(FACodec, "from_directory", lambda *args, **more: calls.append((args, more)))
+    family = codec_families()["facodec"]
+    assert family.load == FACodec.from_directory
+    monkeypatch.setitem(module._families, "facodec", family._replace(load=lambda *args: calls.append(args)))
     open_codec(tmp_path)
-    assert calls == [((tmp_path, torch.device("cpu")), {})]
+    assert calls == [(tmp_path, torch.device("cpu"))]
 
 
 def test_damaged_facodec_file_is_a_user_error(tmp_path):

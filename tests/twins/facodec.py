@@ -21,27 +21,35 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from slmkit.audio.mel import Grid, LogMel, mel_filterbank
 from slmkit.codec.facodec.dimensions import (
-    CODE_DIM,
     CODEBOOK_SIZE,
     CODEBOOKS,
     DECODER_STRIDES,
-    DECODER_WIDTH,
     ENCODER_LAST_KERNEL,
     ENCODER_STRIDES,
-    ENCODER_WIDTH,
-    FEED_FORWARD,
     FEED_FORWARD_KERNEL,
+    FFT,
     HEADS,
+    HOP,
     LATENT,
     LAYERS,
-    MAX_POSITIONS,
+    MAGNITUDE_EPSILON,
     MEL_BANDS_USED,
+    MEL_FLOOR,
     MEL_PADDING,
+    SAMPLE_RATE,
+    WINDOW,
 )
-from slmkit.codec.facodec.filters import hann_window, log_mel_of, slaney_mel_basis
 from slmkit.codec.snake import DILATIONS, FILTER_TAPS, KERNEL, SNAKE_EPSILON, padding_of
 from slmkit.codec.snake.activation import kaiser_sinc_filter
+
+ENCODER_WIDTH = 32  # channels before the first stage; each stage doubles them
+DECODER_WIDTH = 1024  # channels before the first stage; each stage halves them
+MEL_BANDS, MEL_TOP = 80, 8000.0  # Hz
+FEED_FORWARD = 1024
+MAX_POSITIONS = 5000  # rows of the positional buffer, of which the first is used
+CODE_DIM = 8
 
 
 class WeightNorm(nn.Module):
@@ -276,8 +284,15 @@ class MelTransform(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mel_basis", slaney_mel_basis().clone())
-        self.register_buffer("hann_window", hann_window())
+        bank = mel_filterbank(SAMPLE_RATE, FFT, MEL_BANDS, top_hz=MEL_TOP, slaney=True)
+        self.register_buffer("mel_basis", torch.from_numpy(bank).float())
+        self.register_buffer("hann_window", torch.hann_window(WINDOW))
+
+    def forward(self, reflected: torch.Tensor) -> torch.Tensor:
+        """[1, N + 824] -> [1, T, bands]."""
+        grid, epsilon = Grid(n_fft=FFT, window=WINDOW, hop=HOP), MAGNITUDE_EPSILON
+        window, bank = grid.centred(self.hann_window), self.mel_basis[:MEL_BANDS_USED]
+        return LogMel(grid=grid, window=window, bank=bank, floor=MEL_FLOOR, power_epsilon=epsilon)(reflected)
 
 
 class PlainEncoder(nn.Module):
@@ -324,10 +339,10 @@ class PlainFACodec(nn.Module):
     @torch.inference_mode()
     def encode(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes int64 [6, T] and speaker float32 [D] of a wave float32 [N]."""
-        decoder, mel_transform = self.decoder, self.encoder.mel_transform
+        decoder = self.decoder
         latents = self.encoder.block(wave[None, None])[0].T
         reflected = F.pad(wave[None], (MEL_PADDING, MEL_PADDING), mode="reflect")
-        mel = log_mel_of(mel_transform.mel_basis[:MEL_BANDS_USED], mel_transform.hann_window)(reflected)[0]
+        mel = self.encoder.mel_transform(reflected)[0]
         mel = F.pad(mel, (0, 0, 0, len(latents) - len(mel)))
         prosody, total = decoder.quantizer[0](decoder.melspec_encoder(decoder.melspec_linear(mel)))
         content, quantized = decoder.quantizer[1](latents)

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from slmkit.codec.facodec import FILES
 from slmkit.codec.weights import Weights, check_layout, fold
 from slmkit.files import read_json
 from slmkit.weights import read_weights
 
+FILES = {"encoder": "ns3_facodec_encoder_v2.bin", "decoder": "ns3_facodec_decoder_v2.bin"}
 LAYOUT = Path(__file__).with_name("layout.json")
 TRAINING_ONLY = re.compile(r"(f0|phone|res_\w+|x_timbre)_predictor\.")
 NEXT_STEP = "download the file again from huggingface.co/amphion/naturalspeech3_facodec"

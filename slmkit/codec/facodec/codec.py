@@ -25,19 +25,23 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from slmkit.audio.mel import Grid, LogMel
 from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes
 from slmkit.codec.facodec.checkpoint import hash_files, load_weights
 from slmkit.codec.facodec.dimensions import (
     CODEBOOK_SIZE,
     CODEBOOKS,
     ENCODER_STRIDES,
+    FFT,
     HOP,
     LATENT,
+    MAGNITUDE_EPSILON,
     MEL_BANDS_USED,
+    MEL_FLOOR,
     MEL_PADDING,
     SAMPLE_RATE,
+    WINDOW,
 )
-from slmkit.codec.facodec.filters import log_mel_of
 from slmkit.codec.facodec.network import ConvDecoder, ConvEncoder, Transformer, decoder_reach
 from slmkit.codec.quantizers import ResidualQuantizer
 from slmkit.codec.snake.activation import Ends, strided_length
@@ -67,8 +71,8 @@ class FACodec:
         weights_sha256: str = "",
     ) -> None:
         """Build from folded weights on `device`; `from_directory` reads them from the published files."""
-        self._device = device
-        self._spec = CodecSpec(
+        self.device = device
+        self.spec = CodecSpec(
             name="facodec",
             sample_rate=SAMPLE_RATE,
             hop_samples=HOP,
@@ -77,11 +81,18 @@ class FACodec:
             weights_sha256=weights_sha256,
         )
         # Detail that was encoded is decoded by a codec that encodes none, too: its networks are the same.
-        self._whole_spec = dataclasses.replace(self._spec, streams=LM_STREAMS + DETAIL_STREAMS)
+        self._whole_spec = dataclasses.replace(self.spec, streams=LM_STREAMS + DETAIL_STREAMS)
         self.items_at_once = 1 if device.type == "cpu" else None  # utterances that run as one batch; None: all
         self._encoder, self._decoder = ConvEncoder(encoder), ConvDecoder(decoder / "model")
         mel_basis, window = encoder["mel_transform.mel_basis"], encoder["mel_transform.hann_window"]
-        self._log_mel = log_mel_of(mel_basis[:MEL_BANDS_USED], window)
+        grid = Grid(n_fft=FFT, window=WINDOW, hop=HOP)
+        self._log_mel = LogMel(
+            grid=grid,
+            window=grid.centred(window),
+            bank=mel_basis[:MEL_BANDS_USED],
+            floor=MEL_FLOOR,
+            power_epsilon=MAGNITUDE_EPSILON,
+        )
         self._mel_linear, self._mel_encoder = decoder / "melspec_linear", Transformer(decoder / "melspec_encoder")
         self._timbre_encoder, self._timbre_linear = Transformer(decoder / "timbre_encoder"), decoder / "timbre_linear"
         self._prosody, self._content, self._detail = (
@@ -89,22 +100,14 @@ class FACodec:
         )
 
     @staticmethod
-    def from_directory(path: str | Path, device: torch.device | str = "cpu", detail: bool = False) -> "FACodec":
-        """Load the two published files in `path`. With `detail`, encode the detail streams too.
+    def from_directory(path: str | Path, device: torch.device | str = "cpu") -> "FACodec":
+        """Load the two published files in `path`.
 
         Raises UserError when a file is missing, unreadable, carries code, or is not FACodec V2.
         """
         weights = load_weights(path, device)
         device = weights["encoder"]["mel_transform.hann_window"].device
-        return FACodec(**weights, device=device, detail=detail, weights_sha256=hash_files(path))
-
-    @property
-    def spec(self) -> CodecSpec:
-        return self._spec
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
+        return FACodec(**weights, device=device, weights_sha256=hash_files(path))
 
     @property
     def reach_frames(self) -> Reach:

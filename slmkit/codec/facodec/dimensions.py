@@ -4,28 +4,21 @@ import math
 
 SAMPLE_RATE = 16000  # Hz
 ENCODER_STRIDES = (2, 4, 5, 5)
-ENCODER_WIDTH = 32  # channels before the first stage; each stage doubles them
 DECODER_STRIDES = (5, 5, 4, 2)
-DECODER_WIDTH = 1024  # channels before the first stage; each stage halves them
 HOP = math.prod(ENCODER_STRIDES)  # samples per frame
 LATENT = 256  # width of latents, transformers and speaker vector
 ENCODER_LAST_KERNEL = 3
 
 FFT = 1024  # samples
 WINDOW = 800  # samples
-MEL_BANDS = 80
 MEL_BANDS_USED = 20  # the lowest; they carry the prosody
-MEL_TOP = 8000.0  # Hz
 MEL_PADDING = (FFT - HOP) // 2  # samples reflected at each end
 MAGNITUDE_EPSILON = 1e-9
 MEL_FLOOR = 1e-5
 
 LAYERS = 4  # of each transformer
 HEADS = 4
-FEED_FORWARD = 1024
 FEED_FORWARD_KERNEL = 5
-MAX_POSITIONS = 5000  # rows of the positional buffer, of which the first is used
 
 CODEBOOK_SIZE = 1024
-CODE_DIM = 8
 CODEBOOKS = (1, 2, 3)  # of the quantizers for prosody, content and detail
