@@ -13,6 +13,7 @@ its padding.
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -198,6 +199,22 @@ class Codec(Protocol):
         Raises ValueError when a code is outside its stream's codebook.
         """
         ...
+
+
+def check_waves(codec: Codec, waves: "torch.Tensor", counts: Sequence[int]) -> list[int]:
+    """The frames of utterances of `counts` samples in `waves` [B, N].
+
+    Raises ValueError unless there is a count for each row, none more than N, and all enough for a frame.
+    """
+    if waves.dim() != 2 or len(counts) != len(waves):
+        raise ValueError(f"waves {list(waves.shape)} are not [B, N] with B = {len(counts)} lengths")
+    num_frames = [codec.num_frames(count) for count in counts]
+    for i, (count, frames) in enumerate(zip(counts, num_frames, strict=True)):
+        if frames < 1:
+            raise ValueError(f"utterance {i} of {count} samples is too short to give a frame")
+        if count > waves.shape[1]:
+            raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
+    return num_frames
 
 
 def check_codes(codes: "torch.Tensor", spec: CodecSpec) -> None:

@@ -31,7 +31,7 @@ import torch
 
 from slmkit.audio import units
 from slmkit.audio.mel import Grid, LogMel, griffin_lim, griffin_lim_reach, invert_mel, mel_filterbank
-from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes
+from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes, check_waves
 from slmkit.codec.open import Preset, register_codec
 from slmkit.codec.stages import Windowed, run_in_pieces
 from slmkit.errors import UserError
@@ -145,9 +145,7 @@ class MelVQ:
     def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
         """As `Codec.encode`."""
         lengths = num_samples.tolist()
-        num_frames = [self.num_frames(n) for n in lengths]
-        if min(num_frames) < 1:
-            raise ValueError(f"an utterance of {min(lengths)} samples is too short to give a frame")
+        num_frames = check_waves(self, waves, lengths)
         codes = torch.zeros(len(lengths), len(self._codebooks), max(num_frames), dtype=torch.int32, device=self.device)
         speaker = torch.zeros(len(lengths), NUM_BANDS, device=self.device)
         on_device = torch.tensor(num_frames, device=self.device)  # now: later it would wait for what is computed

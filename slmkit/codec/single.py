@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import torch
 
-from slmkit.codec.base import CodecSpec, Encoded, Reach, check_codes
+from slmkit.codec.base import CodecSpec, Encoded, Reach, check_codes, check_waves
 from slmkit.codec.stages import Stage, Windowed, reach_of, run_in_pieces
 from slmkit.precision import exact_float32
 
@@ -66,12 +66,7 @@ class SingleCodec(ABC):
     def encode(self, waves: torch.Tensor, num_samples: torch.Tensor) -> Encoded:
         """As `Codec.encode`; there is no speaker vector."""
         counts = num_samples.tolist()
-        num_frames = [self.num_frames(count) for count in counts]
-        for i, (count, frames) in enumerate(zip(counts, num_frames, strict=True)):
-            if frames < 1:
-                raise ValueError(f"utterance {i} of {count} samples is too short to give a frame")
-            if count > waves.shape[1]:
-                raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
+        num_frames = check_waves(self, waves, counts)
         shape = len(counts), len(self.spec.streams), max(num_frames, default=0)
         codes = torch.zeros(shape, dtype=torch.int32, device=self.device)
         on_device = torch.tensor(num_frames, device=self.device)  # now: later it would wait for the networks

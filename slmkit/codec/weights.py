@@ -63,6 +63,18 @@ def complaints(key: str, value: Any, shape: tuple[int, ...]) -> list[str]:
     return []
 
 
+def plain_name(name: str) -> str:
+    """What older versions of torch call a half of a weight with weight norm, of that or of the newer name."""
+    name = name.replace(".parametrizations.weight.original0", ".weight_g")
+    return name.replace(".parametrizations.weight.original1", ".weight_v")
+
+
+def normed_layout(key: str, weight: tuple[int, ...], bias: int) -> dict[str, tuple[int, ...]]:
+    """The layout of one layer with weight norm."""
+    halves = {f"{key}.weight_v": weight, f"{key}.weight_g": (weight[0], *(1 for _ in weight[1:]))}
+    return {f"{key}.bias": (bias,), **halves}
+
+
 def fold(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`state` with each pair `weight_g`, `weight_v` made one `weight` = g * v / |v|, norms per first index."""
     folded = {}

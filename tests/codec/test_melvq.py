@@ -202,6 +202,8 @@ def test_too_short_to_encode(codec):
     with pytest.raises(ValueError, match="99 samples is too short"):
         codec.encode(torch.zeros(2, 500), torch.tensor([500, 99]))
     assert codec.encode(torch.zeros(1, 100), torch.tensor([100])).codes.shape == (1, 3, 1)
+    with pytest.raises(ValueError, match="utterance 0 has 801 samples in a row of 800"):
+        codec.encode(torch.zeros(1, 800), torch.tensor([801]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from slmkit.codec.hf.pretrained import Few, Ratios, Size
 from slmkit.codec.lstm import lstm_layout
 from slmkit.codec.snake import DILATIONS, KERNEL
 from slmkit.codec.snake.activation import kaiser_sinc_filter
-from slmkit.codec.weights import Layout, check_layout, fold
+from slmkit.codec.weights import Layout, check_layout, fold, normed_layout
 from slmkit.config.load import Config, from_dict, to_dict
 from slmkit.errors import UserError
 
@@ -112,9 +112,7 @@ def layout(config: BigCodecConfig) -> Layout:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def normed(key: str, weight: tuple[int, ...], bias: int) -> None:
-        """A layer with weight norm."""
-        shapes.update({f"{key}.bias": (bias,), f"{key}.weight_v": weight})
-        shapes[f"{key}.weight_g"] = (weight[0], *(1 for _ in weight[1:]))
+        shapes.update(normed_layout(key, weight, bias))
 
     def activation(key: str, channels: int) -> None:
         shapes.update({f"{key}.act.alpha": (channels,), f"{key}.act.beta": (channels,)})

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from slmkit.audio.mel import Grid, LogMel
-from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes
+from slmkit.codec.base import CodecSpec, Encoded, Reach, Stream, check_codes, check_waves
 from slmkit.codec.facodec.checkpoint import hash_files, load_weights
 from slmkit.codec.facodec.dimensions import (
     CODEBOOK_SIZE,
@@ -129,8 +129,7 @@ class FACodec:
         Raises ValueError when an utterance is too short to give a frame, or longer than its row.
         """
         counts = num_samples.tolist()
-        self._check_counts(waves, counts)
-        num_frames = [self.num_frames(count) for count in counts]
+        num_frames = check_waves(self, waves, counts)
         shape = len(counts), len(self.spec.streams), max(num_frames, default=0)
         codes = torch.zeros(shape, dtype=torch.int32, device=self.device)
         speaker = torch.zeros(len(counts), LATENT, device=self.device)
@@ -198,15 +197,6 @@ class FACodec:
         timbre = F.linear(speaker, self._timbre_linear["weight"], self._timbre_linear["bias"])[:, None]
         scale, shift = timbre.chunk(2, dim=2)
         return self._decoder((F.layer_norm(latents, (LATENT,)) * scale + shift).transpose(1, 2))[:, None]
-
-    def _check_counts(self, waves: torch.Tensor, counts: list[int]) -> None:
-        if waves.dim() != 2 or len(counts) != len(waves):
-            raise ValueError(f"waves {list(waves.shape)} are not [B, N] with B = {len(counts)} lengths")
-        for i, count in enumerate(counts):
-            if self.num_frames(count) == 0:
-                raise ValueError(f"utterance {i} is too short: {count} samples, {MEL_PADDING + 1} needed")
-            if count > waves.shape[1]:
-                raise ValueError(f"utterance {i} has {count} samples in a row of {waves.shape[1]}")
 
 
 def fit_frames(mel: torch.Tensor, num_frames: int, ends: Ends) -> torch.Tensor:

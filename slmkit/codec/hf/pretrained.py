@@ -29,7 +29,7 @@ from slmkit.codec.added import Added, Source, identity
 from slmkit.codec.base import CodecSpec, Role, Stream
 from slmkit.codec.single import SingleCodec
 from slmkit.codec.stages import Stage
-from slmkit.codec.weights import check_layout
+from slmkit.codec.weights import check_layout, plain_name
 from slmkit.config.load import Config, from_dict
 from slmkit.config.values import Positive, Takes
 from slmkit.errors import UserError
@@ -123,8 +123,7 @@ def plain_weights(state: Mapping[str, Any], where: Any) -> dict[str, torch.Tenso
 
 def canonical(name: str) -> str:
     """The published name of a weight, of that or of any version of transformers."""
-    name = name.replace(".parametrizations.weight.original0", ".weight_g")
-    name = name.replace(".parametrizations.weight.original1", ".weight_v")
+    name = plain_name(name)
     for pattern, to in MIMI_HALVES:
         name = pattern.sub(to, name)
     return name

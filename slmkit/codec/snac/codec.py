@@ -38,7 +38,7 @@ from slmkit.codec.snac.network import (
     stream_places,
 )
 from slmkit.codec.stages import Stage, Windowed
-from slmkit.codec.weights import check_layout, fold
+from slmkit.codec.weights import check_layout, fold, plain_name
 from slmkit.config.load import Config, from_dict, to_dict
 from slmkit.config.values import Flag, Takes
 from slmkit.errors import UserError
@@ -227,19 +227,13 @@ def read(source: Source) -> Added | None:
     num_levels = numbers.index(number) + 1
     left_out = {f"quantizer.quantizers.{i}" for i in range(num_levels, len(numbers))}
     found = {
-        _weight_norm_name(name): tensor
+        plain_name(name): tensor
         for name, tensor in ((str(name), tensor) for name, tensor in source.weights.items())
         if ".".join(name.split(".")[:3]) not in left_out and not name.endswith(".inv_freq")  # a formula
     }
     wrong = f"{source.weights_file} does not hold the SNAC model of its config.json"
     weights = fold(check_layout(found, _published_layout(config, num_levels), wrong))
     return Added(streams=number, config=to_dict(config), weights=weights, licence=LICENCE)
-
-
-def _weight_norm_name(name: str) -> str:
-    """What older versions of torch call the halves of a weight."""
-    name = name.replace(".parametrizations.weight.original0", ".weight_g")
-    return name.replace(".parametrizations.weight.original1", ".weight_v")
 
 
 def _layout(network: Network) -> dict[str, tuple[int, ...]]:

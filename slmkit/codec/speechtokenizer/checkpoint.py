@@ -17,7 +17,7 @@ from pydantic import Field
 from slmkit.codec.added import Added, Source
 from slmkit.codec.hf.pretrained import Few, Rate, Ratios, Size
 from slmkit.codec.lstm import lstm_layout
-from slmkit.codec.weights import Layout, check_layout, fold
+from slmkit.codec.weights import Layout, check_layout, fold, normed_layout
 from slmkit.config.load import Config, from_dict, to_dict
 from slmkit.errors import UserError
 
@@ -94,9 +94,7 @@ def layout(config: SpeechTokenizerConfig, num_codebooks: int) -> Layout:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def normed(key: str, weight: tuple[int, ...], bias: int) -> None:
-        """A layer with weight norm."""
-        shapes.update({f"{key}.bias": (bias,), f"{key}.weight_v": weight})
-        shapes[f"{key}.weight_g"] = (weight[0], *(1 for _ in weight[1:]))
+        shapes.update(normed_layout(key, weight, bias))
 
     def conv(key: str, c_in: int, c_out: int, kernel: int) -> None:
         normed(f"{key}.conv.conv", (c_out, c_in, kernel), c_out)
