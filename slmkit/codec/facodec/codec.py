@@ -107,7 +107,7 @@ class FACodec:
         """
         weights = load_weights(path, device)
         device = weights["encoder"]["mel_transform.hann_window"].device
-        return FACodec(**weights, device=device, weights_sha256=hash_files(path))
+        return FACodec(weights["encoder"], weights["decoder"], device, weights_sha256=hash_files(path))
 
     @property
     def reach_frames(self) -> Reach:
