@@ -93,7 +93,8 @@ def kinds(place: Place) -> dict[str, tuple[Path, list[Check]]]:
         found = Corpus.open(directory)
         found.check()
         source = open_source(directory, "tts")
-        return found.fingerprint, found.frames, found.text_chars, [source.keys(i) for i in range(len(found.shards))]
+        rows = [(shard.frames, source.keys(i)) for i, shard in enumerate(found.shards)]
+        return found.fingerprint, rows
 
     def planned(directory: Path) -> object:
         plan = TokenizationPlan.open(root / "shards")

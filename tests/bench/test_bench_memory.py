@@ -22,9 +22,6 @@ def test_the_memory_of_two_lengths(tmp_path: Path, capsys: pytest.CaptureFixture
     assert describe(found).split()[:3] == ["melvq", "codec", "16000"]
 
 
-@pytest.mark.parametrize("minutes", [("3", "2"), ("0", "2"), ("1", "nan")])
-def test_lengths_that_cannot_be_compared_are_refused(
-    minutes: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert main(["bench", "memory", str(tmp_path), "--minutes", *minutes]) == 2
+def test_lengths_that_cannot_be_compared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["bench", "memory", str(tmp_path), "--minutes", "3", "2"]) == 2
     assert "there is nothing to compare" in capsys.readouterr().err

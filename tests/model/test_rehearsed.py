@@ -42,8 +42,9 @@ def rehearsed(
     name: str, arch: str = "qwen2", frames: tuple[int, ...] = FRAMES, **options: Any
 ) -> tuple[SpeechLM, Batch]:
     """A model and a micro-batch on the device."""
-    few = {} if arch == "smollm3" else {"num_hidden_layers": 1}  # of its layers, not all have rotary positions
-    config = tiny_config(arch=arch, backbone=few, **KINDS[name])
+    # Of the layers of smollm3, not all have rotary positions. The kernel serves heads of 8, 16, ... numbers.
+    backbone = {"qwen3": {"num_hidden_layers": 1, "head_dim": 16}, "smollm3": {}}.get(arch, {"num_hidden_layers": 1})
+    config = tiny_config(arch=arch, backbone=backbone, **KINDS[name])
     return on_device(config, **options), tiny_batch(config, frames).to(DEVICE)
 
 

@@ -138,7 +138,9 @@ def test_accelerator_with_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "H200")
 
     def install(*names: str) -> None:
-        found = tuple(kernels.Kernel(name=name, attend=lambda *_: _[0], is_traced=True) for name in names)
+        found = tuple(
+            kernels.Kernel(name=name, attend=lambda *_: _[0], is_traced=True, head_widths=(64,)) for name in names
+        )
         monkeypatch.setattr(kernels, "installed", lambda: found)
 
     install(kernels.TORCH_VARLEN)

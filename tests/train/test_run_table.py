@@ -71,7 +71,7 @@ def test_an_epoch_is_what_training_reads(place: Path, group: int) -> None:
 def test_the_batch_and_the_data_are_shown(place: Path) -> None:
     config = tiny_config(place, data={"eval_corpus": str(place / "other")}, keep_every_steps=20)
     lines = shown(config)
-    hours = sum(write_corpus(place / "again", 20, frames=(4, 12)).frames) / 80 / 3600
+    hours = sum(shard.frames.sum() for shard in write_corpus(place / "again", 20, frames=(4, 12)).shards) / 80 / 3600
     assert lines["data"] == f"{place / 'corpus'} (tts): 20 examples, {hours:.2f} h"
     assert lines["held out"].startswith(f"{place / 'other'} (tts): 20 examples")
     assert lines["batch"] == "1 rows * 2 micro-batches * 2 processes = 4 rows of 160 positions"
