@@ -69,7 +69,7 @@ class SpeechSamples:
             for sample in self.samples:
                 try:
                     self._add(synthesizer, sample, writer, step)
-                except (UserError, RuntimeError, ValueError) as error:
+                except (UserError, RuntimeError, ValueError, MemoryError) as error:
                     what = excerpt(getattr(error, "what", error), SHOWN_ERROR)
                     log.warning("%s is not in TensorBoard: %s", sample.key, what)
         finally:

@@ -33,7 +33,7 @@ from slmkit.config.train import TrainConfig
 from slmkit.data.batch import Batch
 from slmkit.data.loader import ahead, micro_batches
 from slmkit.data.steps import Cursor
-from slmkit.errors import UserError, is_out_of_memory
+from slmkit.errors import UserError
 from slmkit.garbage import settle
 from slmkit.group import from_all, from_first, largest
 from slmkit.log import get_logger
@@ -240,14 +240,8 @@ class Training:
         shown = Calls()
         with self.engine.plain_module() as model:
             if model is not None and self.run.speech is not None:
-                try:
-                    self.run.speech(model, shown, self.step)
-                except (MemoryError, RuntimeError) as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    logger.warning("step %d has not all speech samples, out of memory: %s", self.step, error)
-                    model.train()
-        self.log.plot(shown.again)
+                self.run.speech(model, shown, self.step)
+        self.log.plot(shown.again)  # which takes what fails in it for TensorBoard's disk
         self.pace.restart()
 
     def evaluate(self) -> "Agreement":

@@ -86,33 +86,24 @@ def test_a_run_whose_last_checkpoint_is_not_written_is_not_complete(
         training.go()
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"), [(OUT_OF_MEMORY, None), (RuntimeError("a bug"), RuntimeError), (OSError("no file"), OSError)]
-)
-def test_speech_samples_that_do_not_fit_into_memory_are_left_out(
-    place: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    error: Exception,
-    raised: type[Exception] | None,
+@pytest.mark.parametrize("error", [None, OSError("no file")])
+def test_speech_is_written_when_all_of_it_is_there(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
-    """What else fails is raised as it is, and not taken for the disk of TensorBoard."""
+    """What fails while the model speaks is raised as it is, and not taken for the disk of TensorBoard."""
     training = idle(place, tmp_path, monkeypatch, on_save_error="continue")
     written: list[Any] = []
     training.log._writer = SimpleNamespace(add_text=lambda *args: written.append(args), flush=lambda: None)
 
     def speak(model: torch.nn.Module, writer: Any, step: int) -> None:
         writer.add_text("said", "words", step)
-        model.eval()
-        raise error
+        if error is not None:
+            raise error
 
     object.__setattr__(training.run, "speech", speak)
-    with training.saver, contextlib.nullcontext() if raised is None else pytest.raises(raised, match=str(error)):
+    with training.saver, contextlib.nullcontext() if error is None else pytest.raises(OSError, match="no file"):
         training.speak()
-        assert written == [("said", "words", 0)]
-        assert training.engine.module.training
-        assert "not all speech samples, out of memory: CUDA out of memory" in caplog.text
+    assert written == ([] if error else [("said", "words", 0)])
 
 
 class ForwardAndBackward:
