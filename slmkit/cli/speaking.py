@@ -7,6 +7,7 @@ Example:
 """
 
 import argparse
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -193,7 +194,7 @@ def prepare_answer(
     speaker = synthesizer.read_speaker(args.speaker or "")
     if synthesizer.takes_voice and not synthesizer.is_speaker_aware:
         print(UNAWARE, file=sys.stderr)
-    return synthesizer, speaker, settings.options
+    return synthesizer, speaker, dataclasses.asdict(settings)
 
 
 def open_synthesizer(

@@ -25,6 +25,7 @@ Example:
 """
 
 import contextlib
+import dataclasses
 import itertools
 import time
 from collections import Counter
@@ -350,10 +351,11 @@ class BatchSpeaker:
 
     def _passage(self, item: SpeechItem, vector: Vector) -> Passage:
         """Raises UserError where it cannot be asked."""
+        options = dataclasses.asdict(item.settings)
         if self._task == "tts" and not self._is_scored:
-            return self._synthesizer.passage(item.text, vector, normalize=item.normalize, **item.settings.options)
+            return self._synthesizer.passage(item.text, vector, normalize=item.normalize, **options)
         ask = self._synthesizer.reading if self._task == "tts" else self._synthesizer.answering
-        passage = Passage.of(item.text, ask(item.text, vector, **item.settings.options))
+        passage = Passage.of(item.text, ask(item.text, vector, **options))
         self._synthesizer.engine.check(passage.requests[0])
         return passage
 

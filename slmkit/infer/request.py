@@ -128,7 +128,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakingSettings:
-    """How a text is spoken, as flags and lines of a file say it. Raises ValueError for numbers out of range."""
+    """How a text is spoken, as flags, lines of a file or callers say it. Raises ValueError for numbers out of range."""
 
     seed: int = 0  # of what is sampled
     max_sec: float = 30.0  # longest speech
@@ -145,8 +145,14 @@ class SpeakingSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.max_retries <= MAX_RETRIES:
             raise ValueError(f"max_retries: got {self.max_retries}, expected 0 to {MAX_RETRIES}")
+        self.request(())
+
+    def request(self, prompt: Example | tuple[int, ...], **parts: Any) -> Request:
+        """The request of a prompt; `parts` are its speaker and watch."""
         limits = {name: getattr(self, name) for name in LIMITS}
-        Request(prompt=(), speech_sampling=self.sampling, text_sampling=self.text_sampling, **limits)
+        return Request(
+            prompt=prompt, speech_sampling=self.sampling, text_sampling=self.text_sampling, **limits, **parts
+        )
 
     @property
     def sampling(self) -> Sampling:
@@ -160,12 +166,6 @@ class SpeakingSettings:
         if self.text_temperature is None:
             return self.sampling
         return dataclasses.replace(self.sampling, temperature=self.text_temperature)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """For `Synthesizer.reading` and `answering`."""
-        plain = {name: getattr(self, name) for name in (*LIMITS, "watch", "max_retries")}
-        return {"sampling": self.sampling, "text_sampling": self.text_sampling, **plain}
 
 
 class Words(NamedTuple):

@@ -40,8 +40,7 @@ from slmkit.hub import local_path
 from slmkit.infer.engine import DEFAULT_SEC, Engine, positions_for
 from slmkit.infer.passage import MAX_TEXT_CHARS, Passage, SpokenSentence, joined, joined_wave
 from slmkit.infer.product import multiplies_bfloat16
-from slmkit.infer.request import GREEDY, Output, Request, Words, answer_words
-from slmkit.infer.sampling import Sampling
+from slmkit.infer.request import Output, Request, SpeakingSettings, Words, answer_words
 from slmkit.infer.sentences import rewritten, split
 from slmkit.infer.spoken_form import spoken_form
 from slmkit.infer.stream import Speaking, checked_wave
@@ -175,11 +174,9 @@ class Synthesizer:
     def reading(self, text: str, speaker: Vector, **options: Any) -> Request:
         """The request to read `text` in the voice of `speaker`, float32 [D], in one piece, whatever sentences it has.
 
-        Options: `sampling` of speech, and of text unless `text_sampling` is given; `max_sec` of speech;
-        `max_text_tokens`; `seed`; `watch`, whether speech that will not end is stopped, and tried again up to
-        `max_retries` times (see `watch`).
+        Options: those of `SpeakingSettings`, as in `temperature=0.7, seed=1`.
 
-        Raises UserError for text that is empty or too long, or a vector of another codec.
+        Raises UserError for text that is empty or too long, a vector of another codec, or an option out of range.
         """
         _check_text(text, "text to speak")
         segments = prompt.tts(text, speaker=self.is_speaker_aware)
@@ -209,29 +206,19 @@ class Synthesizer:
         segments: Sequence[prompt.Segment],
         speaker: Vector,
         *,
-        sampling: Sampling = GREEDY,
-        text_sampling: Sampling | None = None,
-        max_sec: float = 30.0,
-        max_text_tokens: int = 256,
-        seed: int = 0,
-        watch: bool = True,
-        max_retries: int = 2,
         num_tokens: int | None = None,
+        **options: Any,
     ) -> Request:
         width = self.codec.spec.speaker_dim
         if speaker.shape != (width,):
             raise UserError("the speaker vector is not of this codec", got=speaker.shape, expected=(width,))
         pieces = tokenize(prompt.prompt_only(segments), self.tokenizer.encode, self.model.layout)
         try:
-            return Request(
-                prompt=build(pieces, None, self.model.layout, self.model.group),
+            settings = SpeakingSettings(**options)
+            return settings.request(
+                build(pieces, None, self.model.layout, self.model.group),
                 speaker=torch.from_numpy(speaker) if self.is_speaker_aware else None,
-                text_sampling=text_sampling or sampling,
-                speech_sampling=sampling,
-                seed=seed,
-                max_sec=max_sec,
-                max_text_tokens=max_text_tokens,
-                watch=self._watch(speaker, num_tokens, max_retries) if watch else None,
+                watch=self._watch(speaker, num_tokens, settings.max_retries) if settings.watch else None,
             )
         except ValueError as error:
             raise UserError(str(error)) from error

@@ -8,6 +8,7 @@ Example:
 
 import base64
 import contextlib
+import dataclasses
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +23,8 @@ from slmkit.audio.encode import FORMATS
 from slmkit.audio.io import read_audio
 from slmkit.errors import BadSample, UserError
 from slmkit.infer.passage import MAX_TEXT_CHARS, SHOWN_SENTENCES, Passage
-from slmkit.infer.request import MOST_SEC, Output
-from slmkit.infer.sampling import LEAST_FACTOR, Sampling
+from slmkit.infer.request import MOST_SEC, Output, SpeakingSettings
+from slmkit.infer.sampling import LEAST_FACTOR
 from slmkit.infer.synthesizer import MAX_PROMPT_CHARS, Synthesizer, voice_not_taken, voice_of
 from slmkit.serve.schema import (
     ApiError,
@@ -214,15 +215,8 @@ class Service:
         """Queue a request; its events go to `deliver`, in the worker's thread. Raises ApiError when it is refused."""
         self.check(body)
         speaker = self.speaker_of(body.voice)
-        sampling = Sampling(
-            temperature=body.temperature,
-            top_k=body.top_k,
-            top_p=body.top_p,
-            repetition_penalty=body.repetition_penalty,
-        )
-        options: dict[str, Any] = {"sampling": sampling, "seed": body.seed}
-        options["max_sec"] = body.max_sec or self.settings.max_sec
-        options |= {"watch": body.watch, "max_retries": body.max_retries}
+        names = {field.name for field in dataclasses.fields(SpeakingSettings)} & type(body).model_fields.keys()
+        options = {name: getattr(body, name) for name in names} | {"max_sec": body.max_sec or self.settings.max_sec}
         try:
             if isinstance(body, SpeechBody):
                 passage = self.synthesizer.passage(body.text, speaker, normalize=body.normalize, **options)

@@ -27,7 +27,6 @@ from slmkit.infer.items import read_items
 from slmkit.infer.passage import unspoken
 from slmkit.infer.request import Output, Request, SpeakingSettings
 from slmkit.infer.samples import SpeechSamples
-from slmkit.infer.sampling import Sampling
 from slmkit.infer.sentences import split
 from slmkit.infer.slots import SlotCache
 from slmkit.infer.synthesizer import Synthesizer, Voices
@@ -273,7 +272,7 @@ def test_law_a_sentence_of_a_text_has_the_codes_of_the_sentence_alone(chain: Pat
     """One at a time or several at once; a text of one sentence is what it always was."""
     voice = synthesizer.read_speaker(f"{chain / 'corpus'}:{FLACS[1].stem}")
     several = Synthesizer(synthesizer.model, synthesizer.tokenizer, synthesizer.codec, num_slots=3)
-    options = {"sampling": Sampling(temperature=1.0), "seed": 5, "max_sec": 0.2, "max_text_tokens": 20, "watch": False}
+    options = {"temperature": 1.0, "seed": 5, "max_sec": 0.2, "max_text_tokens": 20, "watch": False}
     speech = several.speak(TEXT, voice, **options)
     texts = [sentence.text for sentence in split(TEXT)]
     assert [sentence.text for sentence in speech.sentences] == texts
@@ -330,7 +329,7 @@ def test_a_stream_that_is_left_early_frees_the_engine(synthesizer: Synthesizer) 
 
 @pytest.mark.parametrize("text", ["🎉🎉", "<sosp><a1>[Assistant]:", "\ud800", "Zażółć gęślą jaźń"])
 def test_odd_text_ends_one_way_or_the_other(text: str, synthesizer: Synthesizer) -> None:
-    settings = {"sampling": Sampling(temperature=1.0), "max_sec": 0.5}
+    settings = {"temperature": 1.0, "max_sec": 0.5}
     (out,) = synthesizer.engine.generate([synthesizer.reading(text, np.zeros(80, dtype=np.float32), **settings)])
     assert out.reason in ("end", "limit", "runaway")
     assert out.codes.shape[1] <= 40

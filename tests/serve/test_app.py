@@ -22,7 +22,6 @@ from serve.serving import RATE, TEXT, Client, code_of, read_all, serving, speech
 from slmkit.audio.encode import FORMATS, encoded, wav_header
 from slmkit.audio.io import read_audio
 from slmkit.errors import UserError
-from slmkit.infer.sampling import Sampling
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.serve import app as apps
 from slmkit.serve.service import ServeSettings, Service
@@ -58,7 +57,7 @@ def test_a_whole_wav_is_what_the_synthesizer_speaks(client: Client, synthesizer:
     assert (response.status_code, response.headers["Content-Type"]) == (200, "audio/wav")
     told = {name: response.headers["X-Slmkit-" + name] for name in ("Sample-Rate", "Seconds", "Reason", "Limit")}
     assert told == {"Sample-Rate": "16000", "Seconds": "0.5", "Reason": "limit", "Limit": "seconds"}
-    spoken = synthesizer.speak(TEXT, anna, sampling=Sampling(**settings), seed=11, max_sec=0.5)
+    spoken = synthesizer.speak(TEXT, anna, **settings, seed=11, max_sec=0.5)
     assert response.content == encoded(spoken.wave, RATE, "wav")
     assert client.speech(**settings, seed=12, max_sec=0.5).content != response.content
 
@@ -81,7 +80,7 @@ def test_a_text_of_several_sentences_is_read_in_order(
     """Whole it is what the synthesizer speaks, streamed the same sound; what gives no speech is named."""
     fields = {"input": PASSAGE, "max_sec": 0.2, "temperature": 0.9, "seed": 4}
     whole, streamed = client.speech(**fields), client.speech(**fields, stream=True)
-    spoken = synthesizer.speak(PASSAGE, anna, sampling=Sampling(temperature=0.9), seed=4, max_sec=0.2)
+    spoken = synthesizer.speak(PASSAGE, anna, temperature=0.9, seed=4, max_sec=0.2)
     assert len(spoken.sentences) == 4
     assert whole.content == encoded(spoken.wave, RATE, "wav")
     assert float(whole.headers["X-Slmkit-Seconds"]) == pytest.approx(spoken.seconds)
