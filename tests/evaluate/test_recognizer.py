@@ -44,6 +44,7 @@ def test_it_hears_what_was_said(trained):
     assert recognizer.spellings == {"colour": "color"}
 
 
+@pytest.mark.full
 def test_long_audio_is_heard_in_windows(trained):
     sentences = ["low high", "high low", "low", "high"]
     wave = np.concatenate([tones(words, 50 + i) for i, words in enumerate(sentences)])
@@ -66,7 +67,7 @@ def test_windows_are_cut_where_it_is_quiet():
     assert 1700 < len(first) < 1900
 
 
-@pytest.mark.parametrize("kind", ["trained", "untrained"])
+@pytest.mark.parametrize("kind", [pytest.param("trained", marks=pytest.mark.full), "untrained"])
 def test_naive_twin(kind, request):
     """The most likely token after token, asked in English, though the model's own settings say two beams."""
     recognizer = Recognizer.load(request.getfixturevalue(kind))

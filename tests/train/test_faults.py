@@ -25,10 +25,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-@pytest.mark.parametrize(
-    ("fault", "where"),
-    [("bad_loss", "the loss"), pytest.param("bad_gradient", "the gradient", marks=pytest.mark.full)],
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("fault", "where"), [("bad_loss", "the loss"), ("bad_gradient", "the gradient")])
 def test_a_bad_step_is_skipped_by_all_and_counted(place: Place, fault: str, where: str) -> None:
     keeping = {"save_every_minutes": 1e-5, "keep_every_steps": 5, "keep_last": 2}
     codes, errors = start_two(place, fault, fault, rank=1, step=BAD_STEP, **keeping)

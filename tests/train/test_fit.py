@@ -172,6 +172,7 @@ def test_what_the_host_has_left_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert pace.host_bytes_left() == 2000
 
 
+@pytest.mark.full
 def test_alone_and_with_two_processes(place: Path) -> None:
     """On the real engine. Nothing of a run is written but its cache."""
     config = tiny_config(place, place / "fitted", global_rows=4, micro_rows=3, data={"num_workers": 0})
