@@ -19,6 +19,7 @@ from slmkit.errors import UserError
 
 MAX_PORT = 65535
 LAUNCH_ID = "SLMKIT_LAUNCH_ID"  # of `slmkit launch`
+LAUNCH_END = "SLMKIT_LAUNCH_END"  # a file in which the first process notes its exit code for `slmkit launch`
 SHELL_STEPS = ("4294967290", "4294967291")  # Slurm's SLURM_INTERACTIVE_STEP and SLURM_BATCH_SCRIPT
 SLURM_IDS = ("SLURM_JOB_ID", "SLURM_STEP_ID")
 

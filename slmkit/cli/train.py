@@ -38,13 +38,15 @@ Exit codes: 0 the run is finished; 2 an error that you can fix; 75 stopped by a 
 """
 
 import argparse
+import contextlib
 import os
+from pathlib import Path
 
 from slmkit import log
 from slmkit.cli.arguments import Parser, add_config_arguments
 from slmkit.errors import UserError
 from slmkit.stopping import STOPPED, Signals, stop_with_parent
-from slmkit.world import LAUNCH_ID, World
+from slmkit.world import LAUNCH_END, LAUNCH_ID, World
 
 
 def add_arguments(parser: Parser) -> None:
@@ -114,4 +116,8 @@ def run(args: argparse.Namespace) -> int:
             elif world.is_first:
                 config = with_commits(config, World())
                 print("\n".join(log.table(run_table(prepare_run(config, World(size=planned.size))))))
-    return STOPPED if signals.is_obeyed else 0
+    code = STOPPED if signals.is_obeyed else 0
+    if world.is_first and LAUNCH_END in os.environ:
+        with contextlib.suppress(OSError):
+            Path(os.environ[LAUNCH_END]).write_text(str(code))
+    return code

@@ -37,10 +37,11 @@ from slmkit.data.lines import parse_line, read_lines
 from slmkit.errors import UserError
 from slmkit.log import get_logger
 from slmkit.stopping import CRASH, STOPPED, USER_ERROR
-from slmkit.world import LAUNCH_ID, free_port
+from slmkit.world import LAUNCH_END, LAUNCH_ID, free_port
 
 log = get_logger(__name__)
 POLL_SEC = 0.2
+END = "end"  # file of the scratch directory, for LAUNCH_END
 CRASH_GRACE_SEC = 30.0  # how long the other machines may go on after one has failed
 SURVIVED_GRACE_SEC = 10.0  # how long ranks may go on when this process was killed
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -114,6 +115,11 @@ class _Launch:
                 if process.poll() is not None and not self._lost_hosts() and self._signal(COUNT, ranks_only=True):
                     log.error("a launcher below this one ended before its processes; asking them for a checkpoint")
                     self._end_ranks(CRASH_GRACE_SEC)
+                    code = CRASH
+                elif code == 0 and not self.plan.hosts and _noted(Path(scratch)) != "0":
+                    log.error(
+                        "a launcher below this one was killed; its processes have ended before their work was done"
+                    )
                     code = CRASH
             finally:
                 if code is None or code not in (0, STOPPED):
@@ -235,7 +241,7 @@ class _Launch:
         """The launcher's environment; DeepSpeed reads from a file what it exports on the other machines."""
         mark = {LAUNCH_ID: self.launch_id}
         if not self.plan.hosts:
-            return {**self.env, **mark}
+            return {**self.env, **mark, LAUNCH_END: str(scratch / END)}
         exports = {name: pdsh_value(value) for name, value in {**self.plan.travelling, **mark}.items()}
         lines = [*_own_exports(self.env), *(f"{name}={value}" for name, value in exports.items())]
         file = scratch / "deepspeed_env"
@@ -259,6 +265,11 @@ class _Launch:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _noted(scratch: Path) -> str:
+    """The exit code of the first process. DeepSpeed's launcher ends with 0 where the one below it was killed."""
+    return (scratch / END).read_text() if (scratch / END).is_file() else ""
 
 
 def _own_exports(env: Mapping[str, str]) -> list[str]:

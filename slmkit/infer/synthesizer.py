@@ -250,6 +250,10 @@ class Synthesizer:
         speech = next(i for i, segment in enumerate(answer) if segment.value == "<sosp>")
         return text_size(tokenize(answer[:speech], self.tokenizer.encode, self.model.layout))[0]
 
+    def generate(self, text: str, speaker: Vector, **options: Any) -> Output:
+        """The codes that read `text` in the voice of `speaker`; as `reading`."""
+        return self.engine.generate([self.reading(text, speaker, **options)])[0]
+
     def speak(self, text: str, speaker: Vector, **options: Any) -> Speech:
         """Read `text` in the voice of `speaker`, float32 [D]; as `passage`. Raises UserError for no speech at all, too;
         `Speech.sentences` has those that gave none beside others."""

@@ -61,11 +61,14 @@ def test_ranks_that_outlive_their_launcher_are_ended_and_it_is_no_success(
 
 
 def test_the_exit_code_is_one_of_those_that_are_documented() -> None:
-    """Those of the ranks, and 1 for whatever else DeepSpeed's launcher ends with."""
-    end = "import os, sys; sys.argv[1] == 'kill' and os.kill(os.getpid(), 9); sys.exit(int(sys.argv[1]))"
-    for ended, code in (("0", 0), ("2", 2), ("75", 75), ("3", 1), ("kill", 1)):
-        plan = dataclasses.replace(plan_of(), command=(sys.executable, "-c", end, ended))
-        assert launcher.start(plan, None, os.environ) == code, ended
+    """Those of the ranks, and 1 for whatever else DeepSpeed's launcher ends with. It ends with 0, too, where the one
+    below it was killed, which the ranks may have noticed: 0 is what the first rank has noted as well."""
+    end = "import os, sys; sys.argv[1] == 'kill' and os.kill(os.getpid(), 9); "
+    end += "sys.argv[2] and open(os.environ['SLMKIT_LAUNCH_END'], 'w').write(sys.argv[2]); sys.exit(int(sys.argv[1]))"
+    cases = ("0", "0", 0), ("0", "", 1), ("0", "75", 1), ("2", "", 2), ("75", "75", 75), ("3", "", 1), ("kill", "", 1)
+    for ended, noted, code in cases:
+        plan = dataclasses.replace(plan_of(), command=(sys.executable, "-c", end, ended, noted))
+        assert launcher.start(plan, None, os.environ) == code, (ended, noted)
 
 
 @pytest.mark.parametrize("kind", ["good", "deaf"])
