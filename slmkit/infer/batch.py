@@ -41,6 +41,7 @@ from slmkit.codec.base import Codec, Codes
 from slmkit.data.ledger import FAILURES_FILE, Failure, most_common
 from slmkit.errors import BadSample, UserError
 from slmkit.files import atomic_write
+from slmkit.infer.engine import MAX_LONE_FAILURES
 from slmkit.infer.items import Listed, SpeakingTask, SpeechItem
 from slmkit.infer.passage import Passage, SpokenSentence, joined, joined_wave, unspoken
 from slmkit.infer.request import NOT_FINITE, SHOWN_WORDS_CHARS, Output, Request, without_speech
@@ -63,7 +64,6 @@ from slmkit.texts import counted, excerpt
 
 CODES_DIR = "codes"
 ENGINE_FAILED = "engine_failed"  # the reason for what the machine failed at, as for want of memory
-MAX_LONE_FAILURES = 8  # of the engine in a row, each at one answer without company; then the machine is at fault
 MACHINE_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 log = get_logger(__name__)
 

@@ -42,6 +42,7 @@ from slmkit.infer.watch import RETRY_TEMPERATURE, Lookout, Runaway
 from slmkit.model.losses import head_candidates
 from slmkit.model.slm import SpeechLM
 
+MAX_LONE_FAILURES = 8  # answers in a row, each without company, after which it is the machine that fails
 DEFAULT_SEC = 30.0  # of speech, for which an engine has room
 TEXT_POSITIONS = 1024  # for the prompt, and the words of the answer
 

@@ -42,6 +42,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from slmkit import log
 from slmkit.errors import UserError
+from slmkit.infer.engine import MAX_LONE_FAILURES
 from slmkit.infer.passage import Passage, joined, silence
 from slmkit.infer.playback import PlaybackClock
 from slmkit.infer.request import Output, Request
@@ -51,7 +52,6 @@ from slmkit.serve.schema import ApiError, from_user_error, internal, no_speech, 
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # upper bounds of the histograms' buckets
 MAX_BETWEEN = 4  # pieces of other work that wait
-MAX_LONE_FAILURES = 8  # of the engine in a row, without an answer in between: then the worker ends
 NEWEST_SHARE = 0.2  # of the newest answer in the mean time of an answer
 
 Wave = npt.NDArray[np.float32]

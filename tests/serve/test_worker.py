@@ -15,10 +15,11 @@ from serve.serving import ENDLESS_SEC, TEXT, WAIT_SEC, Gate, until
 
 from slmkit.codec.stream import JOINED_BOUND
 from slmkit.errors import UserError
+from slmkit.infer.engine import MAX_LONE_FAILURES
 from slmkit.infer.synthesizer import Synthesizer
 from slmkit.serve import worker as workers
 from slmkit.serve.schema import ApiError
-from slmkit.serve.worker import MAX_LONE_FAILURES, Call, ServeMetrics, Sound, Worker
+from slmkit.serve.worker import Call, ServeMetrics, Sound, Worker
 
 
 @pytest.fixture
